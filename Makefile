@@ -1,0 +1,61 @@
+# make chat    set up once, then talk to SmolLM2-135M at two pairs of binaries a weight
+# make test    set up once, then the whole test suite
+# make bench   prompt and decode speed of a model (MODEL=file) or of a shape (SHAPE=llama-1.1b)
+# make lint    ruff and mypy
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PAIRS ?= 2
+MODEL ?= models/smollm2-135m-instruct.dbb
+GGUF := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
+NATIVE := $(wildcard native/src/* native/include/*) native/build.py setup.py
+BENCH ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: chat test bench bench-kernels lint clean
+.DELETE_ON_ERROR:
+
+chat: $(BIN)/.installed $(MODEL)
+	@$(BIN)/edgedb chat $(MODEL)
+
+test: $(BIN)/.installed-test
+	$(BIN)/python -m pytest -q
+
+bench: $(BIN)/.installed $(if $(SHAPE),,$(MODEL))
+	@$(BIN)/edgedb bench $(if $(SHAPE),--shape $(SHAPE),$(MODEL)) $(BENCH)
+
+bench-kernels: $(BIN)/.installed-test
+	$(BIN)/python -m pytest bench/bench_kernels.py --benchmark-only --benchmark-group-by=func
+
+lint: $(BIN)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The set-up steps read nothing from standard input: it belongs to the chat.
+$(BIN)/.created:
+	@echo "edgedb: making a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV) </dev/null
+	@touch $@
+
+$(BIN)/.installed: $(BIN)/.created pyproject.toml $(NATIVE)
+	@echo "edgedb: installing the package and building its C library"
+	@$(BIN)/python -m pip install --quiet --progress-bar off -e '.[export]' </dev/null
+	@touch $@
+
+$(BIN)/.installed-test: $(BIN)/.created pyproject.toml $(NATIVE)
+	@echo "edgedb: installing the package with its test and lint tools"
+	@EDGEDB_WERROR=1 $(BIN)/python -m pip install --quiet --progress-bar off -e '.[export,test,lint]' </dev/null
+	@touch $@ $(BIN)/.installed
+
+$(GGUF): | $(BIN)/.installed
+	@$(BIN)/python -m tools.fetch_smollm2 $@ </dev/null
+
+models/smollm2-135m-instruct.dbb: | $(BIN)/.installed $(GGUF)
+	@$(BIN)/python -m tools.export $(GGUF) $@ --pairs $(PAIRS) </dev/null
+
+clean:
+	rm -rf $(VENV) build *.egg-info .cache edgedb/*.so native/*.o

@@ -1,0 +1,65 @@
+"""Large language models at two bits a weight on ordinary CPUs.
+
+import edgedb
+
+model = edgedb.load("model.dbb")
+print(model.generate("Once upon a time", max_tokens=64).text)
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    BusyError,
+    ContextFullError,
+    EdgeDBError,
+    FormatError,
+    NativeError,
+    TemplateError,
+    UnsupportedModelError,
+)
+
+if TYPE_CHECKING:
+    from .engine import Chunk, Completion, Model, Session, load
+    from .sampling import SamplingParams
+
+try:
+    __version__ = version("edgedb-llm")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "BusyError",
+    "Chunk",
+    "Completion",
+    "ContextFullError",
+    "EdgeDBError",
+    "FormatError",
+    "Model",
+    "NativeError",
+    "SamplingParams",
+    "Session",
+    "TemplateError",
+    "UnsupportedModelError",
+    "load",
+]
+
+_LAZY = {
+    "Chunk": "engine",
+    "Completion": "engine",
+    "Model": "engine",
+    "Session": "engine",
+    "load": "engine",
+    "SamplingParams": "sampling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # `edgedb --help` and the exporter need neither the engine nor its imports.
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,291 @@
+"""Throughput of a model file, or of a model shape with random weights made in memory.
+
+``pp512`` is reading a prompt of 512 tokens at once, ``tg64`` is decoding 64 tokens one by one, both
+from an empty cache: the terms of llama-bench. Every repetition is timed on its own.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import __version__
+from .config import ModelConfig
+from .dbb import read_dbb
+from .errors import EdgeDBError
+from .kvcache import KVCache
+from .llama import MAX_BATCH, Llama, RunState
+from .ops import Ops, create
+from .packing import pack_int8, quantize_int8
+from .tensors import BLOCK_BYTES, LinearTensor, PairTensor, tile_grid
+
+SHAPES = {
+    "llama-2-7b": ModelConfig("llama", 32000, 4096, 11008, 32, 32, 32, 128, 4096),
+    "llama-1.1b": ModelConfig("llama", 32000, 2048, 5632, 22, 32, 4, 64, 2048),
+    "smollm2-135m": ModelConfig(
+        "llama", 49152, 576, 1536, 30, 9, 3, 64, 8192, rope_theta=1e5, tie_word_embeddings=True
+    ),
+}
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One measured figure: tokens a second over the repetitions."""
+
+    model: str
+    size_mb: float  # weights, 10^6 bytes
+    bits_per_weight: float  # of the linear layers
+    test: str  # pp<tokens> or tg<tokens>
+    threads: int
+    backend: str
+    isa: str
+    mean: float  # tokens a second
+    deviation: float
+    gb_per_second: float  # weights read a second while decoding; 0 for prompts
+    repetitions: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the figures were measured."""
+
+    cpu: str
+    cores: int
+    system: str
+    python: str
+    version: str
+    commit: str
+
+    @classmethod
+    def here(cls) -> Machine:
+        """This machine and this build."""
+        return cls(
+            cpu=_cpu_name(),
+            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+            system=f"{platform.system()} {platform.machine()}",
+            python=platform.python_version(),
+            version=__version__,
+            commit=_commit(),
+        )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a forward pass needs of a model; a ``DbbFile`` has the same three."""
+
+    config: ModelConfig
+    linears: Mapping[str, LinearTensor]
+    norms: Mapping[str, np.ndarray]
+
+
+def random_weights(shape: str, pairs: int = 1, seed: int = 0) -> Weights:
+    """A model of a known shape with random planes and codes; int8 embedding and head.
+
+    Random bytes cost the kernels what real ones cost: nothing skips or branches on values.
+    """
+    if shape not in SHAPES:
+        raise EdgeDBError(f"unknown shape {shape!r}; choose one of {', '.join(SHAPES)}")
+    config = SHAPES[shape]
+    rng = np.random.Generator(np.random.PCG64(seed))
+    linears: dict[str, LinearTensor] = {}
+    for name, (rows, cols) in config.linear_shapes().items():
+        if name in ("embedding", "head"):
+            weight = rng.standard_normal((rows, cols), np.float32)
+            linears[name] = pack_int8(*quantize_int8(weight))
+            continue
+        tiles, groups = tile_grid(rows, cols)
+        blocks = rng.integers(0, 256, (pairs, tiles, groups, BLOCK_BYTES), np.uint8)
+        codes = blocks[..., -128:].view(np.int8)
+        codes //= 2  # c1 + c2 then lies in the format's range
+        # Outputs near 1 for inputs near 1, so that no layer overflows.
+        row_scale = np.full((pairs, rows), 1 / (64 * cols**0.5), np.float32)
+        linears[name] = PairTensor(blocks, row_scale, rows, cols)
+    norms = {name: np.ones(size, np.float32) for name, size in config.norm_shapes().items()}
+    return Weights(config, linears, norms)
+
+
+def run(
+    model: str | os.PathLike[str] | None,
+    *,
+    shape: str | None = None,
+    pairs: int = 1,
+    prompt: Sequence[int] = (128, 512),
+    decode: Sequence[int] = (64, 128),
+    repetitions: int = 5,
+    threads: Sequence[int] = (),
+    backend: str | None = None,
+    isa: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[BenchRow]:
+    """Measure every test at every thread count (default: the backend's own).
+
+    Give either ``model`` (a ``.dbb``) or ``shape`` (a key of ``SHAPES``).
+    """
+    if (model is None) == (shape is None):
+        raise EdgeDBError("give either a model file or --shape")
+    if repetitions < 1 or min([*prompt, *decode], default=1) < 1:
+        raise EdgeDBError("repetitions and token counts must be 1 or more")
+    if shape is not None:
+        name, weights = shape, random_weights(shape, pairs)
+    else:
+        assert model is not None
+        file = read_dbb(model)
+        name, weights = Path(model).stem, Weights(file.config, file.linears, file.norms)
+    longest = max([*prompt, *decode], default=1)
+    if longest > weights.config.max_position_embeddings:
+        raise EdgeDBError(
+            f"{longest} tokens do not fit: this model takes "
+            f"{weights.config.max_position_embeddings} positions"
+        )
+    rows = []
+    for count in threads or (None,):
+        ops = create(backend, isa, count)
+        for row in _measure(name, weights, ops, prompt, decode, repetitions):
+            if progress is not None:
+                progress(f"{row.test} at {row.threads} threads: {row.mean:.1f} tokens/s")
+            rows.append(row)
+    return rows
+
+
+def _measure(
+    name: str,
+    weights: Weights,
+    ops: Ops,
+    prompt: Sequence[int],
+    decode: Sequence[int],
+    repetitions: int,
+) -> Iterator[BenchRow]:
+    config = weights.config
+    context = max([*prompt, *decode, 8])
+    llama = Llama(config, weights.linears, weights.norms, ops, context)
+    cache, state = KVCache(config, ops, context), RunState(config, ops)
+    tokens = [
+        int(t)
+        for t in np.random.Generator(np.random.PCG64(1)).integers(config.vocab_size, size=context)
+    ]
+
+    def read_prompt(n: int) -> None:
+        for start in range(0, n, MAX_BATCH):
+            batch = tokens[start : min(start + MAX_BATCH, n)]
+            last = start + MAX_BATCH >= n
+            llama.forward(batch, cache, state, logits="last" if last else None)
+
+    def decode_tokens(n: int) -> None:
+        for i in range(n):
+            llama.forward(tokens[i : i + 1], cache, state)
+
+    linear_bytes = [t for key, t in weights.linears.items() if key.startswith("layers.")]
+    n_weights = sum(t.rows * t.cols for t in linear_bytes)
+    head = weights.linears["embedding" if config.tie_word_embeddings else "head"]
+    bytes_per_token = sum(t.nbytes for t in linear_bytes) + head.nbytes
+    tests = [(f"pp{n}", n, read_prompt) for n in prompt]
+    tests += [(f"tg{n}", n, decode_tokens) for n in decode]
+    for test, n, body in tests:
+        speeds = []
+        for repetition in range(-1, repetitions):  # the first one warms caches and is not counted
+            cache.truncate(0)
+            started = time.perf_counter()
+            body(n)
+            seconds = time.perf_counter() - started
+            if repetition >= 0:
+                speeds.append(n / seconds)
+        mean = statistics.fmean(speeds)
+        yield BenchRow(
+            model=name,
+            size_mb=sum(t.nbytes for t in weights.linears.values()) / 1e6,
+            bits_per_weight=8 * sum(t.nbytes for t in linear_bytes) / n_weights,
+            test=test,
+            threads=ops.threads,
+            backend=ops.name,
+            isa=ops.isa,
+            mean=mean,
+            deviation=statistics.stdev(speeds) if len(speeds) > 1 else 0.0,
+            gb_per_second=bytes_per_token * mean / 1e9 if test.startswith("tg") else 0.0,
+            repetitions=speeds,
+        )
+
+
+_COLUMNS: dict[str, Callable[[BenchRow], str]] = {
+    "model": lambda r: r.model,
+    "MB": lambda r: f"{r.size_mb:.0f}",
+    "bits/weight": lambda r: f"{r.bits_per_weight:.2f}",
+    "backend": lambda r: r.backend,
+    "isa": lambda r: r.isa,
+    "threads": lambda r: str(r.threads),
+    "test": lambda r: r.test,
+    "tokens/s": lambda r: f"{r.mean:.1f} ± {r.deviation:.1f}",
+    "GB/s": lambda r: f"{r.gb_per_second:.1f}" if r.gb_per_second else "",
+}
+
+
+def report(rows: Sequence[BenchRow], output: str = "md") -> str:
+    """Rows as ``md`` (a table under one line on the machine), ``csv`` or ``json``."""
+    machine = Machine.here()
+    if output == "json":
+        return json.dumps({"machine": asdict(machine), "rows": [asdict(r) for r in rows]}, indent=2)
+    if output == "csv":
+        records = [
+            {**{k: v for k, v in asdict(r).items() if k != "repetitions"}, **asdict(machine)}
+            for r in rows
+        ]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(records[0]) if records else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+        return text.getvalue().rstrip("\n")
+    if output != "md":
+        raise EdgeDBError(f"unknown output {output!r}; choose md, csv or json")
+    lines = [
+        f"{machine.cpu}, {machine.cores} cores, {machine.system}; "
+        f"edgedb {machine.version}, commit {machine.commit}",
+        "",
+        "| " + " | ".join(_COLUMNS) + " |",
+        "|" + "---|" * len(_COLUMNS),
+    ]
+    lines += ["| " + " | ".join(cell(row) for cell in _COLUMNS.values()) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields: dict[str, Any] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    name = fields.get("model name") or fields.get("Model") or platform.machine()
+    if "cpu family" in fields:  # cloud CPUs share one marketing name over several cores
+        name += f" (family {fields['cpu family']}, model {fields.get('model', '?')})"
+    return name
+
+
+def _commit() -> str:
+    """Commit of the source tree the package runs from, with ``-dirty``; ``release`` outside one."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return "release"
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=10"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return result.stdout.strip()

@@ -1,0 +1,31 @@
+"""The errors of edgedb. Each message is one line: what is wrong, then what to do about it."""
+
+from __future__ import annotations
+
+
+class EdgeDBError(Exception):
+    """Base of every error that edgedb raises on purpose; the command line prints it and exits 2."""
+
+
+class FormatError(EdgeDBError):
+    """A model file is damaged, truncated or not a ``.dbb``; the message names the tensor."""
+
+
+class UnsupportedModelError(EdgeDBError):
+    """A checkpoint needs something that the forward pass does not do; the message names it."""
+
+
+class ContextFullError(EdgeDBError):
+    """A prompt or an answer does not fit into the context."""
+
+
+class TemplateError(EdgeDBError):
+    """A chat template is missing, broken, or refused the messages."""
+
+
+class NativeError(EdgeDBError):
+    """The C library is missing, refused an argument, or cannot run on this CPU."""
+
+
+class BusyError(EdgeDBError):
+    """A session is already in use by another thread."""

@@ -1,0 +1,43 @@
+"""Keys and values of the positions read so far, one pair of buffers a layer."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .config import ModelConfig
+from .errors import EdgeDBError
+from .ops import AttentionShape, Ops
+
+KV_DTYPES = ("float16", "float32")
+
+
+class KVCache:
+    """Room for ``capacity`` positions; ``length`` of them are filled.
+
+    Memory is reserved at once but committed page by page as the context grows. Bytes when full:
+    ``2 * n_layers * n_kv_heads * capacity * head_dim * itemsize``.
+    """
+
+    def __init__(
+        self, config: ModelConfig, ops: Ops, capacity: int, dtype: str = "float16"
+    ) -> None:
+        if dtype not in KV_DTYPES:
+            raise EdgeDBError(f"unknown cache type {dtype!r}; choose {' or '.join(KV_DTYPES)}")
+        self.capacity = capacity
+        self.dtype = np.dtype(dtype)
+        self.length = 0
+        self.shape = AttentionShape(config.n_heads, config.n_kv_heads, config.head_dim, capacity)
+        layer_shape = (config.n_kv_heads, capacity, config.head_dim)
+        self.layers = [
+            (ops.buffer(layer_shape, self.dtype), ops.buffer(layer_shape, self.dtype))
+            for _ in range(config.n_layers)
+        ]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that the cache takes when its context is full."""
+        return sum(k.array.nbytes + v.array.nbytes for k, v in self.layers)
+
+    def truncate(self, length: int) -> None:
+        """Forget every position from ``length`` on."""
+        self.length = min(self.length, length)

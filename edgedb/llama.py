@@ -1,0 +1,132 @@
+"""The forward pass of a Llama-family decoder, from token ids to logits.
+
+Three things, as in the mathematics: what the model knows (``Llama``), what it is doing now
+(``RunState``), what it has read (``KVCache``). The arithmetic lives in ``ops``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from .config import ModelConfig
+from .kvcache import KVCache
+from .ops import Ops
+from .ops.buffer import Buffer
+from .rope import rope_tables
+from .tensors import LinearTensor
+
+# Tokens that go through the layers together. A weight tile is expanded once for all of them; more
+# than this gains nothing and delays a cancel.
+MAX_BATCH = 128
+
+LogitsWanted = Literal["last", "all"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Weights of one decoder layer, prepared for the backend."""
+
+    attn_norm: Buffer  # (hidden,)
+    attn_qkv: Any  # matrix (q + k + v, hidden)
+    attn_out: Any  # matrix (hidden, q)
+    mlp_norm: Buffer  # (hidden,)
+    mlp_gate_up: Any  # matrix (2 * intermediate, hidden)
+    mlp_down: Any  # matrix (hidden, intermediate)
+
+
+class RunState:
+    """Scratch of one running sequence: every buffer of a forward pass, allocated once."""
+
+    def __init__(self, config: ModelConfig, ops: Ops) -> None:
+        n = MAX_BATCH
+        self.ids = ops.buffer((n,), np.int32)
+        self.x = ops.buffer((n, config.hidden_size))  # residual stream
+        self.xb = ops.buffer((n, config.hidden_size))  # the same, normalized
+        self.qkv = ops.buffer((n, config.qkv_size))
+        self.att = ops.buffer((n, config.q_size))  # heads' outputs, side by side
+        self.gate_up = ops.buffer((n, 2 * config.intermediate_size))
+        self.hidden = ops.buffer((n, config.intermediate_size))
+        self.logits = ops.buffer((1, config.vocab_size))
+        self.logits_batch: Buffer | None = None  # (n, vocab), only where all are asked for
+
+
+class Llama:
+    """Weights bound to a backend. Immutable: sessions on several threads share one."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        linears: Mapping[str, LinearTensor],
+        norms: Mapping[str, np.ndarray],
+        ops: Ops,
+        context: int,
+    ) -> None:
+        self.config = config
+        self.ops = ops
+        self.context = context  # positions that the rotary tables cover
+        cos, sin = rope_tables(config, context)
+        self.cos, self.sin = ops.wrap(cos), ops.wrap(sin)  # (context, head_dim / 2)
+        self.embedding = ops.matrix(linears["embedding"])
+        self.head = self.embedding if config.tie_word_embeddings else ops.matrix(linears["head"])
+        self.final_norm = ops.wrap(norms["final_norm"])
+        self.layers = [
+            Layer(
+                attn_norm=ops.wrap(norms[f"layers.{i}.attn_norm"]),
+                attn_qkv=ops.matrix(linears[f"layers.{i}.attn_qkv"]),
+                attn_out=ops.matrix(linears[f"layers.{i}.attn_out"]),
+                mlp_norm=ops.wrap(norms[f"layers.{i}.mlp_norm"]),
+                mlp_gate_up=ops.matrix(linears[f"layers.{i}.mlp_gate_up"]),
+                mlp_down=ops.matrix(linears[f"layers.{i}.mlp_down"]),
+            )
+            for i in range(config.n_layers)
+        ]
+
+    def forward(
+        self,
+        tokens: Sequence[int],
+        cache: KVCache,
+        state: RunState,
+        logits: LogitsWanted | None = "last",
+    ) -> np.ndarray | None:
+        """Read ``tokens`` (1 to ``MAX_BATCH``) at the cache's end.
+
+        Returns float32 logits of the last token ``(vocab,)``, of all ``(n, vocab)``, or ``None``.
+        The array is the state's own buffer: the next call overwrites it. The caller checks that
+        ids are in the vocabulary and that the cache has room.
+        """
+        ops, eps, shape = self.ops, self.config.norm_eps, cache.shape
+        n, position = len(tokens), cache.length
+        x, xb, qkv, att = state.x, state.xb, state.qkv, state.att
+        state.ids.array[:n] = tokens
+
+        ops.embed(self.embedding, state.ids, x, n)
+        for layer, (k_cache, v_cache) in zip(self.layers, cache.layers, strict=True):
+            ops.rmsnorm(x, layer.attn_norm, xb, n, eps)
+            ops.matmul(layer.attn_qkv, xb, qkv, n)
+            ops.rope(qkv, self.cos, self.sin, k_cache, v_cache, n, position, shape)
+            ops.attention(qkv, k_cache, v_cache, att, n, position, shape)
+            ops.matmul(layer.attn_out, att, x, n, add=True)
+
+            ops.rmsnorm(x, layer.mlp_norm, xb, n, eps)
+            ops.matmul(layer.mlp_gate_up, xb, state.gate_up, n)
+            ops.swiglu(state.gate_up, state.hidden, n)
+            ops.matmul(layer.mlp_down, state.hidden, x, n, add=True)
+        cache.length = position + n
+
+        if logits is None:
+            return None
+        if logits == "all":
+            if state.logits_batch is None:
+                state.logits_batch = ops.buffer((MAX_BATCH, self.config.vocab_size))
+            ops.rmsnorm(x, self.final_norm, xb, n, eps)
+            ops.matmul(self.head, xb, state.logits_batch, n)
+            return state.logits_batch.array[:n]
+        # The head is half of a small model's bytes: read it for the last token only.
+        last = x if n == 1 else ops.wrap(x.array[n - 1 : n])
+        ops.rmsnorm(last, self.final_norm, xb, 1, eps)
+        ops.matmul(self.head, xb, state.logits, 1)
+        return state.logits.array[0]

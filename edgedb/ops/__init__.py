@@ -1,0 +1,177 @@
+"""One table of operations, three backends; the only place that knows which backend runs.
+
+``create()`` returns an ``Ops``. ``native`` (C through cffi) is the fast one, ``numba`` needs no
+compiler at installation, ``numpy`` is the reference that defines the numerics (design of y = W x:
+``docs/format.md``). ``EDGEDB_BACKEND``, ``EDGEDB_ISA`` and ``EDGEDB_THREADS`` force a choice and
+fail loudly when it cannot run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ..errors import EdgeDBError, NativeError
+from .buffer import Buffer
+
+if TYPE_CHECKING:
+    from ..tensors import LinearTensor
+
+BACKENDS = ("native", "numba", "numpy")  # best first
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Sizes of one attention layer; ``capacity`` is the number of positions its cache holds."""
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    capacity: int
+
+
+class Ops(Protocol):
+    """What a forward pass is made of.
+
+    Arrays are row-major float32 unless said otherwise, ``n`` is the number of tokens in use, and
+    buffers may hold more rows than that. Nothing is allocated per token.
+    """
+
+    name: str
+    isa: str
+    threads: int
+
+    def buffer(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Buffer:
+        """A zeroed, aligned array that this backend can work on."""
+
+    def wrap(self, array: np.ndarray) -> Buffer:
+        """An existing C-contiguous array, not copied."""
+
+    def matrix(self, tensor: LinearTensor) -> Any:
+        """A weight matrix prepared for ``embed`` and ``matmul``; the data stays where it is."""
+
+    def embed(self, table: Any, ids: Buffer, out: Buffer, n: int) -> None:
+        """``out[t] = table[ids[t]]``; ids int32 ``[n]``, out ``[n, cols]``."""
+
+    def rmsnorm(self, x: Buffer, weight: Buffer, out: Buffer, n: int, eps: float) -> None:
+        """``out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight``; x, out ``[n, d]``."""
+
+    def matmul(self, matrix: Any, x: Buffer, out: Buffer, n: int, add: bool = False) -> None:
+        """``out[t] = W x[t]``, or ``+=`` with ``add``; x ``[n, cols]``, out ``[n, rows]``."""
+
+    def rope(
+        self,
+        qkv: Buffer,
+        cos: Buffer,
+        sin: Buffer,
+        k_cache: Buffer,
+        v_cache: Buffer,
+        n: int,
+        position: int,
+        shape: AttentionShape,
+    ) -> None:
+        """Rotate q in place, and store rotated k and plain v at ``position .. position + n - 1``.
+
+        qkv ``[n, (n_heads + 2 n_kv_heads) * head_dim]``; caches ``[n_kv_heads, capacity,
+        head_dim]`` in float16 or float32; cos, sin ``[capacity, head_dim / 2]``. Channel i turns
+        with channel ``i + head_dim / 2``.
+        """
+
+    def attention(
+        self,
+        qkv: Buffer,
+        k_cache: Buffer,
+        v_cache: Buffer,
+        out: Buffer,
+        n: int,
+        position: int,
+        shape: AttentionShape,
+    ) -> None:
+        """Causal attention: query t sees the keys of positions ``0 .. position + t``.
+
+        out ``[n, n_heads * head_dim]``.
+        """
+
+    def swiglu(self, gate_up: Buffer, out: Buffer, n: int) -> None:
+        """``out = silu(gate) * up``; gate_up ``[n, 2 f]`` holds gate, then up; out ``[n, f]``."""
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can run here, and why not if it cannot."""
+
+    name: str
+    available: bool
+    reason: str
+
+
+def statuses() -> list[BackendStatus]:
+    """The state of every backend, best first."""
+    return [BackendStatus(name, *_available(name)) for name in BACKENDS]
+
+
+def create(backend: str | None = None, isa: str | None = None, threads: int | None = None) -> Ops:
+    """The operations of ``backend``, or of the best one that can run.
+
+    ``isa`` forces an instruction set of the native backend, ``threads`` the number of threads
+    (default: the physical cores this process may use). Arguments win over the environment.
+    Raises ``NativeError`` if a forced choice cannot run, ``EdgeDBError`` for an unknown name.
+    """
+    backend = backend or os.environ.get("EDGEDB_BACKEND") or None
+    isa = isa or os.environ.get("EDGEDB_ISA") or None
+    threads = threads if threads is not None else _threads_from_environment()
+    if threads is not None and not 1 <= threads <= 256:
+        raise EdgeDBError(f"threads = {threads}: expected 1 to 256")
+    if backend is not None and backend not in BACKENDS:
+        raise EdgeDBError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
+    if backend is None:
+        # A forced instruction set means the native library: falling back would hide its absence.
+        backend = "native" if isa else next(s.name for s in statuses() if s.available)
+    elif isa and backend != "native":
+        raise EdgeDBError(
+            f"instruction set {isa!r} is a choice of the native backend, not of {backend}"
+        )
+    available, reason = _available(backend)
+    if not available:
+        raise NativeError(f"backend {backend} cannot run: {reason}")
+    if backend == "native":
+        from .native import NativeOps
+
+        return NativeOps(isa, threads)
+    if backend == "numba":
+        from .jit import NumbaOps
+
+        return NumbaOps(threads)
+    from .reference import ReferenceOps
+
+    return ReferenceOps()
+
+
+def _threads_from_environment() -> int | None:
+    text = os.environ.get("EDGEDB_THREADS")
+    if not text:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise EdgeDBError(f"EDGEDB_THREADS = {text!r} is not a number") from None
+
+
+def _available(name: str) -> tuple[bool, str]:
+    if name == "numpy":
+        return True, "always there; slow"
+    if name == "numba":
+        try:
+            found = importlib.util.find_spec("numba") is not None
+        except ImportError:
+            found = False
+        return (
+            (True, "compiles at first use") if found else (False, "package numba is not installed")
+        )
+    from . import native
+
+    return native.available()

@@ -1,0 +1,196 @@
+"""The numerics in numpy, written to be read. Native kernels are tested against an exact oracle;
+this file is the definition in a form that also runs a model, slowly.
+
+It differs from the definition in two stated ways. A fused multiply-add is emulated in float64,
+which rounds twice: the last bit of one in about 2^29 accumulations may differ. Dense (float16,
+float32) products, RMSNorm and attention add in numpy's order: relative differences near 1e-6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..packing import gather_rows, levels, unpack_int8
+from ..tensors import GROUP, DenseTensor, Int8Tensor, LinearTensor, PairTensor
+from .buffer import Buffer, aligned_zeros
+
+if TYPE_CHECKING:
+    from . import AttentionShape
+
+SMALLEST_NORMAL = np.float32(np.finfo(np.float32).smallest_normal)
+
+
+def quantize(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Activations ``x`` float32 ``[n, cols]`` to int8 in groups of 64 columns.
+
+    Returns ``q`` int8 ``[n, groups, 64]`` (zero-padded) and ``sx`` float32 ``[n, groups]`` with
+    ``x ~ sx * q``. A group with NaN or infinity gets ``sx = NaN``, so that every output is NaN; a
+    group whose scale would be subnormal counts as zeros.
+    """
+    n, cols = x.shape
+    groups = -(-cols // GROUP)
+    padded = np.zeros((n, groups * GROUP), np.float32)
+    padded[:, :cols] = x
+    blocks = padded.reshape(n, groups, GROUP)
+    finite = np.isfinite(blocks).all(axis=2)
+    sx = np.abs(blocks).max(axis=2) / np.float32(127)
+    usable = finite & (sx >= SMALLEST_NORMAL)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        q = np.clip(np.rint(blocks / sx[:, :, None]), -127, 127)
+    q = np.where(usable[:, :, None], q, 0).astype(np.int8)
+    sx = np.where(usable, sx, np.where(finite, np.float32(0), np.float32(np.nan)))
+    return q, sx.astype(np.float32)
+
+
+def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """``a * b + c`` of float32 arrays through float64, where the product is exact."""
+    return (a.astype(np.float64) * b + c).astype(np.float32)
+
+
+class ReferenceMatrix:
+    """A weight matrix whose integer weights are expanded on first use (one byte a weight)."""
+
+    def __init__(self, tensor: LinearTensor) -> None:
+        self.tensor = tensor
+        self._planes: list[Plane] | None = None
+
+    def multiply(self, x: np.ndarray) -> np.ndarray:
+        """``x`` float32 ``[n, cols]`` to ``x W^T`` float32 ``[n, rows]``, by the format's rules."""
+        if isinstance(self.tensor, DenseTensor):
+            return x @ self.tensor.weight.astype(np.float32, copy=False).T
+        if self._planes is None:
+            self._planes = _planes(self.tensor)
+        q, sx = quantize(x)
+        y = np.zeros((len(x), self.tensor.rows), np.float32)
+        for plane in self._planes:
+            acc = np.zeros_like(y)
+            for g, weights in enumerate(plane.levels):
+                # Sums of 64 products of int8 stay below 2^24: exact in float32 in any order.
+                dot = q[:, g].astype(np.float32) @ weights.astype(np.float32)
+                scale = sx[:, g, None]
+                if plane.scales is not None:
+                    scale = scale * plane.scales[g]
+                acc = fma(scale, dot, acc)
+            y = y + (acc if plane.row_scale is None else plane.row_scale * acc)
+        return y
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Integer weights with their scales: those of a group of columns, or those of a row."""
+
+    levels: np.ndarray  # int8 (groups, 64, rows)
+    scales: np.ndarray | None = None  # float32 (groups, rows)
+    row_scale: np.ndarray | None = None  # float32 (rows,)
+
+
+def _planes(tensor: PairTensor | Int8Tensor) -> list[Plane]:
+    groups = -(-tensor.cols // GROUP)
+
+    def by_group(matrix: np.ndarray) -> np.ndarray:
+        padded = np.zeros((tensor.rows, groups * GROUP), np.int8)
+        padded[:, : tensor.cols] = matrix
+        return np.ascontiguousarray(padded.reshape(tensor.rows, groups, GROUP).transpose(1, 2, 0))
+
+    if isinstance(tensor, Int8Tensor):
+        codes, scales = unpack_int8(tensor)
+        return [Plane(by_group(codes), scales=np.ascontiguousarray(scales.T))]
+    return [
+        Plane(
+            by_group(levels(tensor.blocks[pair], tensor.rows, tensor.cols)),
+            row_scale=tensor.row_scale[pair],
+        )
+        for pair in range(tensor.pairs)
+    ]
+
+
+class ReferenceOps:
+    """``Ops`` in plain numpy."""
+
+    name = "numpy"
+    isa = "numpy"
+    threads = 1
+
+    def buffer(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Buffer:
+        return Buffer(aligned_zeros(shape, dtype))
+
+    def wrap(self, array: np.ndarray) -> Buffer:
+        return Buffer(array)
+
+    def matrix(self, tensor: LinearTensor) -> ReferenceMatrix:
+        return ReferenceMatrix(tensor)
+
+    def embed(self, table: ReferenceMatrix, ids: Buffer, out: Buffer, n: int) -> None:
+        out.array[:n] = gather_rows(table.tensor, ids.array[:n])
+
+    def rmsnorm(self, x: Buffer, weight: Buffer, out: Buffer, n: int, eps: float) -> None:
+        rows = x.array[:n]
+        mean_square = np.mean(rows * rows, axis=1, keepdims=True, dtype=np.float32)
+        out.array[:n] = rows * (1 / np.sqrt(mean_square + np.float32(eps))) * weight.array
+
+    def matmul(
+        self, matrix: ReferenceMatrix, x: Buffer, out: Buffer, n: int, add: bool = False
+    ) -> None:
+        y = matrix.multiply(x.array[:n])
+        if add:
+            out.array[:n] += y
+        else:
+            out.array[:n] = y
+
+    def rope(
+        self,
+        qkv: Buffer,
+        cos: Buffer,
+        sin: Buffer,
+        k_cache: Buffer,
+        v_cache: Buffer,
+        n: int,
+        position: int,
+        shape: AttentionShape,
+    ) -> None:
+        half = shape.head_dim // 2
+        n_rotated = shape.n_heads + shape.n_kv_heads
+        heads = qkv.array[:n].reshape(n, n_rotated + shape.n_kv_heads, shape.head_dim)
+        rotated = heads[:, :n_rotated]
+        c = cos.array[position : position + n, None]
+        s = sin.array[position : position + n, None]
+        first, second = rotated[..., :half].copy(), rotated[..., half:].copy()
+        rotated[..., :half] = first * c - second * s
+        rotated[..., half:] = second * c + first * s
+        k_cache.array[:, position : position + n] = rotated[:, shape.n_heads :].transpose(1, 0, 2)
+        v_cache.array[:, position : position + n] = heads[:, n_rotated:].transpose(1, 0, 2)
+
+    def attention(
+        self,
+        qkv: Buffer,
+        k_cache: Buffer,
+        v_cache: Buffer,
+        out: Buffer,
+        n: int,
+        position: int,
+        shape: AttentionShape,
+    ) -> None:
+        length = position + n
+        heads_per_kv = shape.n_heads // shape.n_kv_heads
+        q_size = shape.n_heads * shape.head_dim
+        q = qkv.array[:n, :q_size].reshape(n, shape.n_kv_heads, heads_per_kv, shape.head_dim)
+        result = out.array[:n].reshape(n, shape.n_kv_heads, heads_per_kv, shape.head_dim)
+        # A query may not see the keys behind it.
+        hidden = np.arange(length)[None, :] > position + np.arange(n)[:, None]
+        scale = np.float32(1 / np.sqrt(np.float32(shape.head_dim)))
+        for kv in range(shape.n_kv_heads):
+            k = k_cache.array[kv, :length].astype(np.float32)
+            v = v_cache.array[kv, :length].astype(np.float32)
+            for h in range(heads_per_kv):
+                scores = (q[:, kv, h] @ k.T) * scale
+                scores[hidden] = -np.inf
+                p = np.exp(scores - scores.max(axis=1, keepdims=True))
+                result[:, kv, h] = (p @ v) / p.sum(axis=1, keepdims=True)
+
+    def swiglu(self, gate_up: Buffer, out: Buffer, n: int) -> None:
+        gate, up = np.split(gate_up.array[:n], 2, axis=1)
+        with np.errstate(over="ignore"):
+            out.array[:n] = gate / (1 + np.exp(-gate)) * up
