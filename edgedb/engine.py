@@ -328,7 +328,7 @@ class Session:
         progress: Progress | None,
         cancelled: Callable[[], bool] | None,
     ) -> Iterator[Chunk]:
-        detokenizer = self.model.tokenizer.stream()
+        detokenizer = self.model.tokenizer.stream(after=ids)
         eos_ids = frozenset(self.model.tokenizer_spec.eos_ids)
         stats = Stats(prompt_tokens=len(ids))
         room = self.context - len(ids)
