@@ -1,0 +1,344 @@
+"""Text to token ids and back, over the two tokenizer libraries that Llama checkpoints use.
+
+Both give ids; turning ids into text is done here, from the bytes that each token stands for, so
+that a whole sequence and the same sequence streamed token by token give the same text.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, cast
+
+from .errors import EdgeDBError, FormatError, UnsupportedModelError
+
+Kind = Literal["sentencepiece", "tokenizers"]
+KINDS = ("sentencepiece", "tokenizers")
+
+_METADATA_KEYS = ("kind", "bos_id", "eos_ids", "add_bos", "chat_template", "special_tokens")
+_MAX_TEMPLATE_CHARS = 1 << 20
+_MAX_SPECIAL_TOKENS = 1 << 16
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_SPACE_MARK = "\u2581"  # SentencePiece writes a space as this character
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """Everything a model file says about its tokenizer.
+
+    ``data`` is the tokenizer's own file: a SentencePiece model or a ``tokenizer.json``.
+    ``special_tokens`` are the names a chat template may use (``bos_token``, ``eos_token``, ...).
+    """
+
+    kind: Kind
+    data: bytes
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    add_bos: bool = False
+    chat_template: str | None = None
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+
+    def to_metadata(self) -> dict[str, Any]:
+        """The file's ``tokenizer`` entry: plain JSON values, without ``data``."""
+        return {
+            "kind": self.kind,
+            "bos_id": self.bos_id,
+            "eos_ids": list(self.eos_ids),
+            "add_bos": self.add_bos,
+            "chat_template": self.chat_template,
+            "special_tokens": dict(self.special_tokens),
+        }
+
+    @classmethod
+    def from_metadata(cls, raw: object, data: bytes) -> TokenizerSpec:
+        """Read ``to_metadata``'s form from a file, trusting nothing (``FormatError``)."""
+        if not isinstance(raw, Mapping):
+            raise FormatError("tokenizer: expected a JSON object")
+        unknown = sorted(set(map(str, raw)) - set(_METADATA_KEYS))
+        if unknown:
+            raise FormatError(f"tokenizer: unknown key {unknown[0]!r}; a newer edgedb may read it")
+        kind, template = raw.get("kind"), raw.get("chat_template")
+        eos_ids, special = raw.get("eos_ids", []), raw.get("special_tokens", {})
+        if kind not in KINDS:
+            raise FormatError(f"tokenizer: kind {kind!r}, expected {' or '.join(KINDS)}")
+        if raw.get("bos_id") is not None and not _is_id(raw["bos_id"]):
+            raise FormatError(f"tokenizer: bos_id {raw['bos_id']!r} is not a token id")
+        if not isinstance(eos_ids, (list, tuple)) or not all(map(_is_id, eos_ids)):
+            raise FormatError("tokenizer: eos_ids must be a list of token ids")
+        if type(raw.get("add_bos", False)) is not bool:
+            raise FormatError("tokenizer: add_bos must be true or false")
+        if raw.get("add_bos") and raw.get("bos_id") is None:
+            raise FormatError("tokenizer: add_bos is set but there is no bos_id")
+        if template is not None and not isinstance(template, str):
+            raise FormatError("tokenizer: chat_template must be a string")
+        if template is not None and len(template) > _MAX_TEMPLATE_CHARS:
+            raise FormatError(f"tokenizer: chat_template of {len(template)} characters is too long")
+        if (
+            not isinstance(special, Mapping)
+            or len(special) > _MAX_SPECIAL_TOKENS
+            or not all(isinstance(v, str) for item in special.items() for v in item)
+        ):
+            raise FormatError("tokenizer: special_tokens must map names to strings")
+        return cls(
+            kind=cast(Kind, kind),
+            data=data,
+            bos_id=raw.get("bos_id"),
+            eos_ids=tuple(eos_ids),
+            add_bos=raw.get("add_bos", False),
+            chat_template=template,
+            special_tokens=dict(special),
+        )
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 31
+
+
+class Tokenizer(Protocol):
+    """What the engine needs of a tokenizer. Safe to share between threads."""
+
+    vocab_size: int
+
+    def encode(self, text: str, *, add_bos: bool | None = None, special: bool = False) -> list[int]:
+        """Token ids of ``text``.
+
+        ``add_bos``: begin with the BOS token; None does what the model was trained with. Pass False
+        for a rendered chat template, which writes its own. ``special``: special tokens spelled in
+        ``text`` become their ids (chat templates); otherwise they are ordinary text, so that a
+        user cannot forge them. Raises ``EdgeDBError`` if ``text`` is not valid Unicode.
+        """
+        ...
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """Text of ``ids``; bytes that are no UTF-8 become U+FFFD. Unknown ids give no text."""
+        ...
+
+    def stream(self, after: Sequence[int] = ()) -> Detokenizer:
+        """A decoder for ids that arrive one by one and continue the text of ``after``."""
+        ...
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that ``token`` adds to a text; empty for special and unknown ids."""
+        ...
+
+
+class Detokenizer:
+    """Turns ids into text one at a time and never gives out part of a UTF-8 character.
+
+    The texts of all ``push`` calls and of ``finish`` join to ``Tokenizer.decode`` of all ids.
+    """
+
+    def __init__(self, vocabulary: _Vocabulary, leading: int, skip_special: bool = True) -> None:
+        self._vocabulary = vocabulary
+        self._leading = leading
+        self._skip_special = skip_special
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """Text that ``token`` completes; empty while a character is still missing bytes."""
+        data = self._vocabulary.token_bytes(token, self._skip_special)
+        if self._leading and data:
+            data = data.removeprefix(b" ")
+            if data or self._leading == 1:
+                self._leading = 0
+        return self._utf8.decode(data)
+
+    def finish(self) -> str:
+        """Text still held back: U+FFFD for a character whose bytes never came."""
+        return self._utf8.decode(b"", final=True)
+
+
+_STRIP_ALL = 2  # a value of _Vocabulary.leading
+
+
+class _Vocabulary:
+    """Ids to bytes, and the encoding rules that both libraries share."""
+
+    vocab_size: int
+    # The space that encoding puts before a text: 0 none; 1 dropped from the first piece;
+    # _STRIP_ALL dropped from every piece until there is text.
+    leading: int
+
+    def __init__(self, spec: TokenizerSpec) -> None:
+        self._spec = spec
+        self._bytes: dict[int, bytes] = {}
+        self._hidden = {i for i in (spec.bos_id, *spec.eos_ids) if i is not None}
+
+    def encode(self, text: str, *, add_bos: bool | None = None, special: bool = False) -> list[int]:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise EdgeDBError(
+                f"the text is not valid Unicode: lone surrogate at character {error.start}"
+            ) from None
+        ids = self._encode(text, special) if text else []
+        if (self._spec.add_bos if add_bos is None else add_bos) and self._spec.bos_id is not None:
+            ids.insert(0, self._spec.bos_id)
+        return ids
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        stream = Detokenizer(self, self.leading, skip_special)
+        return "".join([stream.push(i) for i in ids]) + stream.finish()
+
+    def stream(self, after: Sequence[int] = ()) -> Detokenizer:
+        begins = not any(self.token_bytes(i) for i in after)
+        return Detokenizer(self, self.leading if begins else 0)
+
+    def token_bytes(self, token: int, skip_special: bool = True) -> bytes:
+        if skip_special and token in self._hidden:
+            return b""
+        data = self._bytes.get(token)
+        if data is None:
+            known = 0 <= token < self.vocab_size
+            data = self._bytes[token] = self._piece_bytes(token) if known else b""
+        return data
+
+    def _encode(self, text: str, special: bool) -> list[int]:
+        raise NotImplementedError
+
+    def _piece_bytes(self, token: int) -> bytes:
+        raise NotImplementedError
+
+
+def _bytes_of_piece(piece: str) -> bytes:
+    """Bytes of a SentencePiece piece: ``<0xNN>`` is one byte, the mark is a space."""
+    byte = _BYTE_PIECE.fullmatch(piece)
+    if byte:
+        return bytes([int(byte[1], 16)])
+    return piece.replace(_SPACE_MARK, " ").encode("utf-8")
+
+
+class _SentencePiece(_Vocabulary):
+    def __init__(self, spec: TokenizerSpec) -> None:
+        import sentencepiece
+
+        super().__init__(spec)
+        self._model = sentencepiece.SentencePieceProcessor()
+        try:
+            self._model.LoadFromSerializedProto(spec.data)
+        except (RuntimeError, OSError, ValueError, TypeError):
+            raise FormatError("tokenizer.file: not a SentencePiece model") from None
+        model = self._model
+        self.vocab_size = model.vocab_size()
+        specials = {i: model.id_to_piece(i) for i in range(self.vocab_size) if model.is_control(i)}
+        self._hidden |= set(specials)
+        for i in (spec.bos_id, *spec.eos_ids):
+            if i is not None and i < self.vocab_size:
+                specials[i] = model.id_to_piece(i)
+        self._id_of_special = {piece: i for i, piece in specials.items() if piece}
+        # The longest spelling first: one special token may begin like another.
+        spellings = sorted(self._id_of_special, key=len, reverse=True)
+        self._specials = re.compile("(" + "|".join(map(re.escape, spellings)) + ")")
+        self.leading = self._leading_rule()
+
+    def _leading_rule(self) -> int:
+        """What the model's own decoder does with leading spaces (flags inside its file)."""
+        model = self._model
+        pieces = ((i, model.id_to_piece(i)) for i in range(self.vocab_size))
+        word = next((i for i, p in pieces if p[:1] == _SPACE_MARK and len(p) > 1), None)
+        if word is None or model.decode([word]).startswith(" "):
+            return 0
+        space = model.piece_to_id(_SPACE_MARK)
+        return 1 if model.decode([space, word]).startswith(" ") else _STRIP_ALL
+
+    def _encode(self, text: str, special: bool) -> list[int]:
+        if not special or not self._id_of_special:
+            return list(self._model.encode(text))
+        ids: list[int] = []
+        for part in self._specials.split(text):
+            if part in self._id_of_special:
+                ids.append(self._id_of_special[part])
+            elif part:
+                ids.extend(self._model.encode(part))
+        return ids
+
+    def _piece_bytes(self, token: int) -> bytes:
+        if self._model.is_unknown(token):
+            return b" \xe2\x81\x87 "  # SentencePiece's own surface of an unknown piece
+        return _bytes_of_piece(self._model.id_to_piece(token))
+
+
+class _Tokenizers(_Vocabulary):
+    def __init__(self, spec: TokenizerSpec) -> None:
+        import tokenizers
+
+        super().__init__(spec)
+        try:
+            self._model = tokenizers.Tokenizer.from_buffer(spec.data)
+        except Exception as error:  # the library raises bare Exception for some files
+            reason = str(error).splitlines()[0] if str(error) else "unreadable"
+            raise FormatError(f"tokenizer.file: not a tokenizer.json ({reason})") from None
+        # Limits for training batches that some checkpoints carry along.
+        self._model.no_truncation()
+        self._model.no_padding()
+        added = self._model.get_added_tokens_decoder()
+        self.vocab_size = max(self._model.get_vocab_size(), *(i + 1 for i in added), 0)
+        self._hidden |= {i for i, token in added.items() if token.special}
+        self._added = {i: token.content for i, token in added.items()}
+        self._byte_level, self.leading = _decoding_rules(self._model.decoder)
+        # The library keeps "parse special tokens" as a state of the tokenizer.
+        self._lock = threading.Lock()
+
+    def _encode(self, text: str, special: bool) -> list[int]:
+        with self._lock:
+            self._model.encode_special_tokens = not special
+            return list(self._model.encode(text, add_special_tokens=False).ids)
+
+    def _piece_bytes(self, token: int) -> bytes:
+        if token in self._added:
+            return self._added[token].encode("utf-8")
+        piece = self._model.id_to_token(token)
+        if piece is None:
+            return b""
+        if not self._byte_level:
+            return _bytes_of_piece(piece)
+        try:
+            return bytes([_BYTE_OF_CHARACTER[c] for c in piece])
+        except KeyError:
+            return cast(str, piece).encode("utf-8")
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """GPT-2's printable spelling of bytes: most stand for themselves, the rest follow 255."""
+    themselves = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in themselves]
+    alphabet = {chr(b): b for b in themselves}
+    alphabet.update({chr(256 + n): b for n, b in enumerate(others)})
+    return alphabet
+
+
+_BYTE_OF_CHARACTER = _byte_level_alphabet()
+
+
+def _decoding_rules(decoder: Any) -> tuple[bool, int]:
+    """``(byte_level, leading)`` of a ``tokenizer.json``'s decoder."""
+    rules = json.loads(decoder.__getstate__()) if decoder is not None else {"type": "none"}
+    steps = rules.get("decoders", [rules])
+    by_type = {step.get("type"): step for step in steps}
+    if "ByteLevel" in by_type:
+        return True, 0
+    if "Metaspace" in by_type:
+        return False, int(by_type["Metaspace"].get("prepend_scheme", "always") != "never")
+    if "ByteFallback" in by_type:
+        strip = by_type.get("Strip", {})
+        return False, int(strip.get("content") == " " and strip.get("start", 0) > 0)
+    names = ", ".join(map(str, by_type))
+    raise UnsupportedModelError(f"tokenizer.json: decoder {names} is not supported")
+
+
+def load_tokenizer(spec: TokenizerSpec) -> Tokenizer:
+    """Open the tokenizer of ``spec``.
+
+    Raises ``FormatError`` if its file cannot be read or its special ids lie outside the vocabulary.
+    """
+    tokenizer = _SentencePiece(spec) if spec.kind == "sentencepiece" else _Tokenizers(spec)
+    for name, token in (("bos_id", spec.bos_id), *(("eos_ids", i) for i in spec.eos_ids)):
+        if token is not None and token >= tokenizer.vocab_size:
+            raise FormatError(
+                f"tokenizer: {name} {token} is outside the vocabulary of {tokenizer.vocab_size}"
+            )
+    return tokenizer
