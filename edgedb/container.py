@@ -1,8 +1,8 @@
 """The outer shell of a ``.dbb``: a safetensors header with a fixed opening and a checksum.
 
-``[8 bytes: header length N, little endian][N bytes: JSON, space padded][data]``, with ``8 + N`` a multiple
-of 64. The JSON opens with ``PREFIX`` and eight hex digits: the CRC-32 of the first ``8 + N`` bytes,
-taken with those digits as ``00000000``. Nothing here knows what the tensors mean.
+``[8 bytes: header length N, little endian][N bytes: JSON, space padded][data]``, with ``8 + N`` a
+multiple of 64. The JSON opens with ``PREFIX`` and eight hex digits: the CRC-32 of the first
+``8 + N`` bytes, taken with those digits as ``00000000``. Nothing here knows what the tensors mean.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ PAD_NAME = "pad."  # filler tensors keep the next one aligned, because safetenso
 
 
 class Entry:
-    """One tensor of the header: ``dtype`` (safetensors' name), ``shape``, bytes ``[begin, end)``."""
+    """One tensor of the header: type (safetensors' name), shape, bytes ``[begin, end)``."""
 
     __slots__ = ("begin", "dtype", "end", "shape")
 
@@ -39,7 +40,7 @@ def align(size: int) -> int:
 
 
 def lay_out(parts: Sequence[Part]) -> dict[str, Entry]:
-    """Place ``parts`` one after another, each on a 64-byte boundary, with filler named ``pad.N``."""
+    """Place ``parts`` one after another on 64-byte boundaries, with filler named ``pad.N``."""
     entries: dict[str, Entry] = {}
     offset = 0
     n_pads = 0
@@ -72,13 +73,12 @@ def render_header(
 
 
 def parse_json(text: str | bytes, what: str) -> Any:
-    """JSON without duplicate keys, NaN or absurd nesting; ``FormatError`` that begins with ``what``."""
+    """JSON without duplicate keys, NaN or absurd nesting, else ``FormatError`` about ``what``."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) < len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
             raise FormatError(f"{what}: {twice[:80]!r} is there twice")
         return result
 
@@ -96,8 +96,8 @@ def read_header(data: Any, size: int) -> tuple[dict[str, str], dict[str, Entry],
     """Read and check the header of a file of ``size`` bytes held in ``data`` (bytes or mmap).
 
     Returns the metadata, the tensors by name, and the offset of the data. Checked here: length,
-    checksum, JSON, types, shapes against byte counts, alignment, and that the tensors cover the data
-    exactly, in any order, without gap or overlap. Raises ``FormatError``.
+    checksum, JSON, types, shapes against byte counts, alignment, and that the tensors cover the
+    data exactly, in any order, without gap or overlap. Raises ``FormatError``.
     """
     if size < 8:
         raise FormatError(f"the file is truncated: {size} bytes, a header needs more")
@@ -109,14 +109,18 @@ def read_header(data: Any, size: int) -> tuple[dict[str, str], dict[str, Entry],
         )
     start = 8 + length
     if start > size:
-        raise FormatError(f"header: claims {length} bytes, but the file ends after {size}; truncated?")
+        raise FormatError(
+            f"header: claims {length} bytes, but the file ends after {size}; truncated?"
+        )
     header = bytes(data[:start])
     if header[8:CRC_START] != PREFIX:
         raise FormatError(_explain_foreign_header(header[8:]))
     stored = header[CRC_START : CRC_START + 8]
     zeroed = header[:CRC_START] + b"0" * 8 + header[CRC_START + 8 :]
     if stored != b"%08x" % zlib.crc32(zeroed):
-        raise FormatError("header: its checksum does not match; the file is damaged, fetch it again")
+        raise FormatError(
+            "header: its checksum does not match; the file is damaged, fetch it again"
+        )
     document = parse_json(header[8:], "header")
     metadata = document.pop("__metadata__")
     for key, value in metadata.items():
@@ -157,7 +161,9 @@ def _read_entry(name: str, raw: object) -> Entry:
         raise FormatError(f"{shown}: expected dtype, shape and data_offsets in the header")
     dtype, shape, offsets = raw["dtype"], raw["shape"], raw["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise FormatError(f"{shown}: dtype {str(dtype)[:20]!r}, expected one of {', '.join(DTYPES)}")
+        raise FormatError(
+            f"{shown}: dtype {str(dtype)[:20]!r}, expected one of {', '.join(DTYPES)}"
+        )
     # Python integers do not overflow: a product of sizes is compared with the bytes as it is.
     if not _is_sizes(shape) or not 1 <= len(shape) <= 4:
         raise FormatError(f"{shown}: shape {str(shape)[:60]} is no list of 1 to 4 sizes")
@@ -187,7 +193,7 @@ def _check_cover(entries: Mapping[str, Entry], size: int) -> None:
         position = entry.end
         if position > size:
             raise FormatError(
-                f"{shown}: ends at byte {position} of the data, but the file ends at {size}; truncated?"
+                f"{shown}: ends at byte {position} of the data, which has {size}; truncated?"
             )
         if entry.begin % ALIGNMENT and not name.startswith(PAD_NAME):
             raise FormatError(

@@ -1,8 +1,9 @@
 """Write a ``.dbb`` one tensor at a time, so that an interrupted export resumes where it stopped.
 
 Data goes to ``OUT.partial`` at its final place, and each finished tensor is one line of
-``OUT.partial.json``. A resumed run believes a line only if the checksum of the bytes agrees, so neither
-a kill nor a power failure needs costly flushes in between. The final name appears by one rename.
+``OUT.partial.json``. A resumed run believes a line only if the checksum of the bytes agrees, so
+neither a kill nor a power failure needs costly flushes in between. The final name appears by one
+rename.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ class DbbWriter:
                 writer.put(name, tensor, {"error": 0.01})
             writer.finish({"group": 64})
 
-    kinds: for every name of ``config.linear_shapes()`` the number of pairs, ``"int8"``, ``"float16"``
-    or ``"float32"``. fingerprint: identifies source and options; a partial file of another
-    fingerprint is discarded. Leaving the ``with`` block early keeps the partial file for the next run.
-    Raises ``EdgeDBError`` when the disk is full or another process writes the same file.
+    kinds: for every name of ``config.linear_shapes()`` the number of pairs, ``"int8"``,
+    ``"float16"`` or ``"float32"``. fingerprint: identifies source and options; a partial file of
+    another fingerprint is discarded. Leaving the ``with`` block early keeps the partial file for
+    the next run. Raises ``EdgeDBError`` when the disk is full or another process writes the file.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class DbbWriter:
 
     @property
     def done(self) -> set[str]:
-        """Names of the linear and norm tensors that are in the file, this run's and earlier ones'."""
+        """Names of the matrices and norms in the file, put by this run or an earlier one."""
         return set(self._records) - {TOKENIZER_NAME}
 
     @property
@@ -129,7 +130,7 @@ class DbbWriter:
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise FormatError(f"{part.name}: NaN or infinity; the source may be damaged")
             flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-            crcs[part.name] = zlib.crc32(flat)
+            crcs[part.name] = zlib.crc32(flat.data)
             self._pwrite(flat, self._data_start + self._entries[part.name].begin)
         line = json.dumps({"name": name, "crcs": crcs, "facts": facts})
         try:
@@ -205,7 +206,8 @@ class DbbWriter:
                 os.ftruncate(self._fd, 0)
                 self.journal.write_text(json.dumps({"key": self._key}) + "\n", encoding="utf-8")
             total = self._data_start + self._size
-            if hasattr(os, "posix_fallocate"):  # learn now, not after an hour, that the disk is full
+            if hasattr(os, "posix_fallocate"):
+                # Learn now, not after an hour, that the disk is too small.
                 os.posix_fallocate(self._fd, 0, total)
             else:
                 os.ftruncate(self._fd, total)
@@ -242,7 +244,7 @@ class DbbWriter:
         return crc
 
     def _pwrite(self, flat: np.ndarray, offset: int) -> None:
-        view = memoryview(flat)
+        view = flat.data
         while view:
             try:
                 written = os.pwrite(self._fd, view, offset)

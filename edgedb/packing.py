@@ -1,8 +1,8 @@
 """Between plain matrices and the packed blocks of a ``.dbb`` (layout: ``docs/format.md``).
 
-Four consecutive columns of a row are a *quad*. A block holds 64 rows by 64 columns: for each of the 16
-quads, one byte for each of the 64 rows, so that a kernel keeps rows in its vector lanes. All shapes
-may be odd; what a block covers beyond the matrix is zero.
+Four consecutive columns of a row are a *quad*. A block holds 64 rows by 64 columns: for each of the
+16 quads, one byte for each of the 64 rows, so that a kernel keeps rows in its vector lanes. All
+shapes may be odd; what a block covers beyond the matrix is zero.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from .tensors import (
     DenseTensor,
     Int8Tensor,
     LinearTensor,
-    PairTensor,
     tile_grid,
 )
 
@@ -44,8 +43,8 @@ def _pad(matrix: np.ndarray, tiles: int, groups: int) -> np.ndarray:
 def pack_planes(b1: Bits, b2: Bits, c1: Codes, c2: Codes) -> Bytes:
     """Pack one pair: planes ``[rows, cols]`` and scale codes ``[rows, groups]``.
 
-    Returns uint8 ``[tiles, groups, 1152]``. Raises ``ValueError`` for shapes that do not fit together
-    and for codes outside the format (-128, or a sum outside -127..127).
+    Returns uint8 ``[tiles, groups, 1152]``. Raises ``ValueError`` for shapes that do not fit
+    together and for codes outside the format (-128, or a sum outside -127..127).
     """
     rows, cols = b1.shape
     tiles, groups = tile_grid(rows, cols)
@@ -110,7 +109,7 @@ def levels(blocks: Bytes, rows: int, cols: int) -> Codes:
 
 
 def quantize_int8(weight: Floats) -> tuple[Codes, Floats]:
-    """Round ``weight [rows, cols]`` to 8 bits: ``codes`` int8 ``[rows, cols]``, ``scales [rows, groups]``.
+    """Round ``weight [rows, cols]`` to int8 codes of that shape and scales ``[rows, groups]``.
 
     The scale of a group of 64 columns is ``max|w| / 127``; a group too small for a normal float32
     scale becomes zero. Raises ``ValueError`` for NaN or infinity.
@@ -190,7 +189,7 @@ def dequantize(tensor: LinearTensor) -> Floats:
 
 
 def _dequantize_int8(tensor: Int8Tensor) -> Floats:
-    tiles, groups, _ = tensor.codes.shape
+    groups = tensor.codes.shape[1]
     full = Int8Tensor(tensor.codes, tensor.scales, tensor.rows, groups * GROUP)
     codes, scales = unpack_int8(full)
     return _scaled(np.ascontiguousarray(codes), scales, tensor.cols)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -120,7 +120,7 @@ class Part(NamedTuple):
         return size
 
 
-DTYPES = {
+DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"),
     "I8": np.dtype("i1"),
     "F16": np.dtype("<f2"),
@@ -144,7 +144,7 @@ def linear_parts(name: str, rows: int, cols: int, kind: Kind) -> list[Part]:
     if kind == "float16" or kind == "float32":
         return [Part(f"{name}.weight", "F16" if kind == "float16" else "F32", (rows, cols))]
     if type(kind) is not int or not 1 <= kind <= MAX_PAIRS:
-        raise ValueError(f"{name}: kind {kind!r} is not 1 to {MAX_PAIRS} pairs, int8 or a float type")
+        raise ValueError(f"{name}: kind {kind!r} is no number of pairs, int8 or float type")
     return [
         Part(f"{name}.blocks", "U8", (kind, tiles, groups, BLOCK_BYTES)),
         Part(f"{name}.row_scale", "F32", (kind, rows)),
