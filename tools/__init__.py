@@ -1,0 +1,1 @@
+"""From a checkpoint to a ``.dbb``: reading sources, calibration, the FDB fit, export and training."""

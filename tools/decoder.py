@@ -1,0 +1,190 @@
+"""A Llama decoder in PyTorch, for training: the teacher as it is, the student with other matrices.
+
+Names and fused matrices are those of ``ModelConfig.linear_shapes()``, so that weights travel between
+checkpoint, student and ``.dbb`` without a table of names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgedb.config import ModelConfig
+
+# Makes the matrix ``[rows, cols]`` of a given name.
+LinearFactory = Callable[[str, int, int], nn.Module]
+
+
+class WeightSource(Protocol):
+    """The part of ``tools.sources.Source`` that a decoder needs."""
+
+    config: ModelConfig
+
+    def tensor(self, name: str) -> object: ...
+
+
+def dense_linear(name: str, rows: int, cols: int) -> nn.Module:
+    """A plain matrix without bias."""
+    return nn.Linear(cols, rows, bias=False)
+
+
+class RMSNorm(nn.Module):
+    """``x / rms(x) * weight``, in float32 whatever the matrices run in."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+def rope_frequencies(config: ModelConfig) -> Tensor:
+    """Radians per position of each rotary pair, float64 ``[head_dim / 2]``."""
+    n = config.head_dim // 2
+    frequencies = config.rope_theta ** (-torch.arange(n, dtype=torch.float64) / n)
+    scaling = config.rope_scaling
+    if scaling.type == "linear":
+        return frequencies / scaling.factor
+    if scaling.type == "llama3":
+        turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+        span = scaling.high_freq_factor - scaling.low_freq_factor
+        blend = ((turns - scaling.low_freq_factor) / span).clamp(0, 1)
+        return frequencies * ((1 - blend) / scaling.factor + blend)
+    return frequencies
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of ``[..., head_dim]``, Hugging Face's halves: pairs ``(i, i + half)``."""
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, index: int, linear: LinearFactory) -> None:
+        super().__init__()
+        self.config = config
+        d, f = config.hidden_size, config.intermediate_size
+        name = f"layers.{index}."
+        self.attn_norm = RMSNorm(d, config.norm_eps)
+        self.attn_qkv = linear(name + "attn_qkv", config.qkv_size, d)
+        self.attn_out = linear(name + "attn_out", d, config.q_size)
+        self.mlp_norm = RMSNorm(d, config.norm_eps)
+        self.mlp_gate_up = linear(name + "mlp_gate_up", 2 * f, d)
+        self.mlp_down = linear(name + "mlp_down", d, f)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """``x [batch, tokens, hidden]`` float32; ``cos, sin [tokens, 1, head_dim / 2]``."""
+        x = x + self.attn_out(self._attention(self.attn_qkv(self.attn_norm(x)), cos, sin))
+        gate, up = self.mlp_gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
+        return x + self.mlp_down(F.silu(gate) * up)
+
+    def _attention(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        batch, n, _ = qkv.shape
+        config = self.config
+        heads = qkv.view(batch, n, -1, config.head_dim)
+        q, k, v = heads.split((config.n_heads, config.n_kv_heads, config.n_kv_heads), dim=2)
+        q = rotate(q, cos, sin).to(qkv.dtype).transpose(1, 2)
+        k = rotate(k, cos, sin).to(qkv.dtype).transpose(1, 2)
+        shared = config.n_heads // config.n_kv_heads
+        k = k.repeat_interleave(shared, dim=1)
+        v = v.transpose(1, 2).repeat_interleave(shared, dim=1)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return out.transpose(1, 2).reshape(batch, n, config.q_size)
+
+
+class Decoder(nn.Module):
+    """Token ids to the hidden state before the head; the loss multiplies with the head in pieces."""
+
+    def __init__(self, config: ModelConfig, linear: LinearFactory = dense_linear) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Parameter(torch.zeros(config.vocab_size, config.hidden_size))
+        self.layers = nn.ModuleList(Block(config, i, linear) for i in range(config.n_layers))
+        self.final_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        if not config.tie_word_embeddings:
+            self.untied_head = nn.Parameter(torch.zeros(config.vocab_size, config.hidden_size))
+        self.register_buffer("frequencies", rope_frequencies(config), persistent=False)
+
+    @property
+    def head(self) -> Tensor:
+        """``[vocabulary, hidden]``; the embedding itself where they are tied."""
+        return self.embedding if self.config.tie_word_embeddings else self.untied_head
+
+    def rope(self, n: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of positions ``0 .. n - 1``, float32 ``[n, 1, head_dim / 2]``."""
+        positions = torch.arange(n, dtype=torch.float64, device=self.frequencies.device)
+        angles = positions[:, None, None] * self.frequencies.double()
+        return angles.cos().float(), angles.sin().float()
+
+    def forward(self, ids: Tensor, *, eager: bool = False) -> Tensor:
+        """Ids int64 ``[batch, tokens]`` to float32 ``[batch, tokens, hidden]`` after the last norm.
+
+        ``eager`` runs the layers uncompiled: an evaluation with another length must not make
+        ``torch.compile`` build every graph again.
+        """
+        x = F.embedding(ids, self.embedding).float()
+        cos, sin = self.rope(ids.shape[1])
+        for layer in self.layers:
+            # Module.compile() acts on the call, not on forward.
+            x = layer.forward(x, cos, sin) if eager else layer(x, cos, sin)
+        return self.final_norm(x)
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """``[batch, tokens, vocabulary]`` in one piece: for short texts and tests."""
+        return F.linear(self.forward(ids, eager=True), self.head)
+
+    def matrices(self) -> Iterator[tuple[str, nn.Module]]:
+        """edgedb name and module of every matrix inside the layers, in the order of a forward."""
+        for i, layer in enumerate(self.layers):
+            for kind in ("attn_qkv", "attn_out", "mlp_gate_up", "mlp_down"):
+                yield f"layers.{i}.{kind}", getattr(layer, kind)
+
+    def norms(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """edgedb name and weight of every norm, in the order of a forward."""
+        for i, layer in enumerate(self.layers):
+            yield f"layers.{i}.attn_norm", layer.attn_norm.weight
+            yield f"layers.{i}.mlp_norm", layer.mlp_norm.weight
+        yield "final_norm", self.final_norm.weight
+
+
+def load_teacher(source: WeightSource, device: torch.device | str = "cpu") -> Decoder:
+    """The full-precision model of a checkpoint, float32, frozen."""
+    teacher = Decoder(source.config)
+    with torch.no_grad():
+        for name, norm in teacher.norms():
+            norm.copy_(torch.from_numpy(source.tensor(name)))  # type: ignore[arg-type]
+        for name, module in teacher.matrices():
+            module.weight.copy_(torch.from_numpy(source.tensor(name)))  # type: ignore
+        teacher.embedding.copy_(torch.from_numpy(source.tensor("embedding")))  # type: ignore
+        if not source.config.tie_word_embeddings:
+            teacher.untied_head.copy_(torch.from_numpy(source.tensor("head")))  # type: ignore
+    return teacher.to(device).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def mean_square_inputs(model: Decoder, ids: Tensor) -> dict[str, Tensor]:
+    """Mean square of every input column of every matrix over ``ids [batch, tokens]``: name -> [cols].
+
+    The importance that the activation-weighted start minimizes its error by.
+    """
+    found: dict[str, Tensor] = {}
+    hooks = []
+    for name, module in model.matrices():
+        def keep(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+            found[name] = inputs[0].float().square().mean(dim=(0, 1))
+        hooks.append(module.register_forward_pre_hook(keep))
+    try:
+        model(ids, eager=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

@@ -1,0 +1,235 @@
+"""The student: matrices of two bit planes that learn (Flexible Dual Binarization, arXiv 2402.11960).
+
+A group of 64 columns of a row is ``alpha1*b1 + alpha2*b2`` with planes in {0, 1}. The planes are read
+off a latent weight by nearest level, and gradients reach the latent weight straight through. Scales are
+rounded to the format's 8-bit codes while training, so what is trained is what is exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .decoder import Decoder
+
+GROUP = 64
+MAX_CODE = 127
+# |alpha2| stays below this share of |alpha1|: the four levels keep their order, and nearest level
+# stays the two comparisons of ``planes``.
+MAX_RATIO = 0.95
+MIN_RATIO = 0.02
+STARTS = ("absmax", "least-squares", "weighted")
+
+
+def planes(latent: Tensor, alpha1: Tensor, alpha2: Tensor) -> tuple[Tensor, Tensor]:
+    """Bit planes of the nearest of the levels ``0, alpha1, alpha2, alpha1 + alpha2``.
+
+    latent ``[..., 64]``; alphas ``[..., 1]`` of opposite sign, ``|alpha1| > |alpha2|``. With a
+    negative alpha1 everything mirrors, so the comparisons are made on ``sign(alpha1) * latent``.
+    Returns bool ``b1, b2``.
+    """
+    sign = torch.where(alpha1 < 0, -1.0, 1.0)
+    b1 = sign * latent > (alpha1 + alpha2).abs() / 2
+    b2 = sign * (latent - torch.where(b1, alpha1, 0.0)) < -alpha2.abs() / 2
+    return b1, b2
+
+
+def scale_codes(alpha1: Tensor, alpha2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``row_scale [rows, 1, 1]`` and integer codes ``[rows, groups, 1]`` (as floats) of the format.
+
+    The largest |alpha1| of a row gets code 127; the signs are opposite, so ``|c1 + c2| <= 127`` too.
+    """
+    row_scale = alpha1.abs().amax(dim=1, keepdim=True) / MAX_CODE
+    safe = row_scale.clamp_min(torch.finfo(torch.float32).tiny)
+    c1 = (alpha1 / safe).round().clamp(-MAX_CODE, MAX_CODE)
+    c2 = (alpha2 / safe).round().clamp(-MAX_CODE, MAX_CODE)
+    return row_scale, c1, c2
+
+
+class _Quantize(torch.autograd.Function):
+    """``latent, alpha1, alpha2 -> alpha1*b1 + alpha2*b2`` with the gradients of design.md."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, latent: Tensor, alpha1: Tensor, alpha2: Tensor, stuck: bool
+    ) -> Tensor:
+        b1, b2 = planes(latent, alpha1, alpha2)
+        ctx.save_for_backward(latent, alpha1, alpha2)
+        ctx.stuck = stuck
+        return torch.where(b1, alpha1, 0.0) + torch.where(b2, alpha2, 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore
+        latent, alpha1, alpha2 = ctx.saved_tensors
+        b1, b2 = planes(latent, alpha1, alpha2)
+        low, high = torch.minimum(alpha1, alpha2), torch.maximum(alpha1, alpha2)
+        if ctx.stuck:
+            passes = (latent >= low) & (latent <= high)
+        else:
+            # Beyond the last level a gradient that leads back in still counts; otherwise the tails
+            # of the teacher's weights, a sixth of all, could never change their planes.
+            passes = ((latent >= low) | (grad < 0)) & ((latent <= high) | (grad > 0))
+        grad1 = torch.where(b1, grad, 0.0).sum(dim=-1, keepdim=True)
+        grad2 = torch.where(b2, grad, 0.0).sum(dim=-1, keepdim=True)
+        return torch.where(passes, grad, 0.0), grad1, grad2, None
+
+
+def fake_int8(x: Tensor) -> Tensor:
+    """What the engine's 8-bit activations keep of ``x [..., cols]``: groups of 64, straight-through."""
+    cols = x.shape[-1]
+    with torch.no_grad():
+        groups = F.pad(x, (0, -cols % GROUP)).unflatten(-1, (-1, GROUP)).float()
+        scale = groups.abs().amax(dim=-1, keepdim=True) / MAX_CODE
+        rounded = (groups / scale.clamp_min(torch.finfo(torch.float32).tiny)).round() * scale
+        rounded = rounded.flatten(-2)[..., :cols].to(x.dtype)
+    return x + (rounded - x).detach()
+
+
+class FDBLinear(nn.Module):
+    """``y = W x`` with ``W`` of one pair of planes. Columns are padded to groups with latent zeros.
+
+    Options, plain attributes: ``round_scales`` (8-bit codes over a row scale), ``stuck`` (latents
+    outside the grid get no gradient at all), ``quantize_input`` (the engine's 8-bit activations).
+    """
+
+    def __init__(self, rows: int, cols: int) -> None:
+        super().__init__()
+        groups = -(-cols // GROUP)
+        self.rows, self.cols = rows, cols
+        self.latent = nn.Parameter(torch.zeros(rows, groups, GROUP))
+        self.alpha1 = nn.Parameter(torch.ones(rows, groups, 1))
+        self.alpha2 = nn.Parameter(torch.full((rows, groups, 1), -0.5))
+        # The side of a group's longer tail is chosen at the start and then kept.
+        self.register_buffer("sign", torch.ones(rows, groups, 1))
+        self.round_scales = True
+        self.stuck = False
+        self.quantize_input = False
+
+    def scales(self) -> tuple[Tensor, Tensor]:
+        """alpha1 and alpha2 as the matrix uses them, ``[rows, groups, 1]``, with gradients."""
+        if not self.round_scales:
+            return self.alpha1, self.alpha2
+        with torch.no_grad():
+            row_scale, c1, c2 = scale_codes(self.alpha1, self.alpha2)
+            rounded1, rounded2 = row_scale * c1, row_scale * c2
+        # (a - a.detach()) is exactly 0: the value is the rounded one bit for bit.
+        return (
+            rounded1 + (self.alpha1 - self.alpha1.detach()),
+            rounded2 + (self.alpha2 - self.alpha2.detach()),
+        )
+
+    def weight(self) -> Tensor:
+        """The matrix ``[rows, cols]`` that is multiplied with, float32."""
+        alpha1, alpha2 = self.scales()
+        grid = _Quantize.apply(self.latent, alpha1, alpha2, self.stuck)
+        return grid.flatten(1)[:, : self.cols]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.quantize_input:
+            x = fake_int8(x)
+        return F.linear(x, self.weight())
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Back to opposite signs and ``|alpha1| > |alpha2| > 0`` after an optimizer step."""
+        long = (self.alpha1 * self.sign).clamp_min_(1e-6)
+        short = (-self.alpha2 * self.sign).clamp_(long * MIN_RATIO, long * MAX_RATIO)
+        self.alpha1.copy_(long * self.sign)
+        self.alpha2.copy_(-short * self.sign)
+
+    @torch.no_grad()
+    def load(self, weight: Tensor, alpha1: Tensor, alpha2: Tensor) -> None:
+        """Take latents from ``weight [rows, cols]`` and scales ``[rows, groups, 1]``."""
+        padded = F.pad(weight, (0, self.latent.shape[1] * GROUP - self.cols))
+        self.latent.copy_(padded.unflatten(1, (-1, GROUP)))
+        self.alpha1.copy_(alpha1)
+        self.alpha2.copy_(alpha2)
+        self.sign.copy_(torch.where(alpha1 < 0, -1.0, 1.0))
+        self.project()
+
+
+@torch.no_grad()
+def fit_scales(
+    weight: Tensor, importance: Tensor | None = None, start: str = "least-squares", rounds: int = 12
+) -> tuple[Tensor, Tensor]:
+    """Scales for every group of ``weight [rows, cols]``: alpha1, alpha2 ``[rows, groups, 1]``.
+
+    "absmax" is the paper's ``s = max|w| / 2``; the others alternate nearest level and a 2x2 solve
+    for either sign and keep the better, with squared errors weighted by ``importance [cols]``.
+    """
+    cols = weight.shape[1]
+    grouped = F.pad(weight, (0, -cols % GROUP)).unflatten(1, (-1, GROUP))
+    if start == "absmax":
+        s = grouped.abs().amax(dim=-1, keepdim=True).clamp_min(1e-6) / 2
+        return 2 * s, -s
+    columns = torch.ones_like(weight[0]) if importance is None else importance / importance.mean()
+    # A floor keeps groups of dead columns solvable.
+    columns = F.pad(columns.clamp_min(1e-4), (0, -cols % GROUP)).unflatten(0, (-1, GROUP))
+    rms = ((grouped.square() * columns).sum(-1, keepdim=True) / columns.sum(-1, keepdim=True)).sqrt()
+    best: tuple[Tensor, Tensor, Tensor] | None = None
+    for factor in (0.7, 0.9, 1.1, -0.7, -0.9, -1.1):
+        s = rms.clamp_min(1e-6) * factor
+        found = _alternate(grouped, columns, 2 * s, -s, rounds)
+        if best is None:
+            best = found
+            continue
+        better = found[2] < best[2]
+        best = tuple(torch.where(better, new, old) for new, old in zip(found, best, strict=True))  # type: ignore
+    assert best is not None
+    return best[0], best[1]
+
+
+def _alternate(
+    grouped: Tensor, columns: Tensor, alpha1: Tensor, alpha2: Tensor, rounds: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Least squares and nearest level in turn; scales and the weighted squared error of a group."""
+    for _ in range(rounds):
+        b1, b2 = (plane.float() * columns for plane in planes(grouped, alpha1, alpha2))
+        on1, on2 = b1 > 0, b2 > 0
+        n1, n2 = b1.sum(-1, keepdim=True), b2.sum(-1, keepdim=True)
+        n12 = torch.where(on1, b2, 0.0).sum(-1, keepdim=True)
+        t1 = torch.where(on1, b1 * grouped, 0.0).sum(-1, keepdim=True)
+        t2 = torch.where(on2, b2 * grouped, 0.0).sum(-1, keepdim=True)
+        determinant = n1 * n2 - n12 * n12
+        new1 = (n2 * t1 - n12 * t2) / determinant
+        new2 = (n1 * t2 - n12 * t1) / determinant
+        # Keep the old scales where a plane is empty or the solution leaves the order of levels.
+        ratio = -new2 / new1
+        valid = (determinant > 1e-9) & (new1 * alpha1 > 0) & (ratio > MIN_RATIO) & (ratio < MAX_RATIO)
+        alpha1 = torch.where(valid, new1, alpha1)
+        alpha2 = torch.where(valid, new2, alpha2)
+    b1, b2 = planes(grouped, alpha1, alpha2)
+    level = torch.where(b1, alpha1, 0.0) + torch.where(b2, alpha2, 0.0)
+    error = ((grouped - level).square() * columns).sum(-1, keepdim=True)
+    return alpha1, alpha2, error
+
+
+def make_student(
+    teacher: Decoder, start: str = "weighted", importance: Mapping[str, Tensor] | None = None
+) -> Decoder:
+    """A trainable student on the teacher's device: matrices in the layers as ``FDBLinear``.
+
+    Embedding, head and norms are copied. ``importance`` (see ``mean_square_inputs``) is needed
+    for the start "weighted". Raises ``ValueError`` for an unknown start.
+    """
+    if start not in STARTS:
+        raise ValueError(f"start {start!r}: choose one of {', '.join(STARTS)}")
+    if start == "weighted" and importance is None:
+        raise ValueError("the weighted start needs the mean square of every matrix's inputs")
+    device = teacher.embedding.device
+    student = Decoder(teacher.config, lambda name, rows, cols: FDBLinear(rows, cols)).to(device)
+    with torch.no_grad():
+        for mine, theirs in zip(student.norms(), teacher.norms(), strict=True):
+            mine[1].copy_(theirs[1])
+        student.embedding.copy_(teacher.embedding)
+        if not teacher.config.tie_word_embeddings:
+            student.untied_head.copy_(teacher.untied_head)
+    for (name, mine), (_, theirs) in zip(student.matrices(), teacher.matrices(), strict=True):
+        weight = theirs.weight.detach().float()
+        columns = importance[name] if start == "weighted" and importance else None
+        mine.load(weight, *fit_scales(weight, columns, start))
+    return student
