@@ -25,8 +25,10 @@ from .container import PAD_NAME, Entry, parse_json, read_header
 from .dbb_writer import DbbWriter
 from .errors import FormatError, UnsupportedModelError
 from .tensors import (
+    BLOCK_BYTES,
     DTYPES,
     MAX_PAIRS,
+    PLANE_BYTES,
     TILE,
     DenseTensor,
     Int8Tensor,
@@ -74,7 +76,7 @@ def read_dbb(path: str | os.PathLike[str], *, verify: bool = True) -> DbbFile:
     """Map and validate the model file at ``path``.
 
     Header, shapes, types, scales and norms are always checked; ``verify`` adds the CRC-32 of every
-    tensor and the ranges of the integer codes, which reads the whole file once (about 20 ms for 60 MB
+    tensor and the ranges of the integer codes, which reads the whole file once (20 ms for 60 MB
     in the page cache on 2 cores of a server). Raises ``FormatError`` whose one line names the file,
     the tensor and what was expected, and ``UnsupportedModelError`` for an intact file that this
     version cannot run. The file must not be truncated while it is open; replacing it by rename is
@@ -268,8 +270,8 @@ class _Source:
     def _problem(self, name: str, expected: int) -> str | None:
         flat = self._view(self.entries[name])
         check = self.code_checks.get(name)
-        # Whole blocks of 1152 bytes, and whole elements of every type.
-        step = CHUNK_BYTES // 1152 * 1152 // flat.itemsize
+        # Whole blocks, and whole elements of every type.
+        step = CHUNK_BYTES // BLOCK_BYTES * BLOCK_BYTES // flat.itemsize
         crc = 0
         wrong = None
         for begin in range(0, len(flat), step):
@@ -292,7 +294,7 @@ def _refuse_non_finite(name: str, array: np.ndarray) -> None:
 
 
 def _bad_block_codes(chunk: np.ndarray) -> str | None:
-    codes = chunk.reshape(-1, 1152)[:, 1024:].view(np.int8).reshape(-1, 2, TILE)
+    codes = chunk.reshape(-1, BLOCK_BYTES)[:, PLANE_BYTES:].view(np.int8).reshape(-1, 2, TILE)
     total = codes[:, 0].astype(np.int16) + codes[:, 1]
     if codes.min() == -128 or total.max() > 127 or total.min() < -127:
         return "scale codes outside -127..127"

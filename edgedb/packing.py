@@ -14,6 +14,7 @@ from .tensors import (
     BLOCK_BYTES,
     GROUP,
     INT8_BLOCK_BYTES,
+    PLANE_BYTES,
     TILE,
     DenseTensor,
     Int8Tensor,
@@ -22,7 +23,6 @@ from .tensors import (
 )
 
 QUADS = GROUP // 4
-PLANE_BYTES = QUADS * TILE
 SMALLEST_NORMAL = np.float32(np.finfo(np.float32).tiny)
 
 Bits = npt.NDArray[np.bool_]

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 GROUP = 64  # consecutive input columns that share one pair of scale codes
 TILE = 64  # rows that lie side by side in a block
-BLOCK_BYTES = 1152  # 1024 bytes of bit planes, 64 of c1, 64 of c2
+PLANE_BYTES = GROUP * TILE * 2 // 8  # both bit planes of a block
+BLOCK_BYTES = PLANE_BYTES + 2 * TILE  # and 64 bytes of c1, 64 of c2
 INT8_BLOCK_BYTES = GROUP * TILE
 MAX_PAIRS = 8
 
