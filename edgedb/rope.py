@@ -1,0 +1,53 @@
+"""Tables of the rotary position embedding (RoFormer, arXiv 2104.09864, equation 34)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from .config import ModelConfig, RopeScaling
+from .exactmath import sincos
+
+Floats = npt.NDArray[np.float32]
+
+
+def rope_tables(config: ModelConfig, n_positions: int) -> tuple[Floats, Floats]:
+    """``(cos, sin)`` of ``position * frequency``, float32 ``(n_positions, head_dim / 2)``.
+
+    The bits are the same on every CPU.
+    """
+    frequencies = inverse_frequencies(config).astype(np.float64)
+    # Both factors have 24 bits: the product is exact in float64.
+    angles = np.arange(n_positions, dtype=np.float64)[:, None] * frequencies[None, :]
+    sin, cos = sincos(angles)
+    return cos.astype(np.float32), sin.astype(np.float32)
+
+
+def inverse_frequencies(config: ModelConfig) -> Floats:
+    """Radians a position for each pair of dimensions, float32 ``(head_dim / 2,)``.
+
+    ``theta ** (-2i / head_dim)``, scaled as the checkpoint asks.
+    """
+    plain = [
+        float(np.float32(config.rope_theta ** (-2 * i / config.head_dim)))
+        for i in range(config.head_dim // 2)
+    ]
+    return np.array([_scaled(f, config.rope_scaling) for f in plain], np.float32)
+
+
+def _scaled(frequency: float, scaling: RopeScaling) -> float:
+    if scaling.type == "linear":
+        return frequency / scaling.factor
+    if scaling.type != "llama3":
+        return frequency
+    # Llama 3.1: full turns that the original context saw of this frequency decide. Few turns: slow
+    # down by the factor; many: keep; in between: blend.
+    turns = scaling.original_max_position_embeddings * frequency / (2 * math.pi)
+    if turns < scaling.low_freq_factor:
+        return frequency / scaling.factor
+    if turns > scaling.high_freq_factor:
+        return frequency
+    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    return (1 - blend) * frequency / scaling.factor + blend * frequency
