@@ -299,7 +299,7 @@ class _Tokenizers(_Vocabulary):
         try:
             return bytes([_BYTE_OF_CHARACTER[c] for c in piece])
         except KeyError:
-            return cast(str, piece).encode("utf-8")
+            return piece.encode("utf-8")
 
 
 def _byte_level_alphabet() -> dict[str, int]:
