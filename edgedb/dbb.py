@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -49,6 +49,8 @@ __all__ = [
     "PairTensor",
     "read_dbb",
 ]
+
+T = TypeVar("T")
 
 TOKENIZER_PART = "tokenizer.file"
 MAX_TOKENIZER_BYTES = 1 << 28
@@ -93,7 +95,7 @@ def _read(path: Path, verify: bool) -> DbbFile:
     mapped, size = _map(path)
     metadata, entries, start = read_header(mapped, size)
     source = _Source(mapped, entries, start)
-    config = ModelConfig.from_dict(parse_json(_entry(metadata, "config"), "config"))
+    config = _decode("config", metadata, ModelConfig.from_dict)
     quantization = parse_json(_entry(metadata, "quantization"), "quantization")
     if not isinstance(quantization, dict):
         raise FormatError("quantization: expected a JSON object")
@@ -108,8 +110,8 @@ def _read(path: Path, verify: bool) -> DbbFile:
     source.check_rest()
     if verify:
         source.verify(checksums)
-    tokenizer = TokenizerSpec.from_metadata(
-        parse_json(_entry(metadata, "tokenizer"), "tokenizer"), tokenizer_data
+    tokenizer = _decode(
+        "tokenizer", metadata, lambda raw: TokenizerSpec.from_metadata(raw, tokenizer_data)
     )
     return DbbFile(path, config, quantization, tokenizer, linears, norms, size)
 
@@ -153,6 +155,14 @@ def _refuse_other_formats(magic: bytes) -> None:
             "is a pickle or PyTorch checkpoint, not a .dbb, and pickles run code; "
             "save it as safetensors, then export it"
         )
+
+
+def _decode(key: str, metadata: dict[str, str], construct: Callable[[Any], T]) -> T:
+    try:
+        return construct(parse_json(_entry(metadata, key), key))
+    except (TypeError, ValueError, OverflowError) as error:
+        # A list where a name belongs, or an integer past any float: no list of checks has them all.
+        raise FormatError(f"{key}: a value of the wrong kind ({error})") from None
 
 
 def _entry(metadata: dict[str, str], key: str) -> str:
