@@ -1,0 +1,49 @@
+"""The decoder printed in docs/format.md works, and is as short as the page says."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dbb_files import CONFIG, write_model
+
+from edgedb import container, tensors
+from edgedb.dbb import read_dbb
+from edgedb.packing import dequantize
+
+PAGE = Path(__file__).parents[1] / "docs" / "format.md"
+
+
+@pytest.fixture(scope="module")
+def source() -> str:
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    return block
+
+
+def test_decoder_reads_every_matrix(source, tmp_path):
+    path = write_model(tmp_path / "model.dbb")
+    namespace: dict = {}
+    exec(source, namespace)
+    for name, tensor in read_dbb(path).linears.items():
+        decoded = namespace["decode"](path, name, *CONFIG.linear_shapes()[name])
+        assert decoded.dtype == np.float32
+        np.testing.assert_array_equal(decoded, dequantize(tensor))
+
+
+def test_decoder_is_short(source):
+    lines = source.strip().splitlines()
+    body = lines[next(i for i, line in enumerate(lines) if line.startswith("def ")) :]
+    assert len(body) <= 20
+    assert all(len(line) <= 100 for line in lines)
+    assert set(re.findall(r"^(?:import|from) (\w+)", source, re.MULTILINE)) == {"json", "numpy"}
+
+
+def test_page_states_the_constants_of_the_code():
+    page = PAGE.read_text(encoding="utf-8")
+    prefix = container.PREFIX.decode()
+    assert f"{len(prefix)} bytes `{prefix}`" in page
+    assert f"at offset {container.CRC_START}." in page
+    assert f"{container.MAX_HEADER_BYTES:,}" in page
+    assert f"pairs 1 to {tensors.MAX_PAIRS}" in page
+    assert f"[pairs, tiles, groups, {tensors.BLOCK_BYTES}]" in page
+    assert f"`{container.VERSION}`" in page
