@@ -1,0 +1,129 @@
+"""Fixtures: a tiny model with a real tokenizer, and the reference data where it is there."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgedb.config import ModelConfig
+from edgedb.dbb import DbbWriter, PairTensor
+from edgedb.packing import pack_int8, pack_planes, quantize_int8
+from edgedb.tensors import Kind
+from edgedb.tokenizer import TokenizerSpec
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
+    " + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TEXT = [
+    "Once upon a time there was a little girl named Lily.",
+    "She lived in a small house near the sea, and she liked to play outside with her friends.",
+    "What is the capital of France? The capital of France is Paris, a city on the river Seine.",
+    "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. Ça va? 日本語も少し。",
+] * 3
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference models and texts beside the repository; the test skips without it."""
+    folder = Path(__file__).resolve().parent.parent.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"needs the reference data in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bpe() -> bytes:
+    """A byte-level BPE ``tokenizer.json`` of 320 tokens; ids 0 to 2 are special."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        show_progress=False,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    return str(tokenizer.to_str()).encode()
+
+
+@pytest.fixture(scope="session")
+def tiny_sentencepiece() -> bytes:
+    """A SentencePiece model of 400 pieces with byte fallback: <unk>, <s>, </s>, then the bytes."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=400,
+        byte_fallback=True,
+        character_coverage=0.98,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+@pytest.fixture(scope="session")
+def tiny_spec(tiny_bpe: bytes) -> TokenizerSpec:
+    """The tokenizer of the tiny model, with a chat template."""
+    return TokenizerSpec(
+        kind="tokenizers",
+        data=tiny_bpe,
+        bos_id=1,
+        eos_ids=(2,),
+        chat_template=CHATML,
+        special_tokens={"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"},
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_spec: TokenizerSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ``.dbb`` of two layers with random weights; no size is a multiple of 64."""
+    config = ModelConfig(
+        model_type="llama",
+        vocab_size=320,
+        hidden_size=72,
+        intermediate_size=100,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=18,
+        max_position_embeddings=512,
+    )
+    path = tmp_path_factory.mktemp("model") / "tiny.dbb"
+    kinds: dict[str, Kind] = dict.fromkeys(config.linear_shapes(), 1)
+    kinds.update(embedding="int8", head="int8")
+    rng = np.random.Generator(np.random.PCG64(7))
+    norms = config.norm_shapes()
+    with DbbWriter(path, config, tiny_spec, kinds) as writer:
+        for name in list(writer.remaining):
+            if name in norms:
+                writer.put(name, np.ones(norms[name], np.float32))
+                continue
+            rows, cols = config.linear_shapes()[name]
+            if kinds[name] == "int8":
+                weight = rng.standard_normal((rows, cols), np.float32)
+                writer.put(name, pack_int8(*quantize_int8(weight)))
+            else:
+                writer.put(name, _random_pair(rows, cols, rng))
+        writer.finish({"group": 64, "method": "random weights"})
+    return path
+
+
+def _random_pair(rows: int, cols: int, rng: np.random.Generator) -> PairTensor:
+    groups = -(-cols // 64)
+    c2 = rng.integers(-63, 64, (rows, groups)).astype(np.int8)
+    b1, b2 = rng.random((2, rows, cols)) < 0.4
+    scale = np.full((1, rows), 1 / (32 * cols**0.5), np.float32)
+    return PairTensor(pack_planes(b1, b2, -2 * c2, c2)[None], scale, rows, cols)
