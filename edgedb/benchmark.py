@@ -108,7 +108,7 @@ def random_weights(shape: str, pairs: int = 1, seed: int = 0) -> Weights:
         tiles, groups = tile_grid(rows, cols)
         blocks = rng.integers(0, 256, (pairs, tiles, groups, BLOCK_BYTES), np.uint8)
         codes = blocks[..., -128:].view(np.int8)
-        codes //= 2  # c1 + c2 then lies in the format's range
+        np.maximum(codes // 2, -63, out=codes)  # keeps c1 + c2 in -127..127
         # Outputs near 1 for inputs near 1, so that no layer overflows.
         row_scale = np.full((pairs, rows), 1 / (64 * cols**0.5), np.float32)
         linears[name] = PairTensor(blocks, row_scale, rows, cols)

@@ -20,7 +20,7 @@ from . import ops as operations
 from .config import ModelConfig
 from .dbb import DbbFile, read_dbb
 from .errors import BusyError, ContextFullError, EdgeDBError
-from .kvcache import KVCache
+from .kvcache import KV_DTYPES, KVCache
 from .llama import MAX_BATCH, Llama, RunState
 from .sampling import Sampler, SamplingParams
 from .stopping import StopMatcher
@@ -111,6 +111,8 @@ class Model:
         self.file = file
         self.ops = ops
         self.kv_dtype = kv_dtype
+        if kv_dtype not in KV_DTYPES:
+            raise EdgeDBError(f"unknown cache type {kv_dtype!r}; choose {' or '.join(KV_DTYPES)}")
         longest = file.config.max_position_embeddings
         self.context = context or min(longest, DEFAULT_CONTEXT)
         if not 1 <= self.context <= longest:

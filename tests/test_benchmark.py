@@ -1,0 +1,78 @@
+"""The benchmark's bookkeeping. Speed itself is measured by `make bench`, not asserted here."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgedb import EdgeDBError, benchmark
+from edgedb.tensors import PairTensor
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_model: Path) -> list[benchmark.BenchRow]:
+    return benchmark.run(tiny_model, prompt=[5], decode=[3], repetitions=2, threads=[1, 2])
+
+
+def test_every_test_runs_at_every_thread_count(rows: list[benchmark.BenchRow]) -> None:
+    assert [(r.threads, r.test) for r in rows][:2] == [(1, "pp5"), (1, "tg3")]
+    assert all(len(r.repetitions) == 2 and r.mean > 0 for r in rows)
+    decode = next(r for r in rows if r.test == "tg3")
+    assert decode.gb_per_second > 0
+    assert next(r for r in rows if r.test == "pp5").gb_per_second == 0
+
+
+def test_reports_name_machine_and_commit(rows: list[benchmark.BenchRow]) -> None:
+    machine = benchmark.Machine.here()
+    assert machine.cpu and machine.commit
+    markdown = benchmark.report(rows, "md")
+    assert machine.cpu in markdown and machine.commit in markdown
+    assert markdown.count("\n| tiny ") == len(rows)
+    document = json.loads(benchmark.report(rows, "json"))
+    assert document["machine"]["commit"] == machine.commit
+    assert len(document["rows"]) == len(rows)
+    records = list(csv.DictReader(io.StringIO(benchmark.report(rows, "csv"))))
+    assert [float(r["mean"]) for r in records] == [r.mean for r in rows]
+    with pytest.raises(EdgeDBError, match="yaml"):
+        benchmark.report(rows, "yaml")
+
+
+def test_random_weights_keep_the_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = benchmark.ModelConfig("llama", 300, 96, 136, 2, 4, 2, 24, 128)
+    monkeypatch.setitem(benchmark.SHAPES, "small", small)
+    weights = benchmark.random_weights("small", pairs=2)
+    assert set(weights.linears) == set(small.linear_shapes())
+    tensor = weights.linears["layers.1.mlp_gate_up"]
+    assert isinstance(tensor, PairTensor) and tensor.pairs == 2
+    codes = tensor.blocks[..., -128:].view(np.int8).astype(int)
+    assert np.abs(codes[..., :64] + codes[..., 64:]).max() <= 127
+    rows = benchmark.run(None, shape="small", prompt=[4], decode=[2], repetitions=1, threads=[1])
+    assert [r.test for r in rows] == ["pp4", "tg2"]
+    assert rows[0].model == "small"
+
+
+def test_known_shapes_have_their_published_sizes() -> None:
+    def n_weights(name: str) -> float:
+        return sum(r * c for r, c in benchmark.SHAPES[name].linear_shapes().values())
+
+    assert n_weights("llama-2-7b") == pytest.approx(6.738e9, rel=1e-3)
+    assert n_weights("llama-1.1b") == pytest.approx(1.100e9, rel=1e-3)
+    assert n_weights("smollm2-135m") == pytest.approx(134.5e6, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"model": None}, "either"),
+        ({"model": None, "shape": "gpt-5"}, "unknown shape"),
+        ({"model": None, "shape": "llama-1.1b", "repetitions": 0}, "repetitions"),
+    ],
+)
+def test_impossible_requests(arguments: dict[str, object], match: str) -> None:
+    with pytest.raises(EdgeDBError, match=match):
+        benchmark.run(**arguments)  # type: ignore[arg-type]
