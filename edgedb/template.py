@@ -97,7 +97,7 @@ def _bounded(pieces: Iterable[str]) -> str:
     return "".join(kept)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: Exception | str) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
@@ -153,7 +153,7 @@ def _tojson(value: Any, **options: Any) -> str:
 
 
 def _raise_exception(message: str) -> NoReturn:
-    raise TemplateError(f"chat template: {message}")
+    raise TemplateError(f"chat template: {_first_line(message)}")
 
 
 def _strftime_now(pattern: str) -> str:
