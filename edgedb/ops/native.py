@@ -1,0 +1,339 @@
+"""The operations in C (``native/include/edgedb.h``), called through cffi.
+
+Every pointer is prepared once, in ``buffer``, ``wrap`` and ``matrix``; an operation is then one
+call, which releases the interpreter's lock, and a look at its status.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from ..errors import NativeError
+from .buffer import ALIGNMENT, Buffer, aligned_zeros
+
+try:
+    from .._native import ffi, lib
+except ImportError as error:  # installed without a C compiler, or built for another machine
+    ffi = lib = None
+    _import_error = str(error)
+
+if TYPE_CHECKING:
+    from ..tensors import LinearTensor
+    from . import AttentionShape
+
+# Beyond this many cores decoding has long met the memory's limit and only the joins get dearer.
+MAX_DEFAULT_THREADS = 16
+
+_CTYPES = {np.dtype(np.float32): "float *", np.dtype(np.int32): "int32_t *"}
+
+
+def available() -> tuple[bool, str]:
+    """Whether the C library can be used here, and which instruction set or why not."""
+    if lib is None:
+        return (
+            False,
+            f"the C library was not built (no C compiler at installation?): {_import_error}",
+        )
+    return True, f"instruction set {next(name for name, _, runs in instruction_sets() if runs)}"
+
+
+def instruction_sets() -> list[tuple[str, str, bool]]:
+    """``(name, description, runs on this CPU)`` of every set in the library, best first."""
+    return [
+        (
+            _text(lib.edb_isa_name(i)),
+            _text(lib.edb_isa_description(i)),
+            bool(lib.edb_isa_supported(i)),
+        )
+        for i in range(lib.edb_isa_count())
+    ]
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may run on, within a container's CPU quota; at least 1."""
+    try:
+        cpus = os.sched_getaffinity(0)
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
+    cores = {_siblings(cpu) for cpu in cpus}
+    return max(1, min(len(cores), _quota()))
+
+
+def _siblings(cpu: int) -> str:
+    """A name shared by the hardware threads of one core."""
+    try:
+        path = f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        return Path(path).read_text(encoding="ascii")
+    except OSError:
+        return str(cpu)
+
+
+def _quota() -> int:
+    """CPUs that the control group grants, rounded up."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return -(-int(quota) // int(period))
+    except (OSError, ValueError):  # none set ("max"), or not a version 2 hierarchy
+        return 1 << 16
+
+
+class NativeBuffer(Buffer):
+    """A buffer with what an operation needs beside the pointer."""
+
+    __slots__ = ("kind", "width")
+
+    kind: int  # EDB_F32 or EDB_F16, as a cache
+    width: int  # elements of a row
+
+    def __init__(self, array: np.ndarray) -> None:
+        if not array.flags.c_contiguous:
+            raise NativeError(f"array {array.shape} is not C-contiguous")
+        super().__init__(array, _pointer(array, _CTYPES.get(array.dtype, "void *")))
+        self.kind = lib.EDB_F16 if array.dtype == np.float16 else lib.EDB_F32
+        self.width = array.shape[-1] if array.ndim else 1
+
+
+class NativeMatrix:
+    """A weight matrix as C sees it; keeps the arrays alive that ``struct`` points into."""
+
+    __slots__ = ("arrays", "cols", "rows", "struct")
+
+    def __init__(self, tensor: LinearTensor) -> None:
+        rows, cols = self.rows, self.cols = tensor.rows, tensor.cols
+        tiles, groups = -(-rows // 64), -(-cols // 64)
+        data: np.ndarray
+        scales: np.ndarray | None = None
+        kind, pairs = lib.EDB_F32, 0
+        if hasattr(tensor, "blocks"):
+            data, scales = tensor.blocks, tensor.row_scale
+            kind, pairs = lib.EDB_PAIRS, len(data)
+            expected = (pairs, tiles, groups, 1152)
+            scales_expected: tuple[int, ...] = (pairs, rows)
+        elif hasattr(tensor, "codes"):
+            data, scales, kind = tensor.codes, tensor.scales, lib.EDB_INT8
+            expected, scales_expected = (tiles, groups, 4096), (tiles, groups, 64)
+        else:
+            data, expected = tensor.weight, (rows, cols)
+            if data.dtype == np.float16:
+                kind = lib.EDB_F16
+        if data.shape != expected or not data.flags.c_contiguous:
+            raise NativeError(f"weights {data.shape} of a {rows} x {cols} matrix, not {expected}")
+        if scales is not None and (
+            scales.shape != scales_expected
+            or scales.dtype != np.float32
+            or not scales.flags.c_contiguous
+        ):
+            raise NativeError(f"scales {scales.shape}, expected float32 {scales_expected}")
+        data = _aligned(data)
+        self.arrays = (data, scales)
+        self.struct = ffi.new("edb_matrix *")
+        self.struct.kind, self.struct.pairs = kind, pairs
+        self.struct.rows, self.struct.cols = rows, cols
+        self.struct.data = _pointer(data, "void *")
+        self.struct.scales = ffi.NULL if scales is None else _pointer(scales, "float *")
+
+
+class _Scratch(threading.local):
+    """Memory that one thread's operations work in; grows when one asks for more."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.ptr = ffi.NULL
+        self.grow(1 << 16)
+
+    def grow(self, size: int) -> None:
+        self.array = aligned_zeros((size,), np.uint8)
+        self.ptr = _pointer(self.array, "void *")
+        self.size = size
+
+
+class NativeOps:
+    """``Ops`` in C. Threads may share one; each then needs its own buffers."""
+
+    name = "native"
+
+    def __init__(self, isa: str | None = None, threads: int | None = None) -> None:
+        """``isa``: a name of ``instruction_sets()``, default the best this CPU has; ``threads``:
+        default the physical cores, at most 16. Raises ``NativeError`` if either cannot be had.
+        """
+        if lib is None:
+            raise NativeError(available()[1])
+        self.threads = threads or min(physical_cores(), MAX_DEFAULT_THREADS)
+        self._requested_isa = isa
+        self._start()
+        self.isa = _text(lib.edb_context_isa(self._context))
+        self._scratch = _Scratch()
+        self._shape: tuple[AttentionShape | None, int, Any] = (None, 0, None)
+        _running.add(self)
+
+    def _start(self) -> None:
+        isa = self._requested_isa
+        pool = ffi.new("edb_pool **")
+        status = lib.edb_pool_create(self.threads, pool)
+        if status:
+            raise NativeError(f"{self.threads} threads: {_text(lib.edb_status_text(status))}")
+        self._pool = ffi.gc(pool[0], lib.edb_pool_destroy)
+        context = ffi.new("edb_context **")
+        if lib.edb_context_create(isa.encode() if isa else ffi.NULL, self._pool, context):
+            usable = ", ".join(name for name, _, runs in instruction_sets() if runs)
+            raise NativeError(f"instruction set {isa!r} cannot run here; this CPU runs {usable}")
+        self._context = ffi.gc(context[0], lib.edb_context_destroy)
+
+    def buffer(self, shape: tuple[int, ...], dtype: Any = np.float32) -> NativeBuffer:
+        """A zeroed array on a 64-byte boundary."""
+        return NativeBuffer(aligned_zeros(shape, dtype))
+
+    def wrap(self, array: np.ndarray) -> NativeBuffer:
+        """An existing C-contiguous array, not copied."""
+        return NativeBuffer(array)
+
+    def matrix(self, tensor: LinearTensor) -> NativeMatrix:
+        """A weight matrix, in place if it lies on a 64-byte boundary and copied to one if not."""
+        return NativeMatrix(tensor)
+
+    def embed(self, table: NativeMatrix, ids: Buffer, out: Buffer, n: int) -> None:
+        """``out[t] = table[ids[t]]``; ids int32 ``[n]``, out ``[n, cols]``."""
+        status = lib.edb_embed(self._context, table.struct, ids.ptr, out.ptr, n)
+        if status:
+            _fail("embed", status)
+
+    def rmsnorm(self, x: Buffer, weight: NativeBuffer, out: Buffer, n: int, eps: float) -> None:
+        """``out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight``; x, out ``[n, d]``."""
+        status = lib.edb_rmsnorm(self._context, x.ptr, weight.ptr, out.ptr, n, weight.width, eps)
+        if status:
+            _fail("rmsnorm", status)
+
+    def matmul(
+        self, matrix: NativeMatrix, x: NativeBuffer, out: NativeBuffer, n: int, add: bool = False
+    ) -> None:
+        """``out[t] = W x[t]``, or ``+=`` with ``add``; x ``[n, cols]``, out ``[n, rows]``."""
+        if x.width != matrix.cols or out.width != matrix.rows:
+            raise NativeError(
+                f"matmul: {matrix.rows} x {matrix.cols} matrix, x has {x.width} columns "
+                f"and out {out.width}"
+            )
+        scratch = self._scratch
+        status = lib.edb_matmul(
+            self._context, matrix.struct, x.ptr, out.ptr, n, add, scratch.ptr, scratch.size
+        )
+        if status:
+            if status != lib.EDB_ERR_SCRATCH:
+                _fail("matmul", status)
+            scratch.grow(lib.edb_matmul_scratch_bytes(self._context, matrix.struct, n))
+            self.matmul(matrix, x, out, n, add)
+
+    def rope(
+        self,
+        qkv: Buffer,
+        cos: Buffer,
+        sin: Buffer,
+        k_cache: NativeBuffer,
+        v_cache: Buffer,
+        n: int,
+        position: int,
+        shape: AttentionShape,
+    ) -> None:
+        """Rotate q in place; store rotated k and plain v at ``position .. position + n - 1``."""
+        status = lib.edb_rope(
+            self._context,
+            self._native_shape(shape, k_cache.kind),
+            qkv.ptr,
+            cos.ptr,
+            sin.ptr,
+            k_cache.ptr,
+            v_cache.ptr,
+            n,
+            position,
+        )
+        if status:
+            _fail("rope", status)
+
+    def attention(
+        self,
+        qkv: Buffer,
+        k_cache: NativeBuffer,
+        v_cache: NativeBuffer,
+        out: Buffer,
+        n: int,
+        position: int,
+        shape: AttentionShape,
+    ) -> None:
+        """Causal attention: query t sees the keys of positions ``0 .. position + t``."""
+        scratch = self._scratch
+        native_shape = self._native_shape(shape, k_cache.kind)
+        status = lib.edb_attention(
+            self._context,
+            native_shape,
+            qkv.ptr,
+            k_cache.ptr,
+            v_cache.ptr,
+            out.ptr,
+            n,
+            position,
+            scratch.ptr,
+            scratch.size,
+        )
+        if status:
+            if status != lib.EDB_ERR_SCRATCH:
+                _fail("attention", status)
+            # For the whole context at once, so that a growing conversation asks only here.
+            capacity = shape.capacity
+            scratch.grow(lib.edb_attention_scratch_bytes(self._context, native_shape, capacity))
+            self.attention(qkv, k_cache, v_cache, out, n, position, shape)
+
+    def swiglu(self, gate_up: Buffer, out: NativeBuffer, n: int) -> None:
+        """``out = silu(gate) * up``; gate_up ``[n, 2 f]`` holds gate, then up; out ``[n, f]``."""
+        status = lib.edb_swiglu(self._context, gate_up.ptr, out.ptr, n, out.width)
+        if status:
+            _fail("swiglu", status)
+
+    def _native_shape(self, shape: AttentionShape, cache_kind: int) -> Any:
+        """The struct for ``shape``; all layers of a model ask for the same one."""
+        last, kind, struct = self._shape
+        if last is not shape or kind != cache_kind:
+            struct = ffi.new("edb_attention_shape *")
+            struct.n_heads, struct.n_kv_heads = shape.n_heads, shape.n_kv_heads
+            struct.head_dim, struct.capacity = shape.head_dim, shape.capacity
+            struct.cache_kind = cache_kind
+            self._shape = (shape, cache_kind, struct)
+        return struct
+
+
+def _pointer(array: np.ndarray, ctype: str) -> Any:
+    return ffi.cast(ctype, ffi.from_buffer(array))
+
+
+def _aligned(array: np.ndarray) -> np.ndarray:
+    if array.ctypes.data % ALIGNMENT == 0:
+        return array
+    copy = aligned_zeros(array.shape, array.dtype)
+    copy[...] = array
+    return copy
+
+
+def _text(string: Any) -> str:
+    return str(ffi.string(string).decode())
+
+
+def _fail(operation: str, status: int) -> NoReturn:
+    raise NativeError(f"{operation}: {_text(lib.edb_status_text(status))}")
+
+
+# A forked child has none of its parent's threads: the C library then works on the calling thread,
+# which is safe and slow, so the child gets a pool of its own.
+_running: weakref.WeakSet[NativeOps] = weakref.WeakSet()
+
+
+def _restart_pools() -> None:
+    for ops in list(_running):
+        ops._start()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_restart_pools)

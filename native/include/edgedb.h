@@ -1,0 +1,209 @@
+/*
+ * edgedb: the operations of a decoder-only language model at two bits a weight, on the CPU.
+ *
+ * The one public header. Everything is row-major and float32 unless it says otherwise; the caller
+ * owns all memory. A call never prints, aborts or allocates, except edb_*_create, which allocate.
+ * A function that can fail returns an edb_status and, on failure, has changed nothing.
+ *
+ * The result of every operation is defined to the last bit (docs/format.md has the numerics): the
+ * instruction set, the number of threads and whether tokens are given together or one by one never
+ * change it. Only the payload of a NaN is unspecified.
+ *
+ * Threads: a context and a pool may be used from several threads at once; scratch and outputs must
+ * then differ. While a pool works for one caller, the work of another runs on that caller's thread.
+ *
+ * Apart from the preprocessor lines this file is plain declarations, and the cffi binding is
+ * derived from it.
+ */
+#ifndef EDGEDB_H
+#define EDGEDB_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- status ---- */
+
+typedef int32_t edb_status;
+
+enum {
+    EDB_OK = 0,
+    EDB_ERR_NULL = 1,    /* a required pointer is NULL */
+    EDB_ERR_ALIGN = 2,   /* weights are not on a 64-byte boundary, or floats not on a 4-byte one */
+    EDB_ERR_SHAPE = 3,   /* a size is zero, negative, implausibly large, or sizes disagree */
+    EDB_ERR_KIND = 4,    /* unknown kind of matrix or type of cache */
+    EDB_ERR_RANGE = 5,   /* a token id or a position is outside its matrix or cache */
+    EDB_ERR_SCRATCH = 6, /* scratch is smaller than edb_*_scratch_bytes asks for */
+    EDB_ERR_ISA = 7,     /* the instruction set is unknown, or this CPU does not have it */
+    EDB_ERR_MEMORY = 8,  /* out of memory, in edb_*_create */
+    EDB_ERR_THREAD = 9   /* the operating system refused a thread, in edb_pool_create */
+};
+
+/* One line for a status; never NULL, also for a number that is none. */
+const char *edb_status_text(edb_status status);
+
+/* ---- instruction sets: the list this library was built with, best first, "scalar" last ---- */
+
+/* Number of rows in the list, at least 1. */
+int32_t edb_isa_count(void);
+
+/* Short name of row `index`, as EDGEDB_ISA takes it ("avx2"); NULL outside the list. */
+const char *edb_isa_name(int32_t index);
+
+/* What the row uses, for people; NULL outside the list. */
+const char *edb_isa_description(int32_t index);
+
+/* 1 if this CPU and its operating system can run row `index`, else 0. */
+int32_t edb_isa_supported(int32_t index);
+
+/* ---- threads ---- */
+
+typedef struct edb_pool edb_pool;
+
+/*
+ * Starts n_threads - 1 threads; the caller of an operation is the remaining one. They spin for some
+ * 30 us after a piece of work and then sleep. After fork() the child's operations run on their
+ * calling thread. EDB_ERR_SHAPE unless 1 <= n_threads <= 256.
+ */
+edb_status edb_pool_create(int32_t n_threads, edb_pool **pool);
+
+/* Joins the threads. No operation may be running. NULL is allowed. */
+void edb_pool_destroy(edb_pool *pool);
+
+/* The n_threads it was created with; 1 for NULL. */
+int32_t edb_pool_threads(const edb_pool *pool);
+
+/* ---- context: an instruction set and a pool ---- */
+
+typedef struct edb_context edb_context;
+
+/*
+ * isa: a name from the list, or NULL for the best this CPU has. pool: may be shared by contexts, is
+ * not owned, must outlive the context; NULL runs everything on the calling thread.
+ * EDB_ERR_ISA if the name is unknown or the CPU lacks it.
+ */
+edb_status edb_context_create(const char *isa, edb_pool *pool, edb_context **context);
+
+/* Frees the context, not its pool. NULL is allowed. */
+void edb_context_destroy(edb_context *context);
+
+/* Name of the instruction set whose kernels this context calls; NULL for NULL. */
+const char *edb_context_isa(const edb_context *context);
+
+/* ---- weight matrices ---- */
+
+enum {
+    EDB_PAIRS = 1, /* stacked pairs of bit planes, 2.25 bits a weight and pair */
+    EDB_INT8 = 2,  /* int8 codes with one float32 scale for 64 columns of a row */
+    EDB_F32 = 3,   /* plain float32 */
+    EDB_F16 = 4    /* plain IEEE binary16 */
+};
+
+/*
+ * A view of a weight matrix [rows, cols], tiles = ceil(rows / 64), groups = ceil(cols / 64):
+ *
+ *   EDB_PAIRS  data   uint8 [pairs, tiles, groups, 1152]: for quad 0..15, for lane 0..63 one byte,
+ *                     low nibble b1, high nibble b2, bit k = column 64*group + 4*quad + k,
+ *                     lane = row of the tile; then int8 c1[64], int8 c2[64]
+ *              scales float [pairs, rows]; weight = sum over pairs of scale * (c1*b1 + c2*b2),
+ *                     with |c1|, |c2|, |c1 + c2| <= 127
+ *   EDB_INT8   data   int8 [tiles, groups, 4096]: for quad 0..15, for lane 0..63 four codes, of
+ *                     columns 64*group + 4*quad + 0..3, each in [-127, 127]
+ *              scales float [tiles, groups, 64]; weight = scale * code
+ *   EDB_F32    data   float [rows, cols]; scales unused
+ *   EDB_F16    data   uint16 bit patterns [rows, cols]; scales unused
+ *
+ * Padding rows and columns are zero. data lies on a 64-byte boundary and is never written.
+ */
+typedef struct {
+    int32_t kind;  /* EDB_PAIRS ... */
+    int32_t pairs; /* 1..8 for EDB_PAIRS, ignored otherwise */
+    int64_t rows;
+    int64_t cols;
+    const void *data;
+    const float *scales;
+} edb_matrix;
+
+/*
+ * out[t] = row ids[t] of the matrix, as float32; EDB_ERR_RANGE if an id is no row.
+ * ids [n], out [n, cols]. Pairs add in order: s0*w0, then + s1*w1, every step rounded.
+ */
+edb_status edb_embed(const edb_context *context, const edb_matrix *matrix, const int32_t *ids,
+                     float *out, int64_t n);
+
+/* Bytes of scratch that edb_matmul needs for n tokens; 0 if an argument is invalid. */
+size_t edb_matmul_scratch_bytes(const edb_context *context, const edb_matrix *matrix, int64_t n);
+
+/*
+ * out[t] = W x[t], or out[t] + W x[t] if add is not 0. x [n, cols], out [n, rows], no overlap.
+ *
+ * EDB_PAIRS and EDB_INT8 quantize x to int8 as edb_quantize does, take exact integer sums over each
+ * group of 64 columns, and join the groups in ascending order by one fused multiply-add each.
+ * EDB_F32 and EDB_F16 sum columns l, l+16, l+32, ... in lane l of 16 by fused multiply-adds in
+ * ascending order, then add the lanes in a tree: l += l+8, += l+4, += l+2, += l+1.
+ *
+ * A token whose x has a NaN or an infinity gives NaN outputs (EDB_PAIRS, EDB_INT8).
+ */
+edb_status edb_matmul(const edb_context *context, const edb_matrix *matrix, const float *x,
+                      float *out, int64_t n, int32_t add, void *scratch, size_t scratch_bytes);
+
+/*
+ * Per token and group of 64 columns: sx = max|x| / 127, q = round-half-even(x / sx) in
+ * [-127, 127]. A group with max|x|/127 below the smallest normal float has sx = 0, q = 0; one with
+ * a NaN or an infinity has sx = NaN, q = 0. x [n, cols] is zero-padded to whole groups:
+ * q int8 [n, groups * 64], sx [n, groups].
+ */
+edb_status edb_quantize(const edb_context *context, const float *x, int8_t *q, float *sx, int64_t n,
+                        int64_t cols);
+
+/* ---- the rest of a layer ---- */
+
+/*
+ * out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight. x, out [n, d] (may be the same), weight [d].
+ * The squares are summed in 16 lanes and the tree of edb_matmul.
+ */
+edb_status edb_rmsnorm(const edb_context *context, const float *x, const float *weight, float *out,
+                       int64_t n, int64_t d, float eps);
+
+/* out[t] = silu(gate) * up with gate_up[t] = (gate, up): gate_up [n, 2*f], out [n, f]. */
+edb_status edb_swiglu(const edb_context *context, const float *gate_up, float *out, int64_t n,
+                      int64_t f);
+
+/* Heads of one layer. A cache is [n_kv_heads, capacity, head_dim] of float32 or binary16. */
+typedef struct {
+    int32_t n_heads;    /* a multiple of n_kv_heads */
+    int32_t n_kv_heads;
+    int32_t head_dim;   /* even */
+    int32_t cache_kind; /* EDB_F32 or EDB_F16 */
+    int64_t capacity;   /* positions that a cache holds */
+} edb_attention_shape;
+
+/*
+ * Rotates the queries in place, rotates the keys, and stores keys and values in rows pos..pos+n-1
+ * of the caches. qkv [n, (n_heads + 2*n_kv_heads) * head_dim]; cos, sin [capacity, head_dim/2].
+ * Elements i and i + head_dim/2 of a head form a pair. EDB_ERR_RANGE unless pos + n <= capacity.
+ */
+edb_status edb_rope(const edb_context *context, const edb_attention_shape *shape, float *qkv,
+                    const float *cos, const float *sin, void *k_cache, void *v_cache, int64_t n,
+                    int64_t pos);
+
+/* Bytes of scratch that edb_attention needs up to this many positions; 0 if invalid. */
+size_t edb_attention_scratch_bytes(const edb_context *context, const edb_attention_shape *shape,
+                                   int64_t positions);
+
+/*
+ * Causal attention of the n rotated queries in qkv against cache rows 0..pos+t for query t, scores
+ * scaled by 1/sqrt(head_dim). out [n, n_heads * head_dim].
+ */
+edb_status edb_attention(const edb_context *context, const edb_attention_shape *shape,
+                         const float *qkv, const void *k_cache, const void *v_cache, float *out,
+                         int64_t n, int64_t pos, void *scratch, size_t scratch_bytes);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

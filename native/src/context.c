@@ -1,0 +1,39 @@
+/* Contexts, and the text of a status. */
+#include <stdlib.h>
+
+#include "internal.h"
+
+const char *edb_status_text(edb_status status) {
+    switch (status) {
+    case EDB_OK: return "ok";
+    case EDB_ERR_NULL: return "a required pointer is NULL";
+    case EDB_ERR_ALIGN: return "memory is not aligned (weights: 64 bytes, floats: 4 bytes)";
+    case EDB_ERR_SHAPE: return "a size is zero, negative, too large, or sizes disagree";
+    case EDB_ERR_KIND: return "unknown kind of matrix or type of cache";
+    case EDB_ERR_RANGE: return "a token id or a position is out of range";
+    case EDB_ERR_SCRATCH: return "scratch memory is too small";
+    case EDB_ERR_ISA: return "the instruction set is unknown or this CPU does not have it";
+    case EDB_ERR_MEMORY: return "out of memory";
+    case EDB_ERR_THREAD: return "the operating system refused to start a thread";
+    default: return "unknown status";
+    }
+}
+
+edb_status edb_context_create(const char *isa, edb_pool *pool, edb_context **context) {
+    if (context == NULL) return EDB_ERR_NULL;
+    *context = NULL;
+    const edb_isa *found = edb_isa_find(isa);
+    if (found == NULL) return EDB_ERR_ISA;
+    edb_context *created = malloc(sizeof *created);
+    if (created == NULL) return EDB_ERR_MEMORY;
+    created->isa = found;
+    created->pool = pool;
+    *context = created;
+    return EDB_OK;
+}
+
+void edb_context_destroy(edb_context *context) { free(context); }
+
+const char *edb_context_isa(const edb_context *context) {
+    return context != NULL ? context->isa->name : NULL;
+}

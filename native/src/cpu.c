@@ -1,0 +1,33 @@
+/* What this CPU, and the operating system that runs on it, can execute. */
+#include "internal.h"
+
+#if defined(__x86_64__) || defined(__i386__)
+
+#include <cpuid.h>
+
+/* Register state that the system saves on a context switch (XCR0). */
+static uint64_t saved_state(void) {
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return ((uint64_t)high << 32) | low;
+}
+
+uint32_t edb_cpu_features(void) {
+    enum { OSXSAVE = 1 << 27, AVX = 1 << 28, FMA = 1 << 12, F16C = 1 << 29 }; /* leaf 1, ecx */
+    enum { AVX2 = 1 << 5 };                                                   /* leaf 7, ebx */
+    enum { XMM_YMM = 6 };                                                     /* XCR0 */
+    uint32_t eax, ebx, ecx, edx, features = EDB_CPU_BASELINE;
+
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return features;
+    uint32_t needed = OSXSAVE | AVX | FMA | F16C;
+    if ((ecx & needed) != needed || (saved_state() & XMM_YMM) != XMM_YMM) return features;
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return features;
+    if (ebx & AVX2) features |= EDB_CPU_AVX2;
+    return features;
+}
+
+#else
+
+uint32_t edb_cpu_features(void) { return EDB_CPU_BASELINE; }
+
+#endif

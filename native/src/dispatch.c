@@ -1,0 +1,44 @@
+/*
+ * The list of instruction sets, best first; scalar is last and always there. This table is the only
+ * place that chooses: a new set is one file that fills an edb_kernels, and one row here.
+ */
+#include <string.h>
+
+#include "internal.h"
+
+static const edb_isa isa_table[] = {
+#if defined(__x86_64__)
+    {"avx2", "x86-64 AVX2, FMA, F16C: look-up by vpshufb, vpmaddubsw for prompts", EDB_CPU_AVX2,
+     &edb_kernels_avx2},
+#endif
+    {"scalar", "portable C11, no vector instructions assumed", EDB_CPU_BASELINE,
+     &edb_kernels_scalar},
+};
+
+enum { N_ISAS = sizeof isa_table / sizeof isa_table[0] };
+
+static int can_run(const edb_isa *isa) {
+    return (edb_cpu_features() & isa->features) == isa->features;
+}
+
+const edb_isa *edb_isa_find(const char *name) {
+    for (int i = 0; i < N_ISAS; i++) {
+        if (name != NULL && strcmp(name, isa_table[i].name) != 0) continue;
+        if (can_run(&isa_table[i])) return &isa_table[i];
+    }
+    return NULL;
+}
+
+int32_t edb_isa_count(void) { return N_ISAS; }
+
+const char *edb_isa_name(int32_t index) {
+    return index >= 0 && index < N_ISAS ? isa_table[index].name : NULL;
+}
+
+const char *edb_isa_description(int32_t index) {
+    return index >= 0 && index < N_ISAS ? isa_table[index].description : NULL;
+}
+
+int32_t edb_isa_supported(int32_t index) {
+    return index >= 0 && index < N_ISAS && can_run(&isa_table[index]);
+}

@@ -1,0 +1,140 @@
+/*
+ * What the sources share: the kernel table that each instruction set fills, the pool's inside, and
+ * the sizes of the packed layout.
+ */
+#ifndef EDB_INTERNAL_H
+#define EDB_INTERNAL_H
+
+#include "../include/edgedb.h"
+
+enum {
+    EDB_LANES = 16,          /* width of the portable vector layer; fixes every order of summation */
+    EDB_GROUP = 64,          /* columns that share a scale */
+    EDB_TILE = 64,           /* rows of a tile */
+    EDB_QUADS = 16,          /* four columns each: one look-up */
+    EDB_BLOCK_BYTES = 1152,  /* 64 x 64 weights of one pair: 1024 nibble pairs, c1[64], c2[64] */
+    EDB_CODES_BYTES = 4096,  /* 64 x 64 int8 codes */
+    EDB_TABLE_BYTES = 512,   /* look-up tables of one group of activations */
+    EDB_TOKEN_BLOCK = 64,    /* tokens that share one expansion of a block */
+    EDB_ATTEND_ROWS = 4,     /* query rows that share one pass over the keys */
+    EDB_MAX_PAIRS = 8,
+    EDB_PREFETCH_BYTES = 8192
+};
+
+/* Larger sizes are refused, which keeps every product of two sizes far inside 63 bits. */
+#define EDB_MAX_DIM ((int64_t)1 << 26)
+#define EDB_MAX_TOKENS ((int64_t)1 << 24)
+
+/* Everything about one group of activations that the look-up needs beside its tables. */
+typedef struct {
+    float sx;
+    int32_t bias; /* the tables hold subset sums minus their minimum; this is the sum of minima */
+} edb_group_meta;
+
+/* Up to EDB_ATTEND_ROWS queries that share one key/value head. */
+typedef struct {
+    int32_t rows;
+    int32_t head_dim;
+    int32_t cache_kind;
+    float scale;
+    const float *q[EDB_ATTEND_ROWS];
+    float *out[EDB_ATTEND_ROWS];
+    int64_t keys[EDB_ATTEND_ROWS]; /* cache rows that each query sees, ascending */
+    const void *k, *v;             /* this head's [capacity, head_dim] */
+    float *scores;                 /* [rows, stride], 64-byte aligned rows */
+    int64_t stride;
+} edb_attend;
+
+/*
+ * The kernels of one instruction set. All sets return the same bits. `stride` counts tokens between
+ * two groups: quantized activations are stored group-major, q[groups][stride][64], sx[groups][stride].
+ */
+typedef struct {
+    /* x[cols] -> q, sx of one token, zero-padded to whole groups. */
+    void (*quantize)(const float *x, int64_t cols, int8_t *q, float *sx, int64_t stride);
+
+    /* One token's q -> EDB_TABLE_BYTES and a meta per group; the bytes are private to the set. */
+    void (*build_tables)(const int8_t *q, const float *sx, int64_t stride, int64_t groups,
+                         uint8_t *tables, edb_group_meta *meta);
+
+    /* acc[64] = the tile's rows, not yet times row_scale. next: what will be read after this. */
+    void (*pairs_tile)(const uint8_t *blocks, int64_t groups, const uint8_t *tables,
+                       const edb_group_meta *meta, float *acc, const uint8_t *next);
+
+    /* One block of a pair -> its int8 levels c1*b1 + c2*b2 in the layout of EDB_INT8. */
+    void (*expand_block)(const uint8_t *block, int8_t *codes);
+
+    /* acc[n][64] += the tile's rows for n tokens; scales [groups][64]. */
+    void (*int8_tile)(const int8_t *codes, const float *scales, int64_t groups, const int8_t *q,
+                      const float *sx, int64_t stride, int64_t n, float *acc, const int8_t *next);
+
+    /* Rows row_begin..row_end of a dense matrix for n tokens: out[n][matrix->rows]. */
+    void (*dense_rows)(const edb_matrix *matrix, int64_t row_begin, int64_t row_end, const float *x,
+                       float *out, int64_t n, int32_t add);
+
+    void (*rmsnorm)(const float *x, const float *weight, float *out, int64_t d, float eps);
+    void (*swiglu)(const float *gate, const float *up, float *out, int64_t f);
+
+    /* One head: y = rotated x, which may be y itself. */
+    void (*rotate)(const float *x, const float *cos, const float *sin, float *y, int64_t head_dim);
+    void (*to_f16)(const float *x, uint16_t *y, int64_t count);
+    void (*from_f16)(const uint16_t *x, float *y, int64_t count);
+    void (*attend)(const edb_attend *job);
+
+    /* Pairs: from this many tokens on, expanding a block beats looking up token by token. */
+    int64_t expand_from;
+} edb_kernels;
+
+/* CPU features; a row of the instruction-set table needs all of its bits. */
+enum {
+    EDB_CPU_BASELINE = 0,
+    EDB_CPU_AVX2 = 1 << 0, /* AVX2, FMA and F16C, and the system saves the registers */
+};
+
+uint32_t edb_cpu_features(void);
+
+typedef struct {
+    const char *name;
+    const char *description;
+    uint32_t features;
+    const edb_kernels *kernels;
+} edb_isa;
+
+const edb_isa *edb_isa_find(const char *name); /* NULL: best; returns NULL if it cannot run */
+
+extern const edb_kernels edb_kernels_scalar;
+extern const edb_kernels edb_kernels_avx2;
+
+struct edb_context {
+    const edb_isa *isa;
+    edb_pool *pool;
+};
+
+/* A piece of work: tasks begin..end-1; worker is the same number for one thread during a run. */
+typedef void (*edb_task)(void *job, int64_t begin, int64_t end, int32_t worker);
+
+/* Runs tasks 0..n_tasks-1, `chunk` at a time, and returns when all are done. pool may be NULL. */
+void edb_pool_run(edb_pool *pool, edb_task task, void *job, int64_t n_tasks, int64_t chunk);
+
+#define EDB_INLINE inline __attribute__((always_inline))
+
+static inline int64_t edb_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t edb_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t edb_max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static inline int edb_aligned(const void *p, uintptr_t alignment) {
+    return ((uintptr_t)p & (alignment - 1)) == 0;
+}
+
+static inline void *edb_align_up(void *p) {
+    return (void *)(((uintptr_t)p + 63) & ~(uintptr_t)63);
+}
+
+/* Tasks a thread takes at once: few enough that a slow core does not hold up the rest. */
+static inline int64_t edb_chunk(const edb_pool *pool, int64_t n_tasks) {
+    return edb_max(1, n_tasks / (8 * (int64_t)edb_pool_threads(pool)));
+}
+
+edb_status edb_check_matrix(const edb_matrix *matrix);
+
+#endif

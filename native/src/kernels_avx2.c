@@ -1,0 +1,449 @@
+/*
+ * AVX2 kernels (Haswell, Zen and later), on the layout of edgedb.h.
+ *
+ * pairs_tile: the exact look-up. The 16 subset sums of four int8 activations, minus their minimum, lie
+ * in 0..508: low 5 bits in one 16-byte table, the high bits (at most 15) in a second one. Rows are in
+ * the lanes, so a byte shuffle looks up 32 rows at once and nothing is summed across lanes.
+ *
+ *   8-bit accumulators: low 8 * 31 = 248, so they are set aside after 8 of the 16 quads;
+ *                       high 16 * 15 = 240, good for the whole group
+ *   16-bit: low + 32 * high + bias = S, |S| <= 64 * 127 = 8,128; low and high join in one vpmaddubsw,
+ *           high * 32 + low <= 240 * 32 + 248 = 7,928, far from its saturation
+ *   32-bit: c1*S1 + c2*S2 by vpmaddwd, |sum| <= 2 * 127 * 8,128 = 2,064,512, exact as float
+ *
+ * int8_tile: |w| * sign(x, w) by vpmaddubsw, pair sum <= 2 * 128 * 127 = 32,512 < 32,767, then vpmaddwd
+ * with ones; 64 products stay below 2^21.
+ *
+ *   instruction      Zen 4: latency, per cycle    Skylake: latency, ports
+ *   vpshufb y        2, 2                         1, p5
+ *   vpaddb/w/d y     1, 4                         1, p015
+ *   vpand y          1, 4                         1, p015
+ *   vpmaddubsw y     3, 2                         5, p01
+ *   vpmaddwd y       3, 2                         5, p01
+ *   vpsignb y        1, 4                         1, p01
+ *
+ * Look-up: 26 instructions for 64 rows by four columns and 100 a group to finish, 0.13 a weight.
+ * int8: four instructions for 32 products and the overhead of a group, 0.14 a product.
+ */
+#include "internal.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+typedef struct {
+    __m256 a, b; /* lanes 0..7 and 8..15 */
+} v16;
+
+#define BOTH(operation, x, y) ((v16){operation((x).a, (y).a), operation((x).b, (y).b)})
+
+static EDB_INLINE v16 v_set1(float x) { return (v16){_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+static EDB_INLINE v16 v_load(const float *p) {
+    return (v16){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
+}
+static EDB_INLINE void v_store(float *p, v16 x) {
+    _mm256_storeu_ps(p, x.a);
+    _mm256_storeu_ps(p + 8, x.b);
+}
+static EDB_INLINE v16 v_add(v16 x, v16 y) { return BOTH(_mm256_add_ps, x, y); }
+static EDB_INLINE v16 v_sub(v16 x, v16 y) { return BOTH(_mm256_sub_ps, x, y); }
+static EDB_INLINE v16 v_mul(v16 x, v16 y) { return BOTH(_mm256_mul_ps, x, y); }
+static EDB_INLINE v16 v_div(v16 x, v16 y) { return BOTH(_mm256_div_ps, x, y); }
+static EDB_INLINE v16 v_min(v16 x, v16 y) { return BOTH(_mm256_min_ps, x, y); }
+static EDB_INLINE v16 v_max(v16 x, v16 y) { return BOTH(_mm256_max_ps, x, y); }
+static EDB_INLINE v16 v_fma(v16 x, v16 y, v16 z) {
+    return (v16){_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+static EDB_INLINE v16 v_abs(v16 x) {
+    __m256 sign = _mm256_set1_ps(-0.0f);
+    return (v16){_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+}
+
+static EDB_INLINE __m256 scale2(__m256 p, __m256 t) {
+    __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(t), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
+}
+static EDB_INLINE v16 v_scale2(v16 p, v16 t) { return BOTH(scale2, p, t); }
+
+static EDB_INLINE v16 v_load_f16(const uint16_t *p) {
+    __m256i h = _mm256_loadu_si256((const __m256i *)p);
+    return (v16){_mm256_cvtph_ps(_mm256_castsi256_si128(h)),
+                 _mm256_cvtph_ps(_mm256_extracti128_si256(h, 1))};
+}
+static EDB_INLINE void v_store_f16(uint16_t *p, v16 x) {
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
+}
+
+static EDB_INLINE void v_store_i8(int8_t *p, v16 x) {
+    __m256i words = _mm256_packs_epi32(_mm256_cvttps_epi32(x.a), _mm256_cvttps_epi32(x.b));
+    __m256i bytes = _mm256_packs_epi16(words, words); /* dwords: 0-3, 8-11, -, - | 4-7, 12-15, -, - */
+    bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5));
+    _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(bytes));
+}
+
+static EDB_INLINE float v_sum(v16 x) {
+    __m256 eight = _mm256_add_ps(x.a, x.b);
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+static EDB_INLINE void v_sum4(v16 x, v16 y, v16 z, v16 w, float *out) {
+    __m256 x8 = _mm256_add_ps(x.a, x.b), y8 = _mm256_add_ps(y.a, y.b);
+    __m256 z8 = _mm256_add_ps(z.a, z.b), w8 = _mm256_add_ps(w.a, w.b);
+    __m256 xy = _mm256_add_ps(_mm256_permute2f128_ps(x8, y8, 0x20),  /* four lanes of x | of y */
+                              _mm256_permute2f128_ps(x8, y8, 0x31));
+    __m256 zw = _mm256_add_ps(_mm256_permute2f128_ps(z8, w8, 0x20),
+                              _mm256_permute2f128_ps(z8, w8, 0x31));
+    __m256 two = _mm256_add_ps(_mm256_shuffle_ps(xy, zw, 0x44), /* x x z z | y y w w */
+                               _mm256_shuffle_ps(xy, zw, 0xee));
+    __m256 one = _mm256_add_ps(two, _mm256_movehdup_ps(two)); /* x - z - | y - w - */
+    __m128 xz = _mm256_castps256_ps128(one), yw = _mm256_extractf128_ps(one, 1);
+    xz = _mm_shuffle_ps(xz, yw, 0x88);                        /* x z y w */
+    _mm_storeu_ps(out, _mm_shuffle_ps(xz, xz, 0xd8));
+}
+
+static EDB_INLINE float v_max_lane(v16 x) {
+    __m256 eight = _mm256_max_ps(x.a, x.b);
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+#include "ops_body.h"
+#include "attention_body.h"
+
+static EDB_INLINE __m256i load256(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+
+/*
+ * Without this gcc 12 first makes all the addends of an unrolled loop and then adds them up, which
+ * spills every one: the value is now complete at this point of the program.
+ */
+#define IN_REGISTER(x) __asm__("" : "+x"(x))
+
+/* An address to prefetch; it may lie past the end of the weights, where no pointer may point. */
+static EDB_INLINE const char *past(const void *p, int64_t bytes) {
+    return (const char *)((uintptr_t)p + (uintptr_t)bytes);
+}
+
+/* A quad's table: 16 bytes of low 5 bits, then 16 bytes of high bits. */
+static void build_tables(const int8_t *q, const float *sx, int64_t stride, int64_t groups,
+                         uint8_t *tables, edb_group_meta *meta) {
+    const __m256i subset = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m256i has[4]; /* all ones where bit k is in the subset */
+    for (int k = 0; k < 4; k++) {
+        __m256i bit = _mm256_set1_epi16((int16_t)(1 << k));
+        has[k] = _mm256_cmpeq_epi16(_mm256_and_si256(subset, bit), bit);
+    }
+    for (int64_t g = 0; g < groups; g++, q += EDB_GROUP * stride, sx += stride) {
+        int32_t bias = 0;
+        for (int quad = 0; quad < EDB_QUADS; quad++) {
+            /* A negative q is in the minimum, so leaving it out adds |q|: mask flipped by its sign. */
+            __m256i sum = _mm256_setzero_si256();
+            for (int k = 0; k < 4; k++) {
+                int16_t value = q[4 * quad + k];
+                bias += value < 0 ? value : 0;
+                __m256i flipped = _mm256_xor_si256(has[k], _mm256_set1_epi16((int16_t)(value >> 15)));
+                __m256i size = _mm256_set1_epi16((int16_t)(value < 0 ? -value : value));
+                sum = _mm256_add_epi16(sum, _mm256_and_si256(flipped, size));
+            }
+            __m256i low = _mm256_and_si256(sum, _mm256_set1_epi16(31));
+            __m256i packed = _mm256_packus_epi16(low, _mm256_srli_epi16(sum, 5));
+            _mm256_storeu_si256((__m256i *)tables, _mm256_permute4x64_epi64(packed, 0xd8));
+            tables += 32;
+        }
+        meta[g] = (edb_group_meta){.sx = *sx, .bias = bias};
+    }
+}
+
+/* 16 bytes of low sums (two parts) and high sums of one half -> 16-bit S without its bias. */
+static EDB_INLINE __m256i join(__m256i low_b_high, __m256i low_a) {
+    const __m256i one_and_32 = _mm256_set1_epi16(1 | 32 << 8);
+    return _mm256_add_epi16(_mm256_maddubs_epi16(low_b_high, one_and_32), low_a);
+}
+
+/* acc += sx * (c1*S1 + c2*S2) for the eight rows whose S1, S2 and (c1, c2) << 8 are interleaved. */
+static EDB_INLINE void finish8(float *acc, __m256 sx, __m256i s, __m256i c_high) {
+    __m256i sum = _mm256_madd_epi16(s, _mm256_srai_epi16(c_high, 8));
+    _mm256_store_ps(acc, _mm256_fmadd_ps(sx, _mm256_cvtepi32_ps(sum), _mm256_load_ps(acc)));
+}
+
+/*
+ * Finishes a group for 32 rows. Unpacking works inside 128-bit halves, so acc holds rows
+ * 0-3 16-19 | 4-7 20-23 | 8-11 24-27 | 12-15 28-31 of the slice.
+ */
+static EDB_INLINE void finish32(float *acc, __m256 sx, __m256i bias, const uint8_t *c1,
+                                __m256i low1a, __m256i low1b, __m256i high1, __m256i low2a,
+                                __m256i low2b, __m256i high2) {
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i c1_bytes = load256(c1), c2_bytes = load256(c1 + EDB_TILE);
+    __m256i s1 = join(_mm256_unpacklo_epi8(low1b, high1), _mm256_unpacklo_epi8(low1a, zero));
+    __m256i s2 = join(_mm256_unpacklo_epi8(low2b, high2), _mm256_unpacklo_epi8(low2a, zero));
+    __m256i c = _mm256_unpacklo_epi8(c1_bytes, c2_bytes);
+    s1 = _mm256_add_epi16(s1, bias);
+    s2 = _mm256_add_epi16(s2, bias);
+    finish8(acc, sx, _mm256_unpacklo_epi16(s1, s2), _mm256_unpacklo_epi8(zero, c));
+    finish8(acc + 8, sx, _mm256_unpackhi_epi16(s1, s2), _mm256_unpackhi_epi8(zero, c));
+
+    s1 = join(_mm256_unpackhi_epi8(low1b, high1), _mm256_unpackhi_epi8(low1a, zero));
+    s2 = join(_mm256_unpackhi_epi8(low2b, high2), _mm256_unpackhi_epi8(low2a, zero));
+    c = _mm256_unpackhi_epi8(c1_bytes, c2_bytes);
+    s1 = _mm256_add_epi16(s1, bias);
+    s2 = _mm256_add_epi16(s2, bias);
+    finish8(acc + 16, sx, _mm256_unpacklo_epi16(s1, s2), _mm256_unpacklo_epi8(zero, c));
+    finish8(acc + 24, sx, _mm256_unpackhi_epi16(s1, s2), _mm256_unpackhi_epi8(zero, c));
+}
+
+/* One quad: rows 0-31 add to p, rows 32-63 to r. */
+#define LOOK_UP(quad)                                                                         \
+    do {                                                                                      \
+        __m256i low = _mm256_broadcastsi128_si256(*(const __m128i *)(table + 32 * (quad)));     \
+        __m256i high =                                                                        \
+            _mm256_broadcastsi128_si256(*(const __m128i *)(table + 32 * (quad) + 16));          \
+        __m256i bits = load256(block + 64 * (quad));                                          \
+        __m256i b1 = _mm256_and_si256(bits, nibble);                                          \
+        __m256i b2 = _mm256_and_si256(_mm256_srli_epi16(bits, 4), nibble);                    \
+        p_low1 = _mm256_add_epi8(p_low1, _mm256_shuffle_epi8(low, b1));                       \
+        p_high1 = _mm256_add_epi8(p_high1, _mm256_shuffle_epi8(high, b1));                    \
+        p_low2 = _mm256_add_epi8(p_low2, _mm256_shuffle_epi8(low, b2));                       \
+        p_high2 = _mm256_add_epi8(p_high2, _mm256_shuffle_epi8(high, b2));                    \
+        bits = load256(block + 64 * (quad) + 32);                                             \
+        b1 = _mm256_and_si256(bits, nibble);                                                  \
+        b2 = _mm256_and_si256(_mm256_srli_epi16(bits, 4), nibble);                            \
+        r_low1 = _mm256_add_epi8(r_low1, _mm256_shuffle_epi8(low, b1));                       \
+        r_high1 = _mm256_add_epi8(r_high1, _mm256_shuffle_epi8(high, b1));                    \
+        r_low2 = _mm256_add_epi8(r_low2, _mm256_shuffle_epi8(low, b2));                       \
+        r_high2 = _mm256_add_epi8(r_high2, _mm256_shuffle_epi8(high, b2));                    \
+        _mm_prefetch(ahead + 64 * (quad), _MM_HINT_T0);                                       \
+        __asm__("" : "+x"(p_low1), "+x"(p_high1), "+x"(p_low2), "+x"(p_high2), "+x"(r_low1),     \
+                "+x"(r_high1), "+x"(r_low2), "+x"(r_high2));                                   \
+    } while (0)
+
+static void pairs_tile(const uint8_t *block, int64_t groups, const uint8_t *table,
+                       const edb_group_meta *meta, float *out, const uint8_t *next) {
+    enum { BLOCKS_AHEAD = EDB_PREFETCH_BYTES / EDB_BLOCK_BYTES };
+    const __m256i nibble = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
+    _Alignas(32) float acc[EDB_TILE] = {0};
+
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t left = groups - g - BLOCKS_AHEAD;
+        const char *ahead = left > 0 ? (const char *)block + BLOCKS_AHEAD * EDB_BLOCK_BYTES
+                                     : past(next, -left * EDB_BLOCK_BYTES);
+        __m256i p_low1 = zero, p_high1 = zero, p_low2 = zero, p_high2 = zero;
+        __m256i r_low1 = zero, r_high1 = zero, r_low2 = zero, r_high2 = zero;
+        for (int quad = 0; quad < EDB_QUADS / 2; quad++) LOOK_UP(quad);
+        __m256i p_low1a = p_low1, p_low2a = p_low2, r_low1a = r_low1, r_low2a = r_low2;
+        p_low1 = p_low2 = r_low1 = r_low2 = zero;
+        for (int quad = EDB_QUADS / 2; quad < EDB_QUADS; quad++) LOOK_UP(quad);
+        _mm_prefetch(ahead + 1024, _MM_HINT_T0);
+        _mm_prefetch(ahead + 1088, _MM_HINT_T0);
+
+        __m256 sx = _mm256_set1_ps(meta[g].sx);
+        __m256i bias = _mm256_set1_epi16((int16_t)meta[g].bias);
+        const uint8_t *c1 = block + 1024;
+        finish32(acc, sx, bias, c1, p_low1a, p_low1, p_high1, p_low2a, p_low2, p_high2);
+        finish32(acc + 32, sx, bias, c1 + 32, r_low1a, r_low1, r_high1, r_low2a, r_low2, r_high2);
+        block += EDB_BLOCK_BYTES;
+        table += EDB_TABLE_BYTES;
+    }
+    for (int slice = 0; slice < EDB_TILE; slice += 32) { /* back to consecutive rows */
+        for (int i = 0; i < 16; i += 8) {
+            const float *from = acc + slice + 2 * i;
+            for (int half = 0; half < 2; half++) {
+                _mm_storeu_ps(out + slice + i + 16 * half, _mm_load_ps(from + 4 * half));
+                _mm_storeu_ps(out + slice + i + 4 + 16 * half, _mm_load_ps(from + 8 + 4 * half));
+            }
+        }
+    }
+}
+
+static void expand_block(const uint8_t *block, int8_t *codes) {
+    const __m256i each_four_times =
+        _mm256_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 6, 6,
+                         6, 6, 7, 7, 7, 7);
+    const __m256i bits1 = _mm256_set1_epi32(0x08040201);
+    const __m256i bits2 = _mm256_slli_epi16(bits1, 4);
+    for (int row = 0; row < EDB_TILE; row += 8) {
+        int64_t bytes;
+        memcpy(&bytes, block + 1024 + row, sizeof bytes);
+        __m256i c1 = _mm256_shuffle_epi8(_mm256_set1_epi64x(bytes), each_four_times);
+        memcpy(&bytes, block + 1088 + row, sizeof bytes);
+        __m256i c2 = _mm256_shuffle_epi8(_mm256_set1_epi64x(bytes), each_four_times);
+        for (int quad = 0; quad < EDB_QUADS; quad++) {
+            memcpy(&bytes, block + EDB_TILE * quad + row, sizeof bytes);
+            __m256i v = _mm256_shuffle_epi8(_mm256_set1_epi64x(bytes), each_four_times);
+            __m256i has1 = _mm256_cmpeq_epi8(_mm256_and_si256(v, bits1), bits1);
+            __m256i has2 = _mm256_cmpeq_epi8(_mm256_and_si256(v, bits2), bits2);
+            __m256i level = _mm256_add_epi8(_mm256_and_si256(has1, c1), _mm256_and_si256(has2, c2));
+            _mm256_storeu_si256((__m256i *)(codes + 4 * (EDB_TILE * quad + row)), level);
+        }
+    }
+}
+
+static EDB_INLINE __m256i dot4(__m256i sum, __m256i w, __m256i size, __m256i x) {
+    __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(x, w));
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    IN_REGISTER(sum);
+    return sum;
+}
+
+static EDB_INLINE __m256i four_codes(const int8_t *p) {
+    int32_t codes;
+    memcpy(&codes, p, sizeof codes);
+    return _mm256_set1_epi32(codes);
+}
+
+static EDB_INLINE void finish_dots(float *acc, __m256i dots, float sx, const float *scales) {
+    __m256 scale = _mm256_mul_ps(_mm256_set1_ps(sx), _mm256_loadu_ps(scales));
+    __m256 sum = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dots), _mm256_loadu_ps(acc));
+    _mm256_storeu_ps(acc, sum);
+}
+
+/*
+ * For four tokens and more vpsignb would be the limit: it shares its two ports with the multiplications.
+ * So codes and activations are widened to 16 bits once, columns 0 and 2 of a quad apart from 1 and 3, and
+ * vpmaddwd alone multiplies.
+ */
+static EDB_INLINE void widen(const int8_t *bytes, int64_t count, int16_t *even, int16_t *odd) {
+    for (int64_t i = 0; i < count; i += 32) {
+        __m256i x = load256(bytes + i);
+        _mm256_store_si256((__m256i *)(even + i / 2), _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8));
+        _mm256_store_si256((__m256i *)(odd + i / 2), _mm256_srai_epi16(x, 8));
+    }
+}
+
+typedef struct {
+    _Alignas(32) int16_t even[EDB_CODES_BYTES / 2], odd[EDB_CODES_BYTES / 2];
+} wide_codes;
+
+typedef struct {
+    _Alignas(32) int16_t even[4][EDB_GROUP / 2], odd[4][EDB_GROUP / 2];
+} wide_tokens;
+
+static EDB_INLINE __m256i dot2(__m256i sum, __m256i w, const int16_t *x) {
+    int32_t two;
+    memcpy(&two, x, sizeof two);
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w, _mm256_set1_epi32(two)));
+    IN_REGISTER(sum);
+    return sum;
+}
+
+/* Rows row..row+15 by four tokens of one group: eight accumulators. */
+static EDB_INLINE void group_16x4(const wide_codes *codes, int row, const float *scales,
+                                  const wide_tokens *x, const float *sx, float *acc) {
+    __m256i a0, a1, a2, a3, b0, b1, b2, b3;
+    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = _mm256_setzero_si256();
+#define DOTS(half)                                                 \
+    do {                                                           \
+        const int16_t *w = codes->half + 2 * (EDB_TILE * quad + row); \
+        __m256i wa = load256(w), wb = load256(w + 16);             \
+        a0 = dot2(a0, wa, x->half[0] + 2 * quad);                  \
+        b0 = dot2(b0, wb, x->half[0] + 2 * quad);                  \
+        a1 = dot2(a1, wa, x->half[1] + 2 * quad);                  \
+        b1 = dot2(b1, wb, x->half[1] + 2 * quad);                  \
+        a2 = dot2(a2, wa, x->half[2] + 2 * quad);                  \
+        b2 = dot2(b2, wb, x->half[2] + 2 * quad);                  \
+        a3 = dot2(a3, wa, x->half[3] + 2 * quad);                  \
+        b3 = dot2(b3, wb, x->half[3] + 2 * quad);                  \
+    } while (0)
+    for (int quad = 0; quad < EDB_QUADS; quad++) {
+        DOTS(even);
+        DOTS(odd);
+    }
+#undef DOTS
+    finish_dots(acc, a0, sx[0], scales);
+    finish_dots(acc + 8, b0, sx[0], scales + 8);
+    finish_dots(acc + EDB_TILE, a1, sx[1], scales);
+    finish_dots(acc + EDB_TILE + 8, b1, sx[1], scales + 8);
+    finish_dots(acc + 2 * EDB_TILE, a2, sx[2], scales);
+    finish_dots(acc + 2 * EDB_TILE + 8, b2, sx[2], scales + 8);
+    finish_dots(acc + 3 * EDB_TILE, a3, sx[3], scales);
+    finish_dots(acc + 3 * EDB_TILE + 8, b3, sx[3], scales + 8);
+}
+
+/* 64 rows of one token and group, straight from memory. */
+static EDB_INLINE void group_64x1(const int8_t *codes, const float *scales, const int8_t *q, float sx,
+                                  float *acc, const char *ahead) {
+    __m256i s0, s1, s2, s3, s4, s5, s6, s7;
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = _mm256_setzero_si256();
+#define DOT(sum, slice)                                            \
+    do {                                                           \
+        __m256i w = load256(codes + 256 * quad + 32 * (slice));    \
+        sum = dot4(sum, w, _mm256_abs_epi8(w), x);                 \
+    } while (0)
+    for (int quad = 0; quad < EDB_QUADS; quad++) {
+        __m256i x = four_codes(q + 4 * quad);
+        DOT(s0, 0); DOT(s1, 1); DOT(s2, 2); DOT(s3, 3);
+        DOT(s4, 4); DOT(s5, 5); DOT(s6, 6); DOT(s7, 7);
+        for (int line = 0; line < 4; line++)
+            _mm_prefetch(ahead + 256 * quad + 64 * line, _MM_HINT_T0);
+    }
+#undef DOT
+    finish_dots(acc, s0, sx, scales);
+    finish_dots(acc + 8, s1, sx, scales + 8);
+    finish_dots(acc + 16, s2, sx, scales + 16);
+    finish_dots(acc + 24, s3, sx, scales + 24);
+    finish_dots(acc + 32, s4, sx, scales + 32);
+    finish_dots(acc + 40, s5, sx, scales + 40);
+    finish_dots(acc + 48, s6, sx, scales + 48);
+    finish_dots(acc + 56, s7, sx, scales + 56);
+}
+
+static void int8_tile(const int8_t *codes, const float *scales, int64_t groups, const int8_t *q,
+                      const float *sx, int64_t stride, int64_t n, float *acc, const int8_t *next) {
+    enum { BLOCKS_AHEAD = EDB_PREFETCH_BYTES / EDB_CODES_BYTES };
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t left = groups - g - BLOCKS_AHEAD, t = 0;
+        const char *ahead = left > 0 ? (const char *)codes + BLOCKS_AHEAD * EDB_CODES_BYTES
+                                     : past(next, -left * EDB_CODES_BYTES);
+        wide_codes wide;
+        if (n >= 4) widen(codes, EDB_CODES_BYTES, wide.even, wide.odd);
+        for (; t + 4 <= n; t += 4) {
+            wide_tokens x;
+            for (int i = 0; i < 4; i++)
+                widen(q + EDB_GROUP * (t + i), EDB_GROUP, x.even[i], x.odd[i]);
+            for (int row = 0; row < EDB_TILE; row += 16)
+                group_16x4(&wide, row, scales + row, &x, sx + t, acc + EDB_TILE * t + row);
+        }
+        for (; t < n; t++)
+            group_64x1(codes, scales, q + EDB_GROUP * t, sx[t], acc + EDB_TILE * t, ahead);
+        codes += EDB_CODES_BYTES;
+        scales += EDB_TILE;
+        q += EDB_GROUP * stride;
+        sx += stride;
+    }
+}
+
+const edb_kernels edb_kernels_avx2 = {
+    .quantize = quantize,
+    .build_tables = build_tables,
+    .pairs_tile = pairs_tile,
+    .expand_block = expand_block,
+    .int8_tile = int8_tile,
+    .dense_rows = dense_rows,
+    .rmsnorm = rmsnorm,
+    .swiglu = swiglu,
+    .rotate = rotate,
+    .to_f16 = to_f16,
+    .from_f16 = from_f16,
+    .attend = attend,
+    .expand_from = 4,
+};
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#else
+typedef int edb_no_avx2_here; /* an empty file is no valid C */
+#endif

@@ -1,0 +1,273 @@
+/*
+ * y = W x for every kind of matrix: checks, scratch, and how the work is cut into tasks. The numerics
+ * of a tile are the kernels'; what is left here (the row scale, the residual) is one multiplication
+ * and one addition a row, rounded separately.
+ */
+#include <string.h>
+
+#include "internal.h"
+
+/* Quantizing this many tokens is worth waking the pool. */
+enum { QUANTIZE_TOGETHER = 8 };
+
+/* Rows of a dense matrix in one task, and tokens that pass over them before the next rows. */
+enum { DENSE_ROWS = 32, DENSE_TOKENS = 32 };
+
+typedef struct {
+    const edb_kernels *kernels;
+    const edb_matrix *matrix;
+    const float *x; /* [n, cols] */
+    float *out;     /* [n, rows] */
+    int64_t n, tiles, groups, token_blocks;
+    int32_t add;
+    int32_t look_up;      /* token by token, else by expanded blocks */
+    int8_t *q;            /* [groups, n, 64] */
+    float *sx;            /* [groups, n] */
+    uint8_t *tables;      /* [n, groups, EDB_TABLE_BYTES], only to look up */
+    edb_group_meta *meta; /* [n, groups], only to look up */
+} matmul_job;
+
+static int is_dense(const edb_matrix *matrix) {
+    return matrix->kind == EDB_F32 || matrix->kind == EDB_F16;
+}
+
+edb_status edb_check_matrix(const edb_matrix *matrix) {
+    if (matrix == NULL || matrix->data == NULL) return EDB_ERR_NULL;
+    if (matrix->kind < EDB_PAIRS || matrix->kind > EDB_F16) return EDB_ERR_KIND;
+    if (!is_dense(matrix) && matrix->scales == NULL) return EDB_ERR_NULL;
+    if (matrix->rows < 1 || matrix->rows > EDB_MAX_DIM) return EDB_ERR_SHAPE;
+    if (matrix->cols < 1 || matrix->cols > EDB_MAX_DIM) return EDB_ERR_SHAPE;
+    if (matrix->kind == EDB_PAIRS && (matrix->pairs < 1 || matrix->pairs > EDB_MAX_PAIRS))
+        return EDB_ERR_SHAPE;
+    if (!edb_aligned(matrix->data, 64) || !edb_aligned(matrix->scales, 4)) return EDB_ERR_ALIGN;
+    return EDB_OK;
+}
+
+static int looks_up(const edb_kernels *kernels, const edb_matrix *matrix, int64_t n) {
+    return matrix->kind == EDB_PAIRS && n < kernels->expand_from;
+}
+
+/* Cuts scratch into the job's arrays, each on a 64-byte boundary; returns the bytes that takes. */
+static uint64_t lay_out(matmul_job *job, char *scratch) {
+    uint64_t n = (uint64_t)job->n, groups = (uint64_t)job->groups, at = 0;
+    uint64_t sizes[4] = {
+        n * groups * EDB_GROUP,
+        n * groups * sizeof(float),
+        job->look_up ? n * groups * EDB_TABLE_BYTES : 0,
+        job->look_up ? n * groups * sizeof(edb_group_meta) : 0,
+    };
+    uint64_t offsets[4];
+    for (int i = 0; i < 4; i++) {
+        offsets[i] = at;
+        at += (sizes[i] + 63) & ~(uint64_t)63;
+    }
+    if (scratch != NULL) {
+        job->q = (int8_t *)scratch;
+        job->sx = (float *)(void *)(scratch + offsets[1]);
+        job->tables = (uint8_t *)scratch + offsets[2];
+        job->meta = (edb_group_meta *)(void *)(scratch + offsets[3]);
+    }
+    return at + 63; /* the caller's scratch need not be aligned */
+}
+
+static matmul_job prepare(const edb_context *context, const edb_matrix *matrix, int64_t n) {
+    const edb_kernels *kernels = context->isa->kernels;
+    return (matmul_job){
+        .kernels = kernels,
+        .matrix = matrix,
+        .n = n,
+        .tiles = edb_ceil_div(matrix->rows, EDB_TILE),
+        .groups = edb_ceil_div(matrix->cols, EDB_GROUP),
+        .token_blocks = edb_ceil_div(n, EDB_TOKEN_BLOCK),
+        .look_up = looks_up(kernels, matrix, n),
+    };
+}
+
+size_t edb_matmul_scratch_bytes(const edb_context *context, const edb_matrix *matrix, int64_t n) {
+    if (context == NULL || edb_check_matrix(matrix) != EDB_OK) return 0;
+    if (n < 1 || n > EDB_MAX_TOKENS) return 0;
+    if (is_dense(matrix)) return 1;
+    matmul_job job = prepare(context, matrix, n);
+    uint64_t bytes = lay_out(&job, NULL);
+    return bytes <= SIZE_MAX ? (size_t)bytes : 0;
+}
+
+static void quantize_tokens(void *argument, int64_t begin, int64_t end, int32_t worker) {
+    const matmul_job *job = argument;
+    (void)worker;
+    for (int64_t t = begin; t < end; t++) {
+        int8_t *q = job->q + t * EDB_GROUP;
+        float *sx = job->sx + t;
+        job->kernels->quantize(job->x + t * job->matrix->cols, job->matrix->cols, q, sx, job->n);
+        if (!job->look_up) continue;
+        job->kernels->build_tables(q, sx, job->n, job->groups,
+                                   job->tables + t * job->groups * EDB_TABLE_BYTES,
+                                   job->meta + t * job->groups);
+    }
+}
+
+/* y = scale * acc for the first pair, y + scale * acc with two roundings for the others. */
+static void scale_rows(float *y, const float *scale, const float *acc, int64_t rows, int first) {
+    for (int64_t r = 0; r < rows; r++) y[r] = first ? scale[r] * acc[r] : y[r] + scale[r] * acc[r];
+}
+
+static void write_rows(float *out, const float *y, int64_t rows, int add) {
+    for (int64_t r = 0; r < rows; r++) out[r] = add ? out[r] + y[r] : y[r];
+}
+
+static const uint8_t *pair_tile(const matmul_job *job, int64_t pair, int64_t tile) {
+    const uint8_t *blocks = job->matrix->data;
+    return blocks + (pair * job->tiles + tile) * job->groups * EDB_BLOCK_BYTES;
+}
+
+static void pairs_by_look_up(void *argument, int64_t begin, int64_t end, int32_t worker) {
+    const matmul_job *job = argument;
+    const edb_matrix *matrix = job->matrix;
+    (void)worker;
+    for (int64_t tile = begin; tile < end; tile++) {
+        int64_t row = tile * EDB_TILE, rows = edb_min(EDB_TILE, matrix->rows - row);
+        for (int64_t t = 0; t < job->n; t++) {
+            float y[EDB_TILE] = {0}, acc[EDB_TILE];
+            for (int64_t pair = 0; pair < matrix->pairs; pair++) {
+                int last = pair + 1 == matrix->pairs;
+                const uint8_t *next = last ? pair_tile(job, 0, edb_min(tile + 1, end - 1))
+                                           : pair_tile(job, pair + 1, tile);
+                job->kernels->pairs_tile(pair_tile(job, pair, tile), job->groups,
+                                         job->tables + t * job->groups * EDB_TABLE_BYTES,
+                                         job->meta + t * job->groups, acc, next);
+                scale_rows(y, matrix->scales + pair * matrix->rows + row, acc, rows, pair == 0);
+            }
+            write_rows(job->out + t * matrix->rows + row, y, rows, job->add);
+        }
+    }
+}
+
+/* A task is one tile for one block of tokens; neighbouring tasks share the tile. */
+static void pairs_by_expansion(void *argument, int64_t begin, int64_t end, int32_t worker) {
+    static const float ones[EDB_TILE] = {
+        1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+        1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    const matmul_job *job = argument;
+    const edb_matrix *matrix = job->matrix;
+    _Alignas(64) int8_t codes[EDB_CODES_BYTES];
+    _Alignas(64) float acc[EDB_TOKEN_BLOCK * EDB_TILE], y[EDB_TOKEN_BLOCK * EDB_TILE];
+    (void)worker;
+    for (int64_t task = begin; task < end; task++) {
+        int64_t tile = task / job->token_blocks, token = task % job->token_blocks * EDB_TOKEN_BLOCK;
+        int64_t n = edb_min(EDB_TOKEN_BLOCK, job->n - token);
+        int64_t row = tile * EDB_TILE, rows = edb_min(EDB_TILE, matrix->rows - row);
+        for (int64_t pair = 0; pair < matrix->pairs; pair++) {
+            const uint8_t *block = pair_tile(job, pair, tile);
+            const float *scales = matrix->scales + pair * matrix->rows + row;
+            memset(acc, 0, (size_t)n * EDB_TILE * sizeof *acc);
+            for (int64_t g = 0; g < job->groups; g++, block += EDB_BLOCK_BYTES) {
+                int64_t at = g * job->n + token;
+                job->kernels->expand_block(block, codes);
+                job->kernels->int8_tile(codes, ones, 1, job->q + at * EDB_GROUP, job->sx + at, job->n,
+                                        n, acc, codes);
+            }
+            for (int64_t t = 0; t < n; t++)
+                scale_rows(y + t * EDB_TILE, scales, acc + t * EDB_TILE, rows, pair == 0);
+        }
+        for (int64_t t = 0; t < n; t++)
+            write_rows(job->out + (token + t) * matrix->rows + row, y + t * EDB_TILE, rows, job->add);
+    }
+}
+
+static void int8_tiles(void *argument, int64_t begin, int64_t end, int32_t worker) {
+    const matmul_job *job = argument;
+    const edb_matrix *matrix = job->matrix;
+    _Alignas(64) float acc[EDB_TOKEN_BLOCK * EDB_TILE];
+    (void)worker;
+    for (int64_t task = begin; task < end; task++) {
+        int64_t tile = task / job->token_blocks, token = task % job->token_blocks * EDB_TOKEN_BLOCK;
+        int64_t n = edb_min(EDB_TOKEN_BLOCK, job->n - token);
+        int64_t row = tile * EDB_TILE, rows = edb_min(EDB_TILE, matrix->rows - row);
+        int64_t next = edb_min(task + 1, end - 1) / job->token_blocks;
+        const int8_t *codes = matrix->data;
+        memset(acc, 0, (size_t)n * EDB_TILE * sizeof *acc);
+        job->kernels->int8_tile(codes + tile * job->groups * EDB_CODES_BYTES,
+                                matrix->scales + tile * job->groups * EDB_TILE, job->groups,
+                                job->q + token * EDB_GROUP, job->sx + token, job->n, n, acc,
+                                codes + next * job->groups * EDB_CODES_BYTES);
+        for (int64_t t = 0; t < n; t++)
+            write_rows(job->out + (token + t) * matrix->rows + row, acc + t * EDB_TILE, rows, job->add);
+    }
+}
+
+static void dense_tasks(void *argument, int64_t begin, int64_t end, int32_t worker) {
+    const matmul_job *job = argument;
+    const edb_matrix *matrix = job->matrix;
+    (void)worker;
+    for (int64_t task = begin; task < end; task++) {
+        int64_t row = task / job->token_blocks * DENSE_ROWS;
+        int64_t token = task % job->token_blocks * DENSE_TOKENS;
+        job->kernels->dense_rows(matrix, row, edb_min(row + DENSE_ROWS, matrix->rows),
+                                 job->x + token * matrix->cols, job->out + token * matrix->rows,
+                                 edb_min(DENSE_TOKENS, job->n - token), job->add);
+    }
+}
+
+static void run_tasks(edb_pool *pool, edb_task task, matmul_job *job, int64_t n_tasks) {
+    edb_pool_run(pool, task, job, n_tasks, edb_chunk(pool, n_tasks));
+}
+
+edb_status edb_matmul(const edb_context *context, const edb_matrix *matrix, const float *x,
+                      float *out, int64_t n, int32_t add, void *scratch, size_t scratch_bytes) {
+    if (context == NULL || x == NULL || out == NULL) return EDB_ERR_NULL;
+    edb_status status = edb_check_matrix(matrix);
+    if (status != EDB_OK) return status;
+    if (n < 1 || n > EDB_MAX_TOKENS) return EDB_ERR_SHAPE;
+    if (!edb_aligned(x, 4) || !edb_aligned(out, 4)) return EDB_ERR_ALIGN;
+
+    edb_pool *pool = context->pool;
+    matmul_job job = prepare(context, matrix, n);
+    job.x = x;
+    job.out = out;
+    job.add = add != 0;
+    if (is_dense(matrix)) {
+        job.token_blocks = edb_ceil_div(n, DENSE_TOKENS);
+        run_tasks(pool, dense_tasks, &job,
+                  edb_ceil_div(matrix->rows, DENSE_ROWS) * job.token_blocks);
+        return EDB_OK;
+    }
+
+    if (scratch == NULL) return EDB_ERR_NULL;
+    if (lay_out(&job, NULL) > scratch_bytes) return EDB_ERR_SCRATCH;
+    lay_out(&job, edb_align_up(scratch));
+    edb_pool_run(n < QUANTIZE_TOGETHER ? NULL : pool, quantize_tokens, &job, n, edb_chunk(pool, n));
+    if (job.look_up) {
+        run_tasks(pool, pairs_by_look_up, &job, job.tiles);
+    } else {
+        edb_task task = matrix->kind == EDB_PAIRS ? pairs_by_expansion : int8_tiles;
+        run_tasks(pool, task, &job, job.tiles * job.token_blocks);
+    }
+    return EDB_OK;
+}
+
+typedef struct {
+    const edb_kernels *kernels;
+    const float *x;
+    int64_t cols, groups;
+    int8_t *q;
+    float *sx;
+} quantize_job;
+
+static void quantize_rows(void *argument, int64_t begin, int64_t end, int32_t worker) {
+    const quantize_job *job = argument;
+    (void)worker;
+    for (int64_t t = begin; t < end; t++) {
+        job->kernels->quantize(job->x + t * job->cols, job->cols, job->q + t * job->groups * EDB_GROUP,
+                               job->sx + t * job->groups, 1);
+    }
+}
+
+edb_status edb_quantize(const edb_context *context, const float *x, int8_t *q, float *sx, int64_t n,
+                        int64_t cols) {
+    if (context == NULL || x == NULL || q == NULL || sx == NULL) return EDB_ERR_NULL;
+    if (n < 1 || n > EDB_MAX_TOKENS || cols < 1 || cols > EDB_MAX_DIM) return EDB_ERR_SHAPE;
+    if (!edb_aligned(x, 4) || !edb_aligned(sx, 4)) return EDB_ERR_ALIGN;
+    quantize_job job = {context->isa->kernels, x, cols, edb_ceil_div(cols, EDB_GROUP), q, sx};
+    edb_pool_run(context->pool, quantize_rows, &job, n, edb_max(QUANTIZE_TOGETHER, edb_chunk(context->pool, n)));
+    return EDB_OK;
+}

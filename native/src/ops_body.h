@@ -1,0 +1,231 @@
+/*
+ * The operations that every instruction set compiles for itself, written once over a 16-lane
+ * float32 vector. A kernels_*.c defines the layer and then includes this file:
+ *
+ *   v16                       sixteen floats
+ *   v_set1 v_load v_store     memory has no particular alignment
+ *   v_load_f16 v_store_f16    binary16; storing rounds to nearest even
+ *   v_store_i8                integers within [-127, 127] held as floats
+ *   v_add v_sub v_mul v_div   each rounds
+ *   v_fma(a, b, c)            a*b + c, rounds once
+ *   v_min v_max(a, b)         a < b ? a : b and a > b ? a : b, so b where either is NaN
+ *   v_abs v_scale2(p, t)      p * 2^n, n = the integer in the low bits of t (see v_exp)
+ *   v_sum(a)                  lanes l += l+8, then += l+4, += l+2, += l+1
+ *   v_sum4(a, b, c, d, out)   four such sums
+ *   v_max_lane(a)             largest lane of a vector without NaN
+ *
+ * Every order of operations here is fixed, so the bits do not depend on the set.
+ */
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+/* Adding and subtracting 1.5 * 2^23 rounds |x| < 2^22 to an integer, half to even. */
+#define ROUND_MAGIC 12582912.0f
+
+static inline v16 v_load_part(const float *p, int64_t count) {
+    if (count >= EDB_LANES) return v_load(p);
+    float lanes[EDB_LANES] = {0};
+    memcpy(lanes, p, (size_t)count * sizeof *lanes);
+    return v_load(lanes);
+}
+
+static inline void v_store_part(float *p, v16 a, int64_t count) {
+    if (count >= EDB_LANES) {
+        v_store(p, a);
+        return;
+    }
+    float lanes[EDB_LANES];
+    v_store(lanes, a);
+    memcpy(p, lanes, (size_t)count * sizeof *lanes);
+}
+
+static inline v16 v_load_f16_part(const uint16_t *p, int64_t count) {
+    if (count >= EDB_LANES) return v_load_f16(p);
+    uint16_t lanes[EDB_LANES] = {0};
+    memcpy(lanes, p, (size_t)count * sizeof *lanes);
+    return v_load_f16(lanes);
+}
+
+static inline v16 v_round(v16 a) {
+    v16 magic = v_set1(ROUND_MAGIC);
+    return v_sub(v_add(a, magic), magic);
+}
+
+/*
+ * e^x within 1 ulp for -87 <= x <= 88, and the value at the nearer end outside: e^x = 2^n * e^r with
+ * |r| <= ln(2)/2; e^r is 1 + r + r^2 times a polynomial fitted to the smallest relative error.
+ */
+static inline v16 v_exp(v16 x) {
+    x = v_min(v_set1(88.0f), v_max(v_set1(-87.0f), x)); /* in this order NaN stays NaN */
+    v16 t = v_fma(x, v_set1(0x1.715476p0f), v_set1(ROUND_MAGIC)); /* n = round(x / ln 2) */
+    v16 n = v_sub(t, v_set1(ROUND_MAGIC));
+    v16 r = v_fma(n, v_set1(-0x1.62e400p-1f), x); /* ln 2 in two parts; the first product is exact */
+    r = v_fma(n, v_set1(-0x1.7f7d1cp-20f), r);
+    v16 p = v_set1(0x1.6a23d4p-10f);
+    p = v_fma(p, r, v_set1(0x1.123a22p-7f));
+    p = v_fma(p, r, v_set1(0x1.5558f2p-5f));
+    p = v_fma(p, r, v_set1(0x1.555492p-3f));
+    p = v_fma(p, r, v_set1(0x1.fffffcp-2f));
+    p = v_fma(v_mul(r, r), p, r);
+    return v_scale2(v_add(p, v_set1(1.0f)), t);
+}
+
+/* ---- activations to int8 ---- */
+
+static void quantize_group(const float *x, int64_t count, int8_t *q, float *sx) {
+    v16 v[EDB_GROUP / EDB_LANES];
+    v16 largest = v_set1(0.0f), bad = v_set1(0.0f);
+    float padded[EDB_GROUP] = {0};
+    if (count < EDB_GROUP) x = memcpy(padded, x, (size_t)count * sizeof *x);
+    for (int i = 0; i < EDB_GROUP / EDB_LANES; i++) {
+        v[i] = v_load(x + EDB_LANES * i);
+        largest = v_max(largest, v_abs(v[i]));
+        bad = v_fma(v[i], v_set1(0.0f), bad); /* NaN if any element is NaN or infinite */
+    }
+    float scale = v_max_lane(largest) / 127.0f;
+    int finite = v_sum(bad) == 0.0f;
+    if (!finite || scale < FLT_MIN) {
+        *sx = finite ? 0.0f : NAN;
+        memset(q, 0, EDB_GROUP);
+        return;
+    }
+    *sx = scale;
+    for (int i = 0; i < EDB_GROUP / EDB_LANES; i++) {
+        v16 rounded = v_round(v_div(v[i], v_set1(scale)));
+        rounded = v_min(v_set1(127.0f), v_max(v_set1(-127.0f), rounded));
+        v_store_i8(q + EDB_LANES * i, rounded);
+    }
+}
+
+static void quantize(const float *x, int64_t cols, int8_t *q, float *sx, int64_t stride) {
+    for (int64_t column = 0; column < cols; column += EDB_GROUP) {
+        quantize_group(x + column, edb_min(cols - column, EDB_GROUP), q, sx);
+        q += EDB_GROUP * stride;
+        sx += stride;
+    }
+}
+
+/* ---- dense weights ---- */
+
+static EDB_INLINE v16 dense_load(const void *weight, int is_f16, int64_t at, int64_t count) {
+    if (is_f16) return v_load_f16_part((const uint16_t *)weight + at, count);
+    return v_load_part((const float *)weight + at, count);
+}
+
+/* out[tokens][rows] of `rows` x `tokens` dot products at once; both are constants after inlining. */
+static EDB_INLINE void dense_dots(const void *weight, int is_f16, int64_t cols, int rows,
+                                  const float *x, int tokens, float *out, int64_t out_stride,
+                                  int32_t add) {
+    v16 sum[4];
+    for (int i = 0; i < 4; i++) sum[i] = v_set1(0.0f);
+    int64_t column = 0;
+    for (; column + EDB_LANES <= cols; column += EDB_LANES) {
+        for (int r = 0; r < rows; r++) {
+            v16 w = dense_load(weight, is_f16, r * cols + column, EDB_LANES);
+            for (int t = 0; t < tokens; t++) {
+                v16 xt = v_load(x + t * cols + column);
+                sum[r * tokens + t] = v_fma(w, xt, sum[r * tokens + t]);
+            }
+        }
+    }
+    if (column < cols) {
+        for (int r = 0; r < rows; r++) {
+            v16 w = dense_load(weight, is_f16, r * cols + column, cols - column);
+            for (int t = 0; t < tokens; t++) {
+                v16 xt = v_load_part(x + t * cols + column, cols - column);
+                sum[r * tokens + t] = v_fma(w, xt, sum[r * tokens + t]);
+            }
+        }
+    }
+    float dots[4];
+    v_sum4(sum[0], sum[1], sum[2], sum[3], dots);
+    for (int t = 0; t < tokens; t++) {
+        for (int r = 0; r < rows; r++) {
+            float *y = out + t * out_stride + r;
+            *y = add ? *y + dots[r * tokens + t] : dots[r * tokens + t];
+        }
+    }
+}
+
+static EDB_INLINE void dense_block(const edb_matrix *matrix, int is_f16, int64_t row_begin,
+                                   int64_t row_end, const float *x, float *out, int64_t n,
+                                   int32_t add) {
+    int64_t cols = matrix->cols, stride = matrix->rows;
+    size_t element = is_f16 ? 2 : 4;
+    int64_t row = row_begin;
+    int64_t paired = n & ~(int64_t)1; /* tokens in twos, against two rows; the last one against four */
+    for (; row + 4 <= row_end; row += 4) {
+        const char *w = (const char *)matrix->data + (size_t)(row * cols) * element;
+        const char *w2 = w + (size_t)(2 * cols) * element;
+        int64_t t = 0;
+        for (; t < paired; t += 2) {
+            float *y = out + t * stride + row;
+            dense_dots(w, is_f16, cols, 2, x + t * cols, 2, y, stride, add);
+            dense_dots(w2, is_f16, cols, 2, x + t * cols, 2, y + 2, stride, add);
+        }
+        for (; t < n; t++)
+            dense_dots(w, is_f16, cols, 4, x + t * cols, 1, out + t * stride + row, stride, add);
+    }
+    for (; row < row_end; row++) {
+        const char *w = (const char *)matrix->data + (size_t)(row * cols) * element;
+        for (int64_t t = 0; t < n; t++)
+            dense_dots(w, is_f16, cols, 1, x + t * cols, 1, out + t * stride + row, stride, add);
+    }
+}
+
+static void dense_rows(const edb_matrix *matrix, int64_t row_begin, int64_t row_end, const float *x,
+                       float *out, int64_t n, int32_t add) {
+    if (matrix->kind == EDB_F16) {
+        dense_block(matrix, 1, row_begin, row_end, x, out, n, add);
+    } else {
+        dense_block(matrix, 0, row_begin, row_end, x, out, n, add);
+    }
+}
+
+/* ---- element by element ---- */
+
+static void rmsnorm(const float *x, const float *weight, float *out, int64_t d, float eps) {
+    v16 squares = v_set1(0.0f);
+    for (int64_t i = 0; i < d; i += EDB_LANES) {
+        v16 v = v_load_part(x + i, d - i);
+        squares = v_fma(v, v, squares);
+    }
+    v16 inverse = v_set1(1.0f / sqrtf(v_sum(squares) / (float)d + eps));
+    for (int64_t i = 0; i < d; i += EDB_LANES) {
+        v16 v = v_mul(v_load_part(x + i, d - i), inverse);
+        v_store_part(out + i, v_mul(v, v_load_part(weight + i, d - i)), d - i);
+    }
+}
+
+static void swiglu(const float *gate, const float *up, float *out, int64_t f) {
+    v16 zero = v_set1(0.0f), one = v_set1(1.0f);
+    for (int64_t i = 0; i < f; i += EDB_LANES) {
+        v16 g = v_load_part(gate + i, f - i);
+        v16 silu = v_div(g, v_add(one, v_exp(v_sub(zero, g))));
+        v_store_part(out + i, v_mul(silu, v_load_part(up + i, f - i)), f - i);
+    }
+}
+
+static void rotate(const float *x, const float *cos, const float *sin, float *y, int64_t head_dim) {
+    int64_t half = head_dim / 2;
+    for (int64_t i = 0; i < half; i += EDB_LANES) {
+        v16 a = v_load_part(x + i, half - i), b = v_load_part(x + half + i, half - i);
+        v16 c = v_load_part(cos + i, half - i), s = v_load_part(sin + i, half - i);
+        v_store_part(y + i, v_sub(v_mul(a, c), v_mul(b, s)), half - i);
+        v_store_part(y + half + i, v_add(v_mul(b, c), v_mul(a, s)), half - i);
+    }
+}
+
+static void to_f16(const float *x, uint16_t *y, int64_t count) {
+    for (int64_t i = 0; i < count; i += EDB_LANES) {
+        uint16_t lanes[EDB_LANES];
+        v_store_f16(lanes, v_load_part(x + i, count - i));
+        memcpy(y + i, lanes, (size_t)edb_min(count - i, EDB_LANES) * sizeof *lanes);
+    }
+}
+
+static void from_f16(const uint16_t *x, float *y, int64_t count) {
+    for (int64_t i = 0; i < count; i += EDB_LANES)
+        v_store_part(y + i, v_load_f16_part(x + i, count - i), count - i);
+}
