@@ -1,0 +1,349 @@
+"""The command ``edgedb``: arguments only. Every command calls one function.
+
+Imports of the engine stay inside the commands, so that ``edgedb --help`` is fast.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from . import __version__
+from .errors import EdgeDBError
+
+if TYPE_CHECKING:
+    from .engine import Model
+    from .sampling import SamplingParams
+
+DEFAULT_MODEL = Path("models/smollm2-135m-instruct.dbb")
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class _Commands(click.Group):
+    """Errors of edgedb become one line and exit code 2, an interrupt exit code 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        for stream in (sys.stdin, sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a locale without a character is no reason to end
+                stream.reconfigure(errors="replace")
+        try:
+            return super().invoke(ctx)
+        except EdgeDBError as error:
+            click.echo(f"edgedb: {error}", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            ctx.exit(130)
+
+
+class IntList(click.ParamType):
+    """Whole numbers with commas between them."""
+
+    name = "n,n,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in value.split(",") if part.strip())
+        except ValueError:
+            self.fail(f"{value!r} is not a list of whole numbers like 1,2", param, ctx)
+
+
+def _options(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    def add(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+backend_options = _options(
+    click.option(
+        "--backend",
+        type=click.Choice(["native", "numba", "numpy"]),
+        help="Kernels to use.  [default: the best that can run]",
+    ),
+    click.option("--isa", help="Instruction set of the native kernels.  [default: the best]"),
+)
+threads_option = click.option(
+    "-t", "--threads", type=int, help="Threads.  [default: physical cores]"
+)
+context_option = click.option(
+    "--context", type=int, help="Tokens a session can hold.  [default: the model's, at most 8192]"
+)
+load_options = _options(threads_option, backend_options, context_option)
+
+
+def sampling_options(temperature: float) -> Callable[[Function], Function]:
+    """The fields of ``SamplingParams``; only the default temperature differs between commands."""
+    return _options(
+        click.option(
+            "--temperature",
+            type=float,
+            default=temperature,
+            show_default=True,
+            help="Randomness; 0 always takes the most likely token.",
+        ),
+        click.option("--top-k", type=int, default=40, show_default=True, help="0 turns it off."),
+        click.option("--top-p", type=float, default=0.95, show_default=True, help="1: off."),
+        click.option("--min-p", type=float, default=0.05, show_default=True, help="0: off."),
+        click.option(
+            "--repetition-penalty", type=float, default=1.0, show_default=True, help="1: off."
+        ),
+        click.option(
+            "--repetition-window",
+            type=int,
+            default=64,
+            show_default=True,
+            help="Last tokens that the penalty counts.",
+        ),
+        click.option("--seed", type=int, help="Repeat the same choices.  [default: random]"),
+        click.option(
+            "--stop", multiple=True, metavar="TEXT", help="End the answer here; may be repeated."
+        ),
+    )
+
+
+def _sampling(options: dict[str, Any]) -> SamplingParams:
+    """Take the sampling options out of a command's ``options``."""
+    from .sampling import SamplingParams
+
+    names = SamplingParams.__dataclass_fields__
+    return SamplingParams(**{name: options.pop(name) for name in names})
+
+
+def _load(path: str | None, options: dict[str, Any]) -> Model:
+    """Take the load options out of a command's ``options`` and open the model."""
+    from .engine import load
+
+    names = ("threads", "backend", "isa", "context")
+    chosen = {name: options.pop(name) for name in names}
+    if path is None:
+        if not DEFAULT_MODEL.exists():
+            raise EdgeDBError(
+                f"name a model file: there is no {DEFAULT_MODEL} in this folder "
+                "(`make chat` in the source tree makes it)"
+            )
+        path = str(DEFAULT_MODEL)
+    return load(path, **chosen)
+
+
+def _read_text(source: str | None) -> str:
+    """Text of a file, or of standard input for None or ``-``; without its last line break."""
+    try:
+        raw = sys.stdin.buffer.read() if source in (None, "-") else Path(str(source)).read_bytes()
+        return raw.decode("utf-8")
+    except OSError as error:
+        raise EdgeDBError(f"{source}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise EdgeDBError(
+            f"{source or 'standard input'} is not UTF-8 text (byte {error.start})"
+        ) from None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgedb")
+def main() -> None:
+    """Large language models at two bits a weight on ordinary CPUs."""
+
+
+@main.command()
+@click.argument("model", required=False)
+@click.option("--system", help="System message, in place of the template's own.")
+@click.option(
+    "-n",
+    "--max-tokens",
+    type=int,
+    default=1024,
+    show_default=True,
+    help="Longest answer, in tokens.",
+)
+@sampling_options(temperature=0.4)
+@load_options
+@click.option("--plain", is_flag=True, help="No line editing; read turns line by line.")
+def chat(
+    model: str | None, plain: bool, system: str | None, max_tokens: int, **options: Any
+) -> None:
+    """Talk to MODEL, a .dbb file.
+
+    On a terminal this is a conversation with line editing; /help lists its commands. Otherwise
+    every line of standard input is one turn, and only the answers are printed.
+
+    Without MODEL, models/smollm2-135m-instruct.dbb in this folder is used. What you type is kept in
+    $XDG_STATE_HOME/edgedb/history unless EDGEDB_NO_HISTORY is set.
+    """
+    from . import chat as conversation
+
+    stop = options.pop("stop")
+    chosen = conversation.ChatOptions(system, max_tokens, _sampling(options), stop)
+    conversation.chat(_load(model, options), chosen, plain=plain)
+
+
+@main.command()
+@click.argument("model", required=False)
+@click.option("-p", "--prompt", help="Text to continue.")
+@click.option("-f", "--file", help="Read the text from this file.  [default: standard input]")
+@click.option(
+    "--chat/--raw",
+    "as_chat",
+    default=False,
+    help="Wrap the text as a user turn of the model's chat template, or continue it as it is.  "
+    "[default: raw]",
+)
+@click.option("--system", help="System message; only with --chat.")
+@click.option(
+    "-n", "--max-tokens", type=int, default=256, show_default=True, help="Tokens to write at most."
+)
+@sampling_options(temperature=0.7)
+@load_options
+@click.option("--stats", is_flag=True, help="Print speeds to standard error at the end.")
+def generate(
+    model: str | None,
+    prompt: str | None,
+    file: str | None,
+    as_chat: bool,
+    system: str | None,
+    max_tokens: int,
+    stats: bool,
+    **options: Any,
+) -> None:
+    """Continue a text with MODEL, a .dbb file; prints only what is new.
+
+    The text comes from --prompt, from --file or from standard input; there, one line break at its
+    end does not count.
+    """
+    from . import ui
+
+    if prompt is not None and file is not None:
+        raise click.UsageError("give either --prompt or --file")
+    if system is not None and not as_chat:
+        raise click.UsageError("--system needs --chat")
+    if prompt is None:
+        if file is None and sys.stdin.isatty():
+            raise click.UsageError("give a text with --prompt, --file or on standard input")
+        prompt = _read_text(file).removesuffix("\n").removesuffix("\r")
+    stop, params = options.pop("stop"), _sampling(options)
+    loaded = _load(model, options)
+    ids = loaded.tokenize(prompt)
+    if as_chat:
+        messages = [{"role": "user", "content": prompt}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        ids = loaded.chat_tokens(messages)
+    last = ui.answer(loaded.stream(ids, max_tokens=max_tokens, params=params, stop=stop))
+    if stats and last is not None:
+        ui.stats(last.stats)
+
+
+@main.command()
+@click.argument("model", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@threads_option
+@backend_options
+def info(model: str | None, as_json: bool, **options: Any) -> None:
+    """Show what MODEL, a .dbb file, holds, and what runs models on this machine."""
+    from . import ui
+    from .runtime import describe_runtime
+
+    runtime = describe_runtime(**options)
+    described = None
+    if model is not None:
+        from .dbb import read_dbb
+        from .summary import summarize
+
+        described = summarize(read_dbb(model))
+    if as_json:
+        document = {"runtime": runtime} if described is None else described | {"runtime": runtime}
+        click.echo(json.dumps(document, indent=2))
+        return
+    if described is not None:
+        ui.model_info(described)
+        click.echo()
+    ui.runtime_info(runtime)
+
+
+@main.group("eval")
+def evaluate() -> None:
+    """Measure the quality of a model."""
+
+
+@evaluate.command()
+@click.argument("model")
+@click.argument("text")
+@click.option("--window", type=int, help="Tokens of a window.  [default: 2048]")
+@click.option("--max-windows", type=int, help="Only the first windows.  [default: all]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@load_options
+def perplexity(
+    model: str,
+    text: str,
+    window: int | None,
+    max_windows: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Perplexity of MODEL on the UTF-8 file TEXT (- is standard input).
+
+    Windows are independent of each other; BOS comes first only if the model wants one.
+    """
+    from . import ui
+    from .evaluate import perplexity as measure
+
+    content = _read_text(text)
+    loaded = _load(model, options)
+    with ui.progress("windows") as show:
+        result = measure(
+            loaded,
+            content,
+            window=window,
+            max_windows=max_windows,
+            progress=lambda done, total, value: show(done, total, f"perplexity {value:.3f}"),
+        )
+    if as_json:
+        click.echo(json.dumps({**asdict(result), "protocol": result.protocol}, indent=2))
+    else:
+        ui.perplexity(result)
+
+
+@main.command()
+@click.argument("model", required=False)
+@click.option("--shape", help="Random weights in the shape of a known model, made in memory.")
+@click.option("--pairs", type=int, default=1, show_default=True, help="Plane pairs for --shape.")
+@click.option(
+    "--prompt", type=IntList(), default="128,512", show_default=True, help="Prompt lengths."
+)
+@click.option(
+    "--decode", type=IntList(), default="64,128", show_default=True, help="Tokens to decode."
+)
+@click.option("--repetitions", type=int, default=5, show_default=True, help="Runs of each test.")
+@click.option(
+    "-t", "--threads", type=IntList(), help="Thread counts to measure.  [default: physical cores]"
+)
+@backend_options
+@click.option(
+    "--output",
+    type=click.Choice(["md", "csv", "json"]),
+    default="md",
+    show_default=True,
+    help="Form of the report.",
+)
+def bench(model: str | None, output: str, threads: tuple[int, ...] | None, **options: Any) -> None:
+    """Measure the speed of MODEL, a .dbb file, or of a --shape: llama-2-7b, llama-1.1b,
+    smollm2-135m.
+
+    pp512 reads a prompt of 512 tokens, tg64 decodes 64 tokens: tokens a second, mean and standard
+    deviation.
+    """
+    from . import benchmark, ui
+
+    report = ui.warn if sys.stderr.isatty() else None
+    rows = benchmark.run(model, threads=threads or (), progress=report, **options)
+    click.echo(benchmark.report(rows, output))

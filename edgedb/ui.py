@@ -1,0 +1,175 @@
+"""Everything that the commands print."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from .engine import Chunk, Model, Stats
+    from .evaluate import PerplexityResult
+
+# A model's answer must not move the cursor, recolour the terminal or write to its clipboard.
+_CONTROL = {
+    code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in ("\n", "\t")
+}
+
+
+def note(text: str) -> None:
+    """A remark of the program inside a conversation."""
+    color = False if os.environ.get("NO_COLOR") else None
+    click.echo(click.style(text, dim=True), color=color)
+
+
+def warn(text: str) -> None:
+    """A remark or an error beside the output proper."""
+    click.echo(f"edgedb: {text}", err=True)
+
+
+def answer(chunks: Iterable[Chunk]) -> Chunk | None:
+    """Print a streamed answer as it comes, end its line, and return the last chunk."""
+    write, terminal = sys.stdout.write, sys.stdout.isatty()
+    last: Chunk | None = None
+    ended = True
+    try:
+        for last in chunks:
+            text = last.text.translate(_CONTROL) if terminal else last.text
+            if text:
+                write(text)
+                sys.stdout.flush()
+                ended = text.endswith("\n")
+    finally:
+        if not ended:
+            write("\n")
+        sys.stdout.flush()
+    return last
+
+
+def banner(model: Model) -> None:
+    """The first line of a conversation."""
+    ops = model.ops
+    runs = f"{ops.name} {ops.isa}" if ops.isa and ops.isa != ops.name else ops.name
+    threads = f"{ops.threads} thread{'s' if ops.threads != 1 else ''}"
+    note(f"{model.file.path.stem}: {runs}, {threads}, context {model.context}. /help for commands")
+
+
+def stats(stats: Stats) -> None:
+    """Speed of an answer, one line on standard error."""
+    warn(
+        f"prompt {stats.read_tokens} tokens in {stats.prompt_seconds:.2f} s "
+        f"({stats.prompt_per_second:.1f}/s), answer {stats.completion_tokens} tokens in "
+        f"{stats.decode_seconds:.2f} s ({stats.decode_per_second:.1f}/s)"
+    )
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on standard error, if that is a terminal: call with done, total and a remark."""
+    if not sys.stderr.isatty():
+        yield lambda done, total, remark: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), Remaining())
+    with Progress(
+        *columns, TextColumn("{task.fields[remark]}"), console=Console(stderr=True), transient=True
+    ) as bars:
+        task = bars.add_task(label, total=None, remark="")
+        yield lambda done, total, remark: bars.update(
+            task, completed=done, total=total, remark=remark
+        )
+
+
+def perplexity(result: PerplexityResult) -> None:
+    """The figure and everything needed to repeat it."""
+    _table(
+        [
+            ("perplexity", f"{result.perplexity:.4f}"),
+            ("nats a token", f"{result.nll:.5f}"),
+            ("tokens scored", f"{result.n_scored:,} of {result.n_text_tokens:,}"),
+            ("windows", f"{result.n_windows} of {result.window} tokens"),
+            ("protocol", result.protocol),
+        ]
+    )
+
+
+def model_info(info: dict[str, Any]) -> None:
+    """``summary.summarize`` for people."""
+    config, bits = info["config"], info["bits_per_weight"]
+    scaling = config["rope_scaling"]["type"]
+    rope = f"theta {config['rope_theta']:g}" + (f", {scaling}" if scaling != "default" else "")
+    click.echo(info["path"])
+    _table(
+        [
+            ("model", f"{config['model_type']}, {info['parameters'] / 1e6:,.1f}M parameters"),
+            ("layers", f"{config['n_layers']}"),
+            ("hidden", f"{config['hidden_size']}, feed-forward {config['intermediate_size']}"),
+            (
+                "heads",
+                f"{config['n_heads']} of {config['head_dim']}, {config['n_kv_heads']} key/value",
+            ),
+            ("vocabulary", f"{config['vocab_size']:,} ({info['tokenizer']['kind']})"),
+            ("context", f"{config['max_position_embeddings']:,} tokens, {rope}"),
+            ("chat template", "yes" if info["tokenizer"]["chat_template"] else "no"),
+            ("bits a weight", f"{bits['linear']:.2f} linear layers, {bits['file']:.2f} whole file"),
+        ]
+    )
+    click.echo("\nbytes")
+    rows = [(name, f"{size:>15,}") for name, size in info["bytes"].items() if size]
+    _table([*rows, ("file", f"{info['size_bytes']:>15,}")])
+    click.echo("\nstored as")
+    layers = ", ".join(f"{count} x {kind}" for kind, count in info["kinds"]["layers"].items())
+    _table([("layers", layers), *((name, info["kinds"][name]) for name in ("embedding", "head"))])
+    if info["sparsity"]:
+        click.echo("\nzero bits of each plane")
+        _table(
+            [
+                (f"pair {row['pair']}", f"b1 {row['b1']:.1%}, b2 {row['b2']:.1%}")
+                for row in info["sparsity"]
+            ]
+        )
+    provenance = {k: v for k, v in info["quantization"].items() if not isinstance(v, (dict, list))}
+    if provenance:
+        click.echo("\nprovenance")
+        _table([(str(key), str(value)) for key, value in provenance.items()])
+
+
+def runtime_info(info: dict[str, Any]) -> None:
+    """``runtime.describe_runtime`` for people."""
+    click.echo("runtime")
+    _table(
+        [
+            ("version", info["version"]),
+            ("cpu", f"{info['cpu']}, {info['cores']} cores"),
+            ("backend", f"{info['backend']} ({info['reason']})"),
+            ("isa", info["isa"]),
+            ("threads", str(info["threads"])),
+        ]
+    )
+    click.echo("\nbackends")
+    _table([(b["name"], _mark(b["available"]) + b["reason"]) for b in info["backends"]])
+    if info["instruction_sets"]:
+        click.echo("\ninstruction sets")
+        _table(
+            [
+                (i["name"], _mark(i["supported"]) + i["description"])
+                for i in info["instruction_sets"]
+            ]
+        )
+
+
+def _mark(available: bool) -> str:
+    return "yes  " if available else "no   "
+
+
+def _table(rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        click.echo(f"  {name:<{width}}  {value}".rstrip().translate(_CONTROL))
