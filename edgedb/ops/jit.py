@@ -1,0 +1,192 @@
+"""``Ops`` compiled by numba: no compiler at installation, machine code cached after the first run.
+
+Matrix products have the bits of the native kernels; the rest differs in its order of summation.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import llvmlite.binding  # type: ignore[import-untyped]
+import numba
+import numpy as np
+
+from ..packing import gather_rows
+from ..tensors import DenseTensor, Int8Tensor, LinearTensor
+from . import jit_layers, jit_matmul
+from .buffer import Buffer, aligned_zeros
+
+if TYPE_CHECKING:
+    from . import AttentionShape
+
+# From this many tokens on, expanding a block once for all of them pays.
+MANY_TOKENS = 3
+# Queries that share one conversion of the keys from float16; decode has one.
+TOKENS_PER_TASK = 16
+# Below this many bytes of weights, waking a second thread costs more than it saves.
+PARALLEL_BYTES = 1 << 16
+# numba's own thread pool ("workqueue") aborts the process when two threads enter it.
+_POOL = threading.Lock()
+
+
+class JitMatrix:
+    """A matrix and its arrays as the kernels take them."""
+
+    def __init__(self, tensor: LinearTensor) -> None:
+        self.tensor = tensor
+        self.cols = tensor.cols
+        self.is_parallel = tensor.nbytes > PARALLEL_BYTES
+        if isinstance(tensor, DenseTensor):
+            self.arrays = [_read_only(_as_bits(tensor.weight))]
+        elif isinstance(tensor, Int8Tensor):
+            self.arrays = [_read_only(tensor.codes), _read_only(tensor.scales)]
+        else:
+            blocks = _read_only(tensor.blocks)
+            self.arrays = [blocks, blocks.view(np.int8), _read_only(tensor.row_scale)]
+
+
+def _as_bits(array: np.ndarray) -> np.ndarray:
+    """float16 as its bits, because numba computes nothing with float16; others as they are."""
+    return array.view(np.uint16) if array.dtype == np.float16 else array
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """One type for arrays in memory and in a mapped file, so that each kernel compiles once."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
+
+
+class NumbaOps:
+    """``Ops`` in numba. ``threads`` beyond what numba was started with are not used."""
+
+    name = "numba"
+
+    def __init__(self, threads: int | None = None) -> None:
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+        most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+        self.threads = max(1, min(threads or usable or most, most))
+        self.isa = f"llvm-{llvmlite.binding.get_host_cpu_name()}"
+        self._scratch: dict[tuple[int, int], tuple[np.ndarray, ...]] = {}
+
+    def buffer(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Buffer:
+        return self.wrap(aligned_zeros(shape, dtype))
+
+    def wrap(self, array: np.ndarray) -> Buffer:
+        return Buffer(array, _as_bits(array))
+
+    def matrix(self, tensor: LinearTensor) -> JitMatrix:
+        return JitMatrix(tensor)
+
+    def embed(self, table: JitMatrix, ids: Buffer, out: Buffer, n: int) -> None:
+        out.array[:n] = gather_rows(table.tensor, ids.array[:n])
+
+    def rmsnorm(self, x: Buffer, weight: Buffer, out: Buffer, n: int, eps: float) -> None:
+        jit_layers.rmsnorm(x.ptr, _read_only(weight.ptr), out.ptr, n, eps)
+
+    def matmul(self, matrix: JitMatrix, x: Buffer, out: Buffer, n: int, add: bool = False) -> None:
+        # The lock also keeps the scratch of quantized activations to one call at a time.
+        with _POOL:
+            parts = self.threads if matrix.is_parallel else 1
+            if parts > 1:
+                numba.set_num_threads(parts)
+            if isinstance(matrix.tensor, DenseTensor):
+                arguments = (*matrix.arrays, x.ptr, out.ptr, n, add)
+                self._run(
+                    parts,
+                    matrix.tensor.rows,
+                    jit_matmul.dense_rows,
+                    jit_matmul.dense_parallel,
+                    arguments,
+                )
+                return
+            q, qf, sx = self._quantized(n, matrix.cols)
+            jit_matmul.quantize(x.ptr, n, matrix.cols, q, qf, sx)
+            is_int8 = isinstance(matrix.tensor, Int8Tensor)
+            tiles = -(-matrix.tensor.rows // 64)
+            if n >= MANY_TOKENS:
+                serial: Callable[..., None] = jit_matmul.pairs_many_tiles
+                parallel: Callable[..., None] = jit_matmul.pairs_many_parallel
+                if is_int8:
+                    serial, parallel = jit_matmul.int8_many_tiles, jit_matmul.int8_many_parallel
+                self._run(parts, tiles, serial, parallel, (*matrix.arrays, qf, sx, out.ptr, n, add))
+                return
+            serial, parallel = jit_matmul.pairs_tiles, jit_matmul.pairs_parallel
+            if is_int8:
+                serial, parallel = jit_matmul.int8_tiles, jit_matmul.int8_parallel
+            for t in range(n):
+                self._run(
+                    parts, tiles, serial, parallel, (*matrix.arrays, q[t], sx[t], out.ptr[t], add)
+                )
+
+    @staticmethod
+    def _run(
+        parts: int,
+        count: int,
+        serial: Callable[..., None],
+        parallel: Callable[..., None],
+        arguments: tuple[Any, ...],
+    ) -> None:
+        if parts > 1:
+            parallel(parts, count, *arguments)
+        else:
+            serial(0, count, *arguments)
+
+    def _quantized(self, n: int, cols: int) -> tuple[np.ndarray, ...]:
+        """Scratch for ``n`` quantized rows, kept for one token and for one batch of each width."""
+        groups = -(-cols // 64)
+        key = (min(n, 2), groups)
+        scratch = self._scratch.get(key)
+        if scratch is None or len(scratch[0]) < n:
+            scratch = (
+                np.empty((n, 64 * groups), np.int16),
+                np.empty((n, 64 * groups), np.float32),
+                np.empty((n, groups), np.float32),
+            )
+            self._scratch[key] = scratch
+        return scratch
+
+    def rope(
+        self,
+        qkv: Buffer,
+        cos: Buffer,
+        sin: Buffer,
+        k_cache: Buffer,
+        v_cache: Buffer,
+        n: int,
+        position: int,
+        shape: AttentionShape,
+    ) -> None:
+        jit_layers.rope(
+            qkv.ptr, cos.ptr, sin.ptr, k_cache.ptr, v_cache.ptr, n, position, shape.n_heads
+        )
+
+    def attention(
+        self,
+        qkv: Buffer,
+        k_cache: Buffer,
+        v_cache: Buffer,
+        out: Buffer,
+        n: int,
+        position: int,
+        shape: AttentionShape,
+    ) -> None:
+        arguments = (TOKENS_PER_TASK, qkv.ptr, k_cache.ptr, v_cache.ptr, out.ptr, n, position)
+        work = shape.n_heads * n * (position + n) * shape.head_dim
+        if self.threads > 1 and work > 1 << 17:
+            with _POOL:
+                numba.set_num_threads(self.threads)
+                jit_layers.attention_parallel(*arguments)
+        else:
+            jit_layers.attention(*arguments)
+
+    def swiglu(self, gate_up: Buffer, out: Buffer, n: int) -> None:
+        if self.threads > 1 and n >= 8:
+            with _POOL:
+                numba.set_num_threads(self.threads)
+                jit_layers.swiglu_parallel(gate_up.ptr, out.ptr, n)
+        else:
+            jit_layers.swiglu(gate_up.ptr, out.ptr, n)
