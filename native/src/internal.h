@@ -15,6 +15,7 @@ enum {
     EDB_BLOCK_BYTES = 1152,  /* 64 x 64 weights of one pair: 1024 nibble pairs, c1[64], c2[64] */
     EDB_CODES_BYTES = 4096,  /* 64 x 64 int8 codes */
     EDB_TABLE_BYTES = 512,   /* look-up tables of one group of activations */
+    EDB_BATCH = 128,         /* tokens of a matrix product at once; bounds its scratch */
     EDB_TOKEN_BLOCK = 64,    /* tokens that share one expansion of a block */
     EDB_ATTEND_ROWS = 4,     /* query rows that share one pass over the keys */
     EDB_MAX_PAIRS = 8,
@@ -81,7 +82,10 @@ typedef struct {
     void (*from_f16)(const uint16_t *x, float *y, int64_t count);
     void (*attend)(const edb_attend *job);
 
-    /* Pairs: from this many tokens on, expanding a block beats looking up token by token. */
+    /*
+     * Pairs: from this many tokens on, expanding blocks and int8_tile beat looking up token by token;
+     * INT64_MAX, and no expand_block, where they never do.
+     */
     int64_t expand_from;
 } edb_kernels;
 

@@ -43,10 +43,6 @@ edb_status edb_check_matrix(const edb_matrix *matrix) {
     return EDB_OK;
 }
 
-static int looks_up(const edb_kernels *kernels, const edb_matrix *matrix, int64_t n) {
-    return matrix->kind == EDB_PAIRS && n < kernels->expand_from;
-}
-
 /* Cuts scratch into the job's arrays, each on a 64-byte boundary; returns the bytes that takes. */
 static uint64_t lay_out(matmul_job *job, char *scratch) {
     uint64_t n = (uint64_t)job->n, groups = (uint64_t)job->groups, at = 0;
@@ -78,17 +74,24 @@ static matmul_job prepare(const edb_context *context, const edb_matrix *matrix, 
         .n = n,
         .tiles = edb_ceil_div(matrix->rows, EDB_TILE),
         .groups = edb_ceil_div(matrix->cols, EDB_GROUP),
-        .token_blocks = edb_ceil_div(n, EDB_TOKEN_BLOCK),
-        .look_up = looks_up(kernels, matrix, n),
+        .token_blocks = edb_ceil_div(n, is_dense(matrix) ? DENSE_TOKENS : EDB_TOKEN_BLOCK),
+        .look_up = matrix->kind == EDB_PAIRS && n < kernels->expand_from,
     };
+}
+
+/* A last batch that is shorter than EDB_BATCH may look up where the others expand. */
+static uint64_t scratch_bytes_for(const edb_context *context, const edb_matrix *matrix, int64_t n) {
+    matmul_job first = prepare(context, matrix, edb_min(n, EDB_BATCH));
+    matmul_job last = prepare(context, matrix, (n - 1) % EDB_BATCH + 1);
+    uint64_t first_bytes = lay_out(&first, NULL), last_bytes = lay_out(&last, NULL);
+    return first_bytes > last_bytes ? first_bytes : last_bytes;
 }
 
 size_t edb_matmul_scratch_bytes(const edb_context *context, const edb_matrix *matrix, int64_t n) {
     if (context == NULL || edb_check_matrix(matrix) != EDB_OK) return 0;
     if (n < 1 || n > EDB_MAX_TOKENS) return 0;
     if (is_dense(matrix)) return 1;
-    matmul_job job = prepare(context, matrix, n);
-    uint64_t bytes = lay_out(&job, NULL);
+    uint64_t bytes = scratch_bytes_for(context, matrix, n);
     return bytes <= SIZE_MAX ? (size_t)bytes : 0;
 }
 
@@ -212,6 +215,24 @@ static void run_tasks(edb_pool *pool, edb_task task, matmul_job *job, int64_t n_
     edb_pool_run(pool, task, job, n_tasks, edb_chunk(pool, n_tasks));
 }
 
+static void multiply(edb_pool *pool, matmul_job *job, void *scratch) {
+    const edb_matrix *matrix = job->matrix;
+    if (is_dense(matrix)) {
+        int64_t blocks = edb_ceil_div(matrix->rows, DENSE_ROWS);
+        run_tasks(pool, dense_tasks, job, blocks * job->token_blocks);
+        return;
+    }
+    lay_out(job, scratch);
+    edb_pool_run(job->n < QUANTIZE_TOGETHER ? NULL : pool, quantize_tokens, job, job->n,
+                 edb_chunk(pool, job->n));
+    if (job->look_up) {
+        run_tasks(pool, pairs_by_look_up, job, job->tiles);
+    } else {
+        edb_task task = matrix->kind == EDB_PAIRS ? pairs_by_expansion : int8_tiles;
+        run_tasks(pool, task, job, job->tiles * job->token_blocks);
+    }
+}
+
 edb_status edb_matmul(const edb_context *context, const edb_matrix *matrix, const float *x,
                       float *out, int64_t n, int32_t add, void *scratch, size_t scratch_bytes) {
     if (context == NULL || x == NULL || out == NULL) return EDB_ERR_NULL;
@@ -220,27 +241,17 @@ edb_status edb_matmul(const edb_context *context, const edb_matrix *matrix, cons
     if (n < 1 || n > EDB_MAX_TOKENS) return EDB_ERR_SHAPE;
     if (!edb_aligned(x, 4) || !edb_aligned(out, 4)) return EDB_ERR_ALIGN;
 
-    edb_pool *pool = context->pool;
-    matmul_job job = prepare(context, matrix, n);
-    job.x = x;
-    job.out = out;
-    job.add = add != 0;
-    if (is_dense(matrix)) {
-        job.token_blocks = edb_ceil_div(n, DENSE_TOKENS);
-        run_tasks(pool, dense_tasks, &job,
-                  edb_ceil_div(matrix->rows, DENSE_ROWS) * job.token_blocks);
-        return EDB_OK;
+    if (!is_dense(matrix)) {
+        if (scratch == NULL) return EDB_ERR_NULL;
+        if (scratch_bytes_for(context, matrix, n) > scratch_bytes) return EDB_ERR_SCRATCH;
+        scratch = edb_align_up(scratch);
     }
-
-    if (scratch == NULL) return EDB_ERR_NULL;
-    if (lay_out(&job, NULL) > scratch_bytes) return EDB_ERR_SCRATCH;
-    lay_out(&job, edb_align_up(scratch));
-    edb_pool_run(n < QUANTIZE_TOGETHER ? NULL : pool, quantize_tokens, &job, n, edb_chunk(pool, n));
-    if (job.look_up) {
-        run_tasks(pool, pairs_by_look_up, &job, job.tiles);
-    } else {
-        edb_task task = matrix->kind == EDB_PAIRS ? pairs_by_expansion : int8_tiles;
-        run_tasks(pool, task, &job, job.tiles * job.token_blocks);
+    for (int64_t t = 0; t < n; t += EDB_BATCH) {
+        matmul_job job = prepare(context, matrix, edb_min(n - t, EDB_BATCH));
+        job.x = x + t * matrix->cols;
+        job.out = out + t * matrix->rows;
+        job.add = add != 0;
+        multiply(context->pool, &job, scratch);
     }
     return EDB_OK;
 }
@@ -268,6 +279,7 @@ edb_status edb_quantize(const edb_context *context, const float *x, int8_t *q, f
     if (n < 1 || n > EDB_MAX_TOKENS || cols < 1 || cols > EDB_MAX_DIM) return EDB_ERR_SHAPE;
     if (!edb_aligned(x, 4) || !edb_aligned(sx, 4)) return EDB_ERR_ALIGN;
     quantize_job job = {context->isa->kernels, x, cols, edb_ceil_div(cols, EDB_GROUP), q, sx};
-    edb_pool_run(context->pool, quantize_rows, &job, n, edb_max(QUANTIZE_TOGETHER, edb_chunk(context->pool, n)));
+    edb_pool_run(context->pool, quantize_rows, &job, n,
+                 edb_max(QUANTIZE_TOGETHER, edb_chunk(context->pool, n)));
     return EDB_OK;
 }

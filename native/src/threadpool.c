@@ -93,6 +93,7 @@ static void wait_for_job(edb_pool *pool, unsigned seen) {
             if (is_open(epoch) && epoch != seen) return;
             relax();
         }
+        sched_yield(); /* to the caller, if the system woke us on its core */
     } while (now_ns() < until);
 
     pthread_mutex_lock(&pool->mutex);

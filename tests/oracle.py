@@ -1,0 +1,149 @@
+"""The numerics of ``docs/format.md`` in plain Python, exact where floating point rounds.
+
+Integers are Python integers and a fused multiply-add is a fraction rounded once, so nothing here
+depends on a CPU or on numpy's order of summation. Blocks are read byte by byte from the layout's
+description, not through ``edgedb.packing``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+
+GROUP = TILE = 64
+LANES = 16
+SMALLEST_NORMAL = 2.0**-126
+
+f32 = np.float32
+
+
+def round_f32(value: Fraction) -> float:
+    """The float32 nearest to a fraction that is not zero, ties to even."""
+    magnitude = abs(value)
+    exponent = math.frexp(float(magnitude))[1] - 24 if magnitude > Fraction(2) ** -140 else -149
+    exponent = max(exponent, -149)
+    while magnitude / Fraction(2) ** exponent >= 1 << 24:
+        exponent += 1
+    while exponent > -149 and magnitude / Fraction(2) ** exponent < 1 << 23:
+        exponent -= 1
+    mantissa = round(magnitude / Fraction(2) ** exponent)  # Python rounds half to even
+    result = math.ldexp(mantissa, exponent)
+    if result >= 2.0**128:
+        result = math.inf
+    return math.copysign(result, value)
+
+
+def fma(a: float, b: float, c: float) -> float:
+    """``a * b + c`` of float32 values, rounded once."""
+    a, b, c = float(a), float(b), float(c)
+    product = a * b  # exact: 48 bits, and far from double's limits
+    if not math.isfinite(product + c):
+        return product + c
+    exact = Fraction(product) + Fraction(c)
+    return (
+        product + c if exact == 0 else round_f32(exact)
+    )  # a zero keeps the sign rules of addition
+
+
+def mul(a: float, b: float) -> float:
+    with np.errstate(all="ignore"):
+        return float(f32(a) * f32(b))
+
+
+def add(a: float, b: float) -> float:
+    with np.errstate(all="ignore"):
+        return float(f32(a) + f32(b))
+
+
+def quantize(x: Sequence[float]) -> tuple[list[list[int]], list[float]]:
+    """One token: ``q[group][64]`` and ``sx[group]``."""
+    x = [float(v) for v in x] + [0.0] * (-len(x) % GROUP)
+    q, sx = [], []
+    for start in range(0, len(x), GROUP):
+        group = x[start : start + GROUP]
+        if not all(map(math.isfinite, group)):
+            q.append([0] * GROUP)
+            sx.append(math.nan)
+            continue
+        scale = float(f32(max(map(abs, group))) / f32(127))
+        if scale < SMALLEST_NORMAL:
+            q.append([0] * GROUP)
+            sx.append(0.0)
+            continue
+        ratios = [float(f32(v) / f32(scale)) for v in group]
+        q.append([max(-127, min(127, round(ratio))) for ratio in ratios])
+        sx.append(scale)
+    return q, sx
+
+
+def pair_level(blocks: np.ndarray, row: int, column: int) -> int:
+    """``c1*b1 + c2*b2`` from blocks ``[tiles, groups, 1152]`` of one pair."""
+    block, lane, quad = blocks[row // TILE, column // GROUP], row % TILE, column % GROUP // 4
+    byte = int(block[TILE * quad + lane])
+    b1, b2 = byte >> column % 4 & 1, byte >> 4 + column % 4 & 1
+    c1, c2 = block[1024:1088].view(np.int8)[lane], block[1088:1152].view(np.int8)[lane]
+    return int(c1) * b1 + int(c2) * b2
+
+
+def int8_code(codes: np.ndarray, row: int, column: int) -> int:
+    """The code of an element in codes ``[tiles, groups, 4096]``."""
+    quad = column % GROUP // 4
+    index = 4 * (TILE * quad + row % TILE) + column % 4
+    return int(codes[row // TILE, column // GROUP, index])
+
+
+def pairs_row(
+    blocks: np.ndarray, row_scale: np.ndarray, row: int, cols: int, x: Sequence[float]
+) -> float:
+    """``y[row]`` for blocks ``[pairs, tiles, groups, 1152]``, row_scale ``[pairs, rows]``."""
+    q, sx = quantize(x)
+    y = 0.0
+    for pair, scale in enumerate(row_scale[:, row]):
+        acc = 0.0
+        for g, scale_x in enumerate(sx):
+            columns = range(g * GROUP, min((g + 1) * GROUP, cols))
+            total = sum(pair_level(blocks[pair], row, c) * q[g][c % GROUP] for c in columns)
+            acc = fma(scale_x, total, acc)
+        y = mul(scale, acc) if pair == 0 else add(y, mul(scale, acc))
+    return y
+
+
+def int8_row(
+    codes: np.ndarray, scales: np.ndarray, row: int, cols: int, x: Sequence[float]
+) -> float:
+    """``y[row]`` for codes ``[tiles, groups, 4096]``, scales ``[tiles, groups, 64]``."""
+    q, sx = quantize(x)
+    acc = 0.0
+    for g, scale_x in enumerate(sx):
+        columns = range(g * GROUP, min((g + 1) * GROUP, cols))
+        total = sum(int8_code(codes, row, c) * q[g][c % GROUP] for c in columns)
+        acc = fma(mul(scale_x, scales[row // TILE, g, row % TILE]), total, acc)
+    return acc
+
+
+def tree(lanes: Sequence[float]) -> float:
+    """Sum of 16 lanes: l += l+8, then += l+4, += l+2, += l+1."""
+    values = list(lanes)
+    while len(values) > 1:
+        half = len(values) // 2
+        values = [add(values[i], values[i + half]) for i in range(half)]
+    return values[0]
+
+
+def dot(w: Sequence[float], x: Sequence[float]) -> float:
+    """Dense dot product: lane l sums columns l, l+16, ... and the tree joins the lanes."""
+    padding = [0.0] * (-len(x) % LANES)
+    lanes = [0.0] * LANES
+    for i, (a, b) in enumerate(zip([*w, *padding], [*x, *padding], strict=True)):
+        lanes[i % LANES] = fma(a, b, lanes[i % LANES])
+    return tree(lanes)
+
+
+def rmsnorm(x: Sequence[float], weight: Sequence[float], eps: float) -> list[float]:
+    """``x / sqrt(mean(x^2) + eps) * weight`` in the order of the C library."""
+    mean = f32(dot(x, x)) / f32(len(x))
+    inverse = f32(1) / np.sqrt(mean + f32(eps))
+    return [mul(mul(v, inverse), w) for v, w in zip(x, weight, strict=True)]
