@@ -71,9 +71,9 @@ def quantize(x, n, cols, q, qf, sx):
 
 @jit()
 def pairs_tiles(first, last, blocks, codes, row_scale, q, sx, out, add):
-    """Tiles ``first .. last - 1`` of one token. blocks uint8 ``[P, T, G, 1152]``, codes its int8 view.
+    """Tiles ``first .. last - 1`` of one token. blocks uint8 ``[P, T, G, 1152]``, codes: as int8.
 
-    Per quad of columns and plane: four tests of a bit and four masked 16-bit additions, 64 rows wide.
+    Per quad of columns and plane: four tests of a bit and four masked 16-bit additions, 64 wide.
     """
     pairs, _tiles, groups, _ = blocks.shape
     rows = out.size
@@ -88,27 +88,17 @@ def pairs_tiles(first, last, blocks, codes, row_scale, q, sx, out, add):
                 s1[:] = 0
                 s2[:] = 0
                 for quad in range(0, 16, 2):  # two at a time halve the traffic of s1 and s2
-                    w0, w1 = (
-                        block[64 * quad : 64 * quad + 64],
-                        block[64 * quad + 64 : 64 * quad + 128],
-                    )
+                    w0 = block[64 * quad : 64 * quad + 64]
+                    w1 = block[64 * quad + 64 : 64 * quad + 128]
                     at = 64 * g + 4 * quad
                     q0, q1, q2, q3 = q[at], q[at + 1], q[at + 2], q[at + 3]
                     r0, r1, r2, r3 = q[at + 4], q[at + 5], q[at + 6], q[at + 7]
                     for lane in range(64):
                         v, w = w0[lane], w1[lane]
-                        s1[lane] = add16(
-                            s1[lane],
-                            add16(
-                                subset_sum_b1(v, q0, q1, q2, q3), subset_sum_b1(w, r0, r1, r2, r3)
-                            ),
-                        )
-                        s2[lane] = add16(
-                            s2[lane],
-                            add16(
-                                subset_sum_b2(v, q0, q1, q2, q3), subset_sum_b2(w, r0, r1, r2, r3)
-                            ),
-                        )
+                        a = add16(s1[lane], subset_sum_b1(v, q0, q1, q2, q3))
+                        b = add16(s2[lane], subset_sum_b2(v, q0, q1, q2, q3))
+                        s1[lane] = add16(a, subset_sum_b1(w, r0, r1, r2, r3))
+                        s2[lane] = add16(b, subset_sum_b2(w, r0, r1, r2, r3))
                 c1, c2 = codes[p, tile, g, 1024:1088], codes[p, tile, g, 1088:1152]
                 scale = sx[g]
                 for lane in range(64):
