@@ -116,16 +116,17 @@ class Repl:
         ui.banner(self.conversation.model)
         while self.running:
             try:
-                text = prompt.prompt("> ", prompt_continuation="  ")
+                self._take(prompt.prompt("> ", prompt_continuation="  "))
             except KeyboardInterrupt:
                 ui.note("Ctrl-D or /exit leaves, /help lists the commands")
-                continue
             except EOFError:
                 break
-            if text.startswith("/") and "\n" not in text:
-                self._command(text)
-            elif text.strip():
-                self._turn(text)
+
+    def _take(self, text: str) -> None:
+        if text.startswith("/") and "\n" not in text:
+            self._command(text)
+        elif text.strip():
+            self._turn(text)
 
     def _turn(self, text: str) -> None:
         try:
