@@ -29,8 +29,8 @@ TOKENS_PER_TASK = 16
 # Below this many bytes of weights, waking a second thread costs more than it saves.
 PARALLEL_BYTES = 1 << 16
 # GNU OpenMP, which numba prefers, spins for milliseconds before it sleeps. When another process
-# wants a core, that starves the thread it waits for (12 tokens a second instead of 34 on two busy cores).
-# Read when the pool is loaded, which is at the first parallel call.
+# wants a core, that starves the thread it waits for: 12 tokens a second instead of 34 on two busy
+# cores. Read when the pool is loaded, which is at the first parallel call.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # numba's own thread pool ("workqueue") aborts the process when two threads enter it.
