@@ -15,6 +15,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from ..errors import NativeError
+from ..tensors import (
+    BLOCK_BYTES,
+    INT8_BLOCK_BYTES,
+    TILE,
+    Int8Tensor,
+    LinearTensor,
+    PairTensor,
+    tile_grid,
+)
 from .buffer import ALIGNMENT, Buffer, aligned_zeros
 
 try:
@@ -24,7 +33,6 @@ except ImportError as error:  # installed without a C compiler, or built for ano
     _import_error = str(error)
 
 if TYPE_CHECKING:
-    from ..tensors import LinearTensor
     from . import AttentionShape
 
 # Beyond this many cores decoding has long met the memory's limit and only the joins get dearer.
@@ -106,37 +114,27 @@ class NativeMatrix:
 
     def __init__(self, tensor: LinearTensor) -> None:
         rows, cols = self.rows, self.cols = tensor.rows, tensor.cols
-        tiles, groups = -(-rows // 64), -(-cols // 64)
-        data: np.ndarray
+        grid = tile_grid(rows, cols)
         scales: np.ndarray | None = None
-        kind, pairs = lib.EDB_F32, 0
-        if hasattr(tensor, "blocks"):
-            data, scales = tensor.blocks, tensor.row_scale
-            kind, pairs = lib.EDB_PAIRS, len(data)
-            expected = (pairs, tiles, groups, 1152)
-            scales_expected: tuple[int, ...] = (pairs, rows)
-        elif hasattr(tensor, "codes"):
-            data, scales, kind = tensor.codes, tensor.scales, lib.EDB_INT8
-            expected, scales_expected = (tiles, groups, 4096), (tiles, groups, 64)
+        struct = self.struct = ffi.new("edb_matrix *", {"rows": rows, "cols": cols})
+        if isinstance(tensor, PairTensor):
+            struct.kind, struct.pairs = lib.EDB_PAIRS, tensor.pairs
+            data = _checked(tensor.blocks, np.uint8, (tensor.pairs, *grid, BLOCK_BYTES))
+            scales = _checked(tensor.row_scale, np.float32, (tensor.pairs, rows))
+        elif isinstance(tensor, Int8Tensor):
+            struct.kind = lib.EDB_INT8
+            data = _checked(tensor.codes, np.int8, (*grid, INT8_BLOCK_BYTES))
+            scales = _checked(tensor.scales, np.float32, (*grid, TILE))
+        elif tensor.weight.dtype == np.float16:
+            struct.kind = lib.EDB_F16
+            data = _checked(tensor.weight, np.float16, (rows, cols))
         else:
-            data, expected = tensor.weight, (rows, cols)
-            if data.dtype == np.float16:
-                kind = lib.EDB_F16
-        if data.shape != expected or not data.flags.c_contiguous:
-            raise NativeError(f"weights {data.shape} of a {rows} x {cols} matrix, not {expected}")
-        if scales is not None and (
-            scales.shape != scales_expected
-            or scales.dtype != np.float32
-            or not scales.flags.c_contiguous
-        ):
-            raise NativeError(f"scales {scales.shape}, expected float32 {scales_expected}")
+            struct.kind = lib.EDB_F32
+            data = _checked(tensor.weight, np.float32, (rows, cols))
         data = _aligned(data)
         self.arrays = (data, scales)
-        self.struct = ffi.new("edb_matrix *")
-        self.struct.kind, self.struct.pairs = kind, pairs
-        self.struct.rows, self.struct.cols = rows, cols
-        self.struct.data = _pointer(data, "void *")
-        self.struct.scales = ffi.NULL if scales is None else _pointer(scales, "float *")
+        struct.data = _pointer(data, "void *")
+        struct.scales = ffi.NULL if scales is None else _pointer(scales, "float *")
 
 
 class _Scratch(threading.local):
@@ -154,7 +152,10 @@ class _Scratch(threading.local):
 
 
 class NativeOps:
-    """``Ops`` in C. Threads may share one; each then needs its own buffers."""
+    """``Ops`` in C. Threads may share one; each then needs its own buffers.
+
+    Buffers and matrices are those that ``buffer``, ``wrap`` and ``matrix`` of this class made.
+    """
 
     name = "native"
 
@@ -203,15 +204,13 @@ class NativeOps:
         if status:
             _fail("embed", status)
 
-    def rmsnorm(self, x: Buffer, weight: NativeBuffer, out: Buffer, n: int, eps: float) -> None:
+    def rmsnorm(self, x: Buffer, weight: Any, out: Buffer, n: int, eps: float) -> None:
         """``out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight``; x, out ``[n, d]``."""
         status = lib.edb_rmsnorm(self._context, x.ptr, weight.ptr, out.ptr, n, weight.width, eps)
         if status:
             _fail("rmsnorm", status)
 
-    def matmul(
-        self, matrix: NativeMatrix, x: NativeBuffer, out: NativeBuffer, n: int, add: bool = False
-    ) -> None:
+    def matmul(self, matrix: NativeMatrix, x: Any, out: Any, n: int, add: bool = False) -> None:
         """``out[t] = W x[t]``, or ``+=`` with ``add``; x ``[n, cols]``, out ``[n, rows]``."""
         if x.width != matrix.cols or out.width != matrix.rows:
             raise NativeError(
@@ -233,7 +232,7 @@ class NativeOps:
         qkv: Buffer,
         cos: Buffer,
         sin: Buffer,
-        k_cache: NativeBuffer,
+        k_cache: Any,
         v_cache: Buffer,
         n: int,
         position: int,
@@ -257,8 +256,8 @@ class NativeOps:
     def attention(
         self,
         qkv: Buffer,
-        k_cache: NativeBuffer,
-        v_cache: NativeBuffer,
+        k_cache: Any,
+        v_cache: Buffer,
         out: Buffer,
         n: int,
         position: int,
@@ -287,7 +286,7 @@ class NativeOps:
             scratch.grow(lib.edb_attention_scratch_bytes(self._context, native_shape, capacity))
             self.attention(qkv, k_cache, v_cache, out, n, position, shape)
 
-    def swiglu(self, gate_up: Buffer, out: NativeBuffer, n: int) -> None:
+    def swiglu(self, gate_up: Buffer, out: Any, n: int) -> None:
         """``out = silu(gate) * up``; gate_up ``[n, 2 f]`` holds gate, then up; out ``[n, f]``."""
         status = lib.edb_swiglu(self._context, gate_up.ptr, out.ptr, n, out.width)
         if status:
@@ -307,6 +306,15 @@ class NativeOps:
 
 def _pointer(array: np.ndarray, ctype: str) -> Any:
     return ffi.cast(ctype, ffi.from_buffer(array))
+
+
+def _checked(array: np.ndarray, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """The array, which C will read without looking back."""
+    if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+        raise NativeError(
+            f"weights are {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}"
+        )
+    return array
 
 
 def _aligned(array: np.ndarray) -> np.ndarray:
