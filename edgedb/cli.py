@@ -166,7 +166,7 @@ def main() -> None:
     show_default=True,
     help="Longest answer, in tokens.",
 )
-@sampling_options(temperature=0.4)
+@sampling_options(temperature=0.2)
 @load_options
 @click.option("--plain", is_flag=True, help="No line editing; read turns line by line.")
 def chat(
