@@ -145,7 +145,7 @@ class ModelConfig:
         naming the feature that is not supported, ``FormatError`` for a missing or impossible value.
         """
         model_type = raw.get("model_type", "?")
-        if model_type not in FAMILIES:
+        if not isinstance(model_type, str) or model_type not in FAMILIES:
             known = ", ".join(FAMILIES)
             raise UnsupportedModelError(
                 f"model_type {model_type!r} is not supported; this version runs {known}"
@@ -176,7 +176,7 @@ class ModelConfig:
         return cls(**values)._checked()
 
     def _checked(self) -> ModelConfig:
-        if self.model_type not in FAMILIES:
+        if not isinstance(self.model_type, str) or self.model_type not in FAMILIES:
             raise UnsupportedModelError(f"model_type {self.model_type!r} is not supported")
         for name, (low, high) in _BOUNDS.items():
             value = getattr(self, name)

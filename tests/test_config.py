@@ -61,6 +61,7 @@ def test_mistral_without_window_is_a_llama() -> None:
     ("change", "named"),
     [
         ({"model_type": "gpt2"}, "gpt2"),
+        ({"model_type": ["llama"]}, "llama"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"model_type": "mistral", "sliding_window": 4096}, "sliding_window=4096"),
