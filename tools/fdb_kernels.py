@@ -16,6 +16,7 @@ from numba import njit
 
 GROUP = 64
 MAX_CODE = 127
+EVEN_CODE = 126  # of a row's largest scale: its half, the pair's other scale, is then a code too
 
 # Without reassociation LLVM may not vectorize a sum. NaN and infinity are refused before.
 _jit = njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz", "arcp"})
@@ -125,31 +126,219 @@ def solve(m, r, a, factor):
 
 
 @_jit
-def order_pairs(a, out):
-    """Regroup planes so that each pair has opposite signs, the larger magnitude first.
+def order_pairs(a):
+    """Regroup planes so that each pair has opposite signs, the larger magnitude first, in place.
 
     Levels do not depend on which planes form a pair. Where one sign has too few planes, the
-    surplus plane of the pair is given up (zero): the format keeps opposite signs.
+    smallest surplus plane is given up (zero), for the format keeps opposite signs.
     """
     n = a.size
+    out = np.empty(n, np.float32)
+    free = np.ones(n, np.bool_)
     for p in range(n // 2):
-        first = 0
+        first = second = -1
         for j in range(n):
-            if abs(a[j]) > abs(a[first]):
+            if free[j] and (first < 0 or abs(a[j]) > abs(a[first])):
                 first = j
-        second = -1
+        free[first] = False
         for j in range(n):
-            if j != first and a[j] * a[first] < 0 and (second < 0 or abs(a[j]) > abs(a[second])):
+            if free[j] and a[j] * a[first] <= 0 and (second < 0 or abs(a[j]) > abs(a[second])):
                 second = j
-        if second < 0:  # none left: spend the smallest
+        if second < 0:
             for j in range(n):
-                taken = np.isnan(a[j]) or j == first
-                if not taken and (second < 0 or abs(a[j]) < abs(a[second])):
+                if free[j] and (second < 0 or abs(a[j]) < abs(a[second])):
                     second = j
             a[second] = 0
+        free[second] = False
         out[2 * p] = a[first]
         out[2 * p + 1] = a[second]
-        a[first] = np.nan
-        a[second] = np.nan
+    a[:] = out
+
+
+@_jit
+def uniform_start(w, h, pattern, factors, a):
+    """Best uniform grid ``low*s .. high*s`` of a sign pattern; fills a, returns its error.
+
+    Pair p of P has planes 2u, -u with u = 4^(P-1-p) s, or both negated where bit p of ``pattern``
+    is set: together they count from ``low`` to ``high`` in steps of s (digits of negabinary).
+    """
+    n_pairs = a.size // 2
+    low = high = np.float32(0)
+    unit = np.float32(1)
+    for p in range(n_pairs - 1, -1, -1):
+        flip = (pattern >> p) & 1
+        high += unit if flip else 2 * unit
+        low -= 2 * unit if flip else unit
+        unit *= 4
+    top = bottom = np.float32(0)
+    for k in range(GROUP):
+        top = max(top, w[k])
+        bottom = min(bottom, w[k])
+    full = max(top / high, bottom / low)
+    best = np.float32(np.inf)
+    best_step = np.float32(0)
+    for factor in factors:
+        step = full * factor
+        inverse = np.float32(1) / step if step > 1e-37 else np.float32(0)
+        error = np.float32(0)
+        for k in range(GROUP):
+            q = min(max(np.rint(w[k] * inverse), low), high)
+            d = w[k] - q * step
+            error += h[k] * d * d
+        if error < best:
+            best = error
+            best_step = step
+    unit = best_step
+    for p in range(n_pairs - 1, -1, -1):
+        sign = np.float32(-1) if (pattern >> p) & 1 else np.float32(1)
+        a[2 * p] = sign * 2 * unit
+        a[2 * p + 1] = -sign * unit
+        unit *= 4
+    return best
+
+
+@_jit
+def fit_group(w, h, factors, rounds, a):
+    """Scales a of one group: the two best uniform starts, each refined; returns the error.
+
+    w, h float32[64] (columns that do not exist have h = 0). Refinement alternates nearest level and
+    weighted least squares ``rounds`` times.
+    """
+    n = a.size
+    n_levels = 1 << n
+    levels = np.empty(n_levels, np.float32)
+    codes = np.empty(GROUP, np.int32)
+    best = np.empty(GROUP, np.float32)
+    masked = np.empty((n, GROUP), np.float32)
+    m = np.empty((n, n), np.float32)
+    r = np.empty(n, np.float32)
+    factor = np.empty((n + 1, n), np.float64)
+    starts = np.empty((2, n), np.float32)
+    errors = np.full(2, np.inf, np.float32)
+    trial = np.empty(n, np.float32)
+    for pattern in range(1 << (n // 2)):
+        error = uniform_start(w, h, pattern, factors, trial)
+        if error < errors[0]:
+            errors[1] = errors[0]
+            starts[1] = starts[0]
+            errors[0] = error
+            starts[0] = trial
+        elif error < errors[1]:
+            errors[1] = error
+            starts[1] = trial
+    best_error = np.float32(np.inf)
+    for s in range(2):
+        trial[:] = starts[s]
+        for _ in range(rounds):
+            set_levels(trial, levels)
+            nearest(w, levels, codes, best)
+            normal_equations(w, h, codes, masked, m, r)
+            solve(m, r, trial, factor)
+        order_pairs(trial)
+        set_levels(trial, levels)
+        nearest(w, levels, codes, best)
+        error = weighted_error(w, h, levels, codes)
+        if error < best_error:
+            best_error = error
+            a[:] = trial
+    return best_error
+
+
+@_jit
+def round_scales(m, r, a, row_scale, c):
+    """int8 codes c near a: rounded, then each in turn set to the best integer given the others.
+
+    Keeps opposite signs in each pair, hence |c1 + c2| <= 127 too.
+    """
+    n = a.size
     for j in range(n):
-        a[j] = out[j]
+        scale = row_scale[j // 2]
+        x = np.rint(a[j] / scale) if scale > 0 else np.float32(0)
+        c[j] = np.int32(min(max(x, -MAX_CODE), MAX_CODE))
+    for p in range(n // 2):
+        if c[2 * p] * c[2 * p + 1] > 0:
+            c[2 * p + 1] = 0
+    for _ in range(4):
+        changed = False
+        for j in range(n):
+            scale = row_scale[j // 2]
+            if not m[j, j] * scale > 0:
+                continue
+            rest = r[j]
+            for k in range(n):
+                if k != j:
+                    rest -= m[j, k] * row_scale[k // 2] * c[k]
+            low, high = -MAX_CODE, MAX_CODE
+            if c[j ^ 1] > 0:
+                high = 0
+            elif c[j ^ 1] < 0:
+                low = 0
+            x = np.rint(rest / (m[j, j] * scale))
+            new = np.int32(min(max(x, np.float32(low)), np.float32(high)))
+            if new != c[j]:
+                c[j] = new
+                changed = True
+        if not changed:
+            break
+
+
+@_jit
+def rounded_levels(row_scale, c, a, levels):
+    for j in range(c.size):
+        a[j] = row_scale[j // 2] * np.float32(c[j])
+    set_levels(a, levels)
+
+
+@_jit
+def fit_rows(w, h, n_pairs, factors, rounds, row_scale, c, codes):
+    """Fit every group of every row without regard to the others.
+
+    w float32 [rows, groups * 64] zero-padded; h float32 [groups * 64], zero where padded. Writes
+    row_scale float32 [rows, pairs], c int8 [rows, groups, 2 * pairs], codes uint8 [rows, groups * 64].
+    """
+    rows = w.shape[0]
+    groups = w.shape[1] // GROUP
+    n = 2 * n_pairs
+    a = np.empty((groups, n), np.float32)
+    levels = np.empty(1 << n, np.float32)
+    group_codes = np.empty(GROUP, np.int32)
+    best = np.empty(GROUP, np.float32)
+    masked = np.empty((n, GROUP), np.float32)
+    m = np.empty((n, n), np.float32)
+    r = np.empty(n, np.float32)
+    factor = np.empty((n + 1, n), np.float64)
+    cs = np.empty(n, np.int32)
+    kept = np.empty(n, np.int32)
+    scales = np.empty(n, np.float32)
+    for row in range(rows):
+        for g in range(groups):
+            columns = slice(g * GROUP, (g + 1) * GROUP)
+            fit_group(w[row, columns], h[columns], factors, rounds, a[g])
+        for p in range(n_pairs):
+            largest = np.float32(0)
+            for g in range(groups):
+                largest = max(largest, abs(a[g, 2 * p]))
+            row_scale[row, p] = largest / np.float32(EVEN_CODE)
+        for g in range(groups):
+            columns = slice(g * GROUP, (g + 1) * GROUP)
+            wg, hg = w[row, columns], h[columns]
+            scales[:] = a[g]
+            best_error = np.float32(np.inf)
+            for _ in range(3):
+                set_levels(scales, levels)
+                nearest(wg, levels, group_codes, best)
+                normal_equations(wg, hg, group_codes, masked, m, r)
+                round_scales(m, r, scales, row_scale[row], cs)
+                rounded_levels(row_scale[row], cs, scales, levels)
+                nearest(wg, levels, group_codes, best)
+                error = weighted_error(wg, hg, levels, group_codes)
+                if error >= best_error:
+                    break
+                best_error = error
+                kept[:] = cs
+                for k in range(GROUP):
+                    codes[row, g * GROUP + k] = group_codes[k]
+                normal_equations(wg, hg, group_codes, masked, m, r)
+                solve(m, r, scales, factor)
+            for j in range(n):
+                c[row, g, j] = kept[j]
