@@ -92,11 +92,29 @@ def sampling_options(temperature: float) -> Callable[[Function], Function]:
             show_default=True,
             help="Randomness; 0 always takes the most likely token.",
         ),
-        click.option("--top-k", type=int, default=40, show_default=True, help="0 turns it off."),
-        click.option("--top-p", type=float, default=0.95, show_default=True, help="1: off."),
-        click.option("--min-p", type=float, default=0.05, show_default=True, help="0: off."),
         click.option(
-            "--repetition-penalty", type=float, default=1.0, show_default=True, help="1: off."
+            "--top-k", type=int, default=40, show_default=True, help="Only so many tokens; 0: all."
+        ),
+        click.option(
+            "--top-p",
+            type=float,
+            default=0.95,
+            show_default=True,
+            help="Only so much probability; 1: all.",
+        ),
+        click.option(
+            "--min-p",
+            type=float,
+            default=0.05,
+            show_default=True,
+            help="Only this likely relative to the best; 0: all.",
+        ),
+        click.option(
+            "--repetition-penalty",
+            type=float,
+            default=1.0,
+            show_default=True,
+            help="Makes recent tokens less likely; 1: off.",
         ),
         click.option(
             "--repetition-window",
@@ -215,7 +233,9 @@ def generate(
     stats: bool,
     **options: Any,
 ) -> None:
-    """Continue a text with MODEL, a .dbb file; prints only what is new.
+    """Continue a text with MODEL, a .dbb file.
+
+    Prints only what is new.
 
     The text comes from --prompt, from --file or from standard input; there, one line break at its
     end does not count.
@@ -249,7 +269,7 @@ def generate(
 @threads_option
 @backend_options
 def info(model: str | None, as_json: bool, **options: Any) -> None:
-    """Show what MODEL, a .dbb file, holds, and what runs models on this machine."""
+    """Show what a model file holds and what runs it on this machine."""
     from . import ui
     from .runtime import describe_runtime
 
@@ -336,10 +356,9 @@ def perplexity(
     help="Form of the report.",
 )
 def bench(model: str | None, output: str, threads: tuple[int, ...] | None, **options: Any) -> None:
-    """Measure the speed of MODEL, a .dbb file, or of a --shape: llama-2-7b, llama-1.1b,
-    smollm2-135m.
+    """Measure the speed of a model.
 
-    pp512 reads a prompt of 512 tokens, tg64 decodes 64 tokens: tokens a second, mean and standard
+    Give MODEL, a .dbb file, or --shape llama-2-7b, llama-1.1b or smollm2-135m. pp512 reads a prompt of 512 tokens, tg64 decodes 64 tokens: tokens a second, mean and standard
     deviation.
     """
     from . import benchmark, ui
