@@ -358,8 +358,10 @@ def perplexity(
 def bench(model: str | None, output: str, threads: tuple[int, ...] | None, **options: Any) -> None:
     """Measure the speed of a model.
 
-    Give MODEL, a .dbb file, or --shape llama-2-7b, llama-1.1b or smollm2-135m. pp512 reads a prompt of 512 tokens, tg64 decodes 64 tokens: tokens a second, mean and standard
-    deviation.
+    Give MODEL, a .dbb file, or --shape llama-2-7b, llama-1.1b or smollm2-135m.
+
+    pp512 reads a prompt of 512 tokens at once, tg64 decodes 64 tokens one by one: tokens a second,
+    mean and standard deviation.
     """
     from . import benchmark, ui
 
