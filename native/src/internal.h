@@ -117,7 +117,10 @@ struct edb_context {
 /* A piece of work: tasks begin..end-1; worker is the same number for one thread during a run. */
 typedef void (*edb_task)(void *job, int64_t begin, int64_t end, int32_t worker);
 
-/* Runs tasks 0..n_tasks-1, `chunk` at a time, and returns when all are done. pool may be NULL. */
+/*
+ * Runs tasks 0..n_tasks-1, `chunk` at a time, and returns when all are done. A thread takes
+ * neighbouring tasks in ascending order as long as it can. pool may be NULL.
+ */
 void edb_pool_run(edb_pool *pool, edb_task task, void *job, int64_t n_tasks, int64_t chunk);
 
 #define EDB_INLINE inline __attribute__((always_inline))
@@ -134,7 +137,7 @@ static inline void *edb_align_up(void *p) {
     return (void *)(((uintptr_t)p + 63) & ~(uintptr_t)63);
 }
 
-/* Tasks a thread takes at once: few enough that a slow core does not hold up the rest. */
+/* Small tasks that a thread takes at once: few enough that a slow core does not hold up the rest. */
 static inline int64_t edb_chunk(const edb_pool *pool, int64_t n_tasks) {
     return edb_max(1, n_tasks / (8 * (int64_t)edb_pool_threads(pool)));
 }

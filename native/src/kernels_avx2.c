@@ -22,6 +22,10 @@
  *   vpmaddwd y       3, 2                         5, p01
  *   vpsignb y        1, 4                         1, p01
  *
+ * Prefetches go to the second-level cache: on Zen 4 that doubles the speed from memory (28 GB/s of 32
+ * that a plain read reaches), where prefetching to the first level, whose misses in flight are fewer,
+ * is slower than none (13 against 18).
+ *
  * Look-up: 26 instructions for 64 rows by four columns and 100 a group to finish, 0.13 a weight.
  * int8: four instructions for 32 products and the overhead of a group, 0.14 a product.
  */
@@ -222,7 +226,7 @@ static EDB_INLINE void finish32(float *acc, __m256 sx, __m256i bias, const uint8
         r_high1 = _mm256_add_epi8(r_high1, _mm256_shuffle_epi8(high, b1));                    \
         r_low2 = _mm256_add_epi8(r_low2, _mm256_shuffle_epi8(low, b2));                       \
         r_high2 = _mm256_add_epi8(r_high2, _mm256_shuffle_epi8(high, b2));                    \
-        _mm_prefetch(ahead + 64 * (quad), _MM_HINT_T0);                                       \
+        _mm_prefetch(ahead + 64 * (quad), _MM_HINT_T1);                                       \
         __asm__("" : "+x"(p_low1), "+x"(p_high1), "+x"(p_low2), "+x"(p_high2), "+x"(r_low1),     \
                 "+x"(r_high1), "+x"(r_low2), "+x"(r_high2));                                   \
     } while (0)
@@ -243,8 +247,8 @@ static void pairs_tile(const uint8_t *block, int64_t groups, const uint8_t *tabl
         __m256i p_low1a = p_low1, p_low2a = p_low2, r_low1a = r_low1, r_low2a = r_low2;
         p_low1 = p_low2 = r_low1 = r_low2 = zero;
         for (int quad = EDB_QUADS / 2; quad < EDB_QUADS; quad++) LOOK_UP(quad);
-        _mm_prefetch(ahead + 1024, _MM_HINT_T0);
-        _mm_prefetch(ahead + 1088, _MM_HINT_T0);
+        _mm_prefetch(ahead + 1024, _MM_HINT_T1);
+        _mm_prefetch(ahead + 1088, _MM_HINT_T1);
 
         __m256 sx = _mm256_set1_ps(meta[g].sx);
         __m256i bias = _mm256_set1_epi16((int16_t)meta[g].bias);
@@ -361,7 +365,7 @@ static EDB_INLINE void group_64x1(const int8_t *codes, const float *scales, cons
         DOT(s0, 0); DOT(s1, 1); DOT(s2, 2); DOT(s3, 3);
         DOT(s4, 4); DOT(s5, 5); DOT(s6, 6); DOT(s7, 7);
         for (int line = 0; line < 4; line++)
-            _mm_prefetch(ahead + 256 * quad + 64 * line, _MM_HINT_T0);
+            _mm_prefetch(ahead + 256 * quad + 64 * line, _MM_HINT_T1);
     }
 #undef DOT
     finish_dots(acc, s0, sx, scales);

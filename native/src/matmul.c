@@ -133,7 +133,7 @@ static void pairs_by_look_up(void *argument, int64_t begin, int64_t end, int32_t
             float y[EDB_TILE] = {0}, acc[EDB_TILE];
             for (int64_t pair = 0; pair < matrix->pairs; pair++) {
                 int last = pair + 1 == matrix->pairs;
-                const uint8_t *next = last ? pair_tile(job, 0, edb_min(tile + 1, end - 1))
+                const uint8_t *next = last ? pair_tile(job, 0, edb_min(tile + 1, job->tiles - 1))
                                            : pair_tile(job, pair + 1, tile);
                 job->kernels->pairs_tile(pair_tile(job, pair, tile), job->groups,
                                          job->tables + t * job->groups * EDB_TABLE_BYTES,
@@ -186,7 +186,7 @@ static void int8_tiles(void *argument, int64_t begin, int64_t end, int32_t worke
         int64_t tile = task / job->token_blocks, token = task % job->token_blocks * EDB_TOKEN_BLOCK;
         int64_t n = edb_min(EDB_TOKEN_BLOCK, job->n - token);
         int64_t row = tile * EDB_TILE, rows = edb_min(EDB_TILE, matrix->rows - row);
-        int64_t next = edb_min(task + 1, end - 1) / job->token_blocks;
+        int64_t next = edb_min(task / job->token_blocks + 1, job->tiles - 1);
         const int8_t *codes = matrix->data;
         memset(acc, 0, (size_t)n * EDB_TILE * sizeof *acc);
         job->kernels->int8_tile(codes + tile * job->groups * EDB_CODES_BYTES,
@@ -211,25 +211,21 @@ static void dense_tasks(void *argument, int64_t begin, int64_t end, int32_t work
     }
 }
 
-static void run_tasks(edb_pool *pool, edb_task task, matmul_job *job, int64_t n_tasks) {
-    edb_pool_run(pool, task, job, n_tasks, edb_chunk(pool, n_tasks));
-}
-
 static void multiply(edb_pool *pool, matmul_job *job, void *scratch) {
     const edb_matrix *matrix = job->matrix;
     if (is_dense(matrix)) {
         int64_t blocks = edb_ceil_div(matrix->rows, DENSE_ROWS);
-        run_tasks(pool, dense_tasks, job, blocks * job->token_blocks);
+        edb_pool_run(pool, dense_tasks, job, blocks * job->token_blocks, 1);
         return;
     }
     lay_out(job, scratch);
     edb_pool_run(job->n < QUANTIZE_TOGETHER ? NULL : pool, quantize_tokens, job, job->n,
                  edb_chunk(pool, job->n));
     if (job->look_up) {
-        run_tasks(pool, pairs_by_look_up, job, job->tiles);
+        edb_pool_run(pool, pairs_by_look_up, job, job->tiles, 1);
     } else {
         edb_task task = matrix->kind == EDB_PAIRS ? pairs_by_expansion : int8_tiles;
-        run_tasks(pool, task, job, job->tiles * job->token_blocks);
+        edb_pool_run(pool, task, job, job->tiles * job->token_blocks, 1);
     }
 }
 

@@ -7,6 +7,10 @@
  * caller waits for it, or it sees that the job is closed and leaves. So a worker that sleeps, or
  * whose core was taken away before it entered, holds nobody up.
  *
+ * Tasks are cut into one contiguous range a thread. A thread takes from the front of its own range, so
+ * that it walks memory in one direction and can prefetch, and from the ranges of others when its own
+ * is done: a slow or absent thread's work is taken over a chunk at a time.
+ *
  * Dispatch and join cost about 0.1 us while the workers spin and nothing while they sleep, since
  * the caller does not wait for them to wake.
  */
@@ -32,14 +36,18 @@ typedef struct {
     int32_t number;
 } edb_worker;
 
+typedef struct {
+    _Alignas(64) atomic_llong next; /* first task of the range that nobody has taken */
+    int64_t end;
+} edb_range;
+
 struct edb_pool {
-    /* Written by the caller, read by workers, in between their own cache lines. */
     _Alignas(64) atomic_uint epoch; /* odd: a job is open */
     edb_task task;
     void *job;
-    int64_t n_tasks, chunk;
+    int64_t chunk;
+    edb_range *ranges; /* [n_threads] */
 
-    _Alignas(64) atomic_llong next; /* first task nobody has taken */
     _Alignas(64) atomic_int inside; /* workers between entering and leaving */
     _Alignas(64) atomic_flag busy;  /* a caller owns the pool */
 
@@ -74,11 +82,14 @@ static int64_t now_ns(void) {
 }
 
 static void take_tasks(edb_pool *pool, int32_t number) {
-    int64_t n_tasks = pool->n_tasks, chunk = pool->chunk;
-    for (;;) {
-        int64_t begin = atomic_fetch_add_explicit(&pool->next, chunk, memory_order_relaxed);
-        if (begin >= n_tasks) return;
-        pool->task(pool->job, begin, edb_min(begin + chunk, n_tasks), number);
+    int64_t chunk = pool->chunk;
+    for (int32_t i = 0; i < pool->n_threads; i++) {
+        edb_range *range = &pool->ranges[(number + i) % pool->n_threads];
+        for (;;) {
+            int64_t begin = atomic_fetch_add_explicit(&range->next, chunk, memory_order_relaxed);
+            if (begin >= range->end) break;
+            pool->task(pool->job, begin, edb_min(begin + chunk, range->end), number);
+        }
     }
 }
 
@@ -145,9 +156,12 @@ void edb_pool_run(edb_pool *pool, edb_task task, void *job, int64_t n_tasks, int
     }
     pool->task = task;
     pool->job = job;
-    pool->n_tasks = n_tasks;
     pool->chunk = chunk;
-    atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
+    for (int32_t i = 0; i < pool->n_threads; i++) {
+        int64_t begin = n_tasks * i / pool->n_threads;
+        atomic_store_explicit(&pool->ranges[i].next, begin, memory_order_relaxed);
+        pool->ranges[i].end = n_tasks * (i + 1) / pool->n_threads;
+    }
     atomic_fetch_add(&pool->epoch, 1); /* open: publishes the job */
     wake_sleepers(pool);
     take_tasks(pool, 0);
@@ -195,7 +209,10 @@ edb_status edb_pool_create(int32_t n_threads, edb_pool **created) {
     pool->n_threads = n_threads;
     pool->fork_count = atomic_load(&fork_count);
     pool->workers = calloc((size_t)n_threads, sizeof *pool->workers);
-    if (pool->workers == NULL) {
+    pool->ranges = aligned_alloc(64, (size_t)n_threads * sizeof *pool->ranges);
+    if (pool->workers == NULL || pool->ranges == NULL) {
+        free(pool->workers);
+        free(pool->ranges);
         free(pool);
         return EDB_ERR_MEMORY;
     }
@@ -223,6 +240,7 @@ void edb_pool_destroy(edb_pool *pool) {
         pthread_mutex_destroy(&pool->mutex);
     }
     free(pool->workers);
+    free(pool->ranges);
     free(pool);
 }
 
