@@ -1,1 +1,1 @@
-"""From a checkpoint to a ``.dbb``: reading sources, calibration, the FDB fit, export and training."""
+"""From a checkpoint to a ``.dbb``: sources, calibration, the FDB fit, export and training."""

@@ -1,25 +1,31 @@
 """Convert a checkpoint to a ``.dbb``: ``python -m tools.export SOURCE OUT.dbb --pairs 2``.
 
-Reads one tensor at a time, needs no torch, and goes on where an interrupted run stopped.
+Reads one tensor at a time, needs no torch, and goes on where an interrupted run stopped: finished
+tensors are in ``OUT.dbb.partial``, the calibration's state in ``OUT.dbb.partial.npz``.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import json
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import click
 import numpy as np
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from edgedb.dbb import DbbWriter, DenseTensor, LinearTensor
-from edgedb.errors import EdgeDBError
-from edgedb.packing import dequantize, pack_int8, quantize_int8
-from edgedb.tensors import Kind
+from edgedb.errors import EdgeDBError, FormatError
+from edgedb.packing import pack_int8, quantize_int8
+from edgedb.tensors import GROUP, Kind
 
+from . import calibrate
+from .fdb import MAX_FIT_PAIRS, Method, fit
 from .sources import Source, open_source
 
 # Part of the provenance: raised when the same source and options would give other weights.
@@ -29,15 +35,27 @@ METHODS = ("fdb", "rtn", "int8", "dense16", "dense32")
 TABLE_KINDS = ("int8", "float16", "float32")
 _KIND_OF_METHOD: dict[str, Kind] = {"int8": "int8", "dense16": "float16", "dense32": "float32"}
 
+# Rows of an embedding read at a time; Llama 3's has 128,256 rows and 2.1 GB in float32.
+_CHUNK_ROWS = 8192
+
 
 @dataclass(frozen=True)
 class Options:
-    """How to store the weights; two runs with equal options and source write equal bytes."""
+    """How to store the weights; equal options and source give equal files.
+
+    embedding, head: how the tables are stored; by default int8, or as the dense method says.
+    calibration: ``"sample"`` (from the teacher, where it is small enough), ``"none"``, or a text
+    file.
+    """
 
     method: str = "fdb"
     pairs: int = 2
-    embedding: str | None = None  # kind of the embedding; None: int8, or the dense method's
-    head: str | None = None  # kind of a separate head; None: as the embedding
+    embedding: str | None = None
+    head: str | None = None
+    calibration: str = "sample"
+    sequences: int = 32
+    length: int = 256
+    seed: int = 0
 
     def kind(self, name: str) -> Kind:
         """How matrix ``name`` is stored."""
@@ -48,62 +66,330 @@ class Options:
         embedding = cast(Kind, self.embedding or table)
         return cast(Kind, self.head or embedding) if name == "head" else embedding
 
+    @property
+    def calibrated(self) -> bool:
+        return self.method == "fdb" and self.calibration != "none"
 
-def export(source: Source, out: Path, options: Options, *, console: Console) -> dict[str, Any]:
-    """Write ``source`` to ``out``; returns the provenance record that the file carries."""
+
+def export(
+    source: Source,
+    out: Path,
+    options: Options,
+    *,
+    threads: int | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Write ``source`` to ``out`` and return the provenance record that the file carries.
+
+    ``out`` appears, complete, by one rename at the end. Raises ``EdgeDBError`` for a full disk, an
+    unreadable calibration text, or another process that writes the same file.
+    """
+    started = time.monotonic()
+    console = console or Console(stderr=True, quiet=True)
     config = source.config
+    if options.calibration == "sample" and options.calibrated and not calibrate.can_sample(config):
+        console.print(
+            "This model is too large to sample a calibration text from it: fitting weights alone. "
+            "A text (--calibration FILE) gives far better quality."
+        )
+        options = Options(**{**asdict(options), "calibration": "none"})
     kinds = {name: options.kind(name) for name in config.linear_shapes()}
     fingerprint = source.fingerprint()
-    key = json.dumps([fingerprint, dataclasses.asdict(options)], sort_keys=True)
+    key = _key(fingerprint, options)
+    out.parent.mkdir(parents=True, exist_ok=True)
     with DbbWriter(out, config, source.tokenizer_spec, kinds, fingerprint=key) as writer:
-        for name in writer.remaining:
-            if name not in kinds:
-                writer.put(name, source.tensor(name))
-                continue
-            weight = source.tensor(name)
-            tensor = store_plain(weight, kinds[name])
-            writer.put(name, tensor, {"error": relative_error(weight, dequantize(tensor))})
-            console.print(f"{name}  {kinds[name]}  {writer.record(name)['error']:.4g}")
+        job = _Job(source, options, writer, _State(out, key), threads, console)
+        job.run(kinds)
         record = {
             "method": options.method,
+            "pairs": options.pairs if options.method in ("fdb", "rtn") else None,
+            "group": GROUP,
             "source": fingerprint,
+            "calibration": job.calibration,
             "exporter": VERSION,
-            "errors": {name: writer.record(name)["error"] for name in kinds},
+            "tensors": {name: writer.record(name) for name in kinds},
         }
         writer.finish(record)
+    job.state.remove()
+    _summarize(out, source, record, time.monotonic() - started, console)
     return record
 
 
-def store_plain(weight: np.ndarray, kind: Kind) -> LinearTensor:
-    """``weight`` as an int8, float16 or float32 tensor."""
+class _State:
+    """What a resumed run needs besides the finished tensors: ids, layers done, hidden states."""
+
+    def __init__(self, out: Path, key: str) -> None:
+        self.path = out.with_name(out.name + ".partial.npz")
+        self.key = key
+
+    def load(self) -> dict[str, Any] | None:
+        try:
+            with np.load(self.path, allow_pickle=False) as stored:
+                state = {name: stored[name] for name in stored.files}
+        except (OSError, ValueError, EOFError, KeyError):
+            return None
+        return state if str(state.get("key")) == self.key else None
+
+    def save(self, calibration: calibrate.Calibration, layer: int, hidden: np.ndarray) -> None:
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        with temporary.open("wb") as file:
+            np.savez(
+                file,
+                key=self.key,
+                ids=calibration.ids,
+                record=json.dumps(calibration.record),
+                layer=layer,
+                hidden=hidden,
+            )
+        temporary.replace(self.path)
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+class _Job:
+    """One export: walks the model in the order of a forward pass."""
+
+    def __init__(
+        self,
+        source: Source,
+        options: Options,
+        writer: DbbWriter,
+        state: _State,
+        threads: int | None,
+        console: Console,
+    ) -> None:
+        self.source, self.options, self.writer = source, options, writer
+        self.state, self.threads, self.console = state, threads, console
+        self.calibration: dict[str, Any] | None = None
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+        )
+
+    def run(self, kinds: dict[str, Kind]) -> None:
+        """Put every tensor that the writer does not have yet."""
+        with self.progress:
+            text = self._calibration_text() if self.options.calibrated else None
+            task = self.progress.add_task(
+                "Fitting" if text else "Converting", total=len(kinds), note=""
+            )
+            self._task = task
+            self.progress.update(task, completed=len(set(kinds) & self.writer.done))
+            for name in self.writer.remaining:
+                if name not in kinds:
+                    self.writer.put(name, self.source.tensor(name))
+                elif not isinstance(kinds[name], int):
+                    self._put(name, *store_plain(self.source, name, kinds[name]))
+                elif text is None:
+                    self._fit(name, None)
+            if text is not None:
+                self._fit_layers(*text)
+
+    def _calibration_text(self) -> tuple[calibrate.Calibration, dict[str, Any] | None]:
+        """The text, and the saved state of an interrupted run."""
+        state = self.state.load()
+        if state is not None:
+            calibration = calibrate.Calibration(state["ids"], json.loads(str(state["record"])))
+        else:
+            calibration = self._new_text()
+            self.state.save(calibration, 0, np.zeros(0, np.float32))
+        self.calibration = calibration.record
+        return calibration, state
+
+    def _new_text(self) -> calibrate.Calibration:
+        o = self.options
+        length = min(o.length, self.source.config.max_position_embeddings)
+        if o.calibration != "sample":
+            file = Path(o.calibration)
+            return calibrate.from_text(file, self.source.tokenizer_spec, o.sequences, length)
+        task = self.progress.add_task("Sampling text", total=length, note="")
+        return calibrate.from_teacher(
+            self.source,
+            o.sequences,
+            length,
+            o.seed,
+            lambda done: self.progress.update(task, completed=done),
+        )
+
+    def _fit_layers(self, calibration: calibrate.Calibration, state: dict[str, Any] | None) -> None:
+        n_layers = self.source.config.n_layers
+        layer = int(state["layer"]) if state else 0
+        remaining = self.writer.remaining
+        if any(name.startswith(f"layers.{i}.") for name in remaining for i in range(layer)):
+            layer = 0  # a finished tensor was damaged: its successors saw the same numbers again
+        inputs = calibrate.LayerInputs(self.source, calibration.ids)
+        if layer and state:
+            inputs.layer, inputs.hidden = layer, state["hidden"]
+        while inputs.layer < n_layers:
+            inputs.next_layer(self._fit)
+            self.state.save(calibration, inputs.layer, inputs.hidden)
+
+    def _fit(self, name: str, hessians: list[np.ndarray] | None) -> np.ndarray:
+        """Fit and store matrix ``name``; returns the values it now has."""
+        o = self.options
+        weight = self.source.tensor(name)
+        try:
+            found = fit(
+                weight,
+                o.pairs,
+                hessians=hessians,
+                method=cast(Method, o.method),
+                threads=self.threads,
+            )
+        except FormatError as error:
+            raise FormatError(f"{name}: {error}") from None
+        facts = {"error": _rounded(found.error)}
+        if found.output_error is not None:
+            facts["output_error"] = _rounded(found.output_error)
+        self._put(name, found.tensor, facts)
+        return found.quantized
+
+    def _put(self, name: str, tensor: LinearTensor, facts: dict[str, Any]) -> None:
+        again = name in self.writer.done
+        self.writer.put(name, tensor, facts)
+        note = f"{name}  error {facts['error']:.3g}"
+        self.progress.update(self._task, advance=0 if again else 1, note=note)
+
+
+def store_plain(source: Source, name: str, kind: Kind) -> tuple[LinearTensor, dict[str, Any]]:
+    """Matrix ``name`` as int8 or float, and its relative squared error; rows a few at a time."""
+    rows, cols = source.config.linear_shapes()[name]
+    lost = total = 0.0
     if kind == "int8":
-        return pack_int8(*quantize_int8(weight))
-    return DenseTensor(weight.astype(np.float16 if kind == "float16" else np.float32))
+        codes = np.empty((rows, cols), np.int8)
+        scales = np.empty((rows, -(-cols // GROUP)), np.float32)
+    else:
+        dense = np.empty((rows, cols), np.float16 if kind == "float16" else np.float32)
+    for s, weight in _row_chunks(source, name):
+        if kind == "int8":
+            try:
+                codes[s], scales[s] = quantize_int8(weight)
+            except ValueError as error:
+                raise FormatError(f"{name}: {error}") from None
+            stored = codes[s] * np.repeat(scales[s], GROUP, axis=1)[:, :cols]
+        else:
+            with np.errstate(over="ignore"):  # the writer refuses the infinity, by name
+                dense[s] = weight
+            stored = dense[s].astype(np.float32, copy=False)
+        difference = (weight - stored).ravel()
+        lost += float(np.dot(difference, difference))
+        total += float(np.dot(weight.ravel(), weight.ravel()))
+    tensor: LinearTensor = pack_int8(codes, scales) if kind == "int8" else DenseTensor(dense)
+    return tensor, {"error": _rounded(lost / total if total else 0.0)}
 
 
-def relative_error(weight: np.ndarray, stored: np.ndarray) -> float:
-    """``|weight - stored|^2 / |weight|^2``."""
-    difference = (weight - stored).ravel()
-    flat = weight.ravel()
-    size = float(np.dot(flat, flat))
-    return float(np.dot(difference, difference)) / size if size else 0.0
+def _row_chunks(source: Source, name: str) -> Iterator[tuple[slice, np.ndarray]]:
+    rows, _ = source.config.linear_shapes()[name]
+    if len(source.stored_names(name)) > 1:
+        yield slice(0, rows), source.tensor(name)
+        return
+    for start in range(0, rows, _CHUNK_ROWS):
+        s = slice(start, min(start + _CHUNK_ROWS, rows))
+        yield s, source.tensor(name, s)
+
+
+def _key(fingerprint: dict[str, Any], options: Options) -> str:
+    """Identifies what a partial file would become, the calibration text's content included."""
+    text = Path(options.calibration)
+    digest = hashlib.sha256(text.read_bytes()).hexdigest() if text.is_file() else ""
+    plan = [VERSION, fingerprint, asdict(options), digest]
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _summarize(
+    out: Path, source: Source, record: dict[str, Any], seconds: float, console: Console
+) -> None:
+    shapes = source.config.linear_shapes()
+    size = out.stat().st_size
+    n_weights = sum(rows * cols for rows, cols in shapes.values())
+    layers = [facts for name, facts in record["tensors"].items() if name.startswith("layers.")]
+    console.print(
+        f"{out}: {size / 1e6:.1f} MB, {8 * size / n_weights:.2f} bits a weight in all, "
+        f"mean error of a layer's matrices {np.mean([f['error'] for f in layers]):.3g}"
+        + (
+            f" (of their outputs {np.mean([f['output_error'] for f in layers]):.3g})"
+            if all("output_error" in f for f in layers)
+            else ""
+        )
+        + f", {seconds:.0f} s",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--method", type=click.Choice(METHODS), default="fdb", show_default=True)
-@click.option("--pairs", type=click.IntRange(1, 4), default=2, show_default=True)
-@click.option("--embedding", type=click.Choice(TABLE_KINDS))
-@click.option("--head", type=click.Choice(TABLE_KINDS))
-def main(source: Path, out: Path, **values: Any) -> None:
-    """Convert SOURCE (a Hugging Face directory or a GGUF file) to OUT.dbb."""
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="fdb",
+    show_default=True,
+    help="fdb: fitted bit planes; rtn: round to nearest, the baseline; int8; plain floats.",
+)
+@click.option(
+    "--pairs",
+    type=click.IntRange(1, MAX_FIT_PAIRS),
+    default=2,
+    show_default=True,
+    help="Pairs of bit planes, two bits a weight each. One is useless without training.",
+)
+@click.option(
+    "--embedding", type=click.Choice(TABLE_KINDS), help="Storage of the embedding  [int8]"
+)
+@click.option(
+    "--head", type=click.Choice(TABLE_KINDS), help="Storage of a separate head  [embedding's]"
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Calibrate with this text instead of one sampled from the model.",
+)
+@click.option("--no-calibration", is_flag=True, help="Fit weights alone: faster and worse.")
+@click.option(
+    "--calibration-tokens",
+    type=click.IntRange(256, 1 << 20),
+    default=8192,
+    show_default=True,
+    help="Tokens to calibrate with, in sequences of 256.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the sampled text.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of the fit  [all cores]")
+def main(
+    source: Path,
+    out: Path,
+    calibration: Path | None,
+    no_calibration: bool,
+    calibration_tokens: int,
+    threads: int | None,
+    **values: Any,
+) -> None:
+    """Convert SOURCE (a Hugging Face directory or a GGUF file) to OUT.dbb.
+
+    An interrupted run goes on where it stopped when the same command is given again.
+    """
     console = Console(stderr=True)
+    if calibration and no_calibration:
+        raise click.UsageError("--calibration and --no-calibration exclude each other")
+    text = "none" if no_calibration else str(calibration) if calibration else "sample"
+    options = Options(calibration=text, sequences=calibration_tokens // 256, **values)
     try:
-        export(open_source(source), out, Options(**values), console=console)
+        export(open_source(source), out, options, threads=threads, console=console)
     except EdgeDBError as error:
-        console.print(f"error: {error}", style="red", highlight=False)
+        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        console.print("Interrupted. The same command goes on from here.")
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Flexible dual binarization without training: from float weights to stacked pairs of bit planes.
 
-A group of 64 columns of a row becomes ``w = sum_p a1_p*b1_p + a2_p*b2_p`` with bits b and scales a (DB-LLM,
-arXiv 2402.11960, for one pair). The fit starts from a uniform grid of free sign and alternates nearest
-level and weighted least squares; scales are then rounded to int8 over a float32 per row and pair,
-and the planes refitted. With Hessians of the inputs, ``tools.feedback`` refines the fit.
+A group of 64 columns of a row becomes ``w = sum_p a1_p*b1_p + a2_p*b2_p`` with bits b and scales a
+(DB-LLM, arXiv 2402.11960, for one pair). The fit starts from a uniform grid of free sign and
+alternates nearest level and weighted least squares; scales are then rounded to int8 over a float32
+per row and pair, and the planes refitted. With Hessians of the inputs, ``tools.feedback`` refines
+the fit.
 """
 
 from __future__ import annotations
@@ -57,9 +58,10 @@ def fit(
 ) -> Fit:
     """Fit ``pairs`` pairs of planes to ``weight [rows, cols]`` float32.
 
-    importance: mean square of each input column ``[cols]``; weights the least squares.
-    hessians: ``X^T X`` of the inputs for each of ``feedback.panels(cols)``; turns error feedback on.
-    method ``"rtn"`` is the baseline: the nearest point of a uniform grid that spans all weights. Raises ``FormatError`` for NaN or infinity, ``ValueError`` for shapes that do not fit.
+    importance: mean square of each input column ``[cols]``; weights the least squares. hessians:
+    ``X^T X`` of the inputs for each of ``feedback.panels(cols)``; turns error feedback on. method
+    ``"rtn"`` is the baseline: the nearest point of a uniform grid that spans all weights. Raises
+    ``FormatError`` for NaN or infinity, ``ValueError`` for shapes that do not fit.
     """
     weight = np.ascontiguousarray(weight, np.float32)
     rows, cols = weight.shape
@@ -166,8 +168,9 @@ def _fit_alone(
     w = np.ldexp(w, -exponent)
 
     def kernel(s: slice) -> None:
-        fdb_kernels.fit_rows(w[s], importance, row_scale.shape[1], factors, 8,
-                             row_scale[s], c[s], codes[s])
+        fdb_kernels.fit_rows(
+            w[s], importance, row_scale.shape[1], factors, 8, row_scale[s], c[s], codes[s]
+        )
 
     in_rows(kernel)
     np.ldexp(row_scale, exponent, out=row_scale)
@@ -228,7 +231,9 @@ def _errors(
         d = w - quantized[start : start + CHUNK_ROWS]
         lost += float(np.vdot(d, d))
         total += float(np.vdot(w, w))
-        for where, h in zip(panels(weight.shape[1]) if hessians else (), hessians or (), strict=True):
+        for where, h in zip(
+            panels(weight.shape[1]) if hessians else (), hessians or (), strict=True
+        ):
             lost_out += float(np.vdot(d[:, where] @ h, d[:, where]))
             total_out += float(np.vdot(w[:, where] @ h, w[:, where]))
     return _ratio(lost, total), _ratio(lost_out, total_out) if hessians else None

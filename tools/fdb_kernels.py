@@ -1,13 +1,16 @@
 """Compiled inner loops of the FDB fit: one group of 64 columns of one row at a time.
 
-Names. A group has ``2 * pairs`` *planes*; plane ``2p`` is b1 of pair p and plane ``2p + 1`` its b2. The
-*code* of a weight is the integer whose bit j is its bit in plane j, so a group has ``4 ** pairs`` levels and
-``levels[code]`` is the weight's value. ``a[j]`` is the float scale of plane j, ``c[j]`` its int8 code, and
-``a[j] = row_scale[j // 2] * c[j]``.
+Names. A group has ``2 * pairs`` *planes*; plane ``2p`` is b1 of pair p and plane ``2p + 1`` its b2.
+The *code* of a weight is the integer whose bit j is its bit in plane j, so a group has ``4 **
+pairs`` levels and ``levels[code]`` is the weight's value. ``a[j]`` is the float scale of plane j,
+``c[j]`` its int8 code, and ``a[j] = row_scale[j // 2] * c[j]``.
 
 Everything here releases the GIL; callers split rows between threads, so results do not depend on
 their number.
 """
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+# numba infers the types of compiled functions from their arguments.
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ _FACTORS = (
 
 
 def scale_factors(pairs: int) -> np.ndarray:
-    """Steps to try for the uniform start of ``pairs`` pairs, relative to the one without clipping."""
+    """Steps that the uniform start of ``pairs`` pairs tries, relative to one that clips nothing."""
     return _FACTORS[pairs - 1]
 
 
@@ -48,7 +51,7 @@ def set_levels(a, levels):
 
 @_jit
 def nearest(w, levels, codes, best):
-    """codes[k] = the level nearest to w[k]; best is scratch. One pass per level, columns in lanes."""
+    """codes[k] = the level nearest to w[k]; best is scratch. A pass per level, columns in lanes."""
     for k in range(GROUP):
         best[k] = abs(w[k])
         codes[k] = 0
@@ -294,7 +297,8 @@ def fit_rows(w, h, n_pairs, factors, rounds, row_scale, c, codes):
     """Fit every group of every row without regard to the others.
 
     w float32 [rows, groups * 64] zero-padded; h float32 [groups * 64], zero where padded. Writes
-    row_scale float32 [rows, pairs], c int8 [rows, groups, 2 * pairs], codes uint8 [rows, groups * 64].
+    row_scale float32 [rows, pairs], c int8 [rows, groups, 2 * pairs], codes uint8 [rows, groups *
+    64].
     """
     rows = w.shape[0]
     groups = w.shape[1] // GROUP

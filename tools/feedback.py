@@ -1,14 +1,15 @@
 """Fit planes and scales to what a matrix does, not to what it is: error feedback with a Hessian.
 
-With inputs X the loss of a matrix is ``|(W - Q) X^T|^2 = tr (W - Q) H (W - Q)^T``, ``H = X^T X``. Columns are
-quantized in order, and the error of each is spread over the later ones so as to leave the
-least loss (Frantar et al., GPTQ, arXiv 2210.17323). Added to that here: a group's scales are the
-least squares under H of its own block once all later columns have adapted (the Schur complement),
-and sweeps over all blocks afterwards revisit each with the others fixed.
+With inputs X the loss of a matrix is ``|(W - Q) X^T|^2 = tr (W - Q) H (W - Q)^T``, ``H = X^T X``.
+Columns are quantized in order, and the error of each is spread over the later ones so as to leave
+the least loss (Frantar et al., GPTQ, arXiv 2210.17323). Added to that here: a group's scales are
+the least squares under H of its own block once all later columns have adapted (the Schur
+complement), and sweeps over all blocks afterwards revisit each with the others fixed.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,11 +31,12 @@ MAX_PANEL = 4096
 
 @dataclass(frozen=True)
 class FeedbackOptions:
-    """damping: share of the mean diagonal added to it. shrinkage: share of every correlation that is
-    not believed: some thousand tokens are a small sample of a thousand columns, and on other text the
-    output error falls by 8% with it. sweeps: passes over all blocks after the first. In each visit to
-    a block: at most ``tries`` refits of its scales, each followed by ``descents`` rounds of setting one
-    weight at a time. rounds: of the first fit. reorder: columns by falling energy."""
+    """damping: share of the mean diagonal added to it. shrinkage: share of every correlation that
+    is not believed: some thousand tokens are a small sample of a thousand columns, and on other
+    text the output error falls by 8% with it. sweeps: passes over all blocks after the first. In
+    each visit to a block: at most ``tries`` refits of its scales, each followed by ``descents``
+    rounds of setting one weight at a time. rounds: of the first fit. reorder: columns by falling
+    energy."""
 
     damping: float = 0.01
     shrinkage: float = 0.2
@@ -50,7 +52,7 @@ def panels(cols: int) -> list[slice]:
     groups = -(-cols // GROUP)
     count = -(-groups * GROUP // MAX_PANEL)
     edges = [groups * i // count * GROUP for i in range(count + 1)]
-    return [slice(a, min(b, cols)) for a, b in zip(edges, edges[1:], strict=False)]
+    return [slice(a, min(b, cols)) for a, b in itertools.pairwise(edges)]
 
 
 class Panel:
@@ -112,15 +114,25 @@ class Panel:
         factors = scale_factors(row_scale.shape[1])
         o = self.options
 
-        def solve(block: _Block, target: Float32, quadratic: _Quadratic, fresh: bool) -> None:
+        def solve(block: _Block, target: NDArray[Any], quadratic: _Quadratic, fresh: bool) -> None:
             cb = np.ascontiguousarray(c[:, block.group])
             part = np.ascontiguousarray(ordered[:, block.columns])
             value = np.empty(part.shape, np.float32)
 
             def kernel(s: slice) -> None:
                 solve_block(
-                    target[s], quadratic.h, quadratic.u, factors, o.rounds, o.tries, o.descents,
-                    fresh, row_scale[s], cb[s], part[s], value[s],
+                    target[s],
+                    quadratic.h,
+                    quadratic.u,
+                    factors,
+                    o.rounds,
+                    o.tries,
+                    o.descents,
+                    fresh,
+                    row_scale[s],
+                    cb[s],
+                    part[s],
+                    value[s],
                 )
 
             in_rows(kernel)
@@ -135,13 +147,16 @@ class Panel:
         for _ in range(o.sweeps):
             for block in self.blocks:
                 pull = (w - q) @ self.h[:, block.columns]
-                solve(block, q[:, block.columns] + pull @ block.inverse, block.again, False)
+                target = q[:, block.columns] + pull @ block.inverse
+                solve(block, target, block.again, False)
         codes[:, self.order] = ordered
 
 
 @dataclass(frozen=True)
 class _Quadratic:
-    """``h [64, 64]`` float32 and the upper ``u`` with ``h^-1 = u^T u``; absent columns are zero in h."""
+    """``h [64, 64]`` float32 and the upper ``u`` with ``h^-1 = u^T u``; absent columns are zero in
+    h.
+    """
 
     h: Float32
     u: Float32
@@ -162,7 +177,8 @@ class _Block:
     inverse: Float32  # [64, 64] of again.h
 
 
-def _upper_factor(h: NDArray[np.float64]) -> NDArray[np.float64]:
+def _upper_factor(h: Any) -> Any:
+    """Upper triangular r with ``h = r r^T``, float64."""
     return np.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1]
 
 

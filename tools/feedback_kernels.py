@@ -1,8 +1,11 @@
 """Compiled inner loops of the fit that knows the input's correlations (see ``tools.feedback``).
 
-One block is 64 columns. Its loss for a row is ``(w - q)^T h (w - q)`` with h ``[64, 64]``; ``u`` is upper
-triangular with ``h^-1 = u^T u``. Other names are those of ``tools.fdb_kernels``.
+One block is 64 columns. Its loss for a row is ``(w - q)^T h (w - q)`` with h ``[64, 64]``; ``u`` is
+upper triangular with ``h^-1 = u^T u``. Other names are those of ``tools.fdb_kernels``.
 """
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+# numba infers the types of compiled functions from their arguments.
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ from .fdb_kernels import (
     fit_group,
     nearest,
     normal_equations,
-    order_pairs,
     round_scales,
     rounded_levels,
     set_levels,
@@ -125,8 +127,8 @@ def solve_block(w, h, u, factors, rounds, tries, sweeps, fresh, row_scale, c, co
     """Codes and scales of one block for many rows, each row by itself.
 
     w float32 [rows, 64]: the weights to reproduce. row_scale float32 [rows, pairs] is given; c int8
-    [rows, 2 * pairs] and codes uint8 [rows, 64] are the result, and where ``fresh`` is false the start.
-    quantized float32 [rows, 64] receives the values. The loss never rises from the start's.
+    [rows, 2 * pairs] and codes uint8 [rows, 64] are the result, and where ``fresh`` is false the
+    start. quantized float32 [rows, 64] receives the values. The loss never rises from the start's.
     """
     rows = w.shape[0]
     n = c.shape[1]

@@ -21,6 +21,10 @@ Float32 = NDArray[np.float32]
 WeightAt = Callable[[str, Float32], Float32]
 
 
+# Tokens whose gate and up activations exist at one time: they are the widest of all.
+_CHUNK_TOKENS = 512
+
+
 def rms_norm(x: Float32, weight: Float32, eps: float) -> Float32:
     """``x / rms(x) * weight`` along the last axis."""
     mean_square = np.einsum("...i,...i->...", x, x)[..., None] / np.float32(x.shape[-1])
@@ -45,10 +49,12 @@ class Decoder:
         del qkv
         flat += att @ weight_at("attn_out", att).T
         h = rms_norm(flat, norms["mlp_norm"], eps)
-        gate_up = h @ weight_at("mlp_gate_up", h).T
-        h = swiglu(gate_up)
-        del gate_up
-        flat += h @ weight_at("mlp_down", h).T
+        weight = weight_at("mlp_gate_up", h).T
+        hidden = np.empty((len(h), self.config.intermediate_size), np.float32)
+        for start in range(0, len(h), _CHUNK_TOKENS):
+            part = slice(start, start + _CHUNK_TOKENS)
+            hidden[part] = swiglu(h[part] @ weight)
+        flat += hidden @ weight_at("mlp_down", hidden).T
 
     def rotate(self, heads: Float32, position: int = 0) -> Float32:
         """Rotary embedding of ``[..., tokens, head_dim]`` that start at ``position``."""
@@ -58,8 +64,14 @@ class Decoder:
         first, second = heads[..., :half], heads[..., half:]
         return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
+    def rotate_at(self, heads: Float32, position: int) -> Float32:
+        """Rotary embedding of ``[..., head_dim]``, all at the same ``position``."""
+        return self.rotate(heads[..., None, :], position)[..., 0, :]
+
     def split_heads(self, qkv: Float32) -> tuple[Float32, Float32, Float32]:
-        """``[tokens, q + 2 kv]`` -> q ``[kv heads, group, tokens, dim]``, k, v ``[kv heads, tokens, dim]``."""
+        """``[tokens, q + 2 kv]`` -> q ``[kv heads, group, tokens, dim]``, k, v ``[kv heads, tokens,
+        dim]``.
+        """
         config = self.config
         n, dim, n_kv = len(qkv), config.head_dim, config.n_kv_heads
         q = qkv[:, : config.q_size].reshape(n, n_kv, -1, dim).transpose(1, 2, 0, 3)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,7 +30,7 @@ except ImportError:  # an optional dependency of the exporter
 class GGUFSource(Source):
     """See ``Source``. The file is mapped; a tensor is dequantized when it is asked for."""
 
-    layout = {
+    layout: ClassVar = {
         "embedding": ("token_embd.weight",),
         "attn_norm": ("blk.{i}.attn_norm.weight",),
         "attn_qkv": ("blk.{i}.attn_q.weight", "blk.{i}.attn_k.weight", "blk.{i}.attn_v.weight"),
@@ -115,7 +115,8 @@ class GGUFSource(Source):
             "num_local_experts": value("expert_count"),
         }
         missing = sorted(
-            key for key, item in config.items()
+            key
+            for key, item in config.items()
             if item is None and key not in ("sliding_window", "num_local_experts")
         )
         if missing:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgedb.errors import FormatError, UnsupportedModelError
-from edgedb.tokenizer import TokenizerSpec
+from edgedb.tokenizer import Kind, TokenizerSpec
 
 # Values of tokenizer.ggml.token_type; SentencePiece's own enumeration.
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
@@ -28,6 +28,7 @@ def tokenizer_spec(name: str, metadata: Mapping[str, Any]) -> TokenizerSpec:
     Raises ``FormatError`` when the metadata are incomplete and ``UnsupportedModelError`` for a
     kind of tokenizer (or a pre-tokenizer) that is not known.
     """
+
     def value(key: str, default: Any = None) -> Any:
         return metadata.get(f"tokenizer.ggml.{key}", default)
 
@@ -35,6 +36,7 @@ def tokenizer_spec(name: str, metadata: Mapping[str, Any]) -> TokenizerSpec:
     if not tokens or types is None or len(types) != len(tokens):
         raise FormatError(f"{name}: the GGUF metadata hold no complete tokenizer")
     bos_id = value("bos_token_id")
+    kind: Kind
     if model == "gpt2":
         kind, data = "tokenizers", _byte_level_bpe(name, tokens, types, value)
     elif model == "llama":
@@ -47,8 +49,12 @@ def tokenizer_spec(name: str, metadata: Mapping[str, Any]) -> TokenizerSpec:
         i for i, token in enumerate(tokens) if token in _END_OF_TURN and types[i] == _CONTROL
     ]
     special = {}
-    for key, field in (("bos_token", "bos_token_id"), ("eos_token", "eos_token_id"),
-                       ("unk_token", "unknown_token_id"), ("pad_token", "padding_token_id")):
+    for key, field in (
+        ("bos_token", "bos_token_id"),
+        ("eos_token", "eos_token_id"),
+        ("unk_token", "unknown_token_id"),
+        ("pad_token", "padding_token_id"),
+    ):
         index = value(field)
         if type(index) is int and 0 <= index < len(tokens):
             special[key] = tokens[index]
@@ -76,6 +82,7 @@ def _byte_level_bpe(name: str, tokens: list[str], types: list[int], value: Any) 
     pre = value("pre", "default")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     bare = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    pre_tokenizer: pre_tokenizers.PreTokenizer
     if pre == "smollm":
         pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), byte_level])
     elif pre in ("llama-bpe", "llama3"):
@@ -122,8 +129,12 @@ def _sentencepiece_model(name: str, tokens: list[str], types: list[int], value: 
         + _integer(4, len(tokens))
         + _integer(35, int(_BYTE in types))  # byte_fallback
     )
-    for field, key in ((40, "unknown_token_id"), (41, "bos_token_id"),
-                       (42, "eos_token_id"), (43, "padding_token_id")):
+    for field, key in (
+        (40, "unknown_token_id"),
+        (41, "bos_token_id"),
+        (42, "eos_token_id"),
+        (43, "padding_token_id"),
+    ):
         trainer += _integer(field, value(key, 0 if field == 40 else -1))
     normalizer = (
         _text(1, "identity")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from edgedb.config import ModelConfig
 from edgedb.errors import FormatError
@@ -20,7 +20,7 @@ _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 class HuggingFaceSource(Source):
     """See ``Source``; a missing file is a ``FormatError`` that names it."""
 
-    layout = {
+    layout: ClassVar = {
         "embedding": ("model.embed_tokens.weight",),
         "attn_norm": ("model.layers.{i}.input_layernorm.weight",),
         "attn_qkv": (
@@ -44,9 +44,7 @@ class HuggingFaceSource(Source):
         self.config_dict = _read_json(path / "config.json", required=True)
         self.config = ModelConfig.from_hf(self.config_dict)
         self._shards = {file.name: SafetensorsFile(file) for file in _shard_files(path)}
-        self._shard_of = {
-            name: shard for shard in self._shards.values() for name in shard.shapes
-        }
+        self._shard_of = {name: shard for shard in self._shards.values() for name in shard.shapes}
         self.check()
         self.tokenizer_spec = _tokenizer_spec(path, self.config_dict)
 
@@ -96,7 +94,7 @@ def _tokenizer_spec(path: Path, config: Mapping[str, Any]) -> TokenizerSpec:
     }
     kind, data, token_id, puts_bos = _tokenizer_file(path, tokens)
 
-    eos_ids: list[int] = []
+    eos_ids: list[Any] = []
     for value in (generation.get("eos_token_id"), config.get("eos_token_id")):
         eos_ids += value if isinstance(value, list) else [value]
     eos_ids.append(token_id(tokens.get("eos_token")))
@@ -137,7 +135,7 @@ def _tokenizer_file(path: Path, tokens: Mapping[str, str]) -> Any:
         if all(int(token["id"]) < pieces.vocab_size() for token in added):
             return "sentencepiece", data, piece_id, lambda bos_id: bos_id is not None
     if not fast.is_file():
-        raise FormatError(f"{path.name}: neither tokenizer.model (SentencePiece) nor tokenizer.json")
+        raise FormatError(f"{path.name}: no tokenizer.json and no SentencePiece tokenizer.model")
     from tokenizers import Tokenizer
 
     data = fast.read_bytes()

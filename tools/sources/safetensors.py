@@ -51,7 +51,10 @@ class SafetensorsFile:
             raise FormatError(f"{self.path.name}: tensor {name} has a damaged header") from None
         if min(shape, default=0) < 0 or not 0 <= start <= stop <= data_bytes:
             raise FormatError(f"{self.path.name}: tensor {name} lies outside the file")
-        if dtype in _DTYPES and stop - start != math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize:
+        if (
+            dtype in _DTYPES
+            and stop - start != math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
+        ):
             raise FormatError(f"{self.path.name}: tensor {name} has a size unlike its shape")
         self.shapes[name] = shape
         self._where[name] = (dtype, data_start + start)

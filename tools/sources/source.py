@@ -6,7 +6,7 @@ import abc
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ class Source(abc.ABC):
 
     # edgedb name (without "layers.{i}.") -> checkpoint names whose rows, one after the other, make
     # it up; "{i}" stands for the layer.
-    layout: Mapping[str, tuple[str, ...]]
+    layout: ClassVar[Mapping[str, tuple[str, ...]]]
 
     @abc.abstractmethod
     def stored_shapes(self) -> Mapping[str, tuple[int, ...]]:

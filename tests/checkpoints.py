@@ -1,0 +1,159 @@
+"""Tiny random Llama checkpoints on disk: a Hugging Face directory, and the same model as GGUF."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+CONFIG: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 320,
+    "hidden_size": 96,
+    "intermediate_size": 160,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 24,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def weights(config: dict[str, Any] = CONFIG, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random float32 tensors under Hugging Face's names."""
+    rng = np.random.default_rng(seed)
+    d, f, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    q = config["num_attention_heads"] * config["head_dim"]
+    kv = config["num_key_value_heads"] * config["head_dim"]
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, d)}
+    for i in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{i}."
+        shapes |= {
+            prefix + "input_layernorm.weight": (d,),
+            prefix + "self_attn.q_proj.weight": (q, d),
+            prefix + "self_attn.k_proj.weight": (kv, d),
+            prefix + "self_attn.v_proj.weight": (kv, d),
+            prefix + "self_attn.o_proj.weight": (d, q),
+            prefix + "post_attention_layernorm.weight": (d,),
+            prefix + "mlp.gate_proj.weight": (f, d),
+            prefix + "mlp.up_proj.weight": (f, d),
+            prefix + "mlp.down_proj.weight": (d, f),
+        }
+    shapes["model.norm.weight"] = (d,)
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (vocab, d)
+    return {
+        name: (
+            rng.normal(0, 0.1, shape) if len(shape) > 1 else rng.uniform(0.5, 1.5, shape)
+        ).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+
+
+def write_hf(
+    folder: Path,
+    tokenizer_json: bytes,
+    *,
+    tensors: dict[str, np.ndarray] | None = None,
+    shards: int = 1,
+    **changes: Any,
+) -> Path:
+    """A checkpoint directory; ``changes`` replace entries of config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {**CONFIG, **changes}
+    tensors = weights(config) if tensors is None else tensors
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_bytes(tokenizer_json)
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}})
+    )
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors")
+        return folder
+    names = sorted(tensors)
+    where = {}
+    for i in range(shards):
+        file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
+        part = {name: tensors[name] for name in names[i::shards]}
+        save_file(part, folder / file)
+        where |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    return folder
+
+
+_GGUF_NAMES = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def write_gguf(
+    path: Path,
+    tokenizer: dict[str, Any],
+    *,
+    tensors: dict[str, np.ndarray] | None = None,
+    architecture: str = "llama",
+    extra: dict[str, np.ndarray] | None = None,
+) -> Path:
+    """The model of ``CONFIG`` as llama.cpp's converter writes it: rows of q and k interleaved."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(CONFIG["num_hidden_layers"])
+    writer.add_context_length(CONFIG["max_position_embeddings"])
+    writer.add_embedding_length(CONFIG["hidden_size"])
+    writer.add_feed_forward_length(CONFIG["intermediate_size"])
+    writer.add_head_count(CONFIG["num_attention_heads"])
+    writer.add_head_count_kv(CONFIG["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(CONFIG["rms_norm_eps"])
+    writer.add_rope_freq_base(CONFIG["rope_theta"])
+    writer.add_rope_dimension_count(CONFIG["head_dim"])
+    writer.add_key_length(CONFIG["head_dim"])
+    for key, value in tokenizer.items():
+        getattr(writer, f"add_{key}")(value)
+    for name, tensor in (weights() if tensors is None else tensors).items():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            tensor = interleave(tensor, CONFIG["head_dim"])
+        writer.add_tensor(_gguf_name(name), tensor)
+    for name, tensor in (extra or {}).items():
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def interleave(weight: np.ndarray, head_dim: int) -> np.ndarray:
+    """Row i of the first half of a head, then row i of its second half, and so on."""
+    out = np.empty_like(weight)
+    for head in range(0, len(weight), head_dim):
+        for i in range(head_dim // 2):
+            out[head + 2 * i] = weight[head + i]
+            out[head + 2 * i + 1] = weight[head + head_dim // 2 + i]
+    return out
+
+
+def _gguf_name(name: str) -> str:
+    if name in _GGUF_NAMES:
+        return _GGUF_NAMES[name]
+    _, _, layer, rest = name.split(".", 3)
+    return f"blk.{layer}.{_GGUF_NAMES[rest.removesuffix('.weight')]}.weight"

