@@ -6,18 +6,20 @@
  *   out[d] = (sum_j p[j] * v[j][d]) / total       one fused multiply-add a key, j ascending
  *
  * Nothing depends on which queries go together, so a prompt gives the bits of token by token.
- * Every element of the head is a chain of dependent fused multiply-adds, four cycles each: rows times
- * 16-lane columns in flight is therefore four (eight registers of 256 bits), whatever the rows.
+ * Every element of the head is a chain of dependent fused multiply-adds, four cycles each. So a pass
+ * keeps rows * keys, then rows * vectors, of four to six sums of 16 lanes going, whatever the rows.
  */
+enum { IN_FLIGHT = 6, KEYS_AHEAD = 32 };
+
 static EDB_INLINE v16 cache_load(const void *cache, int is_f16, int64_t at, int64_t count) {
     return dense_load(cache, is_f16, at, count);
 }
 
-/* Scores of keys key..key+keys-1 for every row; rows * keys <= 4. */
+/* Scores of keys key..key+keys-1 for every row; rows * keys <= IN_FLIGHT. */
 static EDB_INLINE void score_keys(const edb_attend *job, int is_f16, int rows, int keys, int64_t key) {
     int64_t head_dim = job->head_dim;
-    v16 sum[4];
-    for (int i = 0; i < 4; i++) sum[i] = v_set1(0.0f);
+    v16 sum[IN_FLIGHT];
+    for (int i = 0; i < IN_FLIGHT; i++) sum[i] = v_set1(0.0f);
     int64_t d = 0;
     for (; d + EDB_LANES <= head_dim; d += EDB_LANES) {
         for (int j = 0; j < keys; j++) {
@@ -35,8 +37,9 @@ static EDB_INLINE void score_keys(const edb_attend *job, int is_f16, int rows, i
             }
         }
     }
-    float dots[4];
+    float dots[8];
     v_sum4(sum[0], sum[1], sum[2], sum[3], dots);
+    if (rows * keys > 4) v_sum4(sum[4], sum[5], sum[5], sum[5], dots + 4);
     for (int j = 0; j < keys; j++)
         for (int r = 0; r < rows; r++)
             job->scores[r * job->stride + key + j] = dots[j * rows + r] * job->scale;
@@ -61,13 +64,20 @@ static float softmax(float *scores, int64_t keys) {
     return v_sum(total);
 }
 
-/* out[d .. d + 16*vectors) of every row; rows * vectors <= 4, `count` columns are real. */
+/* A value row's columns are visited in strides of a whole row, which hardware follows badly. */
+static EDB_INLINE void prefetch_row(const void *cache, int is_f16, int64_t at) {
+    const int64_t element = is_f16 ? 2 : 4;
+    __builtin_prefetch((const void *)((uintptr_t)cache + (uintptr_t)(at * element)), 0, 2);
+}
+
+/* out[d .. d + 16*vectors) of every row; rows * vectors <= IN_FLIGHT, `count` columns are real. */
 static EDB_INLINE void weigh_values(const edb_attend *job, int is_f16, int rows, int vectors,
                                     int64_t d, int64_t count, const float *total) {
     int64_t head_dim = job->head_dim, common = job->keys[0];
-    v16 sum[4];
-    for (int i = 0; i < 4; i++) sum[i] = v_set1(0.0f);
+    v16 sum[IN_FLIGHT];
+    for (int i = 0; i < IN_FLIGHT; i++) sum[i] = v_set1(0.0f);
     for (int64_t j = 0; j < common; j++) {
+        prefetch_row(job->v, is_f16, (j + KEYS_AHEAD) * head_dim + d);
         for (int c = 0; c < vectors; c++) {
             v16 v = cache_load(job->v, is_f16, j * head_dim + d + EDB_LANES * c, count);
             for (int r = 0; r < rows; r++) {
@@ -89,9 +99,8 @@ static EDB_INLINE void weigh_values(const edb_attend *job, int is_f16, int rows,
 }
 
 static EDB_INLINE void attend_rows(const edb_attend *job, int is_f16, int rows) {
-    enum { IN_FLIGHT = 4 };
     int64_t most = job->keys[rows - 1], key = 0, d = 0;
-    const int keys = IN_FLIGHT / rows, vectors = IN_FLIGHT / rows;
+    const int keys = rows == 1 ? 4 : rows == 4 ? 1 : 2, vectors = keys;
     for (; key + keys <= most; key += keys) score_keys(job, is_f16, rows, keys, key);
     for (; key < most; key++) score_keys(job, is_f16, rows, 1, key);
 

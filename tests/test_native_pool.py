@@ -1,0 +1,85 @@
+"""The C library's threads: shared, asleep, forked."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+from kernels import activations, assert_same_bits, bits, matmul, ops_of, pair_tensor
+
+from edgedb.ops import native
+
+
+def test_threads_share_one_context() -> None:
+    ops = native.NativeOps(threads=2)
+    tensor = pair_tensor(700, 300, 2)
+    matrix = ops.matrix(tensor)
+    inputs = [activations(n, 300, seed=n) for n in (1, 2, 9, 40)]
+    expected = [matmul(ops_of(), tensor, x) for x in inputs]
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        x, out = ops.wrap(inputs[index]), ops.buffer((len(inputs[index]), 700))
+        for _ in range(60):
+            out.array[...] = 0
+            ops.matmul(matrix, x, out, len(inputs[index]))
+            if not np.array_equal(bits(out.array), bits(expected[index])):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_pool_sleeps_and_wakes() -> None:
+    ops = native.NativeOps(threads=3)
+    tensor, x = pair_tensor(640, 128, 1), activations(1, 128)
+    expected = matmul(ops_of(), tensor, x)
+    for pause in (0, 0.00002, 0.0001, 0.002) * 20:
+        time.sleep(pause)
+        assert_same_bits(matmul(ops, tensor, x), expected)
+
+
+def test_idle_pool_uses_no_cpu() -> None:
+    ops = native.NativeOps(threads=3)
+    matmul(ops, pair_tensor(640, 128, 1), activations(1, 128))
+    time.sleep(0.05)
+    before = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - before < 0.03
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_child_of_fork_computes_the_same() -> None:
+    ops = native.NativeOps(threads=3)
+    tensor, x = pair_tensor(640, 128, 1), activations(4, 128)
+    expected = matmul(ops, tensor, x)
+    old_context, old_pool = ops._context, ops._pool
+    child = os.fork()
+    if child == 0:
+        try:
+            same = np.array_equal(bits(matmul(ops, tensor, x)), bits(expected))
+            new_pool = ops._pool is not old_pool
+            ops._context = old_context  # whose threads are the parent's
+            same &= np.array_equal(bits(matmul(ops, tensor, x)), bits(expected))
+            os._exit(0 if same and new_pool else 1)
+        finally:
+            os._exit(2)
+    deadline = time.monotonic() + 20
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done or time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    if not done:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+    assert done and status == 0
+    assert_same_bits(matmul(ops, tensor, x), expected)
