@@ -22,7 +22,7 @@ import tools.export as exporter
 from edgedb.dbb import read_dbb
 from edgedb.errors import EdgeDBError, FormatError
 from edgedb.packing import dequantize
-from tools import calibrate, fetch_smollm2
+from tools import calibrate, fetch_smollm2, sample
 from tools.export import Options, export
 from tools.sources import Source, open_source
 
@@ -89,7 +89,7 @@ def test_without_calibration(tmp_path: Path, source: Source) -> None:
 def test_a_large_model_is_not_sampled(
     tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibrate, "MAX_SAMPLED_BYTES", 1000)
+    monkeypatch.setattr(sample, "MAX_SAMPLED_WEIGHTS", 1000)
     shown = io.StringIO()
     record = export(source, tmp_path / "m.dbb", Options(), console=Console(file=shown))
     assert record["calibration"] is None

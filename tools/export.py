@@ -24,7 +24,7 @@ from edgedb.errors import EdgeDBError, FormatError
 from edgedb.packing import pack_int8, quantize_int8
 from edgedb.tensors import GROUP, Kind
 
-from . import calibrate
+from . import calibrate, sample
 from .fdb import MAX_FIT_PAIRS, Method, fit
 from .sources import Source, open_source
 
@@ -87,7 +87,7 @@ def export(
     started = time.monotonic()
     console = console or Console(stderr=True, quiet=True)
     config = source.config
-    if options.calibration == "sample" and options.calibrated and not calibrate.can_sample(config):
+    if options.calibration == "sample" and options.calibrated and not sample.can_sample(config):
         console.print(
             "This model is too large to sample a calibration text from it: fitting weights alone. "
             "A text (--calibration FILE) gives far better quality."

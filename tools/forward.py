@@ -56,17 +56,13 @@ class Decoder:
             hidden[part] = swiglu(h[part] @ weight)
         flat += hidden @ weight_at("mlp_down", hidden).T
 
-    def rotate(self, heads: Float32, position: int = 0) -> Float32:
-        """Rotary embedding of ``[..., tokens, head_dim]`` that start at ``position``."""
+    def rotate(self, heads: Float32) -> Float32:
+        """Rotary embedding of ``[..., tokens, head_dim]`` from position 0 on."""
         n = heads.shape[-2]
         half = heads.shape[-1] // 2
-        cos, sin = self._cos[position : position + n], self._sin[position : position + n]
+        cos, sin = self._cos[:n], self._sin[:n]
         first, second = heads[..., :half], heads[..., half:]
         return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-    def rotate_at(self, heads: Float32, position: int) -> Float32:
-        """Rotary embedding of ``[..., head_dim]``, all at the same ``position``."""
-        return self.rotate(heads[..., None, :], position)[..., 0, :]
 
     def split_heads(self, qkv: Float32) -> tuple[Float32, Float32, Float32]:
         """``[tokens, q + 2 kv]`` -> q ``[kv heads, group, tokens, dim]``, k, v ``[kv heads, tokens,
