@@ -174,7 +174,7 @@ edb_status edb_swiglu(const edb_context *context, const float *gate_up, float *o
 
 /* Heads of one layer. A cache is [n_kv_heads, capacity, head_dim] of float32 or binary16. */
 typedef struct {
-    int32_t n_heads;    /* a multiple of n_kv_heads */
+    int32_t n_heads; /* a multiple of n_kv_heads */
     int32_t n_kv_heads;
     int32_t head_dim;   /* even */
     int32_t cache_kind; /* EDB_F32 or EDB_F16 */

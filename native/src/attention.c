@@ -47,7 +47,8 @@ static uintptr_t cache_alignment(const edb_attention_shape *shape) {
 }
 
 /* Address of a cache row, that is of one head at one position. */
-static char *cache_row(void *cache, const edb_attention_shape *shape, int64_t head, int64_t position) {
+static char *cache_row(void *cache, const edb_attention_shape *shape, int64_t head,
+                       int64_t position) {
     int64_t element = shape->cache_kind == EDB_F16 ? 2 : 4;
     return (char *)cache + (head * shape->capacity + position) * shape->head_dim * element;
 }
@@ -111,8 +112,9 @@ edb_status edb_rope(const edb_context *context, const edb_attention_shape *shape
 }
 
 /*
- * The queries of a key/value head, token by token and within a token head by head, are cut into tasks
- * of EDB_ATTEND_ROWS, so that rows of one task read almost the same keys.
+ * The queries of a key/value head, token by token and within a token head by head, are cut into
+ * tasks of EDB_ATTEND_ROWS, so that rows of one task read almost the same keys. The longest tasks,
+ * those of the last tokens, come first.
  */
 static int64_t tasks_per_kv_head(const attention_job *job) {
     int64_t heads = job->shape->n_heads / job->shape->n_kv_heads;

@@ -6,8 +6,8 @@
  *   out[d] = (sum_j p[j] * v[j][d]) / total       one fused multiply-add a key, j ascending
  *
  * Nothing depends on which queries go together, so a prompt gives the bits of token by token.
- * Every element of the head is a chain of dependent fused multiply-adds, four cycles each. So a pass
- * keeps rows * keys, then rows * vectors, of four to six sums of 16 lanes going, whatever the rows.
+ * Every element of the head is a chain of dependent fused multiply-adds, four cycles each. So a
+ * pass keeps rows * keys, then rows * vectors, of four to six sums of 16 lanes going.
  */
 enum { IN_FLIGHT = 6, KEYS_AHEAD = 32 };
 
@@ -16,7 +16,8 @@ static EDB_INLINE v16 cache_load(const void *cache, int is_f16, int64_t at, int6
 }
 
 /* Scores of keys key..key+keys-1 for every row; rows * keys <= IN_FLIGHT. */
-static EDB_INLINE void score_keys(const edb_attend *job, int is_f16, int rows, int keys, int64_t key) {
+static EDB_INLINE void score_keys(const edb_attend *job, int is_f16, int rows, int keys,
+                                  int64_t key) {
     int64_t head_dim = job->head_dim;
     v16 sum[IN_FLIGHT];
     for (int i = 0; i < IN_FLIGHT; i++) sum[i] = v_set1(0.0f);
@@ -58,7 +59,8 @@ static float softmax(float *scores, int64_t keys) {
     int64_t whole = keys & ~(int64_t)(EDB_LANES - 1);
     for (j = 0; j < keys; j += EDB_LANES) {
         v_store(scores + j, v_exp(v_sub(v_load(scores + j), v_set1(max))));
-        if (j == whole) memset(scores + keys, 0, (size_t)(EDB_LANES - keys % EDB_LANES) * sizeof *scores);
+        if (j == whole)
+            memset(scores + keys, 0, (size_t)(EDB_LANES - keys % EDB_LANES) * sizeof *scores);
         total = v_add(total, v_load(scores + j));
     }
     return v_sum(total);

@@ -8,7 +8,7 @@
 
 static const edb_isa isa_table[] = {
 #if defined(__x86_64__)
-    {"avx2", "x86-64 AVX2, FMA, F16C: look-up by vpshufb, vpmaddubsw for prompts", EDB_CPU_AVX2,
+    {"avx2", "x86-64 with AVX2, FMA and F16C: exact look-up by byte shuffles", EDB_CPU_AVX2,
      &edb_kernels_avx2},
 #endif
     {"scalar", "portable C11, no vector instructions assumed", EDB_CPU_BASELINE,

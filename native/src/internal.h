@@ -8,22 +8,22 @@
 #include "../include/edgedb.h"
 
 enum {
-    EDB_LANES = 16,          /* width of the portable vector layer; fixes every order of summation */
-    EDB_GROUP = 64,          /* columns that share a scale */
-    EDB_TILE = 64,           /* rows of a tile */
-    EDB_QUADS = 16,          /* four columns each: one look-up */
-    EDB_BLOCK_BYTES = 1152,  /* 64 x 64 weights of one pair: 1024 nibble pairs, c1[64], c2[64] */
-    EDB_CODES_BYTES = 4096,  /* 64 x 64 int8 codes */
-    EDB_TABLE_BYTES = 512,   /* look-up tables of one group of activations */
-    EDB_BATCH = 128,         /* tokens of a matrix product at once; bounds its scratch */
-    EDB_TOKEN_BLOCK = 64,    /* tokens that share one expansion of a block */
-    EDB_ATTEND_ROWS = 4,     /* query rows that share one pass over the keys */
+    EDB_LANES = 16,         /* width of the portable vector layer; fixes every order of summation */
+    EDB_GROUP = 64,         /* columns that share a scale */
+    EDB_TILE = 64,          /* rows of a tile */
+    EDB_QUADS = 16,         /* four columns each: one look-up */
+    EDB_BLOCK_BYTES = 1152, /* 64 x 64 weights of one pair: 1024 nibble pairs, c1[64], c2[64] */
+    EDB_CODES_BYTES = 4096, /* 64 x 64 int8 codes */
+    EDB_TABLE_BYTES = 512,  /* look-up tables of one group of activations */
+    EDB_BATCH = 128,        /* tokens of a matrix product at once; bounds its scratch */
+    EDB_TOKEN_BLOCK = 64,   /* tokens that share one expansion of a block */
+    EDB_ATTEND_ROWS = 4,    /* query rows that share one pass over the keys */
     EDB_MAX_PAIRS = 8,
     EDB_PREFETCH_BYTES = 8192
 };
 
 /* Larger sizes are refused, which keeps every product of two sizes far inside 63 bits. */
-#define EDB_MAX_DIM ((int64_t)1 << 26)
+#define EDB_MAX_DIM    ((int64_t)1 << 26)
 #define EDB_MAX_TOKENS ((int64_t)1 << 24)
 
 /* Everything about one group of activations that the look-up needs beside its tables. */
@@ -48,7 +48,7 @@ typedef struct {
 
 /*
  * The kernels of one instruction set. All sets return the same bits. `stride` counts tokens between
- * two groups: quantized activations are stored group-major, q[groups][stride][64], sx[groups][stride].
+ * two groups: quantized activations are group-major, q[groups][stride][64], sx[groups][stride].
  */
 typedef struct {
     /* x[cols] -> q, sx of one token, zero-padded to whole groups. */
@@ -83,7 +83,7 @@ typedef struct {
     void (*attend)(const edb_attend *job);
 
     /*
-     * Pairs: from this many tokens on, expanding blocks and int8_tile beat looking up token by token;
+     * Pairs: from this many tokens on, expand_block and int8_tile beat looking up token by token;
      * INT64_MAX, and no expand_block, where they never do.
      */
     int64_t expand_from;
@@ -133,11 +133,9 @@ static inline int edb_aligned(const void *p, uintptr_t alignment) {
     return ((uintptr_t)p & (alignment - 1)) == 0;
 }
 
-static inline void *edb_align_up(void *p) {
-    return (void *)(((uintptr_t)p + 63) & ~(uintptr_t)63);
-}
+static inline void *edb_align_up(void *p) { return (void *)(((uintptr_t)p + 63) & ~(uintptr_t)63); }
 
-/* Small tasks that a thread takes at once: few enough that a slow core does not hold up the rest. */
+/* Small tasks that a thread takes at once, few enough that a slow core holds nobody up. */
 static inline int64_t edb_chunk(const edb_pool *pool, int64_t n_tasks) {
     return edb_max(1, n_tasks / (8 * (int64_t)edb_pool_threads(pool)));
 }

@@ -1,33 +1,33 @@
 /*
  * AVX2 kernels (Haswell, Zen and later), on the layout of edgedb.h.
  *
- * pairs_tile: the exact look-up. The 16 subset sums of four int8 activations, minus their minimum, lie
- * in 0..508: low 5 bits in one 16-byte table, the high bits (at most 15) in a second one. Rows are in
- * the lanes, so a byte shuffle looks up 32 rows at once and nothing is summed across lanes.
+ * pairs_tile: the exact look-up. The 16 subset sums of four int8 activations, minus their minimum,
+ * lie in 0..508: the low 5 bits in one table of 16 bytes, the high bits (at most 15) in another.
+ * Rows are in the lanes, so a byte shuffle looks up 32 rows and nothing is summed across lanes.
  *
- *   8-bit accumulators: low 8 * 31 = 248, so they are set aside after 8 of the 16 quads;
- *                       high 16 * 15 = 240, good for the whole group
- *   16-bit: low + 32 * high + bias = S, |S| <= 64 * 127 = 8,128; low and high join in one vpmaddubsw,
- *           high * 32 + low <= 240 * 32 + 248 = 7,928, far from its saturation
- *   32-bit: c1*S1 + c2*S2 by vpmaddwd, |sum| <= 2 * 127 * 8,128 = 2,064,512, exact as float
+ *   8-bit sums:  low 8 * 31 = 248, so they are set aside after 8 of the 16 quads;
+ *                high 16 * 15 = 240, good for the whole group
+ *   16-bit sums: S = low + 32 * high + bias, |S| <= 64 * 127 = 8,128; vpmaddubsw joins low, high,
+ *                at most 248 + 32 * 240 = 7,928, far from its saturation
+ *   32-bit sums: c1*S1 + c2*S2 by vpmaddwd, |sum| <= 2 * 127 * 8,128 = 2,064,512, exact as float
  *
- * int8_tile: |w| * sign(x, w) by vpmaddubsw, pair sum <= 2 * 128 * 127 = 32,512 < 32,767, then vpmaddwd
- * with ones; 64 products stay below 2^21.
+ * int8_tile, up to three tokens: |w| * sign(x, w) by vpmaddubsw, a pair <= 2 * 128 * 127 = 32,512,
+ * then vpmaddwd with ones; from four tokens on 16-bit vpmaddwd. 64 products stay below 2^21.
  *
- *   instruction      Zen 4: latency, per cycle    Skylake: latency, ports
- *   vpshufb y        2, 2                         1, p5
- *   vpaddb/w/d y     1, 4                         1, p015
- *   vpand y          1, 4                         1, p015
- *   vpmaddubsw y     3, 2                         5, p01
- *   vpmaddwd y       3, 2                         5, p01
- *   vpsignb y        1, 4                         1, p01
+ *   instruction     Zen 4: latency, per cycle     Skylake: latency, ports
+ *   vpshufb y       2, 2                          1, p5
+ *   vpaddb/w/d y    1, 4                          1, p015
+ *   vpand y         1, 4                          1, p015
+ *   vpmaddubsw y    3, 2                          5, p01
+ *   vpmaddwd y      3, 2                          5, p01
+ *   vpsignb y       1, 2                          1, p01
  *
- * Prefetches go to the second-level cache: on Zen 4 that doubles the speed from memory (28 GB/s of 32
- * that a plain read reaches), where prefetching to the first level, whose misses in flight are fewer,
- * is slower than none (13 against 18).
+ * Instructions a weight: look-up 26 for 64 rows by four columns and about 100 to finish a group of
+ * 64 by 64, 0.13; int8 4 for 32 products and the same finish, 0.14.
  *
- * Look-up: 26 instructions for 64 rows by four columns and 100 a group to finish, 0.13 a weight.
- * int8: four instructions for 32 products and the overhead of a group, 0.14 a product.
+ * Prefetches go to the second-level cache. On Zen 4 that doubles the speed from memory (28 GB/s of
+ * the 32 that a plain read reaches); to the first level, whose misses in flight are fewer, they are
+ * slower than none (13 against 18).
  */
 #include "internal.h"
 
@@ -88,7 +88,7 @@ static EDB_INLINE void v_store_f16(uint16_t *p, v16 x) {
 
 static EDB_INLINE void v_store_i8(int8_t *p, v16 x) {
     __m256i words = _mm256_packs_epi32(_mm256_cvttps_epi32(x.a), _mm256_cvttps_epi32(x.b));
-    __m256i bytes = _mm256_packs_epi16(words, words); /* dwords: 0-3, 8-11, -, - | 4-7, 12-15, -, - */
+    __m256i bytes = _mm256_packs_epi16(words, words); /* 0-3, 8-11, -, - | 4-7, 12-15, -, - */
     bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5));
     _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(bytes));
 }
@@ -103,15 +103,15 @@ static EDB_INLINE float v_sum(v16 x) {
 static EDB_INLINE void v_sum4(v16 x, v16 y, v16 z, v16 w, float *out) {
     __m256 x8 = _mm256_add_ps(x.a, x.b), y8 = _mm256_add_ps(y.a, y.b);
     __m256 z8 = _mm256_add_ps(z.a, z.b), w8 = _mm256_add_ps(w.a, w.b);
-    __m256 xy = _mm256_add_ps(_mm256_permute2f128_ps(x8, y8, 0x20),  /* four lanes of x | of y */
+    __m256 xy = _mm256_add_ps(_mm256_permute2f128_ps(x8, y8, 0x20), /* four lanes of x | of y */
                               _mm256_permute2f128_ps(x8, y8, 0x31));
-    __m256 zw = _mm256_add_ps(_mm256_permute2f128_ps(z8, w8, 0x20),
-                              _mm256_permute2f128_ps(z8, w8, 0x31));
+    __m256 zw =
+        _mm256_add_ps(_mm256_permute2f128_ps(z8, w8, 0x20), _mm256_permute2f128_ps(z8, w8, 0x31));
     __m256 two = _mm256_add_ps(_mm256_shuffle_ps(xy, zw, 0x44), /* x x z z | y y w w */
                                _mm256_shuffle_ps(xy, zw, 0xee));
     __m256 one = _mm256_add_ps(two, _mm256_movehdup_ps(two)); /* x - z - | y - w - */
     __m128 xz = _mm256_castps256_ps128(one), yw = _mm256_extractf128_ps(one, 1);
-    xz = _mm_shuffle_ps(xz, yw, 0x88);                        /* x z y w */
+    xz = _mm_shuffle_ps(xz, yw, 0x88); /* x z y w */
     _mm_storeu_ps(out, _mm_shuffle_ps(xz, xz, 0xd8));
 }
 
@@ -150,12 +150,13 @@ static void build_tables(const int8_t *q, const float *sx, int64_t stride, int64
     for (int64_t g = 0; g < groups; g++, q += EDB_GROUP * stride, sx += stride) {
         int32_t bias = 0;
         for (int quad = 0; quad < EDB_QUADS; quad++) {
-            /* A negative q is in the minimum, so leaving it out adds |q|: mask flipped by its sign. */
+            /* A negative q is in the minimum, leaving it out adds |q|: its sign flips the mask. */
             __m256i sum = _mm256_setzero_si256();
             for (int k = 0; k < 4; k++) {
                 int16_t value = q[4 * quad + k];
                 bias += value < 0 ? value : 0;
-                __m256i flipped = _mm256_xor_si256(has[k], _mm256_set1_epi16((int16_t)(value >> 15)));
+                __m256i flipped =
+                    _mm256_xor_si256(has[k], _mm256_set1_epi16((int16_t)(value >> 15)));
                 __m256i size = _mm256_set1_epi16((int16_t)(value < 0 ? -value : value));
                 sum = _mm256_add_epi16(sum, _mm256_and_si256(flipped, size));
             }
@@ -207,28 +208,28 @@ static EDB_INLINE void finish32(float *acc, __m256 sx, __m256i bias, const uint8
 }
 
 /* One quad: rows 0-31 add to p, rows 32-63 to r. */
-#define LOOK_UP(quad)                                                                         \
-    do {                                                                                      \
-        __m256i low = _mm256_broadcastsi128_si256(*(const __m128i *)(table + 32 * (quad)));     \
-        __m256i high =                                                                        \
-            _mm256_broadcastsi128_si256(*(const __m128i *)(table + 32 * (quad) + 16));          \
-        __m256i bits = load256(block + 64 * (quad));                                          \
-        __m256i b1 = _mm256_and_si256(bits, nibble);                                          \
-        __m256i b2 = _mm256_and_si256(_mm256_srli_epi16(bits, 4), nibble);                    \
-        p_low1 = _mm256_add_epi8(p_low1, _mm256_shuffle_epi8(low, b1));                       \
-        p_high1 = _mm256_add_epi8(p_high1, _mm256_shuffle_epi8(high, b1));                    \
-        p_low2 = _mm256_add_epi8(p_low2, _mm256_shuffle_epi8(low, b2));                       \
-        p_high2 = _mm256_add_epi8(p_high2, _mm256_shuffle_epi8(high, b2));                    \
-        bits = load256(block + 64 * (quad) + 32);                                             \
-        b1 = _mm256_and_si256(bits, nibble);                                                  \
-        b2 = _mm256_and_si256(_mm256_srli_epi16(bits, 4), nibble);                            \
-        r_low1 = _mm256_add_epi8(r_low1, _mm256_shuffle_epi8(low, b1));                       \
-        r_high1 = _mm256_add_epi8(r_high1, _mm256_shuffle_epi8(high, b1));                    \
-        r_low2 = _mm256_add_epi8(r_low2, _mm256_shuffle_epi8(low, b2));                       \
-        r_high2 = _mm256_add_epi8(r_high2, _mm256_shuffle_epi8(high, b2));                    \
-        _mm_prefetch(ahead + 64 * (quad), _MM_HINT_T1);                                       \
-        __asm__("" : "+x"(p_low1), "+x"(p_high1), "+x"(p_low2), "+x"(p_high2), "+x"(r_low1),     \
-                "+x"(r_high1), "+x"(r_low2), "+x"(r_high2));                                   \
+#define LOOK_UP(quad)                                                                             \
+    do {                                                                                          \
+        __m256i low = _mm256_broadcastsi128_si256(*(const __m128i *)(table + 32 * (quad)));       \
+        __m256i high = _mm256_broadcastsi128_si256(*(const __m128i *)(table + 32 * (quad) + 16)); \
+        __m256i bits = load256(block + 64 * (quad));                                              \
+        __m256i b1 = _mm256_and_si256(bits, nibble);                                              \
+        __m256i b2 = _mm256_and_si256(_mm256_srli_epi16(bits, 4), nibble);                        \
+        p_low1 = _mm256_add_epi8(p_low1, _mm256_shuffle_epi8(low, b1));                           \
+        p_high1 = _mm256_add_epi8(p_high1, _mm256_shuffle_epi8(high, b1));                        \
+        p_low2 = _mm256_add_epi8(p_low2, _mm256_shuffle_epi8(low, b2));                           \
+        p_high2 = _mm256_add_epi8(p_high2, _mm256_shuffle_epi8(high, b2));                        \
+        bits = load256(block + 64 * (quad) + 32);                                                 \
+        b1 = _mm256_and_si256(bits, nibble);                                                      \
+        b2 = _mm256_and_si256(_mm256_srli_epi16(bits, 4), nibble);                                \
+        r_low1 = _mm256_add_epi8(r_low1, _mm256_shuffle_epi8(low, b1));                           \
+        r_high1 = _mm256_add_epi8(r_high1, _mm256_shuffle_epi8(high, b1));                        \
+        r_low2 = _mm256_add_epi8(r_low2, _mm256_shuffle_epi8(low, b2));                           \
+        r_high2 = _mm256_add_epi8(r_high2, _mm256_shuffle_epi8(high, b2));                        \
+        _mm_prefetch(ahead + 64 * (quad), _MM_HINT_T1);                                           \
+        __asm__(""                                                                                \
+                : "+x"(p_low1), "+x"(p_high1), "+x"(p_low2), "+x"(p_high2), "+x"(r_low1),         \
+                  "+x"(r_high1), "+x"(r_low2), "+x"(r_high2));                                    \
     } while (0)
 
 static void pairs_tile(const uint8_t *block, int64_t groups, const uint8_t *table,
@@ -289,14 +290,15 @@ static EDB_INLINE void finish_dots(float *acc, __m256i dots, float sx, const flo
 }
 
 /*
- * For four tokens and more vpsignb would be the limit: it shares its two ports with the multiplications.
- * So codes and activations are widened to 16 bits once, columns 0 and 2 of a quad apart from 1 and 3, and
- * vpmaddwd alone multiplies.
+ * From four tokens on vpsignb would be the limit: it shares two ports with the multiplications. So
+ * codes and activations are widened to 16 bits once, columns 0 and 2 of a quad apart from 1 and 3,
+ * and vpmaddwd alone multiplies.
  */
 static EDB_INLINE void widen(const int8_t *bytes, int64_t count, int16_t *even, int16_t *odd) {
     for (int64_t i = 0; i < count; i += 32) {
         __m256i x = load256(bytes + i);
-        _mm256_store_si256((__m256i *)(even + i / 2), _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8));
+        _mm256_store_si256((__m256i *)(even + i / 2),
+                           _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8));
         _mm256_store_si256((__m256i *)(odd + i / 2), _mm256_srai_epi16(x, 8));
     }
 }
@@ -322,18 +324,18 @@ static EDB_INLINE void group_16x4(const wide_codes *codes, int row, const float 
                                   const wide_tokens *x, const float *sx, float *acc) {
     __m256i a0, a1, a2, a3, b0, b1, b2, b3;
     a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = _mm256_setzero_si256();
-#define DOTS(half)                                                 \
-    do {                                                           \
+#define DOTS(half)                                                    \
+    do {                                                              \
         const int16_t *w = codes->half + 2 * (EDB_TILE * quad + row); \
-        __m256i wa = load256(w), wb = load256(w + 16);             \
-        a0 = dot2(a0, wa, x->half[0] + 2 * quad);                  \
-        b0 = dot2(b0, wb, x->half[0] + 2 * quad);                  \
-        a1 = dot2(a1, wa, x->half[1] + 2 * quad);                  \
-        b1 = dot2(b1, wb, x->half[1] + 2 * quad);                  \
-        a2 = dot2(a2, wa, x->half[2] + 2 * quad);                  \
-        b2 = dot2(b2, wb, x->half[2] + 2 * quad);                  \
-        a3 = dot2(a3, wa, x->half[3] + 2 * quad);                  \
-        b3 = dot2(b3, wb, x->half[3] + 2 * quad);                  \
+        __m256i wa = load256(w), wb = load256(w + 16);                \
+        a0 = dot2(a0, wa, x->half[0] + 2 * quad);                     \
+        b0 = dot2(b0, wb, x->half[0] + 2 * quad);                     \
+        a1 = dot2(a1, wa, x->half[1] + 2 * quad);                     \
+        b1 = dot2(b1, wb, x->half[1] + 2 * quad);                     \
+        a2 = dot2(a2, wa, x->half[2] + 2 * quad);                     \
+        b2 = dot2(b2, wb, x->half[2] + 2 * quad);                     \
+        a3 = dot2(a3, wa, x->half[3] + 2 * quad);                     \
+        b3 = dot2(b3, wb, x->half[3] + 2 * quad);                     \
     } while (0)
     for (int quad = 0; quad < EDB_QUADS; quad++) {
         DOTS(even);
@@ -351,19 +353,25 @@ static EDB_INLINE void group_16x4(const wide_codes *codes, int row, const float 
 }
 
 /* 64 rows of one token and group, straight from memory. */
-static EDB_INLINE void group_64x1(const int8_t *codes, const float *scales, const int8_t *q, float sx,
-                                  float *acc, const char *ahead) {
+static EDB_INLINE void group_64x1(const int8_t *codes, const float *scales, const int8_t *q,
+                                  float sx, float *acc, const char *ahead) {
     __m256i s0, s1, s2, s3, s4, s5, s6, s7;
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = _mm256_setzero_si256();
-#define DOT(sum, slice)                                            \
-    do {                                                           \
-        __m256i w = load256(codes + 256 * quad + 32 * (slice));    \
-        sum = dot4(sum, w, _mm256_abs_epi8(w), x);                 \
+#define DOT(sum, slice)                                         \
+    do {                                                        \
+        __m256i w = load256(codes + 256 * quad + 32 * (slice)); \
+        sum = dot4(sum, w, _mm256_abs_epi8(w), x);              \
     } while (0)
     for (int quad = 0; quad < EDB_QUADS; quad++) {
         __m256i x = four_codes(q + 4 * quad);
-        DOT(s0, 0); DOT(s1, 1); DOT(s2, 2); DOT(s3, 3);
-        DOT(s4, 4); DOT(s5, 5); DOT(s6, 6); DOT(s7, 7);
+        DOT(s0, 0);
+        DOT(s1, 1);
+        DOT(s2, 2);
+        DOT(s3, 3);
+        DOT(s4, 4);
+        DOT(s5, 5);
+        DOT(s6, 6);
+        DOT(s7, 7);
         for (int line = 0; line < 4; line++)
             _mm_prefetch(ahead + 256 * quad + 64 * line, _MM_HINT_T1);
     }

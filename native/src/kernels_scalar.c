@@ -3,8 +3,8 @@
  *
  * pairs_tile    tables: int16 [16 quads][16], the subset sums of four activations, |sum| <= 508;
  *               S1, S2 over a group: |sum| <= 64 * 127 = 8,128
- * all           c1*S1 + c2*S2 and the dot of 64 codes: |sum| <= 64 * 127 * 127 = 1,032,256, exact in
- *               int32 and, below 2^24, exact as float
+ * all           c1*S1 + c2*S2 and the dot of 64 codes: |sum| <= 64 * 127 * 127 = 1,032,256, exact
+ *               in int32 and, below 2^24, exact as float
  */
 #include <math.h>
 #include <stdint.h>
@@ -16,8 +16,8 @@ typedef struct {
     float lane[EDB_LANES];
 } v16;
 
-#define EACH_LANE(expression)                       \
-    v16 y;                                          \
+#define EACH_LANE(expression)                                     \
+    v16 y;                                                        \
     for (int l = 0; l < EDB_LANES; l++) y.lane[l] = (expression); \
     return y
 

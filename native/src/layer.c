@@ -68,7 +68,8 @@ static void embed_tokens(void *argument, int64_t begin, int64_t end, int32_t wor
             job->kernels->from_f16((const uint16_t *)matrix->data + row * cols, out, cols);
             break;
         default:
-            for (int64_t i = 0; i < cols; i++) out[i] = ((const float *)matrix->data)[row * cols + i];
+            for (int64_t i = 0; i < cols; i++)
+                out[i] = ((const float *)matrix->data)[row * cols + i];
             break;
         }
     }

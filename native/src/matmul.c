@@ -1,7 +1,7 @@
 /*
- * y = W x for every kind of matrix: checks, scratch, and how the work is cut into tasks. The numerics
- * of a tile are the kernels'; what is left here (the row scale, the residual) is one multiplication
- * and one addition a row, rounded separately.
+ * y = W x for every kind of matrix: checks, scratch, and how the work is cut into tasks. The
+ * numerics of a tile are the kernels'; what is left here (the row scale, the residual) is one
+ * multiplication and one addition a row, rounded separately.
  */
 #include <string.h>
 
@@ -147,9 +147,10 @@ static void pairs_by_look_up(void *argument, int64_t begin, int64_t end, int32_t
 
 /* A task is one tile for one block of tokens; neighbouring tasks share the tile. */
 static void pairs_by_expansion(void *argument, int64_t begin, int64_t end, int32_t worker) {
-    static const float ones[EDB_TILE] = {
-        1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-        1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    static const float ones[EDB_TILE] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                                         1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                                         1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                                         1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
     const matmul_job *job = argument;
     const edb_matrix *matrix = job->matrix;
     _Alignas(64) int8_t codes[EDB_CODES_BYTES];
@@ -166,14 +167,15 @@ static void pairs_by_expansion(void *argument, int64_t begin, int64_t end, int32
             for (int64_t g = 0; g < job->groups; g++, block += EDB_BLOCK_BYTES) {
                 int64_t at = g * job->n + token;
                 job->kernels->expand_block(block, codes);
-                job->kernels->int8_tile(codes, ones, 1, job->q + at * EDB_GROUP, job->sx + at, job->n,
-                                        n, acc, codes);
+                job->kernels->int8_tile(codes, ones, 1, job->q + at * EDB_GROUP, job->sx + at,
+                                        job->n, n, acc, codes);
             }
             for (int64_t t = 0; t < n; t++)
                 scale_rows(y + t * EDB_TILE, scales, acc + t * EDB_TILE, rows, pair == 0);
         }
         for (int64_t t = 0; t < n; t++)
-            write_rows(job->out + (token + t) * matrix->rows + row, y + t * EDB_TILE, rows, job->add);
+            write_rows(job->out + (token + t) * matrix->rows + row, y + t * EDB_TILE, rows,
+                       job->add);
     }
 }
 
@@ -194,7 +196,8 @@ static void int8_tiles(void *argument, int64_t begin, int64_t end, int32_t worke
                                 job->q + token * EDB_GROUP, job->sx + token, job->n, n, acc,
                                 codes + next * job->groups * EDB_CODES_BYTES);
         for (int64_t t = 0; t < n; t++)
-            write_rows(job->out + (token + t) * matrix->rows + row, acc + t * EDB_TILE, rows, job->add);
+            write_rows(job->out + (token + t) * matrix->rows + row, acc + t * EDB_TILE, rows,
+                       job->add);
     }
 }
 
@@ -264,8 +267,8 @@ static void quantize_rows(void *argument, int64_t begin, int64_t end, int32_t wo
     const quantize_job *job = argument;
     (void)worker;
     for (int64_t t = begin; t < end; t++) {
-        job->kernels->quantize(job->x + t * job->cols, job->cols, job->q + t * job->groups * EDB_GROUP,
-                               job->sx + t * job->groups, 1);
+        job->kernels->quantize(job->x + t * job->cols, job->cols,
+                               job->q + t * job->groups * EDB_GROUP, job->sx + t * job->groups, 1);
     }
 }
 

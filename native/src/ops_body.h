@@ -53,14 +53,15 @@ static inline v16 v_round(v16 a) {
 }
 
 /*
- * e^x within 1 ulp for -87 <= x <= 88, and the value at the nearer end outside: e^x = 2^n * e^r with
- * |r| <= ln(2)/2; e^r is 1 + r + r^2 times a polynomial fitted to the smallest relative error.
+ * e^x within 1.01 ulp for -87 <= x <= 88; outside, the value at the nearer end. e^x = 2^n * e^r with
+ * |r| <= ln(2)/2, and e^r is 1 + r + r^2 times a polynomial fitted to the smallest relative error.
  */
 static inline v16 v_exp(v16 x) {
-    x = v_min(v_set1(88.0f), v_max(v_set1(-87.0f), x)); /* in this order NaN stays NaN */
+    x = v_min(v_set1(88.0f), v_max(v_set1(-87.0f), x));           /* in this order NaN stays NaN */
     v16 t = v_fma(x, v_set1(0x1.715476p0f), v_set1(ROUND_MAGIC)); /* n = round(x / ln 2) */
     v16 n = v_sub(t, v_set1(ROUND_MAGIC));
-    v16 r = v_fma(n, v_set1(-0x1.62e400p-1f), x); /* ln 2 in two parts; the first product is exact */
+    v16 r =
+        v_fma(n, v_set1(-0x1.62e400p-1f), x); /* ln 2 in two parts; the first product is exact */
     r = v_fma(n, v_set1(-0x1.7f7d1cp-20f), r);
     v16 p = v_set1(0x1.6a23d4p-10f);
     p = v_fma(p, r, v_set1(0x1.123a22p-7f));
@@ -113,7 +114,7 @@ static EDB_INLINE v16 dense_load(const void *weight, int is_f16, int64_t at, int
     return v_load_part((const float *)weight + at, count);
 }
 
-/* out[tokens][rows] of `rows` x `tokens` dot products at once; both are constants after inlining. */
+/* `rows` x `tokens` dot products at once, at most four; both are constants after inlining. */
 static EDB_INLINE void dense_dots(const void *weight, int is_f16, int64_t cols, int rows,
                                   const float *x, int tokens, float *out, int64_t out_stride,
                                   int32_t add) {
@@ -154,7 +155,8 @@ static EDB_INLINE void dense_block(const edb_matrix *matrix, int is_f16, int64_t
     int64_t cols = matrix->cols, stride = matrix->rows;
     size_t element = is_f16 ? 2 : 4;
     int64_t row = row_begin;
-    int64_t paired = n & ~(int64_t)1; /* tokens in twos, against two rows; the last one against four */
+    int64_t paired =
+        n & ~(int64_t)1; /* tokens in twos, against two rows; the last one against four */
     for (; row + 4 <= row_end; row += 4) {
         const char *w = (const char *)matrix->data + (size_t)(row * cols) * element;
         const char *w2 = w + (size_t)(2 * cols) * element;

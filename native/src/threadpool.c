@@ -7,9 +7,9 @@
  * caller waits for it, or it sees that the job is closed and leaves. So a worker that sleeps, or
  * whose core was taken away before it entered, holds nobody up.
  *
- * Tasks are cut into one contiguous range a thread. A thread takes from the front of its own range, so
- * that it walks memory in one direction and can prefetch, and from the ranges of others when its own
- * is done: a slow or absent thread's work is taken over a chunk at a time.
+ * Tasks are cut into one contiguous range a thread. A thread takes from the front of its own range,
+ * so that it walks memory in one direction and can prefetch, and from the ranges of others when its
+ * own is done: a slow or absent thread's work is taken over a chunk at a time.
  *
  * Dispatch and join cost about 0.1 us while the workers spin and nothing while they sleep, since
  * the caller does not wait for them to wake.
@@ -235,7 +235,8 @@ void edb_pool_destroy(edb_pool *pool) {
         pthread_mutex_lock(&pool->mutex);
         pthread_cond_broadcast(&pool->wake);
         pthread_mutex_unlock(&pool->mutex);
-        for (int32_t i = 0; i < pool->n_threads - 1; i++) pthread_join(pool->workers[i].thread, NULL);
+        for (int32_t i = 0; i < pool->n_threads - 1; i++)
+            pthread_join(pool->workers[i].thread, NULL);
         pthread_cond_destroy(&pool->wake);
         pthread_mutex_destroy(&pool->mutex);
     }
