@@ -16,7 +16,14 @@ HEADER = NATIVE / "include" / "edgedb.h"
 
 # -ffp-contract=off: the numerics say where a multiply-add is fused; the compiler may not add any.
 # No -march: the library runs on the baseline CPU and picks its kernels at run time.
-COMPILE_ARGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
+COMPILE_ARGS = [
+    "-std=c11",
+    "-O3",
+    "-g1",  # line numbers for profilers; full debug information is 2 MB of intrinsics
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+]
 STRICT_ARGS = ["-Wall", "-Wextra", "-Werror"]
 
 

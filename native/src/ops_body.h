@@ -53,8 +53,8 @@ static inline v16 v_round(v16 a) {
 }
 
 /*
- * e^x within 1.01 ulp for -87 <= x <= 88; outside, the value at the nearer end. e^x = 2^n * e^r with
- * |r| <= ln(2)/2, and e^r is 1 + r + r^2 times a polynomial fitted to the smallest relative error.
+ * e^x within 1.01 ulp for -87 <= x <= 88; outside, the value at the nearer end. e^x = 2^n * e^r
+ * with |r| <= ln(2)/2, and e^r is 1 + r + r^2 times a polynomial fitted to the relative error.
  */
 static inline v16 v_exp(v16 x) {
     x = v_min(v_set1(88.0f), v_max(v_set1(-87.0f), x));           /* in this order NaN stays NaN */
