@@ -133,7 +133,7 @@ class _Writer:
         return self.ops.matrix(pack_int8(*quantize_int8(source.tensor(name))))
 
     def step(self, ids: Ids, position: int) -> Float32:
-        """Logits ``[n, vocab]`` after ``ids [n]`` at ``position``; the next call overwrites them."""
+        """Logits ``[n, vocab]`` after ``ids [n]`` at ``position``; the next call overwrites."""
         op, n, eps = self.ops, self.n, self.config.norm_eps
         self.ids.array[:] = ids
         op.embed(self.embedding, self.ids, self.x, n)
