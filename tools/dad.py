@@ -1,11 +1,11 @@
 """Deviation-Aware Distillation (arXiv 2402.11960, section 3.3): the loss and its gradient.
 
-Each token's distillation loss is weighted by ``H(Pt)^gamma * H(Ps)^(1-gamma)``, the entropies of the
-teacher's and the student's next-token distributions, so that training dwells on uncertain tokens.
-The weight is a constant for the gradient and has mean 1 over the batch.
+Each token's distillation loss is weighted by ``H(Pt)^gamma * H(Ps)^(1-gamma)``, the entropies of
+the teacher's and the student's next-token distributions, so that training dwells on uncertain
+tokens. The weight is a constant for the gradient and has mean 1 over the batch.
 
-Logits are made for a chunk of tokens at a time, and the gradient of the chunk is taken at once: memory is
-``chunk * vocabulary`` however long the batch is (49k or 128k words), and nothing is computed twice.
+Logits are made for a chunk of tokens at a time, and the gradient of the chunk is taken at once:
+memory is ``chunk * vocabulary`` however long the batch is, and nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class _Distill(torch.autograd.Function):
     """The whole loss as one node whose gradients are ready when the forward returns."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden: Tensor,
         head: Tensor,
@@ -106,7 +106,10 @@ class _Distill(torch.autograd.Function):
         options: LossOptions,
         terms: Terms,
     ) -> tuple[Tensor, Tensor]:
-        n = hidden.shape[0]
+        n, device = hidden.shape[0], hidden.device.type
+        mixed = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if mixed else head.dtype
+        matrix, teacher_matrix = head.to(dtype), teacher_head.to(dtype)  # once, not per chunk
         weighted = options.gamma is not None
         plain = options.plain_share if weighted else 1.0
         head_learns = ctx.needs_input_grad[1]
@@ -121,8 +124,8 @@ class _Distill(torch.autograd.Function):
         for start in range(0, n, options.chunk):
             rows = slice(start, min(start + options.chunk, n))
             found = terms(
-                F.linear(hidden[rows], head),
-                F.linear(teacher_hidden[rows], teacher_head),
+                F.linear(hidden[rows].to(dtype), matrix),
+                F.linear(teacher_hidden[rows].to(dtype), teacher_matrix),
                 targets[rows],
                 options.ce_share,
             )
@@ -131,11 +134,11 @@ class _Distill(torch.autograd.Function):
             if weighted:
                 assert options.gamma is not None
                 per_token[4, rows] = twin_entropy(found[2], found[3], options.gamma)
-            grad_hidden[rows] = found.grad @ head.to(found.grad.dtype)
+            grad_hidden[rows] = found.grad @ matrix
             for scale, total in zip((per_token[4, rows, None], None), grad_heads, strict=True):
                 if total is not None:
-                    grad = found.grad if scale is None else found.grad * scale.to(found.grad.dtype)
-                    total += grad.t() @ hidden[rows].to(grad.dtype)
+                    grad = found.grad if scale is None else found.grad * scale.to(dtype)
+                    total += grad.t() @ hidden[rows].to(dtype)
         means = per_token.mean(dim=1)
         weight = torch.ones_like(per_token[4])
         if weighted:
@@ -156,7 +159,7 @@ class _Distill(torch.autograd.Function):
         return loss, means
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (grad_hidden,) = ctx.saved_tensors
         grad_head = None if ctx.grad_head is None else ctx.grad_head * grad
         return grad_hidden * grad, grad_head, None, None, None, None, None
@@ -173,8 +176,9 @@ def distillation_loss(
 ) -> tuple[Tensor, DistillationMeans]:
     """The loss (a scalar with gradients to ``hidden`` and ``head``) and the batch's averages.
 
-    hidden, teacher_hidden ``[..., d]`` before the heads ``[vocabulary, d]``; targets int64 ``[...]``
-    with ``IGNORE`` where the next token is unknown. ``terms`` may be a compiled ``token_terms``.
+    hidden, teacher_hidden ``[..., d]`` before the heads ``[vocabulary, d]``; targets int64
+    ``[...]`` with ``IGNORE`` where the next token is unknown. ``terms`` may be a compiled
+    ``token_terms``.
     """
     loss, means = _Distill.apply(
         hidden.flatten(0, -2),

@@ -1,7 +1,7 @@
-"""A Llama decoder in PyTorch, for training: the teacher as it is, the student with other matrices.
+"""A Llama decoder in PyTorch, for training: teacher and student differ in their matrices alone.
 
-Names and fused matrices are those of ``ModelConfig.linear_shapes()``, so that weights travel between
-checkpoint, student and ``.dbb`` without a table of names.
+Names and fused matrices are those of ``ModelConfig.linear_shapes()``, so that weights travel
+between checkpoint, student and ``.dbb`` without a table of names.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgedb.config import ModelConfig
+
+Float32 = NDArray[np.float32]
 
 # Makes the matrix ``[rows, cols]`` of a given name.
 LinearFactory = Callable[[str, int, int], nn.Module]
@@ -25,7 +29,7 @@ class WeightSource(Protocol):
 
     config: ModelConfig
 
-    def tensor(self, name: str) -> object: ...
+    def tensor(self, name: str) -> Float32: ...
 
 
 def dense_linear(name: str, rows: int, cols: int) -> nn.Module:
@@ -102,7 +106,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token ids to the hidden state before the head; the loss multiplies with the head in pieces."""
+    """Token ids to the hidden state before the head, which the loss applies in pieces."""
 
     def __init__(self, config: ModelConfig, linear: LinearFactory = dense_linear) -> None:
         super().__init__()
@@ -159,28 +163,35 @@ class Decoder(nn.Module):
 def load_teacher(source: WeightSource, device: torch.device | str = "cpu") -> Decoder:
     """The full-precision model of a checkpoint, float32, frozen."""
     teacher = Decoder(source.config)
+
+    def copy(parameter: Tensor, name: str) -> None:
+        # A source may hand out read-only views of its file, which torch does not like to share.
+        parameter.copy_(torch.from_numpy(np.array(source.tensor(name))))
+
     with torch.no_grad():
         for name, norm in teacher.norms():
-            norm.copy_(torch.from_numpy(source.tensor(name)))  # type: ignore[arg-type]
+            copy(norm, name)
         for name, module in teacher.matrices():
-            module.weight.copy_(torch.from_numpy(source.tensor(name)))  # type: ignore
-        teacher.embedding.copy_(torch.from_numpy(source.tensor("embedding")))  # type: ignore
+            copy(module.weight, name)
+        copy(teacher.embedding, "embedding")
         if not source.config.tie_word_embeddings:
-            teacher.untied_head.copy_(torch.from_numpy(source.tensor("head")))  # type: ignore
+            copy(teacher.untied_head, "head")
     return teacher.to(device).requires_grad_(False).eval()
 
 
 @torch.no_grad()
 def mean_square_inputs(model: Decoder, ids: Tensor) -> dict[str, Tensor]:
-    """Mean square of every input column of every matrix over ``ids [batch, tokens]``: name -> [cols].
+    """Mean square of each matrix's input columns over ``ids [batch, tokens]``: name -> ``[cols]``.
 
     The importance that the activation-weighted start minimizes its error by.
     """
     found: dict[str, Tensor] = {}
     hooks = []
     for name, module in model.matrices():
+
         def keep(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
             found[name] = inputs[0].float().square().mean(dim=(0, 1))
+
         hooks.append(module.register_forward_pre_hook(keep))
     try:
         model(ids, eager=True)

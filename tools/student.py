@@ -1,13 +1,13 @@
-"""The student: matrices of two bit planes that learn (Flexible Dual Binarization, arXiv 2402.11960).
+"""The student: matrices of two bit planes that learn (DB-LLM, arXiv 2402.11960).
 
-A group of 64 columns of a row is ``alpha1*b1 + alpha2*b2`` with planes in {0, 1}. The planes are read
-off a latent weight by nearest level, and gradients reach the latent weight straight through. Scales are
+A group of 64 columns of a row is ``alpha1*b1 + alpha2*b2`` with planes in {0, 1}. The planes are
+read off a latent weight by nearest level, and gradients reach it straight through. Scales are
 rounded to the format's 8-bit codes while training, so what is trained is what is exported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ def planes(latent: Tensor, alpha1: Tensor, alpha2: Tensor) -> tuple[Tensor, Tens
 def scale_codes(alpha1: Tensor, alpha2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``row_scale [rows, 1, 1]`` and integer codes ``[rows, groups, 1]`` (as floats) of the format.
 
-    The largest |alpha1| of a row gets code 127; the signs are opposite, so ``|c1 + c2| <= 127`` too.
+    The largest |alpha1| of a row gets code 127; signs are opposite, so ``|c1 + c2| <= 127`` too.
     """
     row_scale = alpha1.abs().amax(dim=1, keepdim=True) / MAX_CODE
     safe = row_scale.clamp_min(torch.finfo(torch.float32).tiny)
@@ -51,19 +51,30 @@ def scale_codes(alpha1: Tensor, alpha2: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 
 class _Quantize(torch.autograd.Function):
-    """``latent, alpha1, alpha2 -> alpha1*b1 + alpha2*b2`` with the gradients of design.md."""
+    """``unit * (c1*b1 + c2*b2)`` with design.md's gradients for latent and scales.
+
+    The scales' gradients pass the rounding to codes straight through; unit is a constant. One
+    product per weight, as the format has it, so that export changes no bit.
+    """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, latent: Tensor, alpha1: Tensor, alpha2: Tensor, stuck: bool
+    def forward(
+        ctx: Any,
+        latent: Tensor,
+        alpha1: Tensor,
+        alpha2: Tensor,
+        unit: Tensor,
+        c1: Tensor,
+        c2: Tensor,
+        stuck: bool,
     ) -> Tensor:
-        b1, b2 = planes(latent, alpha1, alpha2)
-        ctx.save_for_backward(latent, alpha1, alpha2)
+        b1, b2 = planes(latent, unit * c1, unit * c2)
+        ctx.save_for_backward(latent, unit * c1, unit * c2)
         ctx.stuck = stuck
-        return torch.where(b1, alpha1, 0.0) + torch.where(b2, alpha2, 0.0)
+        return unit * (torch.where(b1, c1, 0.0) + torch.where(b2, c2, 0.0))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         latent, alpha1, alpha2 = ctx.saved_tensors
         b1, b2 = planes(latent, alpha1, alpha2)
         low, high = torch.minimum(alpha1, alpha2), torch.maximum(alpha1, alpha2)
@@ -75,11 +86,11 @@ class _Quantize(torch.autograd.Function):
             passes = ((latent >= low) | (grad < 0)) & ((latent <= high) | (grad > 0))
         grad1 = torch.where(b1, grad, 0.0).sum(dim=-1, keepdim=True)
         grad2 = torch.where(b2, grad, 0.0).sum(dim=-1, keepdim=True)
-        return torch.where(passes, grad, 0.0), grad1, grad2, None
+        return torch.where(passes, grad, 0.0), grad1, grad2, None, None, None, None
 
 
 def fake_int8(x: Tensor) -> Tensor:
-    """What the engine's 8-bit activations keep of ``x [..., cols]``: groups of 64, straight-through."""
+    """``x [..., cols]`` through the engine's 8-bit activations, gradient straight through."""
     cols = x.shape[-1]
     with torch.no_grad():
         groups = F.pad(x, (0, -cols % GROUP)).unflatten(-1, (-1, GROUP)).float()
@@ -109,37 +120,23 @@ class FDBLinear(nn.Module):
         self.stuck = False
         self.quantize_input = False
 
-    def scales(self) -> tuple[Tensor, Tensor]:
-        """alpha1 and alpha2 as the matrix uses them, ``[rows, groups, 1]``, with gradients."""
-        if not self.round_scales:
-            return self.alpha1, self.alpha2
-        with torch.no_grad():
-            row_scale, c1, c2 = scale_codes(self.alpha1, self.alpha2)
-            rounded1, rounded2 = row_scale * c1, row_scale * c2
-        # (a - a.detach()) is exactly 0: the value is the rounded one bit for bit.
-        return (
-            rounded1 + (self.alpha1 - self.alpha1.detach()),
-            rounded2 + (self.alpha2 - self.alpha2.detach()),
-        )
+    @torch.no_grad()
+    def codes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``unit, c1, c2`` with ``unit * c`` the scales in use; see ``scale_codes``."""
+        if self.round_scales:
+            return scale_codes(self.alpha1, self.alpha2)
+        return torch.ones_like(self.alpha1[:, :1]), self.alpha1.detach(), self.alpha2.detach()
 
     def weight(self) -> Tensor:
         """The matrix ``[rows, cols]`` that is multiplied with, float32."""
-        alpha1, alpha2 = self.scales()
-        grid = _Quantize.apply(self.latent, alpha1, alpha2, self.stuck)
+        unit, c1, c2 = self.codes()
+        grid = _Quantize.apply(self.latent, self.alpha1, self.alpha2, unit, c1, c2, self.stuck)
         return grid.flatten(1)[:, : self.cols]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.quantize_input:
             x = fake_int8(x)
         return F.linear(x, self.weight())
-
-    @torch.no_grad()
-    def project(self) -> None:
-        """Back to opposite signs and ``|alpha1| > |alpha2| > 0`` after an optimizer step."""
-        long = (self.alpha1 * self.sign).clamp_min_(1e-6)
-        short = (-self.alpha2 * self.sign).clamp_(long * MIN_RATIO, long * MAX_RATIO)
-        self.alpha1.copy_(long * self.sign)
-        self.alpha2.copy_(-short * self.sign)
 
     @torch.no_grad()
     def load(self, weight: Tensor, alpha1: Tensor, alpha2: Tensor) -> None:
@@ -149,7 +146,20 @@ class FDBLinear(nn.Module):
         self.alpha1.copy_(alpha1)
         self.alpha2.copy_(alpha2)
         self.sign.copy_(torch.where(alpha1 < 0, -1.0, 1.0))
-        self.project()
+        project([self])
+
+
+@torch.no_grad()
+def project(modules: Sequence[FDBLinear]) -> None:
+    """Back to opposite signs and ``|alpha1| > |alpha2| > 0`` after an optimizer step."""
+    alpha1, alpha2 = [m.alpha1.data for m in modules], [m.alpha2.data for m in modules]
+    sign = [m.sign for m in modules]
+    long = torch._foreach_clamp_min(torch._foreach_mul(alpha1, sign), 1e-6)
+    short = torch._foreach_neg(torch._foreach_mul(alpha2, sign))
+    torch._foreach_clamp_min_(short, torch._foreach_mul(long, MIN_RATIO))
+    torch._foreach_clamp_max_(short, torch._foreach_mul(long, MAX_RATIO))
+    torch._foreach_copy_(alpha1, torch._foreach_mul(long, sign))
+    torch._foreach_copy_(alpha2, torch._foreach_neg(torch._foreach_mul(short, sign)))
 
 
 @torch.no_grad()
@@ -169,18 +179,18 @@ def fit_scales(
     columns = torch.ones_like(weight[0]) if importance is None else importance / importance.mean()
     # A floor keeps groups of dead columns solvable.
     columns = F.pad(columns.clamp_min(1e-4), (0, -cols % GROUP)).unflatten(0, (-1, GROUP))
-    rms = ((grouped.square() * columns).sum(-1, keepdim=True) / columns.sum(-1, keepdim=True)).sqrt()
-    best: tuple[Tensor, Tensor, Tensor] | None = None
+    energy = (grouped.square() * columns).sum(-1, keepdim=True)
+    rms = (energy / columns.sum(-1, keepdim=True)).sqrt()
+    alpha1 = alpha2 = torch.zeros_like(rms)
+    least = torch.full_like(rms, torch.inf)
     for factor in (0.7, 0.9, 1.1, -0.7, -0.9, -1.1):
         s = rms.clamp_min(1e-6) * factor
-        found = _alternate(grouped, columns, 2 * s, -s, rounds)
-        if best is None:
-            best = found
-            continue
-        better = found[2] < best[2]
-        best = tuple(torch.where(better, new, old) for new, old in zip(found, best, strict=True))  # type: ignore
-    assert best is not None
-    return best[0], best[1]
+        found1, found2, error = _alternate(grouped, columns, 2 * s, -s, rounds)
+        better = error < least
+        alpha1 = torch.where(better, found1, alpha1)
+        alpha2 = torch.where(better, found2, alpha2)
+        least = torch.where(better, error, least)
+    return alpha1, alpha2
 
 
 def _alternate(
@@ -199,7 +209,8 @@ def _alternate(
         new2 = (n1 * t2 - n12 * t1) / determinant
         # Keep the old scales where a plane is empty or the solution leaves the order of levels.
         ratio = -new2 / new1
-        valid = (determinant > 1e-9) & (new1 * alpha1 > 0) & (ratio > MIN_RATIO) & (ratio < MAX_RATIO)
+        valid = (determinant > 1e-9) & (new1 * alpha1 > 0)
+        valid &= (ratio > MIN_RATIO) & (ratio < MAX_RATIO)
         alpha1 = torch.where(valid, new1, alpha1)
         alpha2 = torch.where(valid, new2, alpha2)
     b1, b2 = planes(grouped, alpha1, alpha2)

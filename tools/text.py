@@ -1,12 +1,15 @@
 """Training text as token ids: shards on disk, and batches that depend on the step alone.
 
-A folder holds ``sampled-*.npy`` (integers ``[sequences, length]``, written by ``tools.generate``) and
-``real-*.npy`` (one stream of tokens each). What a step reads is a function of the seed and
+A folder holds ``sampled-*.npy`` (integers ``[sequences, length]``, written by ``tools.generate``)
+and ``real-*.npy`` (one stream of tokens each). What a step reads is a function of the seed and
 the step, so a training that was killed and resumed sees the same text.
+
+``python -m tools.text SOURCE OUT FILE...`` turns text files into streams.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedb.errors import EdgeDBError
+from edgedb.tokenizer import Tokenizer
+
+from .command import one_line_errors
 
 Ids = NDArray[np.int64]
 
@@ -27,15 +33,31 @@ class TextMix:
     """
 
     def __init__(self, folder: Path, length: int, *, real_share: float, seed: int = 0) -> None:
-        self.length, self.real_share, self.seed = length, real_share, seed
-        self._sampled = [np.load(path, mmap_mode="r") for path in sorted(folder.glob("sampled-*.npy"))]
-        streams = [np.load(path, mmap_mode="r") for path in sorted(folder.glob("real-*.npy"))]
+        self.folder, self.length = folder, length
+        self.real_share, self.seed = real_share, seed
+        sampled, streams = (
+            [np.load(path, mmap_mode="r") for path in sorted(folder.glob(pattern))]
+            for pattern in ("sampled-*.npy", "real-*.npy")
+        )
+        self._sampled = sampled
         self._streams = [stream for stream in streams if len(stream) > length]
         if real_share < 1 and not self._sampled:
-            raise EdgeDBError(f"{folder}: no sampled-*.npy; run tools.generate or use --real-share 1")
+            raise EdgeDBError(f"{folder}: no sampled-*.npy; run tools.generate, or --real-share 1")
         if real_share > 0 and not self._streams:
-            raise EdgeDBError(f"{folder}: no real-*.npy longer than {length} tokens; use --real-share 0")
+            raise EdgeDBError(
+                f"{folder}: no real-*.npy longer than {length} tokens; run tools.text, "
+                "or --real-share 0"
+            )
         self._ends = np.cumsum([len(shard) for shard in self._sampled])
+
+    def check(self, vocab_size: int) -> None:
+        """Raise ``EdgeDBError`` if the text was made with a larger vocabulary than the model's."""
+        for part in (*self._sampled, *self._streams):
+            if part.size and part.max() >= vocab_size:
+                raise EdgeDBError(
+                    f"{self.folder}: holds token {part.max()}, the model knows {vocab_size}; "
+                    "the text was made with another tokenizer"
+                )
 
     @property
     def n_sampled(self) -> int:
@@ -47,35 +69,36 @@ class TextMix:
         """Distinct tokens of real text."""
         return sum(len(stream) for stream in self._streams)
 
-    def batch(self, step: int, size: int) -> Ids:
+    def batch(self, step: int, size: int, length: int | None = None) -> Ids:
         """The ``size`` sequences of one step, int64 ``[size, length]``."""
+        length = length or self.length
         rng = np.random.default_rng((self.seed, step))
         # The share is met on average over steps, not exactly in each.
         n_real = int(np.floor(size * self.real_share + rng.random()))
-        rows = [self._window(rng) for _ in range(min(n_real, size))]
+        rows = [self._window(rng, length) for _ in range(min(n_real, size))]
         if len(rows) < size:
-            rows += self._sequences(step, size - len(rows))
+            rows += self._sequences(step * size, size - len(rows), length)
         return np.stack(rows)
 
-    def _window(self, rng: np.random.Generator) -> Ids:
+    def _window(self, rng: np.random.Generator, length: int) -> Ids:
         sizes = np.array([len(stream) for stream in self._streams], np.float64)
         stream = self._streams[rng.choice(len(sizes), p=sizes / sizes.sum())]
-        start = rng.integers(0, len(stream) - self.length)
-        return np.asarray(stream[start : start + self.length], np.int64)
+        start = rng.integers(0, len(stream) - length)
+        return np.asarray(stream[start : start + length], np.int64)
 
-    def _sequences(self, step: int, n: int) -> list[Ids]:
+    def _sequences(self, first: int, n: int, length: int) -> list[Ids]:
         """Without replacement within an epoch, in another order in each."""
         rows = []
         total = int(self._ends[-1])
-        per_row = -(-self.length // self._sampled[0].shape[1])
+        per_row = -(-length // self._sampled[0].shape[1])
         for i in range(n):
             parts = []
             for j in range(per_row):
-                # Steps take disjoint stretches of an endless shuffled sequence. Some numbers are
-                # skipped where a step draws fewer than it may; the shuffle makes that harmless.
-                epoch, index = divmod((step * n + i) * per_row + j, total)
+                # Steps take disjoint stretches of an endless shuffled sequence, and leave out as
+                # much of it as they have real text.
+                epoch, index = divmod((first + i) * per_row + j, total)
                 parts.append(self._sequence(_shuffled(index, total, self.seed + epoch)))
-            rows.append(np.concatenate(parts)[: self.length])
+            rows.append(np.concatenate(parts)[:length])
         return rows
 
     def _sequence(self, row: int) -> Ids:
@@ -102,17 +125,39 @@ def _shuffled(index: int, total: int, seed: int) -> int:
             return index
 
 
-def encode_files(paths: Sequence[Path], tokenizer: object, out: Path) -> dict[str, int]:
-    """Write each text as ``out/real-NAME.npy``; returns tokens per file.
-
-    ``tokenizer`` is edgedb's: ``encode(text, add_bos=...)`` and ``vocab_size``.
-    """
+def encode_files(paths: Sequence[Path], tokenizer: Tokenizer, out: Path) -> dict[str, int]:
+    """Write each UTF-8 text as ``out/real-NAME.npy``; returns tokens per file."""
     out.mkdir(parents=True, exist_ok=True)
     counts = {}
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32  # type: ignore[attr-defined]
     for path in paths:
         text = path.read_text(encoding="utf-8", errors="replace")
-        ids = np.array(tokenizer.encode(text, add_bos=False), dtype)  # type: ignore[attr-defined]
+        ids = np.array(tokenizer.encode(text, add_bos=False), id_dtype(tokenizer.vocab_size))
         np.save(out / f"real-{path.stem}.npy", ids)
         counts[path.name] = len(ids)
     return counts
+
+
+def id_dtype(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
+    """The smallest type that shards use for ids."""
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
+
+
+@one_line_errors
+def main() -> None:
+    """``python -m tools.text SOURCE OUT FILE...``."""
+    from edgedb.tokenizer import load_tokenizer
+
+    from .sources import open_source
+
+    parser = argparse.ArgumentParser(description="Text files as training streams.")
+    parser.add_argument("source", help="Hugging Face directory or GGUF file of the teacher")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("files", type=Path, nargs="+")
+    args = parser.parse_args()
+    tokenizer = load_tokenizer(open_source(args.source).tokenizer_spec)
+    for name, count in encode_files(args.files, tokenizer, args.out).items():
+        print(f"{name}: {count:,} tokens")
+
+
+if __name__ == "__main__":
+    main()

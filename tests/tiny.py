@@ -1,0 +1,35 @@
+"""A random Llama small enough for a test to train, as a checkpoint source would give it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgedb.config import ModelConfig
+
+
+class TinySource:
+    """Random weights of a two-layer model whose columns are no multiple of 64 everywhere."""
+
+    def __init__(self, *, tied: bool = True, vocab_size: int = 96, seed: int = 0) -> None:
+        self.config = ModelConfig(
+            model_type="llama",
+            vocab_size=vocab_size,
+            hidden_size=64,
+            intermediate_size=100,
+            n_layers=2,
+            n_heads=4,
+            n_kv_heads=2,
+            head_dim=16,
+            max_position_embeddings=256,
+            tie_word_embeddings=tied,
+        )
+        self.seed = seed
+
+    def tensor(self, name: str) -> np.ndarray:
+        """float32, the same for the same name and seed."""
+        rng = np.random.default_rng((self.seed, *name.encode()))
+        if name in self.config.norm_shapes():
+            return rng.uniform(0.5, 1.5, self.config.norm_shapes()[name]).astype(np.float32)
+        rows, cols = self.config.linear_shapes()[name]
+        scale = 0.3 if name in ("embedding", "head") else cols**-0.5
+        return rng.normal(0, scale, (rows, cols)).astype(np.float32)

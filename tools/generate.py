@@ -1,0 +1,359 @@
+"""Data-free training text: sequences that the teacher itself samples (as in LLM-QAT and DB-LLM).
+
+Half of the sequences are chat-shaped (the template's system turn, then the model writes question
+and answer, and after an answer the next question), half are documents that start from a random
+token. Each sequence has its own temperature. Shard k depends on the seed and k alone, so sampling
+resumes where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgedb.errors import EdgeDBError
+from edgedb.template import render
+from edgedb.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
+
+from .command import one_line_errors
+from .decoder import Decoder, RMSNorm, load_teacher, rotate
+from .text import id_dtype
+
+SAMPLED = -1  # a place of a script that the model fills
+
+# First words of a user's turn. The model continues them, so a stem is a topic, not an example.
+STEMS = (
+    "",
+    "What is",
+    "What are",
+    "How do I",
+    "How does",
+    "How can",
+    "Why",
+    "Who",
+    "When did",
+    "Where",
+    "Which",
+    "Can you",
+    "Could you explain",
+    "Explain",
+    "Write a",
+    "Write a short story about",
+    "Write a poem",
+    "Give me",
+    "List",
+    "Tell me",
+    "Describe",
+    "Summarize",
+    "Translate",
+    "Is it",
+    "Should I",
+    "I want to",
+    "I need",
+    "My",
+    "Please",
+    "Help me",
+    "Compare",
+    "Define",
+    "Name",
+    "The capital of",
+    "If I have",
+    "Calculate",
+    "Write a function",
+    "Rewrite the following",
+    "Hello",
+    "Thanks",
+    "What's the difference between",
+    "What do you think",
+    "Do you",
+)
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """How text is sampled; a shard is ``sequences`` rows of ``length`` tokens."""
+
+    sequences: int = 2048
+    length: int = 1024
+    chat_share: float = 0.5
+    temperatures: tuple[float, ...] = (0.7, 0.85, 1.0)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Scripts:
+    """Token ids that shape the sequences; without chat ids all sequences are documents."""
+
+    chat_starts: tuple[tuple[int, ...], ...] = ()
+    next_turn: tuple[int, ...] = ()  # after an answer has ended, up to where the user speaks
+    answer_turn: tuple[int, ...] = ()  # after a question has ended
+    end_id: int | None = None  # ends a turn
+
+
+def chat_scripts(tokenizer: Tokenizer, spec: TokenizerSpec) -> Scripts:
+    """Scripts from a tokenizer's chat template, found by rendering it with marker messages."""
+    if not spec.chat_template:
+        return Scripts()
+
+    def text(*turns: tuple[str, str]) -> str:
+        messages = [{"role": role, "content": content} for role, content in turns]
+        return render(spec, messages, add_generation_prompt=False)
+
+    def ids(part: str) -> tuple[int, ...]:
+        return tuple(tokenizer.encode(part, add_bos=False, special=True))
+
+    ask, answer = "\x01ask\x01", "\x01answer\x01"
+    whole = text(("user", ask), ("assistant", answer), ("user", ask))
+    before, after_first, rest = whole.split(ask)
+    between, to_user = after_first.split(answer)
+    end = ids(rest)[0]
+
+    def without_end(part: str) -> tuple[int, ...]:
+        turn = ids(part)
+        return turn[1:] if turn[:1] == (end,) else turn
+
+    return Scripts(
+        chat_starts=tuple(ids(before + stem) for stem in STEMS),
+        next_turn=without_end(to_user),
+        answer_turn=without_end(between),
+        end_id=end,
+    )
+
+
+def write_scripts(
+    plan: SamplingPlan, scripts: Scripts, vocab_size: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """What is given and what is sampled: a table ``[sequences, places]``; and where a sequence goes
+    after the end of a turn: int64 ``[sequences, 2]``, after a question and after an answer, -1
+    for nowhere.
+    """
+    n_chat = int(plan.sequences * plan.chat_share) if scripts.chat_starts else 0
+    longest = max((len(start) for start in scripts.chat_starts), default=1)
+    turns = len(scripts.next_turn) + len(scripts.answer_turn)
+    table = np.full((plan.sequences, max(longest, 1) + turns + 3), SAMPLED, np.int64)
+    jumps = np.full((plan.sequences, 2), -1, np.int64)
+    table[:, 0] = rng.integers(0, vocab_size, plan.sequences)
+    for row in range(n_chat):
+        start = scripts.chat_starts[rng.integers(len(scripts.chat_starts))]
+        table[row, 0] = SAMPLED
+        table[row, : len(start)] = start
+        place = longest + 1
+        for which, turn in enumerate((scripts.answer_turn, scripts.next_turn)):
+            jumps[row, which] = place
+            table[row, place : place + len(turn)] = turn
+            place += len(turn) + 1
+    return table, jumps
+
+
+class Sampler:
+    """Samples many sequences at once: static cache, one captured CUDA graph for each cache length.
+
+    The weights are the teacher's, in ``dtype``. Memory is about ``2 * layers * kv_size * dtype *
+    sequences * length`` bytes.
+    """
+
+    BUCKET = 128  # attention reads the cache up to the next multiple of this
+
+    def __init__(self, model: Decoder, plan: SamplingPlan, dtype: torch.dtype) -> None:
+        self.model, self.plan, self.config = model, plan, model.config
+        self.device = model.embedding.device
+        c, n = self.config, plan.sequences
+        self._weights = {name: m.weight.to(dtype) for name, m in model.matrices()}
+        self._embedding = model.embedding.to(dtype)
+        self._head = model.head.to(dtype)
+        shape = (c.n_layers, n, c.n_kv_heads, plan.length, c.head_dim)
+        self._k = torch.zeros(shape, dtype=dtype, device=self.device)
+        self._v = torch.zeros(shape, dtype=dtype, device=self.device)
+        self._cos, self._sin = model.rope(plan.length)
+        self._tokens = torch.zeros(n, dtype=torch.int64, device=self.device)
+        self._position = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self._place = torch.zeros(n, dtype=torch.int64, device=self.device)
+        self._asking = torch.zeros(n, dtype=torch.int64, device=self.device)
+        self._output = torch.zeros(plan.length, n, dtype=torch.int64, device=self.device)
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._script: tuple[Tensor, Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def sample(self, scripts: Scripts, shard: int) -> NDArray[np.int64]:
+        """Sequences of shard number ``shard``, int64 ``[sequences, length]``."""
+        plan = self.plan
+        rng = np.random.default_rng((plan.seed, shard))
+        table, jumps = write_scripts(plan, scripts, self.config.vocab_size, rng)
+        temperatures = rng.choice(plan.temperatures, (plan.sequences, 1))
+        fresh = (
+            torch.from_numpy(table).to(self.device),
+            torch.from_numpy(jumps).to(self.device),
+            torch.from_numpy(temperatures).float().to(self.device),
+        )
+        if self._script is None:
+            self._script = fresh
+            self._end = -2 if scripts.end_id is None else scripts.end_id
+        for mine, new in zip(self._script, fresh, strict=True):
+            mine.copy_(new)  # captured graphs read these buffers
+        torch.manual_seed(plan.seed * 100_003 + shard)
+        self._position.zero_()
+        self._place.fill_(1)
+        self._asking.zero_()
+        self._tokens.copy_(self._script[0][:, 0])
+        self._output[0] = self._tokens
+        for position in range(plan.length - 1):
+            self._step(min(-(-(position + 1) // self.BUCKET) * self.BUCKET, plan.length))
+        return self._output.t().cpu().numpy()
+
+    def _step(self, reach: int) -> None:
+        if self.device.type != "cuda":
+            self._advance(reach)
+            return
+        if reach not in self._graphs:
+            state = [t.clone() for t in (self._tokens, self._position, self._place, self._asking)]
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self._advance(reach)  # lets libraries allocate what a capture may not
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._advance(reach)
+            self._graphs[reach] = graph
+            for buffer, old in zip(
+                (self._tokens, self._position, self._place, self._asking), state, strict=True
+            ):
+                buffer.copy_(old)
+        self._graphs[reach].replay()
+
+    def _advance(self, reach: int) -> None:
+        """One token for every sequence, attending to cache places below ``reach``."""
+        assert self._script is not None
+        table, jumps, temperatures = self._script
+        logits = self._logits(reach).float() / temperatures
+        # argmax(logits + Gumbel noise) samples from the softmax.
+        sampled = (logits - torch.empty_like(logits).exponential_().log_()).argmax(-1)
+        given = table.gather(1, self._place[:, None])[:, 0]
+        token = torch.where(given == SAMPLED, sampled, given)
+        ended = (given == SAMPLED) & (token == self._end) & (jumps[:, 0] >= 0)
+        jump = jumps.gather(1, self._asking[:, None])[:, 0]
+        # A place that is sampled is stayed at; a given one is left for the next.
+        self._place.copy_(torch.where(ended, jump, self._place + (given != SAMPLED)))
+        self._asking.copy_(torch.where(ended, 1 - self._asking, self._asking))
+        self._tokens.copy_(token)
+        self._position += 1
+        self._output.index_copy_(0, self._position, token[None])
+
+    def _logits(self, reach: int) -> Tensor:
+        c, n = self.config, self.plan.sequences
+        cos, sin = self._cos[self._position], self._sin[self._position]  # [1, 1, head_dim / 2]
+        hidden_mask = torch.arange(reach, device=self.device) > self._position
+        x = F.embedding(self._tokens, self._embedding).float()
+        for i, layer in enumerate(self.model.layers):
+            heads = self._linear(f"layers.{i}.attn_qkv", _norm(layer.attn_norm, x))
+            heads = heads.view(n, -1, c.head_dim)
+            q, k, v = heads.split((c.n_heads, c.n_kv_heads, c.n_kv_heads), dim=1)
+            q = rotate(q, cos, sin).to(heads.dtype).view(n, c.n_kv_heads, -1, c.head_dim)
+            k = rotate(k, cos, sin).to(heads.dtype)
+            self._k[i].index_copy_(2, self._position, k[:, :, None])
+            self._v[i].index_copy_(2, self._position, v[:, :, None])
+            scores = q @ self._k[i, :, :, :reach].transpose(-1, -2) * c.head_dim**-0.5
+            scores = scores.masked_fill(hidden_mask, -torch.inf).softmax(-1, dtype=torch.float32)
+            out = scores.to(heads.dtype) @ self._v[i, :, :, :reach]
+            x = x + self._linear(f"layers.{i}.attn_out", out.reshape(n, c.q_size))
+            gate, up = self._linear(f"layers.{i}.mlp_gate_up", _norm(layer.mlp_norm, x)).chunk(
+                2, dim=-1
+            )
+            x = x + self._linear(f"layers.{i}.mlp_down", F.silu(gate) * up)
+        return F.linear(_norm(self.model.final_norm, x).to(self._head.dtype), self._head)
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        weight = self._weights[name]
+        return F.linear(x.to(weight.dtype), weight)
+
+
+def _norm(norm: RMSNorm, x: Tensor) -> Tensor:
+    return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.eps)
+
+
+def generate(
+    model: Decoder,
+    scripts: Scripts,
+    plan: SamplingPlan,
+    out: Path,
+    *,
+    shards: int,
+    max_seconds: float = float("inf"),
+    dtype: torch.dtype | None = None,
+) -> int:
+    """Write ``out/sampled-KKKK.npy`` up to ``shards`` of them; returns how many there are.
+
+    Shards that exist are kept, so that an interrupted run goes on. No shard is begun that would
+    probably end after ``max_seconds``. Raises ``EdgeDBError`` if ``out`` has another plan's text.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    record = {**asdict(plan), "temperatures": list(plan.temperatures)}
+    plan_file = out / "sampled.json"
+    if plan_file.exists() and json.loads(plan_file.read_text()) != record:
+        raise EdgeDBError(f"{out}: holds text sampled with other settings; choose another folder")
+    plan_file.write_text(json.dumps(record))
+    on_gpu = model.embedding.device.type == "cuda"
+    sampler = Sampler(model, plan, dtype or (torch.bfloat16 if on_gpu else torch.float32))
+    kind = id_dtype(model.config.vocab_size)
+    begun, longest = time.monotonic(), 0.0
+    for shard in range(shards):
+        path = out / f"sampled-{shard:04d}.npy"
+        if path.exists():
+            continue
+        before = time.monotonic()
+        if before - begun + longest > max_seconds:
+            return shard
+        ids = sampler.sample(scripts, shard)
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.save(file, ids.astype(kind))
+        os.replace(partial, path)
+        longest = max(longest, time.monotonic() - before)
+        rate = ids.size / (time.monotonic() - before)
+        print(f"shard {shard + 1}/{shards}: {ids.size:,} tokens, {rate:,.0f} tokens/s", flush=True)
+    return shards
+
+
+@one_line_errors
+def main() -> None:
+    """``python -m tools.generate SOURCE OUT --shards N``."""
+    parser = argparse.ArgumentParser(description="Sample training text from the teacher.")
+    parser.add_argument("source", help="Hugging Face directory or GGUF file")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--shards", type=int, default=8)
+    parser.add_argument("--sequences", type=int, default=2048, help="rows of a shard")
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--chat-share", type=float, default=0.5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-seconds", type=float, default=float("inf"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+
+    from .sources import open_source
+
+    source = open_source(args.source)
+    spec = source.tokenizer_spec
+    plan = SamplingPlan(args.sequences, args.length, args.chat_share, seed=args.seed)
+    scripts = chat_scripts(load_tokenizer(spec), spec)
+    generate(
+        load_teacher(source, args.device),
+        scripts,
+        plan,
+        args.out,
+        shards=args.shards,
+        max_seconds=args.max_seconds,
+    )
+
+
+if __name__ == "__main__":
+    main()
