@@ -90,12 +90,16 @@ def fit(
                 round_to_nearest(padded, row_scale[s], c[s], codes[s])
             else:
                 in_rows = row_runner(threads, len(padded), pool)
-                _fit_alone(padded, columns, row_scale[s], c[s], codes[s], in_rows)
+                exponent = _normalize(padded)
+                # The fit with Hessians takes only the rows' scales from this one.
+                rounds = 3 if plans else 8
+                _fit_alone(padded, columns, row_scale[s], c[s], codes[s], rounds, in_rows)
                 for where, plan in plans:
                     groups_of = slice(where.start // GROUP, where.stop // GROUP)
                     plan.fit(
                         padded[:, where], row_scale[s], c[s, groups_of], codes[s, where], in_rows
                     )
+                np.ldexp(row_scale[s], exponent, out=row_scale[s])
             quantized[s] = _values(row_scale[s], c[s], codes[s])[:, :cols]
     error, output_error = _errors(weight, quantized, hessians)
     return Fit(_pack(row_scale, c, codes, cols), quantized, error, output_error)
@@ -153,27 +157,34 @@ def _importance(importance: Float32 | None, cols: int, width: int) -> Float32:
     return out
 
 
+def _normalize(w: Float32) -> int:
+    """Scale ``w`` in place by a power of two (exactly) to a peak near 1, and return that power.
+
+    Far from 1, squares of weights would leave float32's range.
+    """
+    peak = float(np.abs(w).max(initial=0))
+    exponent = int(np.frexp(peak)[1]) if peak else 0
+    np.ldexp(w, -exponent, out=w)
+    return exponent
+
+
 def _fit_alone(
     w: Float32,
     importance: Float32,
     row_scale: Float32,
     c: NDArray[np.int8],
     codes: NDArray[np.uint8],
+    rounds: int,
     in_rows: InRows,
 ) -> None:
     factors = fdb_kernels.scale_factors(row_scale.shape[1])
-    # Far from 1, squares of weights would leave float32's range; powers of two scale exactly.
-    peak = float(np.abs(w).max(initial=0))
-    exponent = np.frexp(peak)[1] if peak else 0
-    w = np.ldexp(w, -exponent)
 
     def kernel(s: slice) -> None:
         fdb_kernels.fit_rows(
-            w[s], importance, row_scale.shape[1], factors, 8, row_scale[s], c[s], codes[s]
+            w[s], importance, row_scale.shape[1], factors, rounds, row_scale[s], c[s], codes[s]
         )
 
     in_rows(kernel)
-    np.ldexp(row_scale, exponent, out=row_scale)
 
 
 def _plans(
