@@ -51,16 +51,19 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 class ReferenceMatrix:
-    """A weight matrix whose integer weights are expanded on first use (one byte a weight)."""
+    """A weight matrix, expanded on first use: integer weights to one byte, dense ones to float32."""
 
     def __init__(self, tensor: LinearTensor) -> None:
         self.tensor = tensor
         self._planes: list[Plane] | None = None
+        self._dense: np.ndarray | None = None
 
     def multiply(self, x: np.ndarray) -> np.ndarray:
         """``x`` float32 ``[n, cols]`` to ``x W^T`` float32 ``[n, rows]``, by the format's rules."""
         if isinstance(self.tensor, DenseTensor):
-            return x @ self.tensor.weight.astype(np.float32, copy=False).T
+            if self._dense is None:
+                self._dense = self.tensor.weight.astype(np.float32, copy=False)
+            return x @ self._dense.T
         if self._planes is None:
             self._planes = _planes(self.tensor)
         q, sx = quantize(x)
