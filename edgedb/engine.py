@@ -144,6 +144,7 @@ class Model:
             **summarize(self.file),
             "backend": self.ops.name,
             "isa": self.ops.isa,
+            "kernel": self.ops.kernel,
             "threads": self.ops.threads,
             "context": self.context,
         }

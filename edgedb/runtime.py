@@ -14,9 +14,9 @@ def describe_runtime(
 ) -> dict[str, Any]:
     """The backend that ``edgedb.load`` would use with these arguments, and all others.
 
-    Keys: ``version``; ``cpu``; ``cores`` this process may use; ``backend``, ``isa``, ``threads``
-    in use; ``reason`` for that backend; ``backends`` (name, available, reason) and
-    ``instruction_sets`` of the native library (name, description, supported), best first.
+    Keys: ``version``; ``cpu``; ``cores`` this process may use; ``backend``, ``isa``, ``kernel``,
+    ``threads`` in use; ``reason`` for that backend; ``backends`` (name, available, reason) and
+    ``instruction_sets`` of the native library (name, description, supported, kernels), best first.
     Raises ``NativeError`` if a forced choice cannot run.
     """
     chosen = ops.create(backend, isa, threads)
@@ -28,6 +28,7 @@ def describe_runtime(
         "cores": machine.cores,
         "backend": chosen.name,
         "isa": chosen.isa,
+        "kernel": chosen.kernel,
         "threads": chosen.threads,
         "reason": _reason(chosen.name, backend, isa, statuses),
         "backends": [vars(status) for status in statuses],
@@ -42,8 +43,8 @@ def _reason(
         return "asked for with --backend"
     if os.environ.get("EDGEDB_BACKEND"):
         return "asked for with EDGEDB_BACKEND"
-    if isa or os.environ.get("EDGEDB_ISA"):
-        return "the one that has instruction sets to choose from"
+    if isa or os.environ.get("EDGEDB_ISA") or os.environ.get("EDGEDB_KERNEL"):
+        return "the one that has instruction sets and kernels to choose from"
     missing = [f"{s.name}: {s.reason}" for s in statuses[: _index(statuses, chosen)]]
     return "; ".join(missing) if missing else "the fastest, and it can run here"
 
@@ -58,6 +59,11 @@ def _instruction_sets() -> list[dict[str, Any]]:
     if not native.available()[0]:
         return []
     return [
-        {"name": name, "description": description, "supported": supported}
+        {
+            "name": name,
+            "description": description,
+            "supported": supported,
+            "kernels": native.kernels(name),
+        }
         for name, description, supported in native.instruction_sets()
     ]

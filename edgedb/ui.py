@@ -150,6 +150,7 @@ def runtime_info(info: dict[str, Any]) -> None:
             ("cpu", f"{info['cpu']}, {info['cores']} cores"),
             ("backend", f"{info['backend']} ({info['reason']})"),
             ("isa", info["isa"]),
+            *([("kernel", info["kernel"])] if info["kernel"] else []),
             ("threads", str(info["threads"])),
         ]
     )

@@ -159,8 +159,12 @@ def test_other_operations_refuse_bad_arguments(call: SimpleNamespace) -> None:
     pool = ffi.new("edb_pool **")
     assert lib.edb_pool_create(0, pool) == lib.EDB_ERR_SHAPE and pool[0] == null
     context = ffi.new("edb_context **")
-    assert lib.edb_context_create(b"avx9000", null, context) == lib.EDB_ERR_ISA
-    assert lib.edb_context_create(null, null, null) == lib.EDB_ERR_NULL
+    assert lib.edb_context_create(b"avx9000", null, null, context) == lib.EDB_ERR_ISA
+    assert lib.edb_context_create(null, b"abacus", null, context) == lib.EDB_ERR_KERNEL
+    assert context[0] == null
+    assert lib.edb_context_create(null, null, null, null) == lib.EDB_ERR_NULL
+    assert lib.edb_kernel_name(null, -1) == lib.edb_kernel_name(b"avx9000", 0) == null
+    assert lib.edb_kernel_name(null, 99) == lib.edb_context_kernel(null) == null
     assert lib.edb_isa_name(-1) == lib.edb_isa_description(99) == null
     assert lib.edb_isa_supported(99) == 0 and lib.edb_context_isa(null) == null
     lib.edb_pool_destroy(null)

@@ -2,8 +2,8 @@
 
 ``create()`` returns an ``Ops``. ``native`` (C through cffi) is the fast one, ``numba`` needs no
 compiler at installation, ``numpy`` is the reference that defines the numerics (design of y = W x:
-``docs/format.md``). ``EDGEDB_BACKEND``, ``EDGEDB_ISA`` and ``EDGEDB_THREADS`` force a choice and
-fail loudly when it cannot run.
+``docs/format.md``). ``EDGEDB_BACKEND``, ``EDGEDB_ISA``, ``EDGEDB_KERNEL`` and ``EDGEDB_THREADS``
+force a choice and fail loudly when it cannot run.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Ops(Protocol):
 
     name: str
     isa: str
+    kernel: str  # how pairs of planes are multiplied; empty where there is only one way
     threads: int
 
     def buffer(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Buffer:
@@ -114,34 +115,45 @@ def statuses() -> list[BackendStatus]:
     return [BackendStatus(name, *_available(name)) for name in BACKENDS]
 
 
-def create(backend: str | None = None, isa: str | None = None, threads: int | None = None) -> Ops:
+def create(
+    backend: str | None = None,
+    isa: str | None = None,
+    threads: int | None = None,
+    kernel: str | None = None,
+) -> Ops:
     """The operations of ``backend``, or of the best one that can run.
 
     ``isa`` forces an instruction set of the native backend, ``threads`` the number of threads
-    (default: the physical cores this process may use). Arguments win over the environment.
+    (default: the physical cores this process may use), ``kernel`` the way the native backend
+    multiplies pairs of planes (``lookup``, ``popcount``, or ``popcount4``, an approximation with
+    4-bit activations; default: the fastest). Arguments win over the environment.
     Raises ``NativeError`` if a forced choice cannot run, ``EdgeDBError`` for an unknown name.
     """
     backend = backend or os.environ.get("EDGEDB_BACKEND") or None
     isa = isa or os.environ.get("EDGEDB_ISA") or None
+    kernel = kernel or os.environ.get("EDGEDB_KERNEL") or None
     threads = threads if threads is not None else _threads_from_environment()
     if threads is not None and not 1 <= threads <= 256:
         raise EdgeDBError(f"threads = {threads}: expected 1 to 256")
     if backend is not None and backend not in BACKENDS:
         raise EdgeDBError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
     if backend is None:
-        # A forced instruction set means the native library: falling back would hide its absence.
-        backend = "native" if isa else next(s.name for s in statuses() if s.available)
-    elif isa and backend != "native":
-        raise EdgeDBError(
-            f"instruction set {isa!r} is a choice of the native backend, not of {backend}"
-        )
+        # Either choice means the native library: falling back would hide its absence.
+        native_only = isa or kernel
+        backend = "native" if native_only else next(s.name for s in statuses() if s.available)
+    elif backend != "native":
+        for what, choice in (("instruction set", isa), ("kernel", kernel)):
+            if choice:
+                raise EdgeDBError(
+                    f"{what} {choice!r} is a choice of the native backend, not of {backend}"
+                )
     available, reason = _available(backend)
     if not available:
         raise NativeError(f"backend {backend} cannot run: {reason}")
     if backend == "native":
         from .native import NativeOps
 
-        return NativeOps(isa, threads)
+        return NativeOps(isa, threads, kernel)
     if backend == "numba":
         from .jit import NumbaOps
 

@@ -69,6 +69,7 @@ class NumbaOps:
     """``Ops`` in numba. ``threads`` beyond what numba was started with are not used."""
 
     name = "numba"
+    kernel = ""
 
     def __init__(self, threads: int | None = None) -> None:
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None

@@ -63,6 +63,16 @@ def instruction_sets() -> list[tuple[str, str, bool]]:
     ]
 
 
+def kernels(isa: str | None = None) -> list[str]:
+    """Names of the pair kernels of an instruction set, the fastest measured there first; empty for
+    one that cannot run here. Default: the best set of this CPU."""
+    name = isa.encode() if isa else ffi.NULL
+    found: list[str] = []
+    while (text := lib.edb_kernel_name(name, len(found))) != ffi.NULL:
+        found.append(_text(text))
+    return found
+
+
 def physical_cores() -> int:
     """Physical cores that this process may run on, within a container's CPU quota; at least 1."""
     try:
@@ -159,31 +169,41 @@ class NativeOps:
 
     name = "native"
 
-    def __init__(self, isa: str | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self, isa: str | None = None, threads: int | None = None, kernel: str | None = None
+    ) -> None:
         """``isa``: a name of ``instruction_sets()``, default the best this CPU has; ``threads``:
-        default the physical cores, at most 16. Raises ``NativeError`` if either cannot be had.
+        default the physical cores, at most 16; ``kernel``: a name of ``kernels(isa)``, default its
+        first. Raises ``NativeError`` if one of them cannot be had.
         """
         if lib is None:
             raise NativeError(available()[1])
         self.threads = threads or min(physical_cores(), MAX_DEFAULT_THREADS)
-        self._requested_isa = isa
+        self._requested = (isa, kernel)
         self._start()
         self.isa = _text(lib.edb_context_isa(self._context))
+        self.kernel = _text(lib.edb_context_kernel(self._context))
         self._scratch = _Scratch()
         self._shape: tuple[AttentionShape | None, int, Any] = (None, 0, None)
         _running.add(self)
 
     def _start(self) -> None:
-        isa = self._requested_isa
+        isa, kernel = (name.encode() if name else ffi.NULL for name in self._requested)
         pool = ffi.new("edb_pool **")
         status = lib.edb_pool_create(self.threads, pool)
         if status:
             raise NativeError(f"{self.threads} threads: {_text(lib.edb_status_text(status))}")
         self._pool = ffi.gc(pool[0], lib.edb_pool_destroy)
         context = ffi.new("edb_context **")
-        if lib.edb_context_create(isa.encode() if isa else ffi.NULL, self._pool, context):
+        status = lib.edb_context_create(isa, kernel, self._pool, context)
+        if status == lib.EDB_ERR_KERNEL:
+            listed = ", ".join(kernels(self._requested[0]))
+            raise NativeError(f"unknown kernel {self._requested[1]!r}; choose one of {listed}")
+        if status:
             usable = ", ".join(name for name, _, runs in instruction_sets() if runs)
-            raise NativeError(f"instruction set {isa!r} cannot run here; this CPU runs {usable}")
+            raise NativeError(
+                f"instruction set {self._requested[0]!r} cannot run here; this CPU runs {usable}"
+            )
         self._context = ffi.gc(context[0], lib.edb_context_destroy)
 
     def buffer(self, shape: tuple[int, ...], dtype: Any = np.float32) -> NativeBuffer:

@@ -115,6 +115,7 @@ class ReferenceOps:
 
     name = "numpy"
     isa = "numpy"
+    kernel = ""
     threads = 1
 
     def buffer(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Buffer:

@@ -7,7 +7,8 @@
  *
  * The result of every operation is defined to the last bit (docs/format.md has the numerics): the
  * instruction set, the number of threads and whether tokens are given together or one by one never
- * change it. Only the payload of a NaN is unspecified.
+ * change it, and no kernel does but those called approximate. Only the payload of a NaN is
+ * unspecified.
  *
  * Threads: a context and a pool may be used from several threads at once; scratch and outputs must
  * then differ. While a pool works for one caller, the work of another runs on that caller's thread.
@@ -39,7 +40,8 @@ enum {
     EDB_ERR_SCRATCH = 6, /* scratch is smaller than edb_*_scratch_bytes asks for */
     EDB_ERR_ISA = 7,     /* the instruction set is unknown, or this CPU does not have it */
     EDB_ERR_MEMORY = 8,  /* out of memory, in edb_*_create */
-    EDB_ERR_THREAD = 9   /* the operating system refused a thread, in edb_pool_create */
+    EDB_ERR_THREAD = 9,  /* the operating system refused a thread, in edb_pool_create */
+    EDB_ERR_KERNEL = 10  /* the instruction set has no kernel of this name */
 };
 
 /* One line for a status; never NULL, also for a number that is none. */
@@ -59,6 +61,17 @@ const char *edb_isa_description(int32_t index);
 /* 1 if this CPU and its operating system can run row `index`, else 0. */
 int32_t edb_isa_supported(int32_t index);
 
+/*
+ * Name of pair kernel `index` of instruction set `isa` (NULL: the best this CPU has), the fastest
+ * measured there first; NULL outside the list, and for a set that cannot run here. A pair kernel is
+ * a way to multiply the bit planes of EDB_PAIRS with one token:
+ *
+ *   "lookup"     table look-ups of the sums of four activations
+ *   "popcount"   AND with the eight bit planes of the activations, and bit counts; same results
+ *   "popcount4"  the same with four bit planes: activations are rounded to 4 bits, an approximation
+ */
+const char *edb_kernel_name(const char *isa, int32_t index);
+
 /* ---- threads ---- */
 
 typedef struct edb_pool edb_pool;
@@ -76,22 +89,27 @@ void edb_pool_destroy(edb_pool *pool);
 /* The n_threads it was created with; 1 for NULL. */
 int32_t edb_pool_threads(const edb_pool *pool);
 
-/* ---- context: an instruction set and a pool ---- */
+/* ---- context: an instruction set, a pair kernel and a pool ---- */
 
 typedef struct edb_context edb_context;
 
 /*
- * isa: a name from the list, or NULL for the best this CPU has. pool: may be shared by contexts, is
+ * isa: a name from the list, or NULL for the best this CPU has. kernel: a name that
+ * edb_kernel_name lists for this set, or NULL for its first. pool: may be shared by contexts, is
  * not owned, must outlive the context; NULL runs everything on the calling thread.
- * EDB_ERR_ISA if the name is unknown or the CPU lacks it.
+ * EDB_ERR_ISA if the name is unknown or the CPU lacks it, EDB_ERR_KERNEL if the set lacks the kernel.
  */
-edb_status edb_context_create(const char *isa, edb_pool *pool, edb_context **context);
+edb_status edb_context_create(const char *isa, const char *kernel, edb_pool *pool,
+                              edb_context **context);
 
 /* Frees the context, not its pool. NULL is allowed. */
 void edb_context_destroy(edb_context *context);
 
 /* Name of the instruction set whose kernels this context calls; NULL for NULL. */
 const char *edb_context_isa(const edb_context *context);
+
+/* Name of the pair kernel it calls; NULL for NULL. */
+const char *edb_context_kernel(const edb_context *context);
 
 /* ---- weight matrices ---- */
 

@@ -14,19 +14,24 @@ const char *edb_status_text(edb_status status) {
     case EDB_ERR_SCRATCH: return "scratch memory is too small";
     case EDB_ERR_ISA: return "the instruction set is unknown or this CPU does not have it";
     case EDB_ERR_MEMORY: return "out of memory";
+    case EDB_ERR_KERNEL: return "the instruction set has no kernel of this name";
     case EDB_ERR_THREAD: return "the operating system refused to start a thread";
     default: return "unknown status";
     }
 }
 
-edb_status edb_context_create(const char *isa, edb_pool *pool, edb_context **context) {
+edb_status edb_context_create(const char *isa, const char *kernel, edb_pool *pool,
+                              edb_context **context) {
     if (context == NULL) return EDB_ERR_NULL;
     *context = NULL;
     const edb_isa *found = edb_isa_find(isa);
     if (found == NULL) return EDB_ERR_ISA;
+    const edb_pair_kernel *pairs = edb_pair_kernel_find(found->kernels, kernel);
+    if (pairs == NULL) return EDB_ERR_KERNEL;
     edb_context *created = malloc(sizeof *created);
     if (created == NULL) return EDB_ERR_MEMORY;
     created->isa = found;
+    created->pairs = pairs;
     created->pool = pool;
     *context = created;
     return EDB_OK;
@@ -36,4 +41,8 @@ void edb_context_destroy(edb_context *context) { free(context); }
 
 const char *edb_context_isa(const edb_context *context) {
     return context != NULL ? context->isa->name : NULL;
+}
+
+const char *edb_context_kernel(const edb_context *context) {
+    return context != NULL ? context->pairs->name : NULL;
 }

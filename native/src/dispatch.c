@@ -1,6 +1,7 @@
 /*
  * The list of instruction sets, best first; scalar is last and always there. This table is the only
- * place that chooses: a new set is one file that fills an edb_kernels, and one row here.
+ * place that chooses: a new set is one file that fills an edb_kernels, and one row here. Within a
+ * set, its edb_kernels lists the pair kernels.
  */
 #include <string.h>
 
@@ -26,6 +27,20 @@ const edb_isa *edb_isa_find(const char *name) {
         if (name != NULL && strcmp(name, isa_table[i].name) != 0) continue;
         if (can_run(&isa_table[i])) return &isa_table[i];
     }
+    return NULL;
+}
+
+const edb_pair_kernel *edb_pair_kernel_find(const edb_kernels *kernels, const char *name) {
+    for (int i = 0; kernels->pairs[i] != NULL; i++)
+        if (name == NULL || strcmp(name, kernels->pairs[i]->name) == 0) return kernels->pairs[i];
+    return NULL;
+}
+
+const char *edb_kernel_name(const char *isa, int32_t index) {
+    const edb_isa *found = edb_isa_find(isa);
+    if (found == NULL || index < 0) return NULL;
+    for (int i = 0; found->kernels->pairs[i] != NULL; i++)
+        if (i == index) return found->kernels->pairs[i]->name;
     return NULL;
 }
 

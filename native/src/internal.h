@@ -14,11 +14,14 @@ enum {
     EDB_QUADS = 16,         /* four columns each: one look-up */
     EDB_BLOCK_BYTES = 1152, /* 64 x 64 weights of one pair: 1024 nibble pairs, c1[64], c2[64] */
     EDB_CODES_BYTES = 4096, /* 64 x 64 int8 codes */
-    EDB_TABLE_BYTES = 512,  /* look-up tables of one group of activations */
-    EDB_BATCH = 128,        /* tokens of a matrix product at once; bounds its scratch */
-    EDB_TOKEN_BLOCK = 64,   /* tokens that share one expansion of a block */
-    EDB_ATTEND_ROWS = 4,    /* query rows that share one pass over the keys */
+    EDB_PREPARED_BYTES = 512, /* one group of activations as a pair kernel wants it, at most */
+    EDB_BATCH = 128,          /* tokens of a matrix product at once; bounds its scratch */
+    EDB_TOKEN_BLOCK = 64,     /* tokens that share one expansion of a block */
+    EDB_ATTEND_ROWS = 4,      /* query rows that share one pass over the keys */
+    EDB_PLANES = 8,       /* bits of an activation: -128, 64, 32, ... 1 times plane 7, 6, ... 0 */
+    EDB_PLANE_BYTES = 64, /* the planes of one group: byte 8*p + i has columns 8i..8i+7 */
     EDB_MAX_PAIRS = 8,
+    EDB_MAX_PAIR_KERNELS = 4,
     EDB_PREFETCH_BYTES = 8192
 };
 
@@ -26,11 +29,38 @@ enum {
 #define EDB_MAX_DIM    ((int64_t)1 << 26)
 #define EDB_MAX_TOKENS ((int64_t)1 << 24)
 
-/* Everything about one group of activations that the look-up needs beside its tables. */
+/* What a pair kernel needs of one group of activations beside its prepared bytes. */
 typedef struct {
     float sx;
-    int32_t bias; /* the tables hold subset sums minus their minimum; this is the sum of minima */
+    int32_t bias; /* look-up: tables hold subset sums minus their minimum; the sum of minima */
 } edb_group_meta;
+
+/*
+ * One way to multiply the planes of a pair with one token, on the bytes of EDB_PAIRS. All that do
+ * not coarsen return the same bits.
+ */
+typedef struct {
+    const char *name;
+
+    /* NULL, or rounds q further before anything reads it: then also prompts are approximate. */
+    void (*coarsen)(int8_t *q, int64_t stride, int64_t groups);
+
+    /* One token's q -> `prepared_bytes` and a meta per group; the bytes are private to the kernel. */
+    void (*prepare)(const int8_t *q, const float *sx, int64_t stride, int64_t groups,
+                    uint8_t *prepared, edb_group_meta *meta);
+
+    /* acc[64] = the tile's rows, not yet times row_scale. next: what will be read after this. */
+    void (*tile)(const uint8_t *blocks, int64_t groups, const uint8_t *prepared,
+                 const edb_group_meta *meta, float *acc, const uint8_t *next);
+
+    int64_t prepared_bytes; /* of one group, a multiple of 64, at most EDB_PREPARED_BYTES */
+
+    /*
+     * From this many tokens on, expand_block and int8_tile beat going token by token; INT64_MAX
+     * where they never do.
+     */
+    int64_t expand_from;
+} edb_pair_kernel;
 
 /* Up to EDB_ATTEND_ROWS queries that share one key/value head. */
 typedef struct {
@@ -54,15 +84,8 @@ typedef struct {
     /* x[cols] -> q, sx of one token, zero-padded to whole groups. */
     void (*quantize)(const float *x, int64_t cols, int8_t *q, float *sx, int64_t stride);
 
-    /* One token's q -> EDB_TABLE_BYTES and a meta per group; the bytes are private to the set. */
-    void (*build_tables)(const int8_t *q, const float *sx, int64_t stride, int64_t groups,
-                         uint8_t *tables, edb_group_meta *meta);
-
-    /* acc[64] = the tile's rows, not yet times row_scale. next: what will be read after this. */
-    void (*pairs_tile)(const uint8_t *blocks, int64_t groups, const uint8_t *tables,
-                       const edb_group_meta *meta, float *acc, const uint8_t *next);
-
-    /* One block of a pair -> its int8 levels c1*b1 + c2*b2 in the layout of EDB_INT8. */
+    /* One block of a pair -> its int8 levels c1*b1 + c2*b2 in the layout of EDB_INT8; may be NULL
+     * where every pair kernel's expand_from is INT64_MAX. */
     void (*expand_block)(const uint8_t *block, int8_t *codes);
 
     /* acc[n][64] += the tile's rows for n tokens; scales [groups][64]. */
@@ -82,11 +105,8 @@ typedef struct {
     void (*from_f16)(const uint16_t *x, float *y, int64_t count);
     void (*attend)(const edb_attend *job);
 
-    /*
-     * Pairs: from this many tokens on, expand_block and int8_tile beat looking up token by token;
-     * INT64_MAX, and no expand_block, where they never do.
-     */
-    int64_t expand_from;
+    /* The ways to multiply pairs, the fastest measured first; NULL ends the list. */
+    const edb_pair_kernel *pairs[EDB_MAX_PAIR_KERNELS + 1];
 } edb_kernels;
 
 /* CPU features; a row of the instruction-set table needs all of its bits. */
@@ -106,11 +126,25 @@ typedef struct {
 
 const edb_isa *edb_isa_find(const char *name); /* NULL: best; returns NULL if it cannot run */
 
+/* The set's pair kernel of this name; NULL: its first. Returns NULL if it has none such. */
+const edb_pair_kernel *edb_pair_kernel_find(const edb_kernels *kernels, const char *name);
+
+/* |q| to the nearest multiple of 16, half away from zero, at most 112: the low planes are empty. */
+void edb_coarsen_to_4_bits(int8_t *q, int64_t stride, int64_t groups);
+
+/* The bit planes of the activations, EDB_PLANE_BYTES a group: a `prepare` of edb_pair_kernel. */
+void edb_prepare_planes(const int8_t *q, const float *sx, int64_t stride, int64_t groups,
+                        uint8_t *prepared, edb_group_meta *meta);
+
 extern const edb_kernels edb_kernels_scalar;
 extern const edb_kernels edb_kernels_avx2;
 
+extern const edb_pair_kernel edb_popcount_scalar, edb_popcount4_scalar;
+extern const edb_pair_kernel edb_lookup_avx2;
+
 struct edb_context {
     const edb_isa *isa;
+    const edb_pair_kernel *pairs;
     edb_pool *pool;
 };
 
@@ -134,6 +168,11 @@ static inline int edb_aligned(const void *p, uintptr_t alignment) {
 }
 
 static inline void *edb_align_up(void *p) { return (void *)(((uintptr_t)p + 63) & ~(uintptr_t)63); }
+
+/* An address to prefetch; it may lie past the end of the weights, where no pointer may point. */
+static inline const char *edb_past(const void *p, int64_t bytes) {
+    return (const char *)((uintptr_t)p + (uintptr_t)bytes);
+}
 
 /* Small tasks that a thread takes at once, few enough that a slow core holds nobody up. */
 static inline int64_t edb_chunk(const edb_pool *pool, int64_t n_tasks) {

@@ -1,33 +1,16 @@
 /*
- * AVX2 kernels (Haswell, Zen and later), on the layout of edgedb.h.
- *
- * pairs_tile: the exact look-up. The 16 subset sums of four int8 activations, minus their minimum,
- * lie in 0..508: the low 5 bits in one table of 16 bytes, the high bits (at most 15) in another.
- * Rows are in the lanes, so a byte shuffle looks up 32 rows and nothing is summed across lanes.
- *
- *   8-bit sums:  low 8 * 31 = 248, so they are set aside after 8 of the 16 quads;
- *                high 16 * 15 = 240, good for the whole group
- *   16-bit sums: S = low + 32 * high + bias, |S| <= 64 * 127 = 8,128; vpmaddubsw joins low, high,
- *                at most 248 + 32 * 240 = 7,928, far from its saturation
- *   32-bit sums: c1*S1 + c2*S2 by vpmaddwd, |sum| <= 2 * 127 * 8,128 = 2,064,512, exact as float
+ * AVX2 kernels (Haswell, Zen and later), on the layout of edgedb.h; pairs are in lookup_avx2.c.
  *
  * int8_tile, up to three tokens: |w| * sign(x, w) by vpmaddubsw, a pair <= 2 * 128 * 127 = 32,512,
  * then vpmaddwd with ones; from four tokens on 16-bit vpmaddwd. 64 products stay below 2^21.
  *
  *   instruction     Zen 4: latency, per cycle     Skylake: latency, ports
- *   vpshufb y       2, 2                          1, p5
- *   vpaddb/w/d y    1, 4                          1, p015
- *   vpand y         1, 4                          1, p015
+ *   vpaddd y        1, 4                          1, p015
  *   vpmaddubsw y    3, 2                          5, p01
  *   vpmaddwd y      3, 2                          5, p01
  *   vpsignb y       1, 2                          1, p01
  *
- * Instructions a weight: look-up 26 for 64 rows by four columns and about 100 to finish a group of
- * 64 by 64, 0.13; int8 4 for 32 products and the same finish, 0.14.
- *
- * Prefetches go to the second-level cache. On Zen 4 that doubles the speed from memory (28 GB/s of
- * the 32 that a plain read reaches); to the first level, whose misses in flight are fewer, they are
- * slower than none (13 against 18).
+ * Instructions a weight: 4 for 32 products and 100 to finish a group, 0.14.
  */
 #include "internal.h"
 
@@ -132,143 +115,6 @@ static EDB_INLINE __m256i load256(const void *p) { return _mm256_loadu_si256((co
  * spills every one: the value is now complete at this point of the program.
  */
 #define IN_REGISTER(x) __asm__("" : "+x"(x))
-
-/* An address to prefetch; it may lie past the end of the weights, where no pointer may point. */
-static EDB_INLINE const char *past(const void *p, int64_t bytes) {
-    return (const char *)((uintptr_t)p + (uintptr_t)bytes);
-}
-
-/* A quad's table: 16 bytes of low 5 bits, then 16 bytes of high bits. */
-static void build_tables(const int8_t *q, const float *sx, int64_t stride, int64_t groups,
-                         uint8_t *tables, edb_group_meta *meta) {
-    const __m256i subset = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    __m256i has[4]; /* all ones where bit k is in the subset */
-    for (int k = 0; k < 4; k++) {
-        __m256i bit = _mm256_set1_epi16((int16_t)(1 << k));
-        has[k] = _mm256_cmpeq_epi16(_mm256_and_si256(subset, bit), bit);
-    }
-    for (int64_t g = 0; g < groups; g++, q += EDB_GROUP * stride, sx += stride) {
-        int32_t bias = 0;
-        for (int quad = 0; quad < EDB_QUADS; quad++) {
-            /* A negative q is in the minimum, leaving it out adds |q|: its sign flips the mask. */
-            __m256i sum = _mm256_setzero_si256();
-            for (int k = 0; k < 4; k++) {
-                int16_t value = q[4 * quad + k];
-                bias += value < 0 ? value : 0;
-                __m256i flipped =
-                    _mm256_xor_si256(has[k], _mm256_set1_epi16((int16_t)(value >> 15)));
-                __m256i size = _mm256_set1_epi16((int16_t)(value < 0 ? -value : value));
-                sum = _mm256_add_epi16(sum, _mm256_and_si256(flipped, size));
-            }
-            __m256i low = _mm256_and_si256(sum, _mm256_set1_epi16(31));
-            __m256i packed = _mm256_packus_epi16(low, _mm256_srli_epi16(sum, 5));
-            _mm256_storeu_si256((__m256i *)tables, _mm256_permute4x64_epi64(packed, 0xd8));
-            tables += 32;
-        }
-        meta[g] = (edb_group_meta){.sx = *sx, .bias = bias};
-    }
-}
-
-/* 16 bytes of low sums (two parts) and high sums of one half -> 16-bit S without its bias. */
-static EDB_INLINE __m256i join(__m256i low_b_high, __m256i low_a) {
-    const __m256i one_and_32 = _mm256_set1_epi16(1 | 32 << 8);
-    return _mm256_add_epi16(_mm256_maddubs_epi16(low_b_high, one_and_32), low_a);
-}
-
-/* acc += sx * (c1*S1 + c2*S2) for the eight rows whose S1, S2 and (c1, c2) << 8 are interleaved. */
-static EDB_INLINE void finish8(float *acc, __m256 sx, __m256i s, __m256i c_high) {
-    __m256i sum = _mm256_madd_epi16(s, _mm256_srai_epi16(c_high, 8));
-    _mm256_store_ps(acc, _mm256_fmadd_ps(sx, _mm256_cvtepi32_ps(sum), _mm256_load_ps(acc)));
-}
-
-/*
- * Finishes a group for 32 rows. Unpacking works inside 128-bit halves, so acc holds rows
- * 0-3 16-19 | 4-7 20-23 | 8-11 24-27 | 12-15 28-31 of the slice.
- */
-static EDB_INLINE void finish32(float *acc, __m256 sx, __m256i bias, const uint8_t *c1,
-                                __m256i low1a, __m256i low1b, __m256i high1, __m256i low2a,
-                                __m256i low2b, __m256i high2) {
-    const __m256i zero = _mm256_setzero_si256();
-    __m256i c1_bytes = load256(c1), c2_bytes = load256(c1 + EDB_TILE);
-    __m256i s1 = join(_mm256_unpacklo_epi8(low1b, high1), _mm256_unpacklo_epi8(low1a, zero));
-    __m256i s2 = join(_mm256_unpacklo_epi8(low2b, high2), _mm256_unpacklo_epi8(low2a, zero));
-    __m256i c = _mm256_unpacklo_epi8(c1_bytes, c2_bytes);
-    s1 = _mm256_add_epi16(s1, bias);
-    s2 = _mm256_add_epi16(s2, bias);
-    finish8(acc, sx, _mm256_unpacklo_epi16(s1, s2), _mm256_unpacklo_epi8(zero, c));
-    finish8(acc + 8, sx, _mm256_unpackhi_epi16(s1, s2), _mm256_unpackhi_epi8(zero, c));
-
-    s1 = join(_mm256_unpackhi_epi8(low1b, high1), _mm256_unpackhi_epi8(low1a, zero));
-    s2 = join(_mm256_unpackhi_epi8(low2b, high2), _mm256_unpackhi_epi8(low2a, zero));
-    c = _mm256_unpackhi_epi8(c1_bytes, c2_bytes);
-    s1 = _mm256_add_epi16(s1, bias);
-    s2 = _mm256_add_epi16(s2, bias);
-    finish8(acc + 16, sx, _mm256_unpacklo_epi16(s1, s2), _mm256_unpacklo_epi8(zero, c));
-    finish8(acc + 24, sx, _mm256_unpackhi_epi16(s1, s2), _mm256_unpackhi_epi8(zero, c));
-}
-
-/* One quad: rows 0-31 add to p, rows 32-63 to r. */
-#define LOOK_UP(quad)                                                                             \
-    do {                                                                                          \
-        __m256i low = _mm256_broadcastsi128_si256(*(const __m128i *)(table + 32 * (quad)));       \
-        __m256i high = _mm256_broadcastsi128_si256(*(const __m128i *)(table + 32 * (quad) + 16)); \
-        __m256i bits = load256(block + 64 * (quad));                                              \
-        __m256i b1 = _mm256_and_si256(bits, nibble);                                              \
-        __m256i b2 = _mm256_and_si256(_mm256_srli_epi16(bits, 4), nibble);                        \
-        p_low1 = _mm256_add_epi8(p_low1, _mm256_shuffle_epi8(low, b1));                           \
-        p_high1 = _mm256_add_epi8(p_high1, _mm256_shuffle_epi8(high, b1));                        \
-        p_low2 = _mm256_add_epi8(p_low2, _mm256_shuffle_epi8(low, b2));                           \
-        p_high2 = _mm256_add_epi8(p_high2, _mm256_shuffle_epi8(high, b2));                        \
-        bits = load256(block + 64 * (quad) + 32);                                                 \
-        b1 = _mm256_and_si256(bits, nibble);                                                      \
-        b2 = _mm256_and_si256(_mm256_srli_epi16(bits, 4), nibble);                                \
-        r_low1 = _mm256_add_epi8(r_low1, _mm256_shuffle_epi8(low, b1));                           \
-        r_high1 = _mm256_add_epi8(r_high1, _mm256_shuffle_epi8(high, b1));                        \
-        r_low2 = _mm256_add_epi8(r_low2, _mm256_shuffle_epi8(low, b2));                           \
-        r_high2 = _mm256_add_epi8(r_high2, _mm256_shuffle_epi8(high, b2));                        \
-        _mm_prefetch(ahead + 64 * (quad), _MM_HINT_T1);                                           \
-        __asm__(""                                                                                \
-                : "+x"(p_low1), "+x"(p_high1), "+x"(p_low2), "+x"(p_high2), "+x"(r_low1),         \
-                  "+x"(r_high1), "+x"(r_low2), "+x"(r_high2));                                    \
-    } while (0)
-
-static void pairs_tile(const uint8_t *block, int64_t groups, const uint8_t *table,
-                       const edb_group_meta *meta, float *out, const uint8_t *next) {
-    enum { BLOCKS_AHEAD = EDB_PREFETCH_BYTES / EDB_BLOCK_BYTES };
-    const __m256i nibble = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
-    _Alignas(32) float acc[EDB_TILE] = {0};
-
-    for (int64_t g = 0; g < groups; g++) {
-        int64_t left = groups - g - BLOCKS_AHEAD;
-        const char *ahead = left > 0 ? (const char *)block + BLOCKS_AHEAD * EDB_BLOCK_BYTES
-                                     : past(next, -left * EDB_BLOCK_BYTES);
-        __m256i p_low1 = zero, p_high1 = zero, p_low2 = zero, p_high2 = zero;
-        __m256i r_low1 = zero, r_high1 = zero, r_low2 = zero, r_high2 = zero;
-        for (int quad = 0; quad < EDB_QUADS / 2; quad++) LOOK_UP(quad);
-        __m256i p_low1a = p_low1, p_low2a = p_low2, r_low1a = r_low1, r_low2a = r_low2;
-        p_low1 = p_low2 = r_low1 = r_low2 = zero;
-        for (int quad = EDB_QUADS / 2; quad < EDB_QUADS; quad++) LOOK_UP(quad);
-        _mm_prefetch(ahead + 1024, _MM_HINT_T1);
-        _mm_prefetch(ahead + 1088, _MM_HINT_T1);
-
-        __m256 sx = _mm256_set1_ps(meta[g].sx);
-        __m256i bias = _mm256_set1_epi16((int16_t)meta[g].bias);
-        const uint8_t *c1 = block + 1024;
-        finish32(acc, sx, bias, c1, p_low1a, p_low1, p_high1, p_low2a, p_low2, p_high2);
-        finish32(acc + 32, sx, bias, c1 + 32, r_low1a, r_low1, r_high1, r_low2a, r_low2, r_high2);
-        block += EDB_BLOCK_BYTES;
-        table += EDB_TABLE_BYTES;
-    }
-    for (int slice = 0; slice < EDB_TILE; slice += 32) { /* back to consecutive rows */
-        for (int i = 0; i < 16; i += 8) {
-            const float *from = acc + slice + 2 * i;
-            for (int half = 0; half < 2; half++) {
-                _mm_storeu_ps(out + slice + i + 16 * half, _mm_load_ps(from + 4 * half));
-                _mm_storeu_ps(out + slice + i + 4 + 16 * half, _mm_load_ps(from + 8 + 4 * half));
-            }
-        }
-    }
-}
 
 static EDB_INLINE __m256i dot4(__m256i sum, __m256i w, __m256i size, __m256i x) {
     __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(x, w));
@@ -392,7 +238,7 @@ static void int8_tile(const int8_t *codes, const float *scales, int64_t groups, 
     for (int64_t g = 0; g < groups; g++) {
         int64_t left = groups - g - BLOCKS_AHEAD, t = 0;
         const char *ahead = left > 0 ? (const char *)codes + BLOCKS_AHEAD * EDB_CODES_BYTES
-                                     : past(next, -left * EDB_CODES_BYTES);
+                                     : edb_past(next, -left * EDB_CODES_BYTES);
         wide_codes wide;
         if (n >= 4) widen(codes, EDB_CODES_BYTES, wide.even, wide.odd);
         for (; t + 4 <= n; t += 4) {
@@ -413,8 +259,6 @@ static void int8_tile(const int8_t *codes, const float *scales, int64_t groups, 
 
 const edb_kernels edb_kernels_avx2 = {
     .quantize = quantize,
-    .build_tables = build_tables,
-    .pairs_tile = pairs_tile,
     .int8_tile = int8_tile,
     .dense_rows = dense_rows,
     .rmsnorm = rmsnorm,
@@ -423,7 +267,7 @@ const edb_kernels edb_kernels_avx2 = {
     .to_f16 = to_f16,
     .from_f16 = from_f16,
     .attend = attend,
-    .expand_from = INT64_MAX, /* looking up is 20% faster at any number of tokens */
+    .pairs = {&edb_lookup_avx2},
 };
 
 #if defined(__clang__)

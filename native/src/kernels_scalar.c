@@ -1,7 +1,7 @@
 /*
  * Portable kernels: the fallback of every build, and the plainest statement of what the others do.
  *
- * pairs_tile    tables: int16 [16 quads][16], the subset sums of four activations, |sum| <= 508;
+ * lookup        tables: int16 [16 quads][16], the subset sums of four activations, |sum| <= 508;
  *               S1, S2 over a group: |sum| <= 64 * 127 = 8,128
  * all           c1*S1 + c2*S2 and the dot of 64 codes: |sum| <= 64 * 127 * 127 = 1,032,256, exact
  *               in int32 and, below 2^24, exact as float
@@ -109,7 +109,9 @@ static inline void v_store_f16(uint16_t *p, v16 a) {
 #include "ops_body.h"
 #include "attention_body.h"
 
-static void build_tables(const int8_t *q, const float *sx, int64_t stride, int64_t groups,
+enum { SUMS_BYTES = EDB_QUADS * 16 * sizeof(int16_t) };
+
+static void prepare_sums(const int8_t *q, const float *sx, int64_t stride, int64_t groups,
                          uint8_t *tables, edb_group_meta *meta) {
     for (int64_t g = 0; g < groups; g++) {
         int16_t sums[EDB_QUADS][16];
@@ -121,21 +123,20 @@ static void build_tables(const int8_t *q, const float *sx, int64_t stride, int64
                 sums[quad][subset] = (int16_t)sum;
             }
         }
-        _Static_assert(sizeof sums == EDB_TABLE_BYTES, "one table per group");
-        memcpy(tables + g * EDB_TABLE_BYTES, sums, sizeof sums);
+        memcpy(tables + g * SUMS_BYTES, sums, sizeof sums);
         meta[g] = (edb_group_meta){.sx = *sx, .bias = 0};
         q += EDB_GROUP * stride;
         sx += stride;
     }
 }
 
-static void pairs_tile(const uint8_t *block, int64_t groups, const uint8_t *tables,
-                       const edb_group_meta *meta, float *acc, const uint8_t *next) {
+static void lookup_tile(const uint8_t *block, int64_t groups, const uint8_t *tables,
+                        const edb_group_meta *meta, float *acc, const uint8_t *next) {
     (void)next;
     memset(acc, 0, EDB_TILE * sizeof *acc);
     for (int64_t g = 0; g < groups; g++, block += EDB_BLOCK_BYTES) {
         int16_t sums[EDB_QUADS][16];
-        memcpy(sums, tables + g * EDB_TABLE_BYTES, sizeof sums);
+        memcpy(sums, tables + g * SUMS_BYTES, sizeof sums);
         int32_t s1[EDB_TILE] = {0}, s2[EDB_TILE] = {0};
         for (int quad = 0; quad < EDB_QUADS; quad++) {
             for (int row = 0; row < EDB_TILE; row++) {
@@ -185,10 +186,16 @@ static void int8_tile(const int8_t *codes, const float *scales, int64_t groups, 
     }
 }
 
+static const edb_pair_kernel lookup = {
+    .name = "lookup",
+    .prepare = prepare_sums,
+    .tile = lookup_tile,
+    .prepared_bytes = SUMS_BYTES,
+    .expand_from = 2,
+};
+
 const edb_kernels edb_kernels_scalar = {
     .quantize = quantize,
-    .build_tables = build_tables,
-    .pairs_tile = pairs_tile,
     .expand_block = expand_block,
     .int8_tile = int8_tile,
     .dense_rows = dense_rows,
@@ -198,5 +205,5 @@ const edb_kernels edb_kernels_scalar = {
     .to_f16 = to_f16,
     .from_f16 = from_f16,
     .attend = attend,
-    .expand_from = 2,
+    .pairs = {&lookup, &edb_popcount_scalar, &edb_popcount4_scalar},
 };

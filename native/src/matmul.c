@@ -15,16 +15,17 @@ enum { DENSE_ROWS = 32, DENSE_TOKENS = 32 };
 
 typedef struct {
     const edb_kernels *kernels;
+    const edb_pair_kernel *pairs; /* NULL for other kinds */
     const edb_matrix *matrix;
     const float *x; /* [n, cols] */
     float *out;     /* [n, rows] */
     int64_t n, tiles, groups, token_blocks;
     int32_t add;
-    int32_t look_up;      /* token by token, else by expanded blocks */
+    int32_t one_by_one;   /* the pair kernel token by token, else expanded blocks */
     int8_t *q;            /* [groups, n, 64] */
     float *sx;            /* [groups, n] */
-    uint8_t *tables;      /* [n, groups, EDB_TABLE_BYTES], only to look up */
-    edb_group_meta *meta; /* [n, groups], only to look up */
+    uint8_t *prepared;    /* [n, groups, prepared_bytes], only one by one */
+    edb_group_meta *meta; /* [n, groups], only one by one */
 } matmul_job;
 
 static int is_dense(const edb_matrix *matrix) {
@@ -49,8 +50,8 @@ static uint64_t lay_out(matmul_job *job, char *scratch) {
     uint64_t sizes[4] = {
         n * groups * EDB_GROUP,
         n * groups * sizeof(float),
-        job->look_up ? n * groups * EDB_TABLE_BYTES : 0,
-        job->look_up ? n * groups * sizeof(edb_group_meta) : 0,
+        job->one_by_one ? n * groups * (uint64_t)job->pairs->prepared_bytes : 0,
+        job->one_by_one ? n * groups * sizeof(edb_group_meta) : 0,
     };
     uint64_t offsets[4];
     for (int i = 0; i < 4; i++) {
@@ -60,26 +61,27 @@ static uint64_t lay_out(matmul_job *job, char *scratch) {
     if (scratch != NULL) {
         job->q = (int8_t *)scratch;
         job->sx = (float *)(void *)(scratch + offsets[1]);
-        job->tables = (uint8_t *)scratch + offsets[2];
+        job->prepared = (uint8_t *)scratch + offsets[2];
         job->meta = (edb_group_meta *)(void *)(scratch + offsets[3]);
     }
     return at + 63; /* the caller's scratch need not be aligned */
 }
 
 static matmul_job prepare(const edb_context *context, const edb_matrix *matrix, int64_t n) {
-    const edb_kernels *kernels = context->isa->kernels;
+    const edb_pair_kernel *pairs = matrix->kind == EDB_PAIRS ? context->pairs : NULL;
     return (matmul_job){
-        .kernels = kernels,
+        .kernels = context->isa->kernels,
+        .pairs = pairs,
         .matrix = matrix,
         .n = n,
         .tiles = edb_ceil_div(matrix->rows, EDB_TILE),
         .groups = edb_ceil_div(matrix->cols, EDB_GROUP),
         .token_blocks = edb_ceil_div(n, is_dense(matrix) ? DENSE_TOKENS : EDB_TOKEN_BLOCK),
-        .look_up = matrix->kind == EDB_PAIRS && n < kernels->expand_from,
+        .one_by_one = pairs != NULL && n < pairs->expand_from,
     };
 }
 
-/* A last batch that is shorter than EDB_BATCH may look up where the others expand. */
+/* A last batch that is shorter than EDB_BATCH may go one by one where the others expand. */
 static uint64_t scratch_bytes_for(const edb_context *context, const edb_matrix *matrix, int64_t n) {
     matmul_job first = prepare(context, matrix, edb_min(n, EDB_BATCH));
     matmul_job last = prepare(context, matrix, (n - 1) % EDB_BATCH + 1);
@@ -95,6 +97,16 @@ size_t edb_matmul_scratch_bytes(const edb_context *context, const edb_matrix *ma
     return bytes <= SIZE_MAX ? (size_t)bytes : 0;
 }
 
+void edb_coarsen_to_4_bits(int8_t *q, int64_t stride, int64_t groups) {
+    for (int64_t g = 0; g < groups; g++, q += EDB_GROUP * stride) {
+        for (int i = 0; i < EDB_GROUP; i++) {
+            int size = ((q[i] < 0 ? -q[i] : q[i]) + 8) & ~15;
+            size = size > 112 ? 112 : size;
+            q[i] = (int8_t)(q[i] < 0 ? -size : size);
+        }
+    }
+}
+
 static void quantize_tokens(void *argument, int64_t begin, int64_t end, int32_t worker) {
     const matmul_job *job = argument;
     (void)worker;
@@ -102,10 +114,12 @@ static void quantize_tokens(void *argument, int64_t begin, int64_t end, int32_t 
         int8_t *q = job->q + t * EDB_GROUP;
         float *sx = job->sx + t;
         job->kernels->quantize(job->x + t * job->matrix->cols, job->matrix->cols, q, sx, job->n);
-        if (!job->look_up) continue;
-        job->kernels->build_tables(q, sx, job->n, job->groups,
-                                   job->tables + t * job->groups * EDB_TABLE_BYTES,
-                                   job->meta + t * job->groups);
+        if (job->pairs != NULL && job->pairs->coarsen != NULL)
+            job->pairs->coarsen(q, job->n, job->groups);
+        if (!job->one_by_one) continue;
+        job->pairs->prepare(q, sx, job->n, job->groups,
+                            job->prepared + t * job->groups * job->pairs->prepared_bytes,
+                            job->meta + t * job->groups);
     }
 }
 
@@ -123,7 +137,7 @@ static const uint8_t *pair_tile(const matmul_job *job, int64_t pair, int64_t til
     return blocks + (pair * job->tiles + tile) * job->groups * EDB_BLOCK_BYTES;
 }
 
-static void pairs_by_look_up(void *argument, int64_t begin, int64_t end, int32_t worker) {
+static void pairs_one_by_one(void *argument, int64_t begin, int64_t end, int32_t worker) {
     const matmul_job *job = argument;
     const edb_matrix *matrix = job->matrix;
     (void)worker;
@@ -135,9 +149,9 @@ static void pairs_by_look_up(void *argument, int64_t begin, int64_t end, int32_t
                 int last = pair + 1 == matrix->pairs;
                 const uint8_t *next = last ? pair_tile(job, 0, edb_min(tile + 1, job->tiles - 1))
                                            : pair_tile(job, pair + 1, tile);
-                job->kernels->pairs_tile(pair_tile(job, pair, tile), job->groups,
-                                         job->tables + t * job->groups * EDB_TABLE_BYTES,
-                                         job->meta + t * job->groups, acc, next);
+                job->pairs->tile(pair_tile(job, pair, tile), job->groups,
+                                 job->prepared + t * job->groups * job->pairs->prepared_bytes,
+                                 job->meta + t * job->groups, acc, next);
                 scale_rows(y, matrix->scales + pair * matrix->rows + row, acc, rows, pair == 0);
             }
             write_rows(job->out + t * matrix->rows + row, y, rows, job->add);
@@ -224,8 +238,8 @@ static void multiply(edb_pool *pool, matmul_job *job, void *scratch) {
     lay_out(job, scratch);
     edb_pool_run(job->n < QUANTIZE_TOGETHER ? NULL : pool, quantize_tokens, job, job->n,
                  edb_chunk(pool, job->n));
-    if (job->look_up) {
-        edb_pool_run(pool, pairs_by_look_up, job, job->tiles, 1);
+    if (job->one_by_one) {
+        edb_pool_run(pool, pairs_one_by_one, job, job->tiles, 1);
     } else {
         edb_task task = matrix->kind == EDB_PAIRS ? pairs_by_expansion : int8_tiles;
         edb_pool_run(pool, task, job, job->tiles * job->token_blocks, 1);

@@ -1,0 +1,108 @@
+"""The choice between pair kernels: the exact ones agree in every bit, the coarse one as defined."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+from kernels import (
+    ISAS,
+    activations,
+    assert_same_bits,
+    bits,
+    int8_tensor,
+    matmul,
+    ops_of,
+    oracle_row,
+    pair_tensor,
+)
+
+from edgedb import ops as operations
+from edgedb.errors import EdgeDBError, NativeError
+from edgedb.ops import native
+
+KERNELS = [(isa, kernel) for isa in ISAS for kernel in native.kernels(isa)]
+EXACT = [(isa, kernel) for isa, kernel in KERNELS if kernel != "popcount4"]
+COARSE = [(isa, kernel) for isa, kernel in KERNELS if kernel == "popcount4"]
+
+
+def test_scalar_has_every_kernel() -> None:
+    assert native.kernels("scalar") == ["lookup", "popcount", "popcount4"]
+    assert native.kernels("z80") == []
+    assert native.kernels() == native.kernels(ISAS[0])
+
+
+@pytest.mark.parametrize(("isa", "kernel"), KERNELS)
+def test_forced_kernel_is_the_one_that_runs(
+    isa: str, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEDB_KERNEL", kernel)
+    ops = operations.create(isa=isa, threads=1)
+    assert (ops.name, ops.isa, ops.kernel) == ("native", isa, kernel)
+
+
+def test_kernels_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NativeError, match="'abacus'; choose one of lookup, popcount"):
+        native.NativeOps("scalar", kernel="abacus")
+    monkeypatch.setenv("EDGEDB_KERNEL", "popcount")
+    with pytest.raises(EdgeDBError, match="choice of the native backend, not of numpy"):
+        operations.create("numpy")
+
+
+@pytest.mark.parametrize(("isa", "kernel"), EXACT)
+def test_exact_kernels_have_the_same_bits(isa: str, kernel: str) -> None:
+    for shape in ((1, 1), (65, 63), (64, 64), (130, 200)):
+        for pairs, n in itertools.product((1, 3), (1, 2, 17)):
+            tensor, x = pair_tensor(*shape, pairs), activations(n, shape[1])
+            x[0, 0] = np.nan if shape[1] == 200 else x[0, 0]
+            expected = matmul(ops_of(), tensor, x)
+            for threads in (1, 2):
+                y = matmul(native.NativeOps(isa, threads, kernel), tensor, x)
+                assert_same_bits(y, expected)
+
+
+@pytest.mark.parametrize(("isa", "kernel"), COARSE)
+def test_coarse_kernels_round_activations_to_4_bits(
+    isa: str, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the activations differ, for one token and for many, and int8 weights do not care."""
+    ops, other = native.NativeOps(isa, 2, kernel), int8_tensor(65, 172)
+    tensor, x = pair_tensor(65, 172, 2), activations(130, 172)
+    x[7] = np.nan
+    assert_same_bits(matmul(ops, other, x), matmul(ops_of(), other, x))
+    y = matmul(ops, tensor, x)
+    assert_same_bits(np.concatenate([matmul(ops, tensor, row[None]) for row in x]), y)
+    coarsen_oracle(monkeypatch)
+    for t, row in itertools.product((0, 7, 129), (0, 64)):
+        assert bits(y[t, row]) == bits(np.float32(oracle_row(tensor, row, x[t])))
+
+
+@pytest.mark.parametrize(("isa", "kernel"), KERNELS)
+def test_counts_reach_their_bounds(isa: str, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All bits set, against activations whose planes are as full as they can be."""
+    tensor = pair_tensor(64, 64, 1)
+    tensor.blocks[..., :1024] = 255
+    tensor.blocks[..., 1024:1088] = 127
+    tensor.blocks[..., 1088:] = 0
+    ops = native.NativeOps(isa, 1, kernel)
+    if kernel == "popcount4":
+        coarsen_oracle(monkeypatch)
+    for value, other in ((127, 127), (-127, -127), (127, -1), (-127, -1), (127, -128 + 16)):
+        x = np.full((1, 64), other, np.float32)
+        x[0, 0] = value
+        y = matmul(ops, tensor, x)
+        assert bits(y[0, 63]) == bits(np.float32(oracle_row(tensor, 63, x[0])))
+
+
+def coarsen_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
+    quantize = oracle.quantize
+
+    def coarse(x: np.ndarray) -> Any:
+        q, sx = quantize(x)
+        sized = [[(min((abs(v) + 8) // 16 * 16, 112), v) for v in group] for group in q]
+        return [[size if v > 0 else -size for size, v in group] for group in sized], sx
+
+    monkeypatch.setattr(oracle, "quantize", coarse)
