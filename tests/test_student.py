@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -205,6 +207,27 @@ def test_exported_student_runs_in_the_engine(tmp_path, tiny_spec) -> None:
     assert np.abs(logits - expected).max() < 0.05 * np.abs(expected).max()
 
 
+def test_embedding_in_pairs_is_fitted_to_what_the_head_sees(tmp_path, tiny_spec) -> None:
+    from edgedb.dbb import read_dbb
+    from edgedb.packing import dequantize
+
+    student = student_of(TinySource(vocab_size=320))
+    path = tmp_path / "student.safetensors"
+    checkpoint.save_student(path, student, step=1, provenance={}, tokenizer=tiny_spec)
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "real-x.npy", rng.integers(0, 320, 2000).astype(np.uint16))
+    np.save(tmp_path / "sampled-0.npy", rng.integers(0, 320, (40, 512)).astype(np.uint16))
+    seen = student(torch.from_numpy(rng.integers(0, 320, (2, 64)))).flatten(0, 1).detach().numpy()
+    embedding = student.embedding.detach().numpy()
+
+    def error(name: str, text: Path | None) -> float:
+        out = checkpoint.export(path, tmp_path / name, pairs=2, text=text)
+        found = dequantize(read_dbb(out).linears["embedding"])
+        return float(np.square((found - embedding) @ seen.T).sum())
+
+    assert error("fitted.dbb", tmp_path) < error("plain.dbb", None)
+
+
 def test_student_without_tokenizer_is_not_exported(tmp_path) -> None:
     path = tmp_path / "student.safetensors"
     checkpoint.save_student(path, student_of(TinySource()), step=1, provenance={})
@@ -213,8 +236,6 @@ def test_student_without_tokenizer_is_not_exported(tmp_path) -> None:
 
 
 def test_decoder_matches_stories260k() -> None:
-    from pathlib import Path
-
     shared = Path(__file__).resolve().parents[2] / "shared"
     if not (shared / "models/stories260K").exists():
         pytest.skip("needs ../shared/models/stories260K")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 FORMAT = "edgedb-student"
 VERSION = "1"
 BINS = 64  # six bits of position inside a cell
+EMBEDDING_SHARE = 0.03
 TOKENIZER = "tokenizer.file"
 
 
@@ -190,14 +192,38 @@ def pair_tensor(module: FDBLinear) -> PairTensor:
     return PairTensor(blocks[None], row_scale[None], module.rows, module.cols)
 
 
-def export(path: Path, out: Path, quality: Mapping[str, Any] | None = None) -> Path:
+@torch.no_grad()
+def head_hessians(student: Decoder, ids: Tensor) -> list[NDArray[np.float32]]:
+    """``X^T X`` of what the head multiplies on ``ids [windows, tokens]``, for ``tools.fdb.fit``."""
+    from .feedback import panels
+
+    rows = torch.cat([student(window[None], eager=True)[0] for window in ids])
+    whole = (rows.t() @ rows / len(rows)).numpy()
+    # A tied head is the embedding too, where every column counts the same.
+    whole += EMBEDDING_SHARE * whole.trace() / len(whole) * np.eye(len(whole), dtype=np.float32)
+    return [np.ascontiguousarray(whole[part, part]) for part in panels(len(whole))]
+
+
+def export(
+    path: Path,
+    out: Path,
+    *,
+    pairs: int | None = None,
+    text: Path | None = None,
+    quality: Mapping[str, Any] | None = None,
+) -> Path:
     """Write the student ``path`` as ``out`` (``.dbb``): layers as pairs, embedding and head int8.
 
+    pairs: embedding and head as so many pairs instead, fitted to what the head sees on a few
+    windows of the training text in folder ``text``. ``quality`` goes into the file's record.
     Raises ``FormatError`` if a packed matrix does not decode to the student's bit for bit.
     """
     from edgedb.dbb_writer import DbbWriter
     from edgedb.packing import dequantize, pack_int8, quantize_int8
     from edgedb.tokenizer import TokenizerSpec
+
+    from .fdb import fit
+    from .text import TextMix
 
     student, metadata = load_student(path)
     if "tokenizer" not in metadata:
@@ -210,16 +236,26 @@ def export(path: Path, out: Path, quality: Mapping[str, Any] | None = None) -> P
     if not student.config.tie_word_embeddings:
         dense["head"] = student.untied_head
     kinds: dict[str, Any] = {
-        name: 1 if name in matrices else "int8" for name in student.config.linear_shapes()
+        name: 1 if name in matrices else pairs or "int8" for name in student.config.linear_shapes()
     }
+    hessians = None
+    if pairs and text:
+        windows = TextMix(text, 1024, real_share=0.5).batch(0, 12)
+        hessians = head_hessians(student, torch.from_numpy(windows))
     with DbbWriter(
-        out, student.config, spec, kinds, fingerprint=f"student {metadata['sha256']}"
+        out, student.config, spec, kinds, fingerprint=f"student {metadata['sha256']} {text}"
     ) as writer:
         for name in writer.remaining:
             if name in norms:
                 writer.put(name, norms[name].detach().numpy())
             elif name in dense:
-                writer.put(name, pack_int8(*quantize_int8(dense[name].detach().numpy())))
+                weight = dense[name].detach().numpy()
+                packed = (
+                    fit(weight, pairs, hessians=hessians).tensor
+                    if pairs
+                    else pack_int8(*quantize_int8(weight))
+                )
+                writer.put(name, packed)
             else:
                 module = matrices[name]
                 assert isinstance(module, FDBLinear)
@@ -247,11 +283,13 @@ def main() -> None:
     exporting = commands.add_parser("export", help="write a .dbb")
     exporting.add_argument("student", type=Path)
     exporting.add_argument("out", type=Path)
+    exporting.add_argument("--pairs", type=int, help="embedding and head in pairs, not int8")
+    exporting.add_argument("--text", type=Path, help="training text, to fit those pairs by")
     showing = commands.add_parser("info", help="print step, provenance and checksum")
     showing.add_argument("student", type=Path)
     args = parser.parse_args()
     if args.command == "export":
-        print(export(args.student, args.out))
+        print(export(args.student, args.out, pairs=args.pairs, text=args.text))
         return
     _, metadata = read_student(args.student)
     print(json.dumps({key: metadata[key] for key in ("step", "provenance", "sha256")}, indent=2))
