@@ -22,6 +22,8 @@ chat: $(BIN)/.installed $(MODEL)
 	@$(BIN)/edgedb chat $(MODEL)
 
 test: $(BIN)/.installed-test
+	@$(BIN)/python -m tools.fetch_smollm2 $(GGUF) </dev/null || \
+		echo "edgedb: going on without the model; the tests that need it are skipped"
 	$(BIN)/python -m pytest -q
 
 bench: $(BIN)/.installed $(if $(SHAPE),,$(MODEL))
@@ -42,12 +44,12 @@ $(BIN)/.created:
 	@touch $@
 
 $(BIN)/.installed: $(BIN)/.created pyproject.toml $(NATIVE)
-	@echo "edgedb: installing the package and building its C library"
+	@echo "edgedb: installing the package and building its C library (about a minute)"
 	@$(BIN)/python -m pip install --quiet --progress-bar off -e '.[export]' </dev/null
 	@touch $@
 
 $(BIN)/.installed-test: $(BIN)/.created pyproject.toml $(NATIVE)
-	@echo "edgedb: installing the package with its test and lint tools"
+	@echo "edgedb: installing the package with its test and lint tools (about a minute)"
 	@EDGEDB_WERROR=1 $(BIN)/python -m pip install --quiet --progress-bar off -e '.[export,test,lint]' </dev/null
 	@touch $@ $(BIN)/.installed
 
