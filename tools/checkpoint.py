@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 FORMAT = "edgedb-student"
 VERSION = "1"
 BINS = 64  # six bits of position inside a cell
-EMBEDDING_SHARE = 0.03
 TOKENIZER = "tokenizer.file"
 
 
@@ -199,8 +198,6 @@ def head_hessians(student: Decoder, ids: Tensor) -> list[NDArray[np.float32]]:
 
     rows = torch.cat([student(window[None], eager=True)[0] for window in ids])
     whole = (rows.t() @ rows / len(rows)).numpy()
-    # A tied head is the embedding too, where every column counts the same.
-    whole += EMBEDDING_SHARE * whole.trace() / len(whole) * np.eye(len(whole), dtype=np.float32)
     return [np.ascontiguousarray(whole[part, part]) for part in panels(len(whole))]
 
 
@@ -285,11 +282,14 @@ def main() -> None:
     exporting.add_argument("out", type=Path)
     exporting.add_argument("--pairs", type=int, help="embedding and head in pairs, not int8")
     exporting.add_argument("--text", type=Path, help="training text, to fit those pairs by")
+    exporting.add_argument("--quality", type=json.loads, help="JSON for the file's record")
     showing = commands.add_parser("info", help="print step, provenance and checksum")
     showing.add_argument("student", type=Path)
     args = parser.parse_args()
     if args.command == "export":
-        print(export(args.student, args.out, pairs=args.pairs, text=args.text))
+        print(
+            export(args.student, args.out, pairs=args.pairs, text=args.text, quality=args.quality)
+        )
         return
     _, metadata = read_student(args.student)
     print(json.dumps({key: metadata[key] for key in ("step", "provenance", "sha256")}, indent=2))
