@@ -26,6 +26,15 @@ uint32_t edb_cpu_features(void) {
     return features;
 }
 
+#elif defined(__aarch64__) && defined(__linux__)
+
+#include <sys/auxv.h>
+
+uint32_t edb_cpu_features(void) {
+    enum { ASIMDDP = 1 << 20 }; /* HWCAP_ASIMDDP; older headers lack the name */
+    return getauxval(AT_HWCAP) & ASIMDDP ? EDB_CPU_DOTPROD : EDB_CPU_BASELINE;
+}
+
 #else
 
 uint32_t edb_cpu_features(void) { return EDB_CPU_BASELINE; }

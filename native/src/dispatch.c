@@ -11,6 +11,10 @@ static const edb_isa isa_table[] = {
 #if defined(__x86_64__)
     {"avx2", "x86-64 with AVX2, FMA and F16C: exact look-up by byte shuffles", EDB_CPU_AVX2,
      &edb_kernels_avx2},
+#elif defined(__aarch64__)
+    {"neon-dotprod", "Armv8.2 NEON with dot products: exact look-up by tbl, sdot for prompts",
+     EDB_CPU_DOTPROD, &edb_kernels_neon_dotprod},
+    {"neon", "Armv8 NEON: exact look-up by tbl", EDB_CPU_BASELINE, &edb_kernels_neon},
 #endif
     {"scalar", "portable C11, no vector instructions assumed", EDB_CPU_BASELINE,
      &edb_kernels_scalar},
