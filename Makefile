@@ -2,6 +2,8 @@
 # make test    set up once, then the whole test suite
 # make bench   prompt and decode speed of a model (MODEL=file) or of a shape (SHAPE=llama-1.1b)
 # make lint    ruff and mypy
+# make test-native, test-arm, test-sanitize
+#              the C library alone: here, as 64-bit Arm code under qemu, under sanitizers
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -15,7 +17,7 @@ BENCH ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: chat test bench bench-kernels lint clean
+.PHONY: chat test test-native test-arm test-sanitize bench bench-kernels lint clean
 .DELETE_ON_ERROR:
 
 chat: $(BIN)/.installed $(MODEL)
@@ -25,6 +27,12 @@ test: $(BIN)/.installed-test
 	@$(BIN)/python -m tools.fetch_smollm2 $(GGUF) </dev/null || \
 		echo "edgedb: going on without the model; the tests that need it are skipped"
 	$(BIN)/python -m pytest -q
+
+test-native:
+	@$(MAKE) --no-print-directory -C native/tests test
+
+test-arm test-sanitize:
+	@$(MAKE) --no-print-directory -C native/tests $@
 
 bench: $(BIN)/.installed $(if $(SHAPE),,$(MODEL))
 	@$(BIN)/edgedb bench $(if $(SHAPE),--shape $(SHAPE),$(MODEL)) $(BENCH)

@@ -1,0 +1,235 @@
+/*
+ * Every operation over random shapes: all instruction sets of this CPU, one and three threads, must
+ * give the bits of the scalar kernels. Standard output is one digest an operation, the same on every
+ * processor, so that two builds can be compared; what ran goes to standard error.
+ */
+#include <math.h>
+
+#include "testing.h"
+
+enum { MAX_WORDS = 1 << 18, CASES = 40 };
+
+/* Where a case writes its result: 32-bit words, every NaN as the same one. */
+typedef struct {
+    uint32_t *words;
+    size_t count;
+} result;
+
+static void keep(result *to, const void *data, size_t count) {
+    CHECK(to->count + count <= MAX_WORDS);
+    memcpy(to->words + to->count, data, count * sizeof *to->words);
+    to->count += count;
+}
+
+static void keep_floats(result *to, const float *x, int64_t count) {
+    keep(to, x, (size_t)count);
+    uint32_t *words = to->words + to->count - (size_t)count;
+    for (int64_t i = 0; i < count; i++)
+        if (x[i] != x[i]) words[i] = 0x7fc00000;
+}
+
+/* Tokens of different magnitude; one case in three holds a special value. */
+static float *activations(uint64_t *seed, int64_t n, int64_t cols) {
+    static const float special[] = {0.0f,   -0.0f,           NAN,      INFINITY,     -INFINITY,
+                                    1e-40f, 127 * 0x1p-126f, 1.4e-36f, 3.4028235e38f};
+    float *x = random_floats(seed, n * cols);
+    for (int64_t t = 0; t < n; t++) {
+        int64_t exponent = random_range(seed, -12, 12);
+        float scale = exponent < 0 ? 1.0f / (float)(1 << -exponent) : (float)(1 << exponent);
+        for (int64_t i = 0; i < cols; i++) x[t * cols + i] *= scale;
+    }
+    if (random_range(seed, 0, 2) == 0) {
+        int64_t at = random_range(seed, 0, n * cols - 1);
+        x[at] = special[random_range(seed, 0, 8)];
+        for (int64_t i = at + 1; i < n * cols && i % 64 != 0; i++) x[i] *= 0.0f;
+    }
+    return x;
+}
+
+static int64_t random_tokens(uint64_t *seed) {
+    static const int64_t tokens[] = {1, 1, 2, 3, 4, 5, 7, 17, 66, 131};
+    return tokens[random_range(seed, 0, 9)];
+}
+
+static void matmul_case(const edb_context *context, uint64_t seed, result *to) {
+    int32_t kind = (int32_t)random_range(&seed, EDB_PAIRS, EDB_F16);
+    int32_t pairs = (int32_t)random_range(&seed, 1, 3);
+    int64_t rows = random_range(&seed, 1, 150), cols = random_range(&seed, 1, 280);
+    int64_t n = random_tokens(&seed);
+    int32_t add = (int32_t)random_range(&seed, 0, 1);
+    edb_matrix matrix = random_matrix(&seed, kind, pairs, rows, cols);
+    float *x = activations(&seed, n, cols), *base = random_floats(&seed, n * rows);
+    float *out = allocate((size_t)(n * rows) * sizeof *out);
+
+    memcpy(out, base, (size_t)(n * rows) * sizeof *out);
+    multiply(context, &matrix, x, out, n, add);
+    keep_floats(to, out, n * rows);
+    for (int64_t t = 0; t < n; t++) /* token by token gives the same */
+        multiply(context, &matrix, x + t * cols, base + t * rows, 1, add);
+    result alone = {allocate(MAX_WORDS * sizeof(uint32_t)), 0};
+    keep_floats(&alone, base, n * rows);
+    CHECK(memcmp(alone.words, to->words + to->count - alone.count, alone.count * 4) == 0);
+
+    free(alone.words);
+    free(out);
+    free(base);
+    free(x);
+    free_matrix(&matrix);
+}
+
+static void quantize_case(const edb_context *context, uint64_t seed, result *to) {
+    int64_t n = random_range(&seed, 1, 20), cols = random_range(&seed, 1, 280);
+    int64_t groups = (cols + 63) / 64;
+    float *x = activations(&seed, n, cols), *sx = random_floats(&seed, n * groups);
+    int8_t *q = allocate((size_t)(n * groups * 64));
+    CHECK(edb_quantize(context, x, q, sx, n, cols) == EDB_OK);
+    keep_floats(to, sx, n * groups);
+    keep(to, q, (size_t)(n * groups * 16));
+    free(q);
+    free(sx);
+    free(x);
+}
+
+static void embed_case(const edb_context *context, uint64_t seed, result *to) {
+    int32_t kind = (int32_t)random_range(&seed, EDB_PAIRS, EDB_F16);
+    int64_t rows = random_range(&seed, 1, 150), cols = random_range(&seed, 1, 280);
+    edb_matrix matrix = random_matrix(&seed, kind, 2, rows, cols);
+    int32_t ids[5];
+    for (int i = 0; i < 5; i++) ids[i] = (int32_t)random_range(&seed, 0, rows - 1);
+    float *out = allocate((size_t)(5 * cols) * sizeof *out);
+    CHECK(edb_embed(context, &matrix, ids, out, 5) == EDB_OK);
+    keep_floats(to, out, 5 * cols);
+    free(out);
+    free_matrix(&matrix);
+}
+
+static void elementwise_case(const edb_context *context, uint64_t seed, result *to) {
+    int64_t n = random_range(&seed, 1, 40), d = random_range(&seed, 1, 280);
+    float *x = activations(&seed, n, 2 * d), *weight = random_floats(&seed, d);
+    float *out = allocate((size_t)(n * d) * sizeof *out);
+    CHECK(edb_swiglu(context, x, out, n, d) == EDB_OK);
+    keep_floats(to, out, n * d);
+    CHECK(edb_rmsnorm(context, x, weight, out, n, d, 1e-5f) == EDB_OK);
+    keep_floats(to, out, n * d);
+    free(out);
+    free(weight);
+    free(x);
+}
+
+static void attention_case(const edb_context *context, uint64_t seed, result *to) {
+    edb_attention_shape shape = {0};
+    shape.n_kv_heads = (int32_t)random_range(&seed, 1, 3);
+    shape.n_heads = shape.n_kv_heads * (int32_t)random_range(&seed, 1, 5);
+    shape.head_dim = 2 * (int32_t)random_range(&seed, 1, 50);
+    shape.cache_kind = random_range(&seed, 0, 1) ? EDB_F16 : EDB_F32;
+    int64_t n = random_range(&seed, 1, 9), pos = random_range(&seed, 0, 70);
+    shape.capacity = pos + n + random_range(&seed, 0, 3);
+
+    int64_t width = (int64_t)(shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim;
+    int64_t cells = shape.n_kv_heads * shape.capacity * shape.head_dim;
+    int64_t angles = shape.capacity * (shape.head_dim / 2);
+    size_t bytes = (size_t)cells * (shape.cache_kind == EDB_F16 ? 2 : 4);
+    float *qkv = random_floats(&seed, n * width);
+    float *cos = random_floats(&seed, angles), *sin = random_floats(&seed, angles);
+    void *caches[2];
+    for (int i = 0; i < 2; i++) {
+        caches[i] = allocate(bytes);
+        for (int64_t j = 0; j < cells; j++) {
+            if (shape.cache_kind == EDB_F16) {
+                ((uint16_t *)caches[i])[j] = random_half(&seed);
+            } else {
+                ((float *)caches[i])[j] = random_float(&seed);
+            }
+        }
+    }
+    int64_t out_width = (int64_t)shape.n_heads * shape.head_dim;
+    float *out = allocate((size_t)(n * out_width) * sizeof *out);
+    size_t scratch_bytes = edb_attention_scratch_bytes(context, &shape, pos + n);
+    void *scratch = malloc(scratch_bytes);
+    CHECK(scratch != NULL);
+
+    CHECK(edb_rope(context, &shape, qkv, cos, sin, caches[0], caches[1], n, pos) == EDB_OK);
+    CHECK(edb_attention(context, &shape, qkv, caches[0], caches[1], out, n, pos, scratch,
+                        scratch_bytes) == EDB_OK);
+    keep_floats(to, qkv, n * width);
+    keep(to, caches[0], bytes / 4);
+    keep(to, caches[1], bytes / 4);
+    keep_floats(to, out, n * out_width);
+    free(scratch);
+    free(out);
+    free(caches[1]);
+    free(caches[0]);
+    free(sin);
+    free(cos);
+    free(qkv);
+}
+
+typedef struct {
+    const char *name;
+    void (*run)(const edb_context *context, uint64_t seed, result *to);
+    int coarse; /* with the 4-bit kernel, whose bits are its own */
+} operation;
+
+static const operation operations[] = {
+    {"matmul", matmul_case, 0},           {"matmul4", matmul_case, 1},
+    {"quantize", quantize_case, 0},       {"embed", embed_case, 0},
+    {"elementwise", elementwise_case, 0}, {"attention", attention_case, 0},
+};
+
+/* Runs the case on one instruction set and kernel, alone and in a pool. */
+static int agrees(const operation *op, uint64_t seed, int32_t isa, const char *kernel,
+                  edb_pool *pool, const result *expected, result *actual) {
+    for (int threads = 1; threads <= 3; threads += 2) {
+        edb_context *context = new_context(edb_isa_name(isa), kernel, threads > 1 ? pool : NULL);
+        actual->count = 0;
+        op->run(context, seed, actual);
+        edb_context_destroy(context);
+        if (actual->count == expected->count &&
+            memcmp(actual->words, expected->words, actual->count * sizeof *actual->words) == 0)
+            continue;
+        fprintf(stderr, "%s, seed %d: %s, %s, %d threads: differs from scalar\n", op->name,
+                (int)seed, edb_isa_name(isa), kernel, threads);
+        return 0;
+    }
+    return 1;
+}
+
+int main(void) {
+    edb_pool *pool;
+    CHECK(edb_pool_create(3, &pool) == EDB_OK);
+    result expected = {allocate(MAX_WORDS * sizeof(uint32_t)), 0};
+    result actual = {allocate(MAX_WORDS * sizeof(uint32_t)), 0};
+
+    for (size_t i = 0; i < sizeof operations / sizeof operations[0]; i++) {
+        const operation *op = &operations[i];
+        edb_context *scalar = new_context("scalar", op->coarse ? "popcount4" : NULL, NULL);
+        uint64_t hash = DIGEST_START;
+        for (uint64_t seed = 1; seed <= CASES; seed++) {
+            expected.count = 0;
+            op->run(scalar, seed, &expected);
+            hash = digest(hash, expected.words, expected.count * sizeof *expected.words);
+            for (int32_t isa = 0; isa < edb_isa_count(); isa++) {
+                const char *kernel;
+                for (int32_t k = 0; (kernel = edb_kernel_name(edb_isa_name(isa), k)) != NULL; k++) {
+                    if (!edb_isa_supported(isa)) continue;
+                    if (op->coarse != (strcmp(kernel, "popcount4") == 0)) continue;
+                    if (op->run != matmul_case && k > 0) continue;
+                    if (!agrees(op, seed, isa, kernel, pool, &expected, &actual)) return 1;
+                }
+            }
+        }
+        edb_context_destroy(scalar);
+        printf("%-12s %016llx\n", op->name, (unsigned long long)hash);
+    }
+    for (int32_t isa = 0; isa < edb_isa_count(); isa++) {
+        if (!edb_isa_supported(isa)) continue;
+        fprintf(stderr, "same bits: %s:", edb_isa_name(isa));
+        for (int32_t k = 0; edb_kernel_name(edb_isa_name(isa), k) != NULL; k++)
+            fprintf(stderr, " %s", edb_kernel_name(edb_isa_name(isa), k));
+        fprintf(stderr, "\n");
+    }
+    free(actual.words);
+    free(expected.words);
+    edb_pool_destroy(pool);
+    return 0;
+}

@@ -1,0 +1,131 @@
+/*
+ * What the C tests share: reproducible random inputs, a digest, and matrices of every kind.
+ *
+ * Inputs come from integers and exact float operations only, never from libm, so that every
+ * processor and C library makes the same ones.
+ */
+#ifndef EDB_TESTING_H
+#define EDB_TESTING_H
+
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../include/edgedb.h"
+
+#define CHECK(condition)                                                            \
+    do {                                                                            \
+        if (!(condition)) {                                                         \
+            fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
+            exit(1);                                                                \
+        }                                                                           \
+    } while (0)
+
+/* SplitMix64. */
+static inline uint64_t random_bits(uint64_t *state) {
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+/* low..high, both included. */
+static inline int64_t random_range(uint64_t *state, int64_t low, int64_t high) {
+    return low + (int64_t)(random_bits(state) % (uint64_t)(high - low + 1));
+}
+
+/* A multiple of 2^-23 in [-1, 1). */
+static inline float random_float(uint64_t *state) {
+    return (float)random_range(state, -(1 << 23), (1 << 23) - 1) * 0x1p-23f;
+}
+
+/* binary16 in about [-2, 2), no NaN, no infinity. */
+static inline uint16_t random_half(uint64_t *state) {
+    uint64_t bits = random_bits(state);
+    return (uint16_t)((bits & 0x83ff) | (bits >> 32) % 16 << 10);
+}
+
+/* Exactly this many bytes, so that a sanitizer sees the first one beyond. */
+static inline void *allocate(size_t bytes) {
+    void *p = bytes % 64 == 0 ? aligned_alloc(64, bytes) : malloc(bytes);
+    CHECK(p != NULL);
+    return memset(p, 0, bytes);
+}
+
+static inline float *random_floats(uint64_t *state, int64_t count) {
+    float *x = allocate((size_t)count * sizeof *x);
+    for (int64_t i = 0; i < count; i++) x[i] = random_float(state);
+    return x;
+}
+
+/* FNV-1a. */
+static inline uint64_t digest(uint64_t hash, const void *data, size_t bytes) {
+    const uint8_t *p = data;
+    for (size_t i = 0; i < bytes; i++) hash = (hash ^ p[i]) * 0x100000001b3u;
+    return hash;
+}
+#define DIGEST_START 0xcbf29ce484222325u
+
+/* Random bytes, padding included: nothing beyond the matrix may reach a result. */
+static inline edb_matrix random_matrix(uint64_t *state, int32_t kind, int32_t pairs, int64_t rows,
+                                       int64_t cols) {
+    int64_t blocks = (rows + 63) / 64 * ((cols + 63) / 64), n_scales = 0;
+    uint8_t *data = NULL;
+    if (kind == EDB_PAIRS) {
+        data = allocate((size_t)(pairs * blocks * 1152));
+        for (int64_t block = 0; block < pairs * blocks; block++) {
+            uint8_t *p = data + block * 1152;
+            for (int i = 0; i < 1024; i++) p[i] = (uint8_t)random_bits(state);
+            for (int row = 0; row < 64; row++) {
+                int64_t c1 = random_range(state, -127, 127);
+                int64_t low = c1 < 0 ? -127 - c1 : -127, high = c1 > 0 ? 127 - c1 : 127;
+                p[1024 + row] = (uint8_t)c1;
+                p[1088 + row] = (uint8_t)random_range(state, low, high);
+            }
+        }
+        n_scales = pairs * rows;
+    } else if (kind == EDB_INT8) {
+        data = allocate((size_t)(blocks * 4096));
+        for (int64_t i = 0; i < blocks * 4096; i++)
+            data[i] = (uint8_t)random_range(state, -127, 127);
+        n_scales = blocks * 64;
+    } else {
+        int64_t bytes = rows * cols * (kind == EDB_F16 ? 2 : 4);
+        data = allocate((size_t)((bytes + 63) & ~(int64_t)63));
+        for (int64_t i = 0; i < rows * cols; i++) {
+            float wide = random_float(state);
+            uint16_t half = random_half(state);
+            if (kind == EDB_F16) {
+                memcpy(data + 2 * i, &half, sizeof half);
+            } else {
+                memcpy(data + 4 * i, &wide, sizeof wide);
+            }
+        }
+    }
+    float *scales = n_scales > 0 ? random_floats(state, n_scales) : NULL;
+    return (edb_matrix){kind, pairs, rows, cols, data, scales};
+}
+
+static inline void free_matrix(edb_matrix *matrix) {
+    free((void *)(uintptr_t)matrix->data);
+    free((void *)(uintptr_t)matrix->scales);
+}
+
+static inline edb_context *new_context(const char *isa, const char *kernel, edb_pool *pool) {
+    edb_context *context;
+    CHECK(edb_context_create(isa, kernel, pool, &context) == EDB_OK);
+    return context;
+}
+
+static inline void multiply(const edb_context *context, const edb_matrix *matrix, const float *x,
+                            float *out, int64_t n, int32_t add) {
+    size_t bytes = edb_matmul_scratch_bytes(context, matrix, n);
+    CHECK(bytes > 0);
+    void *scratch = malloc(bytes);
+    CHECK(scratch != NULL);
+    CHECK(edb_matmul(context, matrix, x, out, n, add, scratch, bytes) == EDB_OK);
+    free(scratch);
+}
+
+#endif
