@@ -51,7 +51,7 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 class ReferenceMatrix:
-    """A weight matrix, expanded on first use: integer weights to one byte, dense ones to float32."""
+    """A matrix, expanded on first use: integer weights to one byte, dense ones to float32."""
 
     def __init__(self, tensor: LinearTensor) -> None:
         self.tensor = tensor
