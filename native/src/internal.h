@@ -112,7 +112,9 @@ typedef struct {
 /* CPU features; a row of the instruction-set table needs all of its bits. */
 enum {
     EDB_CPU_BASELINE = 0,
-    EDB_CPU_AVX2 = 1 << 0,     /* AVX2, FMA and F16C, and the system saves the registers */
+    EDB_CPU_AVX2 = 1 << 0, /* AVX2, FMA and F16C, and the system saves the registers */
+    /* AVX-512 as in Ice Lake and Zen 4: F, BW, DQ, VL, VBMI, VNNI, GFNI, BITALG, VPOPCNTDQ */
+    EDB_CPU_AVX512 = 1 << 1,
     EDB_CPU_DOTPROD = 1 << 16, /* sdot of Armv8.2; NEON itself belongs to every 64-bit Arm */
 };
 
@@ -139,6 +141,7 @@ void edb_prepare_planes(const int8_t *q, const float *sx, int64_t stride, int64_
 
 extern const edb_kernels edb_kernels_scalar;
 extern const edb_kernels edb_kernels_avx2;
+extern const edb_kernels edb_kernels_avx512;
 extern const edb_kernels edb_kernels_neon, edb_kernels_neon_dotprod;
 
 /* Kernels of the two NEON sets that live in a file of their own. */
@@ -150,7 +153,7 @@ void edb_int8_tile_dotprod(const int8_t *codes, const float *scales, int64_t gro
                            const int8_t *next);
 
 extern const edb_pair_kernel edb_popcount_scalar, edb_popcount4_scalar;
-extern const edb_pair_kernel edb_lookup_avx2;
+extern const edb_pair_kernel edb_lookup_avx2, edb_lookup_avx512;
 extern const edb_pair_kernel edb_lookup_neon, edb_lookup_neon_dotprod;
 
 struct edb_context {
