@@ -153,6 +153,8 @@ void edb_int8_tile_dotprod(const int8_t *codes, const float *scales, int64_t gro
                            const int8_t *next);
 
 extern const edb_pair_kernel edb_popcount_scalar, edb_popcount4_scalar;
+extern const edb_pair_kernel edb_popcount_avx2, edb_popcount4_avx2;
+extern const edb_pair_kernel edb_popcount_avx512, edb_popcount4_avx512;
 extern const edb_pair_kernel edb_lookup_avx2, edb_lookup_avx512;
 extern const edb_pair_kernel edb_lookup_neon, edb_lookup_neon_dotprod;
 

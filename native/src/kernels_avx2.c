@@ -267,7 +267,7 @@ const edb_kernels edb_kernels_avx2 = {
     .to_f16 = to_f16,
     .from_f16 = from_f16,
     .attend = attend,
-    .pairs = {&edb_lookup_avx2},
+    .pairs = {&edb_lookup_avx2, &edb_popcount_avx2, &edb_popcount4_avx2},
 };
 
 #if defined(__clang__)

@@ -282,7 +282,7 @@ const edb_kernels edb_kernels_avx512 = {
     .to_f16 = to_f16,
     .from_f16 = from_f16,
     .attend = attend,
-    .pairs = {&edb_lookup_avx512},
+    .pairs = {&edb_lookup_avx512, &edb_popcount_avx512, &edb_popcount4_avx512},
 };
 
 #if defined(__clang__)

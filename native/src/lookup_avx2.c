@@ -38,9 +38,9 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 
-enum { TABLE_BYTES = 32 * EDB_QUADS };
+#include "finish_avx2.h"
 
-static EDB_INLINE __m256i load256(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+enum { TABLE_BYTES = 32 * EDB_QUADS };
 
 /* A quad's table: 16 bytes of low 5 bits, then 16 bytes of high bits. */
 static void prepare(const int8_t *q, const float *sx, int64_t stride, int64_t groups,
@@ -79,16 +79,6 @@ static EDB_INLINE __m256i join(__m256i low_b_high, __m256i low_a) {
     return _mm256_add_epi16(_mm256_maddubs_epi16(low_b_high, one_and_32), low_a);
 }
 
-/* acc += sx * (c1*S1 + c2*S2) for the eight rows whose S1, S2 and (c1, c2) << 8 are interleaved. */
-static EDB_INLINE void finish8(float *acc, __m256 sx, __m256i s, __m256i c_high) {
-    __m256i sum = _mm256_madd_epi16(s, _mm256_srai_epi16(c_high, 8));
-    _mm256_store_ps(acc, _mm256_fmadd_ps(sx, _mm256_cvtepi32_ps(sum), _mm256_load_ps(acc)));
-}
-
-/*
- * Finishes a group for 32 rows. Unpacking works inside 128-bit halves, so acc holds rows
- * 0-3 16-19 | 4-7 20-23 | 8-11 24-27 | 12-15 28-31 of the slice.
- */
 static EDB_INLINE void finish32(float *acc, __m256 sx, __m256i bias, const uint8_t *c1,
                                 __m256i low1a, __m256i low1b, __m256i high1, __m256i low2a,
                                 __m256i low2b, __m256i high2) {
@@ -96,19 +86,13 @@ static EDB_INLINE void finish32(float *acc, __m256 sx, __m256i bias, const uint8
     __m256i c1_bytes = load256(c1), c2_bytes = load256(c1 + EDB_TILE);
     __m256i s1 = join(_mm256_unpacklo_epi8(low1b, high1), _mm256_unpacklo_epi8(low1a, zero));
     __m256i s2 = join(_mm256_unpacklo_epi8(low2b, high2), _mm256_unpacklo_epi8(low2a, zero));
-    __m256i c = _mm256_unpacklo_epi8(c1_bytes, c2_bytes);
-    s1 = _mm256_add_epi16(s1, bias);
-    s2 = _mm256_add_epi16(s2, bias);
-    finish8(acc, sx, _mm256_unpacklo_epi16(s1, s2), _mm256_unpacklo_epi8(zero, c));
-    finish8(acc + 8, sx, _mm256_unpackhi_epi16(s1, s2), _mm256_unpackhi_epi8(zero, c));
+    finish16(acc, sx, _mm256_add_epi16(s1, bias), _mm256_add_epi16(s2, bias),
+             _mm256_unpacklo_epi8(c1_bytes, c2_bytes));
 
     s1 = join(_mm256_unpackhi_epi8(low1b, high1), _mm256_unpackhi_epi8(low1a, zero));
     s2 = join(_mm256_unpackhi_epi8(low2b, high2), _mm256_unpackhi_epi8(low2a, zero));
-    c = _mm256_unpackhi_epi8(c1_bytes, c2_bytes);
-    s1 = _mm256_add_epi16(s1, bias);
-    s2 = _mm256_add_epi16(s2, bias);
-    finish8(acc + 16, sx, _mm256_unpacklo_epi16(s1, s2), _mm256_unpacklo_epi8(zero, c));
-    finish8(acc + 24, sx, _mm256_unpackhi_epi16(s1, s2), _mm256_unpackhi_epi8(zero, c));
+    finish16(acc + 16, sx, _mm256_add_epi16(s1, bias), _mm256_add_epi16(s2, bias),
+             _mm256_unpackhi_epi8(c1_bytes, c2_bytes));
 }
 
 /* One quad: rows 0-31 add to p, rows 32-63 to r. */
@@ -163,15 +147,7 @@ static void tile(const uint8_t *block, int64_t groups, const uint8_t *table,
         block += EDB_BLOCK_BYTES;
         table += TABLE_BYTES;
     }
-    for (int slice = 0; slice < EDB_TILE; slice += 32) { /* back to consecutive rows */
-        for (int i = 0; i < 16; i += 8) {
-            const float *from = acc + slice + 2 * i;
-            for (int half = 0; half < 2; half++) {
-                _mm_storeu_ps(out + slice + i + 16 * half, _mm_load_ps(from + 4 * half));
-                _mm_storeu_ps(out + slice + i + 4 + 16 * half, _mm_load_ps(from + 8 + 4 * half));
-            }
-        }
-    }
+    store_rows(out, acc);
 }
 
 const edb_pair_kernel edb_lookup_avx2 = {

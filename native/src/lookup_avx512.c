@@ -37,10 +37,10 @@
 #pragma GCC target("avx512f,avx512bw,avx512vbmi,avx512vnni,gfni")
 #endif
 
+#include "finish_avx512.h"
+
 /* 16 tables of low bits, then 16 of high bits. */
 enum { HIGH_TABLES = 16 * EDB_QUADS, TABLE_BYTES = 2 * HIGH_TABLES };
-
-static EDB_INLINE __m512i load512(const void *p) { return _mm512_loadu_si512(p); }
 
 /* The table of a quad: its minimum of the subset sums is taken away, 0..508 is left. */
 static EDB_INLINE __m512i subset_sums(const int8_t *q, int quad, __m512i subsets, __m512i sizes) {
@@ -89,12 +89,6 @@ static EDB_INLINE __m512i join(__m512i low_b_high, __m512i low_a, __m512i bias) 
     return _mm512_add_epi16(_mm512_add_epi16(sum, low_a), bias);
 }
 
-/* acc + sx * (c1*S1 + c2*S2) for the sixteen rows whose S1, S2 and (c1, c2) << 8 are interleaved. */
-static EDB_INLINE __m512 finish16(__m512 acc, __m512 sx, __m512i s, __m512i c_high) {
-    __m512i sum = _mm512_madd_epi16(s, _mm512_srai_epi16(c_high, 8));
-    return _mm512_fmadd_ps(sx, _mm512_cvtepi32_ps(sum), acc);
-}
-
 /*
  * Four tables fill a register, so a quad's index is its nibble and, above, the quad modulo 4. One
  * affine map of the byte's bits gives that: it takes a nibble and adds a constant.
@@ -131,9 +125,8 @@ static void tile(const uint8_t *block, int64_t groups, const uint8_t *table,
     const __m512i zero = _mm512_setzero_si512();
     const __m512i low_nibble = _mm512_set1_epi64(LOW_NIBBLE);
     const __m512i high_nibble = _mm512_set1_epi64(HIGH_NIBBLE);
-    /* Unpacking works inside 128-bit lanes: sums k holds rows 16*lane + 4*k + 0..3. */
-    __m512 sums0, sums1, sums2, sums3;
-    sums0 = sums1 = sums2 = sums3 = _mm512_setzero_ps();
+    row_sums sums = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                     _mm512_setzero_ps()};
 
     for (int64_t g = 0; g < groups; g++) {
         int64_t left = groups - g - BLOCKS_AHEAD;
@@ -148,33 +141,17 @@ static void tile(const uint8_t *block, int64_t groups, const uint8_t *table,
         _mm_prefetch(ahead + 1024, _MM_HINT_T1);
         _mm_prefetch(ahead + 1088, _MM_HINT_T1);
 
-        __m512 sx = _mm512_set1_ps(meta[g].sx);
         __m512i bias = _mm512_set1_epi16((int16_t)meta[g].bias);
-        __m512i c1 = load512(block + 1024), c2 = load512(block + 1088);
-        __m512i s1 =
-            join(_mm512_unpacklo_epi8(low1b, high1), _mm512_unpacklo_epi8(low1a, zero), bias);
-        __m512i s2 =
-            join(_mm512_unpacklo_epi8(low2b, high2), _mm512_unpacklo_epi8(low2a, zero), bias);
-        __m512i c = _mm512_unpacklo_epi8(c1, c2);
-        sums0 = finish16(sums0, sx, _mm512_unpacklo_epi16(s1, s2), _mm512_unpacklo_epi8(zero, c));
-        sums1 = finish16(sums1, sx, _mm512_unpackhi_epi16(s1, s2), _mm512_unpackhi_epi8(zero, c));
-        s1 = join(_mm512_unpackhi_epi8(low1b, high1), _mm512_unpackhi_epi8(low1a, zero), bias);
-        s2 = join(_mm512_unpackhi_epi8(low2b, high2), _mm512_unpackhi_epi8(low2a, zero), bias);
-        c = _mm512_unpackhi_epi8(c1, c2);
-        sums2 = finish16(sums2, sx, _mm512_unpacklo_epi16(s1, s2), _mm512_unpacklo_epi8(zero, c));
-        sums3 = finish16(sums3, sx, _mm512_unpackhi_epi16(s1, s2), _mm512_unpackhi_epi8(zero, c));
+        sums = finish64(
+            sums, meta[g].sx, block + 1024,
+            join(_mm512_unpacklo_epi8(low1b, high1), _mm512_unpacklo_epi8(low1a, zero), bias),
+            join(_mm512_unpackhi_epi8(low1b, high1), _mm512_unpackhi_epi8(low1a, zero), bias),
+            join(_mm512_unpacklo_epi8(low2b, high2), _mm512_unpacklo_epi8(low2a, zero), bias),
+            join(_mm512_unpackhi_epi8(low2b, high2), _mm512_unpackhi_epi8(low2a, zero), bias));
         block += EDB_BLOCK_BYTES;
         table += TABLE_BYTES;
     }
-#define STORE_LANE(lane)                                                       \
-    _mm_storeu_ps(out + 16 * (lane), _mm512_extractf32x4_ps(sums0, lane));     \
-    _mm_storeu_ps(out + 16 * (lane) + 4, _mm512_extractf32x4_ps(sums1, lane)); \
-    _mm_storeu_ps(out + 16 * (lane) + 8, _mm512_extractf32x4_ps(sums2, lane)); \
-    _mm_storeu_ps(out + 16 * (lane) + 12, _mm512_extractf32x4_ps(sums3, lane))
-    STORE_LANE(0);
-    STORE_LANE(1);
-    STORE_LANE(2);
-    STORE_LANE(3);
+    store_rows(out, sums);
 }
 
 const edb_pair_kernel edb_lookup_avx512 = {
