@@ -4,6 +4,8 @@
 # make lint    ruff and mypy
 # make test-native, test-arm, test-sanitize
 #              the C library alone: here, as 64-bit Arm code under qemu, under sanitizers
+# make wheel-arm, test-wheel-arm
+#              cross-build the wheel for 64-bit Arm; run it under qemu on Debian 12
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -17,7 +19,7 @@ BENCH ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: chat test test-native test-arm test-sanitize bench bench-kernels lint clean
+.PHONY: chat test test-native test-arm test-sanitize wheel-arm test-wheel-arm bench bench-kernels lint clean
 .DELETE_ON_ERROR:
 
 chat: $(BIN)/.installed $(MODEL)
@@ -33,6 +35,12 @@ test-native:
 
 test-arm test-sanitize:
 	@$(MAKE) --no-print-directory -C native/tests $@
+
+wheel-arm: $(BIN)/.installed
+	@native/wheel_arm.sh $(BIN)/python dist
+
+test-wheel-arm: wheel-arm
+	@native/wheel_arm_test.sh $(BIN)/python dist .cache/arm64 models/smollm2-135m-instruct-db2.dbb
 
 bench: $(BIN)/.installed $(if $(SHAPE),,$(MODEL))
 	@$(BIN)/edgedb bench $(if $(SHAPE),--shape $(SHAPE),$(MODEL)) $(BENCH)
