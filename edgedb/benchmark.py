@@ -51,6 +51,7 @@ class BenchRow:
     threads: int
     backend: str
     isa: str
+    kernel: str  # of the pairs; empty where the backend has only one way
     mean: float  # tokens a second
     deviation: float
     gb_per_second: float  # weights read a second while decoding; 0 for prompts
@@ -127,11 +128,14 @@ def run(
     threads: Sequence[int] = (),
     backend: str | None = None,
     isa: str | None = None,
+    all_kernels: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> list[BenchRow]:
     """Measure every test at every thread count (default: the backend's own).
 
-    Give either ``model`` (a ``.dbb``) or ``shape`` (a key of ``SHAPES``).
+    Give either ``model`` (a ``.dbb``) or ``shape`` (a key of ``SHAPES``). With ``all_kernels``,
+    decoding is also measured with the other kernels of the instruction set, unless EDGEDB_KERNEL
+    forces one.
     """
     if (model is None) == (shape is None):
         raise EdgeDBError("give either a model file or --shape")
@@ -152,11 +156,27 @@ def run(
     rows = []
     for count in threads or (None,):
         ops = create(backend, isa, count)
-        for row in _measure(name, weights, ops, prompt, decode, repetitions):
-            if progress is not None:
-                progress(f"{row.test} at {row.threads} threads: {row.mean:.1f} tokens/s")
-            rows.append(row)
+        measured = [(ops, prompt)]
+        if all_kernels:
+            measured += [(other, ()) for other in _other_kernels(ops)]
+        for chosen, lengths in measured:
+            for row in _measure(name, weights, chosen, lengths, decode, repetitions):
+                if progress is not None:
+                    how = f"{row.threads} threads, {row.kernel or row.backend}"
+                    progress(f"{row.test} at {how}: {row.mean:.1f} tokens/s")
+                rows.append(row)
     return rows
+
+
+def _other_kernels(ops: Ops) -> Iterator[Ops]:
+    """The same backend, instruction set and threads with each kernel that ``ops`` does not use."""
+    if ops.name != "native" or os.environ.get("EDGEDB_KERNEL"):
+        return
+    from .ops import native
+
+    for kernel in native.kernels(ops.isa):
+        if kernel != ops.kernel:
+            yield create(ops.name, ops.isa, ops.threads, kernel)
 
 
 def _measure(
@@ -210,6 +230,7 @@ def _measure(
             threads=ops.threads,
             backend=ops.name,
             isa=ops.isa,
+            kernel=ops.kernel,
             mean=mean,
             deviation=statistics.stdev(speeds) if len(speeds) > 1 else 0.0,
             gb_per_second=bytes_per_token * mean / 1e9 if test.startswith("tg") else 0.0,
@@ -223,6 +244,7 @@ _COLUMNS: dict[str, Callable[[BenchRow], str]] = {
     "bits/weight": lambda r: f"{r.bits_per_weight:.2f}",
     "backend": lambda r: r.backend,
     "isa": lambda r: r.isa,
+    "kernel": lambda r: r.kernel,
     "threads": lambda r: str(r.threads),
     "test": lambda r: r.test,
     "tokens/s": lambda r: f"{r.mean:.1f} ± {r.deviation:.1f}",

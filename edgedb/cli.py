@@ -369,5 +369,6 @@ def bench(model: str | None, output: str, threads: tuple[int, ...] | None, **opt
     from . import benchmark, ui
 
     report = ui.warn if sys.stderr.isatty() else None
-    rows = benchmark.run(model, threads=threads or (), progress=report, **options)
+    options["threads"] = threads or ()
+    rows = benchmark.run(model, all_kernels=True, progress=report, **options)
     click.echo(benchmark.report(rows, output))

@@ -6,11 +6,13 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from edgedb import EdgeDBError, benchmark
+from edgedb.ops import native
 from edgedb.tensors import PairTensor
 
 
@@ -25,6 +27,25 @@ def test_every_test_runs_at_every_thread_count(rows: list[benchmark.BenchRow]) -
     decode = next(r for r in rows if r.test == "tg3")
     assert decode.gb_per_second > 0
     assert next(r for r in rows if r.test == "pp5").gb_per_second == 0
+
+
+def test_decoding_is_measured_with_every_kernel(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native.available()[0]:
+        pytest.skip(native.available()[1])
+    options: dict[str, Any] = {"prompt": [5], "decode": [3], "repetitions": 1, "threads": [1]}
+    options |= {"isa": "scalar", "all_kernels": True}
+    rows = benchmark.run(tiny_model, **options)
+    assert [(r.test, r.kernel) for r in rows] == [
+        ("pp5", "lookup"),
+        ("tg3", "lookup"),
+        ("tg3", "popcount"),
+        ("tg3", "popcount4"),
+    ]
+    assert "| popcount4 |" in benchmark.report(rows)
+    monkeypatch.setenv("EDGEDB_KERNEL", "popcount")
+    assert {r.kernel for r in benchmark.run(tiny_model, **options)} == {"popcount"}
 
 
 def test_reports_name_machine_and_commit(rows: list[benchmark.BenchRow]) -> None:
