@@ -18,8 +18,7 @@
  *   vpaddb z             1, 2                          1, p05
  *   vpdpbusd z           4, 1                          5, p0
  *
- * Instructions a weight: 13 for 64 rows by four columns and about 60 to finish a group of 64 by 64,
- * 0.065.
+ * Instructions a weight: 275 for a group of 64 by 64, 0.067.
  */
 #include <string.h>
 
