@@ -21,6 +21,8 @@ CPUS = ("neoverse-n1", "cortex-a72")  # LLVM models the Cortex-A76 (Raspberry Pi
 # What one turn of a kernel's loops works on: an instruction to count, and weights for each.
 KERNELS = {
     ("lookup_neon.c", "tile"): ("tbl", 64 * 64 / 256),
+    ("popcount_neon.c", "tile8"): ("cnt", 8),
+    ("popcount_neon.c", "tile4"): ("cnt", 16),
     ("kernels_neon_int8.c", "edb_int8_tile_neon"): ("sadalp", 16),
     ("kernels_neon_int8.c", "edb_int8_tile_dotprod"): ("sdot", 16),
     ("kernels_neon_int8.c", "edb_expand_block_neon"): ("cmtst", 8),

@@ -157,6 +157,7 @@ extern const edb_pair_kernel edb_popcount_avx2, edb_popcount4_avx2;
 extern const edb_pair_kernel edb_popcount_avx512, edb_popcount4_avx512;
 extern const edb_pair_kernel edb_lookup_avx2, edb_lookup_avx512;
 extern const edb_pair_kernel edb_lookup_neon, edb_lookup_neon_dotprod;
+extern const edb_pair_kernel edb_popcount_neon, edb_popcount4_neon;
 
 struct edb_context {
     const edb_isa *isa;

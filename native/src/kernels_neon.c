@@ -110,13 +110,13 @@ static EDB_INLINE float v_max_lane(v16 x) {
 const edb_kernels edb_kernels_neon = {
     COMMON_KERNELS,
     .int8_tile = edb_int8_tile_neon,
-    .pairs = {&edb_lookup_neon},
+    .pairs = {&edb_lookup_neon, &edb_popcount_neon, &edb_popcount4_neon},
 };
 
 const edb_kernels edb_kernels_neon_dotprod = {
     COMMON_KERNELS,
     .int8_tile = edb_int8_tile_dotprod,
-    .pairs = {&edb_lookup_neon_dotprod},
+    .pairs = {&edb_lookup_neon_dotprod, &edb_popcount_neon, &edb_popcount4_neon},
 };
 
 #else
