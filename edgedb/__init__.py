@@ -22,8 +22,9 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .engine import Chunk, Completion, Model, Session, load
+    from .engine import Model, load
     from .sampling import SamplingParams
+    from .session import Chunk, Completion, Session
 
 try:
     __version__ = version("edgedb-llm")
@@ -47,10 +48,10 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Chunk": "engine",
-    "Completion": "engine",
+    "Chunk": "session",
+    "Completion": "session",
     "Model": "engine",
-    "Session": "engine",
+    "Session": "session",
     "load": "engine",
     "SamplingParams": "sampling",
 }

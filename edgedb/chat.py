@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import ui
-from .engine import Chunk, Message, Model
+from .engine import Message, Model
 from .errors import ContextFullError, EdgeDBError
 from .sampling import SamplingParams
+from .session import Chunk
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from .engine import Chunk, Model, Stats
+    from .engine import Model
     from .evaluate import PerplexityResult
+    from .session import Chunk, Stats
 
 # A model's answer must not move the cursor, recolour the terminal or write to its clipboard.
 _CONTROL = {

@@ -10,7 +10,7 @@ import pytest
 
 import edgedb
 from edgedb import BusyError, ContextFullError, EdgeDBError
-from edgedb.engine import collect
+from edgedb.session import collect
 
 PROMPT = [5, 9, 2, 40, 17, 23, 8]
 
