@@ -22,9 +22,10 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .completion import Chunk, Completion, Stats
     from .engine import Model, load
     from .sampling import SamplingParams
-    from .session import Chunk, Completion, Session
+    from .session import Session
 
 try:
     __version__ = version("edgedb-llm")
@@ -42,14 +43,16 @@ __all__ = [
     "NativeError",
     "SamplingParams",
     "Session",
+    "Stats",
     "TemplateError",
     "UnsupportedModelError",
     "load",
 ]
 
 _LAZY = {
-    "Chunk": "session",
-    "Completion": "session",
+    "Chunk": "completion",
+    "Completion": "completion",
+    "Stats": "completion",
     "Model": "engine",
     "Session": "session",
     "load": "engine",

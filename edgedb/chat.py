@@ -54,20 +54,25 @@ class Conversation:
         of an error or an early cancel, the user turn is taken back.
         """
         self.messages.append({"role": "user", "content": text})
-        said = ""
+        said, blank = "", True
         try:
-            chunks = self._session.stream(
-                self.model.chat_tokens(self.messages),
+            chunks = self._session.chat(
+                self.messages,
+                stream=True,
                 max_tokens=self.options.max_tokens,
                 stop=self.options.stop,
                 params=self.options.params,
                 cancelled=cancelled,
             )
             for chunk in chunks:
-                if not said:  # some models begin with a space or a line of their own
-                    chunk = replace(chunk, text=chunk.text.lstrip())
                 said += chunk.text
-                yield chunk
+                # Some models begin with a space or a line of their own. It is not shown, but stays
+                # in the conversation: the next turn reads only what differs from what was said.
+                if not blank:
+                    yield chunk
+                    continue
+                blank = not chunk.text.strip()
+                yield replace(chunk, text=chunk.text.lstrip())
         finally:
             if said:
                 self.messages.append({"role": "assistant", "content": said})

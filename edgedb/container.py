@@ -1,4 +1,5 @@
-"""The outer shell of a ``.dbb``: a safetensors header with a fixed opening and a checksum.
+"""The outer shell of a ``.dbb`` and of a saved session: a safetensors header with a fixed opening
+and a checksum.
 
 ``[8 bytes: header length N, little endian][N bytes: JSON, space padded][data]``, with ``8 + N`` a
 multiple of 64. The JSON opens with ``PREFIX`` and eight hex digits: the CRC-32 of the first
@@ -92,8 +93,12 @@ def parse_json(text: str | bytes, what: str) -> Any:
         raise FormatError(f"{what}: not valid JSON ({reason[:120]})") from None
 
 
-def read_header(data: Any, size: int) -> tuple[dict[str, str], dict[str, Entry], int]:
+def read_header(
+    data: Any, size: int, *, kind: str = "dbb", version: str = VERSION
+) -> tuple[dict[str, str], dict[str, Entry], int]:
     """Read and check the header of a file of ``size`` bytes held in ``data`` (bytes or mmap).
+
+    ``kind`` and ``version`` are what its metadata must say.
 
     Returns the metadata, the tensors by name, and the offset of the data. Checked here: length,
     checksum, JSON, types, shapes against byte counts, alignment, and that the tensors cover the
@@ -105,7 +110,7 @@ def read_header(data: Any, size: int) -> tuple[dict[str, str], dict[str, Entry],
     if length > MAX_HEADER_BYTES:
         raise FormatError(
             f"header: claims {length} bytes, more than the {MAX_HEADER_BYTES} allowed; "
-            "the file is damaged or not a .dbb"
+            f"the file is damaged or not a {_noun(kind)}"
         )
     start = 8 + length
     if start > size:
@@ -114,7 +119,7 @@ def read_header(data: Any, size: int) -> tuple[dict[str, str], dict[str, Entry],
         )
     header = bytes(data[:start])
     if header[8:CRC_START] != PREFIX:
-        raise FormatError(_explain_foreign_header(header[8:]))
+        raise FormatError(_explain_foreign_header(header[8:], kind))
     stored = header[CRC_START : CRC_START + 8]
     zeroed = header[:CRC_START] + b"0" * 8 + header[CRC_START + 8 :]
     if stored != b"%08x" % zlib.crc32(zeroed):
@@ -126,11 +131,13 @@ def read_header(data: Any, size: int) -> tuple[dict[str, str], dict[str, Entry],
     for key, value in metadata.items():
         if type(value) is not str:
             raise FormatError(f"header: metadata {key[:80]!r} is not a string")
-    if metadata.get("format") != "dbb":
-        raise FormatError(f"header: format is {metadata.get('format')!r}, expected 'dbb'")
-    if metadata.get("version") != VERSION:
+    if metadata.get("format") != kind:
         raise FormatError(
-            f"header: version {str(metadata.get('version'))[:20]!r}; this edgedb reads {VERSION}"
+            f"header: format is {str(metadata.get('format'))[:40]!r}, expected {kind!r}"
+        )
+    if metadata.get("version") != version:
+        raise FormatError(
+            f"header: version {str(metadata.get('version'))[:20]!r}; this edgedb reads {version}"
         )
     if start % ALIGNMENT:
         raise FormatError(f"header: data starts at byte {start}, no multiple of {ALIGNMENT}")
@@ -139,7 +146,13 @@ def read_header(data: Any, size: int) -> tuple[dict[str, str], dict[str, Entry],
     return metadata, entries, start
 
 
-def _explain_foreign_header(text: bytes) -> str:
+def _noun(kind: str) -> str:
+    return ".dbb file" if kind == "dbb" else f"file of the kind {kind}"
+
+
+def _explain_foreign_header(text: bytes, kind: str) -> str:
+    if kind != "dbb":
+        return f"not a {_noun(kind)}"
     if not text.startswith(b"{"):
         return "not a .dbb file: it does not start with a safetensors header"
     try:

@@ -6,6 +6,8 @@ no memory beyond the page cache. ``DbbWriter`` (in ``dbb_writer``) makes such fi
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import mmap
 import os
@@ -62,7 +64,8 @@ class DbbFile:
     """An open model file. Arrays are read-only views of the mapped file and keep it mapped.
 
     linears: every matrix of ``config.linear_shapes()``; norms: float32 ``[n]`` for every name of
-    ``config.norm_shapes()``; quantization: free JSON, how the file was made.
+    ``config.norm_shapes()``; quantization: free JSON, how the file was made; fingerprint: SHA-256
+    over hyper-parameters and the checksums of all tensors, in hexadecimal.
     """
 
     path: Path
@@ -72,6 +75,7 @@ class DbbFile:
     linears: dict[str, LinearTensor]
     norms: dict[str, np.ndarray]
     size_bytes: int
+    fingerprint: str  # of everything that decides the numbers: hyper-parameters and data
 
 
 def read_dbb(path: str | os.PathLike[str], *, verify: bool = True) -> DbbFile:
@@ -113,7 +117,9 @@ def _read(path: Path, verify: bool) -> DbbFile:
     tokenizer = _decode(
         "tokenizer", metadata, lambda raw: TokenizerSpec.from_metadata(raw, tokenizer_data)
     )
-    return DbbFile(path, config, quantization, tokenizer, linears, norms, size)
+    identity = json.dumps([config.to_dict(), sorted(checksums.items())], sort_keys=True)
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+    return DbbFile(path, config, quantization, tokenizer, linears, norms, size, fingerprint)
 
 
 def _map(path: Path) -> tuple[mmap.mmap, int]:

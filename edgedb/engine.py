@@ -6,18 +6,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from os import PathLike
 from typing import Any, Literal, overload
 
 import numpy as np
 
 from . import ops as operations
+from .completion import Chunk, Completion, collect
 from .config import ModelConfig
 from .dbb import DbbFile, read_dbb
+from .embedding import embed
 from .errors import EdgeDBError
 from .kvcache import KV_DTYPES
 from .llama import Llama
-from .session import Chunk, Completion, Session, collect
+from .session import Session
 from .template import render
 from .tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
 
@@ -82,13 +85,17 @@ class Model:
         """Special tokens and chat template."""
         return self.file.tokenizer
 
-    @property
-    def info(self) -> dict[str, Any]:
-        """What ``edgedb info`` shows: the file's summary and what runs it."""
+    @cached_property
+    def _summary(self) -> dict[str, Any]:
         from .summary import summarize
 
+        return summarize(self.file)  # reads the whole file
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What ``edgedb info`` shows: the file's summary, made once, and what runs it."""
         return {
-            **summarize(self.file),
+            **self._summary,
             "backend": self.ops.name,
             "isa": self.ops.isa,
             "kernel": self.ops.kernel,
@@ -106,8 +113,11 @@ class Model:
 
     def chat_tokens(self, messages: Iterable[Message]) -> list[int]:
         """Ids of a conversation through the model's chat template, ready for the answer."""
-        text = render(self.tokenizer_spec, list(messages))
-        return self.tokenizer.encode(text, add_bos=False, special=True)
+        return self.tokenizer.encode(self.chat_text(messages), add_bos=False, special=True)
+
+    def chat_text(self, messages: Iterable[Message]) -> str:
+        """A conversation as the model's chat template writes it, ready for the answer."""
+        return render(self.tokenizer_spec, list(messages))
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """Next-token logits after each of ``ids``: float32 ``(len(ids), vocab_size)``."""
@@ -116,6 +126,23 @@ class Model:
     def session(self) -> Session:
         """A new, empty session."""
         return Session(self)
+
+    def load_session(self, path: str | PathLike[str]) -> Session:
+        """The session that ``Session.save`` wrote to ``path``.
+
+        Raises ``FormatError`` if the file is damaged or was saved with another model or cache type,
+        ``ContextFullError`` if it holds more than this model's context.
+        """
+        return Session.load(self, path)
+
+    def embed(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Vectors of ``texts``, float32 ``(len(texts), hidden_size)`` of length 1.
+
+        A text's vector is the mean of the last hidden state (after the final norm) over its tokens,
+        divided by its length. Compare two by their dot product. Raises ``EdgeDBError`` for a text
+        without tokens, ``ContextFullError`` for one that is longer than the context.
+        """
+        return embed(self, [texts] if isinstance(texts, str) else list(texts))
 
     @overload
     def generate(
@@ -131,8 +158,7 @@ class Model:
         self, prompt: str | Sequence[int], *, stream: bool = False, **options: Any
     ) -> Completion | Iterator[Chunk]:
         """Continue ``prompt`` (text or token ids); ``options`` are those of ``Session.stream``."""
-        ids = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
-        chunks = self.session().stream(ids, **options)
+        chunks = self.session().generate(prompt, stream=True, **options)
         return chunks if stream else collect(chunks)
 
     def stream(self, prompt: str | Sequence[int], **options: Any) -> Iterator[Chunk]:
@@ -153,5 +179,5 @@ class Model:
         self, messages: Iterable[Message], *, stream: bool = False, **options: Any
     ) -> Completion | Iterator[Chunk]:
         """Answer a list of ``{"role": ..., "content": ...}``; options as in ``generate``."""
-        chunks = self.session().stream(self.chat_tokens(messages), **options)
+        chunks = self.session().chat(messages, stream=True, **options)
         return chunks if stream else collect(chunks)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from .config import ModelConfig
@@ -38,3 +40,15 @@ class KVCache:
     def truncate(self, length: int) -> None:
         """Forget every position from ``length`` on."""
         self.length = min(self.length, length)
+
+    def filled(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Name and filled part of every array, ``[n_kv_heads, length, head_dim]``, as views."""
+        for i, (keys, values) in enumerate(self.layers):
+            yield f"layers.{i}.keys", keys.array[:, : self.length]
+            yield f"layers.{i}.values", values.array[:, : self.length]
+
+    def copy_from(self, other: KVCache) -> None:
+        """Take over the filled positions of ``other``, a cache of the same model and type."""
+        self.length = other.length
+        for (_, mine), (_, theirs) in zip(self.filled(), other.filled(), strict=True):
+            mine[...] = theirs

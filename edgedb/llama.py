@@ -53,6 +53,12 @@ class RunState:
         self.logits = ops.buffer((1, config.vocab_size))
         self.logits_batch: Buffer | None = None  # (n, vocab), only where all are asked for
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all buffers."""
+        buffers = (value for value in vars(self).values() if isinstance(value, Buffer))
+        return sum(buffer.array.nbytes for buffer in buffers)
+
 
 class Llama:
     """Weights bound to a backend. Immutable: sessions on several threads share one."""
@@ -130,3 +136,13 @@ class Llama:
         ops.rmsnorm(last, self.final_norm, xb, 1, eps)
         ops.matmul(self.head, xb, state.logits, 1)
         return state.logits.array[0]
+
+    def hidden(self, tokens: Sequence[int], cache: KVCache, state: RunState) -> np.ndarray:
+        """Read ``tokens`` as ``forward`` does; float32 ``(n, hidden)`` after the final norm.
+
+        The array is the state's own buffer: the next call overwrites it.
+        """
+        n = len(tokens)
+        self.forward(tokens, cache, state, logits=None)
+        self.ops.rmsnorm(state.x, self.final_norm, state.xb, n, self.config.norm_eps)
+        return state.xb.array[:n]

@@ -17,7 +17,7 @@ from .errors import EdgeDBError
 from .exactmath import exp
 
 Floats = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.intp]
+Ids = npt.NDArray[np.integer]
 
 # Logits this far below the best are rarely among the top k: looking at the rest first saves a
 # partition of the whole vocabulary. Any value gives the same choice.
@@ -70,7 +70,7 @@ class Sampler:
         self.seed = secrets.randbits(63) if params.seed is None else int(params.seed)
         self._random = np.random.Generator(np.random.PCG64(self.seed))
 
-    def sample(self, logits: Floats, history: Sequence[int] = ()) -> int:
+    def sample(self, logits: Floats, history: Sequence[int] | Ids = ()) -> int:
         """The next token after ``history``, from ``logits``: float32 ``(vocab,)``, left as is.
 
         Of equally likely tokens the lowest id comes first. Raises ``EdgeDBError`` if a logit is
@@ -97,7 +97,7 @@ class Sampler:
         return int(ids[min(drawn, int(np.searchsorted(cumulative, total)))])
 
 
-def _penalized(logits: Floats, history: Sequence[int], params: SamplingParams) -> Floats:
+def _penalized(logits: Floats, history: Sequence[int] | Ids, params: SamplingParams) -> Floats:
     """Logits with the repetition penalty of CTRL (arXiv 1909.05858, section 4.1)."""
     if params.repetition_penalty == 1 or not params.repetition_window or not len(history):
         return logits

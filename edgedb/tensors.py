@@ -124,6 +124,7 @@ class Part(NamedTuple):
 DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"),
     "I8": np.dtype("i1"),
+    "I32": np.dtype("<i4"),
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
 }

@@ -102,6 +102,12 @@ class Tokenizer(Protocol):
     """What the engine needs of a tokenizer. Safe to share between threads."""
 
     vocab_size: int
+    leading: int  # not 0: encoding puts a space before a text, decoding drops it
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of special tokens, which are no part of a text."""
+        ...
 
     def encode(self, text: str, *, add_bos: bool | None = None, special: bool = False) -> list[int]:
         """Token ids of ``text``.
@@ -121,8 +127,11 @@ class Tokenizer(Protocol):
         """A decoder for ids that arrive one by one and continue the text of ``after``."""
         ...
 
-    def token_bytes(self, token: int) -> bytes:
-        """The bytes that ``token`` adds to a text; empty for special and unknown ids."""
+    def token_bytes(self, token: int, skip_special: bool = True) -> bytes:
+        """The bytes that ``token`` adds to a text; empty for unknown ids.
+
+        Special tokens give their spelling (``<|im_end|>``) or, with ``skip_special``, nothing.
+        """
         ...
 
 
@@ -167,6 +176,10 @@ class _Vocabulary:
         self._spec = spec
         self._bytes: dict[int, bytes] = {}
         self._hidden = {i for i in (spec.bos_id, *spec.eos_ids) if i is not None}
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        return frozenset(self._hidden)
 
     def encode(self, text: str, *, add_bos: bool | None = None, special: bool = False) -> list[int]:
         try:

@@ -90,6 +90,20 @@ def tiny_spec(tiny_bpe: bytes) -> TokenizerSpec:
 @pytest.fixture(scope="session")
 def tiny_model(tiny_spec: TokenizerSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ``.dbb`` of two layers with random weights; no size is a multiple of 64."""
+    path = tmp_path_factory.mktemp("model") / "tiny.dbb"
+    _write_tiny(path, tiny_spec, 512)
+    return path
+
+
+@pytest.fixture(scope="session")
+def long_model(tiny_spec: TokenizerSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``tiny_model`` for contexts of up to 8,192 tokens."""
+    path = tmp_path_factory.mktemp("model") / "long.dbb"
+    _write_tiny(path, tiny_spec, 8192)
+    return path
+
+
+def _write_tiny(path: Path, spec: TokenizerSpec, max_positions: int) -> None:
     config = ModelConfig(
         model_type="llama",
         vocab_size=320,
@@ -99,14 +113,13 @@ def tiny_model(tiny_spec: TokenizerSpec, tmp_path_factory: pytest.TempPathFactor
         n_heads=4,
         n_kv_heads=2,
         head_dim=18,
-        max_position_embeddings=512,
+        max_position_embeddings=max_positions,
     )
-    path = tmp_path_factory.mktemp("model") / "tiny.dbb"
     kinds: dict[str, Kind] = dict.fromkeys(config.linear_shapes(), 1)
     kinds.update(embedding="int8", head="int8")
     rng = np.random.Generator(np.random.PCG64(7))
     norms = config.norm_shapes()
-    with DbbWriter(path, config, tiny_spec, kinds) as writer:
+    with DbbWriter(path, config, spec, kinds) as writer:
         for name in list(writer.remaining):
             if name in norms:
                 writer.put(name, np.ones(norms[name], np.float32))
@@ -120,7 +133,6 @@ def tiny_model(tiny_spec: TokenizerSpec, tmp_path_factory: pytest.TempPathFactor
             else:
                 writer.put(name, _random_pair(rows, cols, rng))
         writer.finish({"group": 64, "method": "random weights"})
-    return path
 
 
 def _random_pair(rows: int, cols: int, rng: np.random.Generator) -> PairTensor:

@@ -1,0 +1,67 @@
+"""What an answer is made of: chunks while it streams, a completion at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass
+class Stats:
+    """How much was read and written, and how long it took."""
+
+    prompt_tokens: int = 0  # tokens of the prompt
+    read_tokens: int = 0  # of these, the ones that the cache did not hold yet
+    completion_tokens: int = 0
+    prompt_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    @property
+    def prompt_per_second(self) -> float:
+        """Prompt tokens a second, of those that were read now."""
+        return self.read_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
+
+    @property
+    def decode_per_second(self) -> float:
+        """Decoded tokens a second."""
+        return self.completion_tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One step of a streamed answer.
+
+    ``text`` may be empty: a token can end inside a character, or text can be held back because it
+    may turn out to be a stop string. The last chunk alone has a ``finish_reason``.
+    """
+
+    text: str
+    token: int | None
+    finish_reason: FinishReason | None
+    stats: Stats
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole answer; ``tokens`` are its ids, without the one that ended it."""
+
+    text: str
+    tokens: list[int] = field(repr=False)
+    finish_reason: FinishReason
+    stats: Stats
+
+
+def collect(chunks: Iterable[Chunk]) -> Completion:
+    """Run a stream to its end."""
+    text: list[str] = []
+    tokens: list[int] = []
+    last: Chunk | None = None
+    for last in chunks:
+        text.append(last.text)
+        if last.token is not None:
+            tokens.append(last.token)
+    assert last is not None and last.finish_reason is not None, "a stream ends with a finish reason"
+    return Completion("".join(text), tokens, last.finish_reason, last.stats)

@@ -1,0 +1,186 @@
+"""A session on disk: its tokens and what the model made of them (``docs/format.md``).
+
+A safetensors file with the shell of a ``.dbb``: checksummed header and tensors, nothing trusted.
+It fits one model only, which it names by the checksum of that model's file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+import stat
+import tempfile
+import zlib
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .container import PAD_NAME, Entry, align, lay_out, parse_json, read_header, render_header
+from .errors import ContextFullError, EdgeDBError, FormatError
+from .kvcache import KVCache
+from .tensors import DTYPES, Part
+
+KIND = "edgedb-session"
+VERSION = "1"
+_NAME_OF_DTYPE = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def write_session(
+    path: str | os.PathLike[str],
+    fingerprint: str,
+    tokens: np.ndarray,
+    cache: KVCache,
+    extra: Mapping[str, Any],
+) -> None:
+    """Write ``tokens`` int32 ``[n]`` and the filled part of ``cache`` to ``path``.
+
+    The name appears, or changes its content, only when everything is on the disk; only the owner
+    may read it. ``extra`` must be JSON. Raises ``EdgeDBError`` if the file cannot be written.
+    """
+    arrays = {"tokens": tokens, **dict(cache.filled())}
+    parts = [Part(name, _NAME_OF_DTYPE[a.dtype], a.shape) for name, a in arrays.items()]
+    entries = lay_out(parts)
+    try:
+        document = json.dumps(dict(extra), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise EdgeDBError(f"extra: not JSON ({error})") from None
+    metadata = {
+        "format": KIND,
+        "version": VERSION,
+        "model": fingerprint,
+        "length": str(cache.length),
+        "checksums": json.dumps({name: _crc(array) for name, array in arrays.items()}),
+        "extra": document,
+    }
+    pieces = [render_header(metadata, entries)]
+    _replace(Path(path), pieces, arrays.values())
+
+
+def _crc(array: np.ndarray) -> str:
+    return f"{zlib.crc32(np.ascontiguousarray(array).data):08x}"
+
+
+def _replace(path: Path, head: list[bytes], arrays: Iterable[np.ndarray]) -> None:
+    """Write a temporary file beside ``path`` and rename it."""
+    temporary = ""
+    try:
+        # Made for the owner alone: a conversation is private, whatever the umask.
+        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with open(fd, "wb") as file:
+            file.writelines(head)
+            for array in arrays:
+                file.write(np.ascontiguousarray(array).data)
+                file.write(bytes(align(array.nbytes) - array.nbytes))
+            file.flush()
+            os.fsync(fd)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise EdgeDBError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        if temporary:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def read_session(
+    path: str | os.PathLike[str], fingerprint: str, vocab_size: int, cache: KVCache
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Fill ``cache`` from the file; its tokens int32 ``[n]`` and ``extra``.
+
+    Raises ``FormatError`` if the file is damaged, not a session or one of another model or cache
+    type, and ``ContextFullError`` if it holds more tokens than ``cache``.
+    """
+    try:
+        return _read(Path(path), fingerprint, vocab_size, cache)
+    except (FormatError, ContextFullError) as error:
+        raise type(error)(f"{path}: {error}") from None
+
+
+def _read(
+    path: Path, fingerprint: str, vocab_size: int, cache: KVCache
+) -> tuple[np.ndarray, dict[str, Any]]:
+    data, size = _map(path)
+    metadata, entries, start = read_header(data, size, kind=KIND, version=VERSION)
+    if metadata.get("model") != fingerprint:
+        raise FormatError("saved with another model; load it with the model that made it")
+    extra = parse_json(metadata.get("extra", ""), "extra")
+    checksums = parse_json(metadata.get("checksums", ""), "checksums")
+    if not isinstance(extra, dict) or not isinstance(checksums, dict):
+        raise FormatError("header: extra and checksums must be JSON objects")
+    n_tokens = math.prod(entries["tokens"].shape) if "tokens" in entries else 0
+    if n_tokens > cache.capacity:
+        raise ContextFullError(
+            f"holds {n_tokens} tokens, the context only {cache.capacity}; "
+            "load the model with a larger context"
+        )
+    length = metadata.get("length", "")
+    if not length.isascii() or not length.isdigit() or len(length) > 9 or int(length) > n_tokens:
+        raise FormatError(f"header: length {length[:20]!r}, expected 0 to {n_tokens}")
+
+    def array(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
+        entry = entries.get(name)
+        if entry is None:
+            raise FormatError(f"{name}: missing from the file")
+        if DTYPES[entry.dtype] != dtype:
+            wanted = _NAME_OF_DTYPE[dtype]
+            raise FormatError(f"{name}: dtype {entry.dtype}, this model's cache has {wanted}")
+        if entry.shape != shape:
+            raise FormatError(f"{name}: shape {list(entry.shape)}, expected {list(shape)}")
+        flat = _flat(data, start, entry)
+        if checksums.get(name) != _crc(flat):
+            raise FormatError(f"{name}: checksum does not match; the file is damaged")
+        return flat.reshape(shape)
+
+    tokens = array("tokens", np.dtype(np.int32), (n_tokens,))
+    if n_tokens and not (tokens.min() >= 0 and tokens.max() < vocab_size):
+        raise FormatError(f"tokens: an id is outside the vocabulary of {vocab_size}")
+    cache.length = int(length)
+    names = {"tokens"}
+    for name, target in cache.filled():
+        source = array(name, target.dtype, target.shape)
+        if source.dtype.kind == "f" and not _is_finite(source):
+            raise FormatError(f"{name}: NaN or infinity")
+        target[...] = source
+        names.add(name)
+    for name in entries.keys() - names:
+        if not name.startswith(PAD_NAME):
+            raise FormatError(f"{name[:80]}: a session has no such tensor")
+    return tokens, extra
+
+
+def _flat(data: mmap.mmap, start: int, entry: Entry) -> np.ndarray:
+    dtype, count = DTYPES[entry.dtype], math.prod(entry.shape)
+    if count == 0:
+        return np.empty(0, dtype)
+    return np.frombuffer(data, dtype, count, start + entry.begin)
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    """Whether no element has the largest exponent; on integers, many times faster for float16."""
+    bits, exponent = (np.uint16, 0x7C00) if array.dtype == np.float16 else (np.uint32, 0x7F800000)
+    return not bool(((array.view(bits) & exponent) == exponent).any())
+
+
+def _map(path: Path) -> tuple[mmap.mmap, int]:
+    try:
+        # A FIFO would block the open for ever; non-blocking, it fails the test below.
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        raise FormatError("no such file") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FormatError(f"cannot be opened: {reason}") from None
+    try:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode) or info.st_size == 0:
+            raise FormatError("is empty or not a regular file")
+        return mmap.mmap(fd, info.st_size, access=mmap.ACCESS_READ), info.st_size
+    except OSError as error:
+        raise FormatError(f"cannot be mapped into memory: {error.strerror}") from None
+    finally:
+        os.close(fd)
