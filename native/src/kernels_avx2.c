@@ -110,6 +110,39 @@ static EDB_INLINE float v_max_lane(v16 x) {
 
 static EDB_INLINE __m256i load256(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 
+/* Byte r of eight -> bytes 4r..4r+3 of 32. half: which eight of the sixteen that x holds twice. */
+static EDB_INLINE __m256i four_times(__m256i x, int half) {
+    const __m256i first = _mm256_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4,
+                                           5, 5, 5, 5, 6, 6, 6, 6, 7, 7, 7, 7);
+    return _mm256_shuffle_epi8(x, _mm256_add_epi8(first, _mm256_set1_epi8((char)(8 * half))));
+}
+
+static EDB_INLINE __m256i twice16(const void *p) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p));
+}
+
+/* Eight rows by four columns: a code where the bit is set, added over both planes. */
+static EDB_INLINE __m256i levels_8x4(__m256i bits, __m256i c1, __m256i c2) {
+    const __m256i bit1 = _mm256_set1_epi32(0x08040201), bit2 = _mm256_slli_epi32(bit1, 4);
+    __m256i has1 = _mm256_cmpeq_epi8(_mm256_and_si256(bits, bit1), bit1);
+    __m256i has2 = _mm256_cmpeq_epi8(_mm256_and_si256(bits, bit2), bit2);
+    return _mm256_add_epi8(_mm256_and_si256(has1, c1), _mm256_and_si256(has2, c2));
+}
+
+static void expand_block(const uint8_t *block, int8_t *codes) {
+    for (int row = 0; row < EDB_TILE; row += 16) {
+        __m256i c1 = twice16(block + 1024 + row), c2 = twice16(block + 1088 + row);
+        __m256i c1a = four_times(c1, 0), c1b = four_times(c1, 1);
+        __m256i c2a = four_times(c2, 0), c2b = four_times(c2, 1);
+        for (int quad = 0; quad < EDB_QUADS; quad++) {
+            __m256i bits = twice16(block + EDB_TILE * quad + row);
+            int8_t *out = codes + 4 * (EDB_TILE * quad + row);
+            _mm256_storeu_si256((__m256i *)out, levels_8x4(four_times(bits, 0), c1a, c2a));
+            _mm256_storeu_si256((__m256i *)(out + 32), levels_8x4(four_times(bits, 1), c1b, c2b));
+        }
+    }
+}
+
 /*
  * Without this gcc 12 first makes all the addends of an unrolled loop and then adds them up, which
  * spills every one: the value is now complete at this point of the program.
@@ -259,6 +292,7 @@ static void int8_tile(const int8_t *codes, const float *scales, int64_t groups, 
 
 const edb_kernels edb_kernels_avx2 = {
     .quantize = quantize,
+    .expand_block = expand_block,
     .int8_tile = int8_tile,
     .dense_rows = dense_rows,
     .rmsnorm = rmsnorm,

@@ -155,7 +155,7 @@ const edb_pair_kernel edb_lookup_avx2 = {
     .prepare = prepare,
     .tile = tile,
     .prepared_bytes = TABLE_BYTES,
-    .expand_from = INT64_MAX, /* looking up is 20% faster at any number of tokens */
+    .expand_from = INT64_MAX, /* 100 GMAC/s at any number of tokens; expanded 73, from 128 on */
 };
 
 #if defined(__clang__)

@@ -167,7 +167,7 @@ const edb_pair_kernel edb_popcount_avx2 = {
     .prepare = prepare,
     .tile = tile8,
     .prepared_bytes = PREPARED_BYTES,
-    .expand_from = INT64_MAX, /* this set has no expand_block */
+    .expand_from = 2,
 };
 
 const edb_pair_kernel edb_popcount4_avx2 = {
@@ -176,7 +176,7 @@ const edb_pair_kernel edb_popcount4_avx2 = {
     .prepare = prepare,
     .tile = tile4,
     .prepared_bytes = PREPARED_BYTES,
-    .expand_from = INT64_MAX,
+    .expand_from = 8, /* 50 GMAC/s by counting, 57 expanded */
 };
 
 #if defined(__clang__)
