@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from . import __version__
-from .errors import EdgeDBError
+from .errors import EdgeDBError, SlowBackendWarning
 
 if TYPE_CHECKING:
     from .engine import Model
@@ -27,19 +28,36 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class _Commands(click.Group):
-    """Errors of edgedb become one line and exit code 2, an interrupt exit code 130."""
+    """Errors of edgedb become one line and exit code 2, an interrupt exit code 130; its warnings
+    become one line."""
 
     def invoke(self, ctx: click.Context) -> Any:
         for stream in (sys.stdin, sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # a locale without a character is no reason to end
                 stream.reconfigure(errors="replace")
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
         except EdgeDBError as error:
             click.echo(f"edgedb: {error}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
             ctx.exit(130)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    if issubclass(category, SlowBackendWarning):
+        click.echo(f"edgedb: {message}", err=True)
+    else:
+        click.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True)
 
 
 class IntList(click.ParamType):

@@ -29,3 +29,7 @@ class NativeError(EdgeDBError):
 
 class BusyError(EdgeDBError):
     """A session is already in use by another thread."""
+
+
+class SlowBackendWarning(RuntimeWarning):
+    """The C library cannot be used, and a slower backend runs in its place."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..errors import EdgeDBError, NativeError
+from ..errors import EdgeDBError, NativeError, SlowBackendWarning
 from .buffer import Buffer
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def create(
     (default: the physical cores this process may use), ``kernel`` the way the native backend
     multiplies pairs of planes (``lookup``, ``popcount``, or ``popcount4``, an approximation with
     4-bit activations; default: the fastest). Arguments win over the environment.
+    Warns once, with the reason, where the native backend was not refused but cannot run.
     Raises ``NativeError`` if a forced choice cannot run, ``EdgeDBError`` for an unknown name.
     """
     backend = backend or os.environ.get("EDGEDB_BACKEND") or None
@@ -140,7 +142,7 @@ def create(
     if backend is None:
         # Either choice means the native library: falling back would hide its absence.
         native_only = isa or kernel
-        backend = "native" if native_only else next(s.name for s in statuses() if s.available)
+        backend = "native" if native_only else _best()
     elif backend != "native":
         for what, choice in (("instruction set", isa), ("kernel", kernel)):
             if choice:
@@ -161,6 +163,24 @@ def create(
     from .reference import ReferenceOps
 
     return ReferenceOps()
+
+
+_warned = False  # about the missing native backend, once a process
+
+
+def _best() -> str:
+    """The name of the best backend that can run; says why if that is not the native one."""
+    global _warned
+    best = next(status for status in statuses() if status.available)
+    if best.name != BACKENDS[0] and not _warned:
+        _warned = True
+        reason = _available(BACKENDS[0])[1]
+        warnings.warn(
+            f"running on {best.name}, many times slower than native: {reason}",
+            SlowBackendWarning,
+            stacklevel=3,
+        )
+    return best.name
 
 
 def _threads_from_environment() -> int | None:

@@ -28,9 +28,12 @@ from .buffer import ALIGNMENT, Buffer, aligned_zeros
 
 try:
     from .._native import ffi, lib
-except ImportError as error:  # installed without a C compiler, or built for another machine
+except ModuleNotFoundError as error:
     ffi = lib = None
-    _import_error = str(error)
+    _problem = f"the C library was not built (no C compiler at installation?): {error}"
+except ImportError as error:
+    ffi = lib = None
+    _problem = f"the C library cannot be loaded (damaged, or built for another machine?): {error}"
 
 if TYPE_CHECKING:
     from . import AttentionShape
@@ -44,10 +47,7 @@ _CTYPES = {np.dtype(np.float32): "float *", np.dtype(np.int32): "int32_t *"}
 def available() -> tuple[bool, str]:
     """Whether the C library can be used here, and which instruction set or why not."""
     if lib is None:
-        return (
-            False,
-            f"the C library was not built (no C compiler at installation?): {_import_error}",
-        )
+        return False, " ".join(_problem.split())
     return True, f"instruction set {next(name for name, _, runs in instruction_sets() if runs)}"
 
 

@@ -1,0 +1,76 @@
+"""Which backend runs, and what is said where the C library is missing, broken or foreign."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import edgedb
+
+PACKAGE = Path(edgedb.__file__).parent
+LIBRARY = next(PACKAGE.glob("_native*.so"), None)
+
+
+@pytest.fixture(params=["absent", "another machine", "cut short"])
+def broken(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
+    """A copy of the package with such a library, and what is said of it."""
+    if LIBRARY is None:
+        pytest.skip("needs the built C library")
+    ignored = shutil.ignore_patterns("_native*", "__pycache__")
+    shutil.copytree(PACKAGE, tmp_path / "edgedb", ignore=ignored)
+    if request.param == "absent":
+        # An editable installation would find its own library where this folder has none.
+        missing = "raise ModuleNotFoundError(\"No module named 'edgedb._native'\")\n"
+        (tmp_path / "edgedb" / "_native.py").write_text(missing)
+        return tmp_path, "the C library was not built"
+    image = bytearray(LIBRARY.read_bytes())
+    if request.param == "another machine":
+        image[18:20] = (0x14, 0)  # e_machine: 32-bit PowerPC, which nothing here is
+    else:
+        del image[40:]
+    (tmp_path / "edgedb" / LIBRARY.name).write_bytes(image)
+    return tmp_path, "the C library cannot be loaded (damaged, or built for another machine?)"
+
+
+def run(folder: Path, *arguments: str, backend: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("EDGEDB_")}
+    environment |= {"PYTHONPATH": str(folder), "EDGEDB_BACKEND": backend}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=folder
+    )
+
+
+def test_fallback_says_why_once(broken: tuple[Path, str]) -> None:
+    folder, reason = broken
+    result = run(folder, "-c", "from edgedb import ops\nfor _ in range(2): ops.create()")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("SlowBackendWarning: running on numba") == 1
+    assert reason in result.stderr
+
+
+def test_command_says_why_in_one_line(broken: tuple[Path, str]) -> None:
+    folder, reason = broken
+    result = run(folder, "-m", "edgedb", "info")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.startswith("edgedb: running on numba, many times slower than native: ")
+    assert reason in result.stderr and result.stderr.count("\n") == 1
+    assert f"(native: {reason}" in result.stdout
+    assert "native  no   " in result.stdout
+
+
+def test_forced_native_fails(broken: tuple[Path, str], tiny_model: Path) -> None:
+    folder, reason = broken
+    result = run(folder, "-m", "edgedb", "generate", str(tiny_model), "-p", "a", backend="native")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"edgedb: backend native cannot run: {reason}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_other_choices_are_silent(broken: tuple[Path, str], tiny_model: Path) -> None:
+    result = run(broken[0], "-m", "edgedb", "info", backend="numpy")
+    assert (result.returncode, result.stderr) == (0, "")
