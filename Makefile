@@ -1,6 +1,8 @@
 # make chat    set up once, then talk to SmolLM2-135M at two pairs of binaries a weight
 # make test    set up once, then the whole test suite
 # make bench   prompt and decode speed of a model (MODEL=file) or of a shape (SHAPE=llama-1.1b)
+# make bench-peers
+#              against llama.cpp (built here, some minutes): bench/results/peers-*; PEERS="--help"
 # make lint    ruff and mypy
 # make test-native, test-arm, test-sanitize
 #              the C library alone: here, as 64-bit Arm code under qemu, under sanitizers
@@ -16,10 +18,14 @@ MODEL ?= models/smollm2-135m-instruct.dbb
 GGUF := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 NATIVE := $(wildcard native/src/* native/include/*) native/build.py setup.py
 BENCH ?=
+PEERS ?=
+PEERS_DIR := .cache/peers
+LLAMA_CPP ?= llama-cpp-python==0.3.36
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: chat test test-native test-arm test-sanitize wheel-arm test-wheel-arm bench bench-kernels lint clean
+.PHONY: chat test test-native test-arm test-sanitize wheel-arm test-wheel-arm bench bench-kernels \
+	bench-peers lint clean
 .DELETE_ON_ERROR:
 
 chat: $(BIN)/.installed $(MODEL)
@@ -48,6 +54,10 @@ bench: $(BIN)/.installed $(if $(SHAPE),,$(MODEL))
 bench-kernels: $(BIN)/.installed-test
 	$(BIN)/python -m pytest bench/bench_kernels.py --benchmark-only --benchmark-group-by=func
 
+bench-peers: $(BIN)/.installed-bench $(PEERS_DIR)/venv/.installed models/smollm2-135m-instruct.dbb
+	@$(BIN)/python -m tools.fetch_smollm2 $(GGUF) </dev/null
+	@$(BIN)/python -m bench.peers $(PEERS)
+
 lint: $(BIN)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -68,6 +78,19 @@ $(BIN)/.installed-test: $(BIN)/.created pyproject.toml $(NATIVE)
 	@echo "edgedb: installing the package with its test and lint tools (about a minute)"
 	@EDGEDB_WERROR=1 $(BIN)/python -m pip install --quiet --progress-bar off -e '.[export,test,lint]' </dev/null
 	@touch $@ $(BIN)/.installed
+
+$(BIN)/.installed-bench: $(BIN)/.installed pyproject.toml
+	@$(BIN)/python -m pip install --quiet --progress-bar off -e '.[export,bench]' </dev/null
+	@touch $@ $(BIN)/.installed
+
+# llama.cpp comes as the source that its Python binding carries, built for this very CPU.
+$(PEERS_DIR)/venv/.installed: | $(BIN)/.created
+	@echo "edgedb: building llama.cpp ($(LLAMA_CPP)) in $(PEERS_DIR); 5 to 10 minutes on two cores"
+	@$(PYTHON) -m venv $(PEERS_DIR)/venv </dev/null
+	@CMAKE_ARGS="-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DGGML_OPENMP=ON -DLLAVA_BUILD=OFF" \
+		$(PEERS_DIR)/venv/bin/python -m pip install --quiet --progress-bar off \
+		--no-cache-dir --no-binary llama-cpp-python "$(LLAMA_CPP)" 'gguf>=0.16.0' </dev/null
+	@touch $@
 
 $(GGUF): | $(BIN)/.installed
 	@$(BIN)/python -m tools.fetch_smollm2 $@ </dev/null

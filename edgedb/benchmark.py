@@ -117,6 +117,42 @@ def random_weights(shape: str, pairs: int = 1, seed: int = 0) -> Weights:
     return Weights(config, linears, norms)
 
 
+def bytes_per_token(weights: Weights) -> int:
+    """Bytes of weights that decoding one token reads: all but the input embedding's other rows."""
+    head = "embedding" if weights.config.tie_word_embeddings else "head"
+    layers = sum(t.nbytes for name, t in weights.linears.items() if name.startswith("layers."))
+    return layers + weights.linears[head].nbytes
+
+
+class Decoder:
+    """A model on a backend that reads random tokens; nothing is sampled."""
+
+    def __init__(self, weights: Weights, ops: Ops, context: int) -> None:
+        config = weights.config
+        self.ops = ops
+        self._llama = Llama(config, weights.linears, weights.norms, ops, context)
+        self._cache, self._state = KVCache(config, ops, context), RunState(config, ops)
+        draw = np.random.Generator(np.random.PCG64(1))
+        self._tokens = [int(t) for t in draw.integers(config.vocab_size, size=context)]
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        self._cache.truncate(0)
+
+    def read_prompt(self, n: int) -> None:
+        """Read ``n`` tokens together; logits of the last one."""
+        start, end = self._cache.length, self._cache.length + n
+        for first in range(start, end, MAX_BATCH):
+            batch = self._tokens[first : min(first + MAX_BATCH, end)]
+            last = first + MAX_BATCH >= end
+            self._llama.forward(batch, self._cache, self._state, logits="last" if last else None)
+
+    def decode(self, n: int) -> None:
+        """Read ``n`` tokens one by one, with the logits of each."""
+        for i in range(self._cache.length, self._cache.length + n):
+            self._llama.forward(self._tokens[i : i + 1], self._cache, self._state)
+
+
 def run(
     model: str | os.PathLike[str] | None,
     *,
@@ -187,35 +223,15 @@ def _measure(
     decode: Sequence[int],
     repetitions: int,
 ) -> Iterator[BenchRow]:
-    config = weights.config
-    context = max([*prompt, *decode, 8])
-    llama = Llama(config, weights.linears, weights.norms, ops, context)
-    cache, state = KVCache(config, ops, context), RunState(config, ops)
-    tokens = [
-        int(t)
-        for t in np.random.Generator(np.random.PCG64(1)).integers(config.vocab_size, size=context)
-    ]
-
-    def read_prompt(n: int) -> None:
-        for start in range(0, n, MAX_BATCH):
-            batch = tokens[start : min(start + MAX_BATCH, n)]
-            last = start + MAX_BATCH >= n
-            llama.forward(batch, cache, state, logits="last" if last else None)
-
-    def decode_tokens(n: int) -> None:
-        for i in range(n):
-            llama.forward(tokens[i : i + 1], cache, state)
-
-    linear_bytes = [t for key, t in weights.linears.items() if key.startswith("layers.")]
-    n_weights = sum(t.rows * t.cols for t in linear_bytes)
-    head = weights.linears["embedding" if config.tie_word_embeddings else "head"]
-    bytes_per_token = sum(t.nbytes for t in linear_bytes) + head.nbytes
-    tests = [(f"pp{n}", n, read_prompt) for n in prompt]
-    tests += [(f"tg{n}", n, decode_tokens) for n in decode]
+    decoder = Decoder(weights, ops, max([*prompt, *decode, 8]))
+    linears = [t for key, t in weights.linears.items() if key.startswith("layers.")]
+    n_weights = sum(t.rows * t.cols for t in linears)
+    tests = [(f"pp{n}", n, decoder.read_prompt) for n in prompt]
+    tests += [(f"tg{n}", n, decoder.decode) for n in decode]
     for test, n, body in tests:
         speeds = []
         for repetition in range(-1, repetitions):  # the first one warms caches and is not counted
-            cache.truncate(0)
+            decoder.reset()
             started = time.perf_counter()
             body(n)
             seconds = time.perf_counter() - started
@@ -225,7 +241,7 @@ def _measure(
         yield BenchRow(
             model=name,
             size_mb=sum(t.nbytes for t in weights.linears.values()) / 1e6,
-            bits_per_weight=8 * sum(t.nbytes for t in linear_bytes) / n_weights,
+            bits_per_weight=8 * sum(t.nbytes for t in linears) / n_weights,
             test=test,
             threads=ops.threads,
             backend=ops.name,
@@ -233,7 +249,7 @@ def _measure(
             kernel=ops.kernel,
             mean=mean,
             deviation=statistics.stdev(speeds) if len(speeds) > 1 else 0.0,
-            gb_per_second=bytes_per_token * mean / 1e9 if test.startswith("tg") else 0.0,
+            gb_per_second=bytes_per_token(weights) * mean / 1e9 if test.startswith("tg") else 0.0,
             repetitions=speeds,
         )
 

@@ -1,0 +1,167 @@
+"""``python -m bench.peers``: see ``--help``."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import re
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgedb.benchmark import Machine
+from edgedb.errors import EdgeDBError
+
+from . import plot, report
+from .cases import MODELS, Case, Paths, case
+from .extras import run_extras
+from .results import Results
+from .runner import Journal, run_case
+from .targets import EXTRAS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@click.command()
+@click.option(
+    "--models",
+    default="smollm2,1.1b,7b,other",
+    show_default=True,
+    help="What to measure; `other` is the first token, a busy core, an idle chat, numba's start.",
+)
+@click.option("--rounds", type=int, help="Rounds of each model.  [default: 10, 7, 5, 5]")
+@click.option("--minutes", type=float, help="Begin no round that would end later than this.")
+@click.option("--quick", is_flag=True, help="Two short rounds, kept apart from a real run.")
+@click.option("--fresh", is_flag=True, help="Forget the rounds of an earlier, interrupted run.")
+@click.option("--prepare", is_flag=True, help="Only make the model files.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Reports without their extension.  [default: bench/results/peers-CPU]",
+)
+def main(
+    models: str,
+    rounds: int | None,
+    minutes: float | None,
+    quick: bool,
+    fresh: bool,
+    prepare: bool,
+    output: Path | None,
+) -> None:
+    """Measure edgedb and llama.cpp in turns and write one report.
+
+    Run again after an interruption, or with other models: rounds already measured at this commit
+    are kept.
+    """
+    paths = Paths(ROOT, ROOT / ".cache" / "peers")
+    wanted = [name.strip() for name in models.split(",")]
+    if unknown := set(wanted) - {*MODELS, EXTRAS}:
+        raise click.UsageError(f"unknown: {', '.join(unknown)}; choose of {', '.join(MODELS)}")
+    # The models in the report's order, whatever order they are given in.
+    cases = {
+        name: _sized(case(model, paths), quick, rounds)
+        for name, model in MODELS.items()
+        if name in wanted or (name == "smollm2" and EXTRAS in wanted)
+    }
+    if prepare:
+        return
+    machine = Machine.here()
+    key = {"cpu": machine.cpu, "cores": machine.cores, "commit": _commit(), "quick": quick}
+    stem = re.sub(r"[^a-z0-9]+", "-", machine.cpu.lower()).strip("-") + "-quick" * quick
+    journal = Journal(paths.peers / f"run-{stem}.jsonl", key, fresh=fresh)
+    deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
+    complete = True
+    for name, chosen in cases.items():
+        if name in wanted:
+            complete &= run_case(
+                chosen, journal, ROOT, chosen.rounds, deadline=deadline, progress=_say
+            )
+    if EXTRAS in wanted:
+        files = (
+            ROOT / "models/smollm2-135m-instruct-db2.dbb",
+            ROOT / "models/smollm2-135m-instruct.dbb",
+        )
+        count = rounds or (1 if quick else 5)
+        complete &= run_extras(
+            cases["smollm2"], files, journal, ROOT, count, deadline=deadline, progress=_say
+        )
+    results = {name: Results(name, journal.records) for name in [*MODELS.values(), EXTRAS]}
+    found = {name: result for name, result in results.items() if result.names}
+    header = {
+        **key,
+        "system": machine.system,
+        "python": platform.python_version(),
+        "peers": _peers(found),
+        "command": "make bench-peers",
+        "date": date.today().isoformat(),
+    }
+    target = output or ROOT / "bench" / "results" / f"peers-{stem}"
+    write(target, header, found, journal)
+    _say(f"wrote {target}.md, .csv, .json, .png" + ("" if complete else "; run again to go on"))
+
+
+def write(
+    target: Path, header: dict[str, Any], results: dict[str, Results], journal: Journal
+) -> None:
+    """The four files of a report."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "md": report.markdown(header, results),
+        "csv": report.comma_separated(header, results),
+        "json": report.as_json(header, results, journal.records),
+    }
+    for extension, text in texts.items():
+        Path(f"{target}.{extension}").write_text(text, encoding="utf-8")
+    plot.plot(Path(f"{target}.png"), header, results)
+
+
+def _sized(chosen: Case, quick: bool, rounds: int | None) -> Case:
+    if quick:
+        n_prompt, n_decode = chosen.n_prompt // 4, chosen.n_decode // 4
+        chosen = dataclasses.replace(
+            chosen, n_prompt=n_prompt, n_decode=n_decode, decode_seconds=1.0, rounds=2
+        )
+    return dataclasses.replace(chosen, rounds=rounds) if rounds else chosen
+
+
+def _peers(results: dict[str, Results]) -> str:
+    """How llama.cpp was built, as it says itself."""
+    for result in results.values():
+        for name, described in result.described.items():
+            if name.startswith("llama.cpp") and "version" in described:
+                return f"{described['version']} ({described['isa']})"
+    return "no llama.cpp"
+
+
+def _commit() -> str:
+    """The commit, with ``-dirty`` if what is measured differs from it (results may)."""
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.run(
+        [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=False
+    )
+    if head.returncode:
+        return "release"
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "--", "edgedb", "native", "bench/peers"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
+
+
+def _say(text: str) -> None:
+    print(f"bench-peers: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(standalone_mode=False)
+    except (EdgeDBError, click.ClickException) as error:
+        print(f"bench-peers: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

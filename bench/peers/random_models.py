@@ -1,0 +1,139 @@
+"""Models of a known shape with random weights, as files of both engines.
+
+Random bits cost a kernel what trained ones cost. Scales are those of a matrix that keeps its
+input's size, so that activations stay finite and normal.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from edgedb.benchmark import SHAPES, random_weights
+from edgedb.config import ModelConfig
+from edgedb.dbb import DbbWriter
+from edgedb.tokenizer import TokenizerSpec
+
+Q = gguf.GGMLQuantizationType
+
+# Random blocks that a GGUF file's matrices are cut from, each at another place: every matrix has
+# its own memory, though not its own values. More than the largest matrix.
+_POOL_BYTES = 128 << 20
+
+
+def write_dbb(path: Path, shape: str, pairs: int) -> None:
+    """A ``.dbb`` of ``pairs`` pairs a weight; int8 embedding and head. No tokenizer."""
+    weights = random_weights(shape, pairs)
+    kinds = {name: tensor.kind for name, tensor in weights.linears.items()}
+    tokenizer = TokenizerSpec("tokenizers", b"{}", None, (2,))
+    with DbbWriter(path, weights.config, tokenizer, kinds) as writer:
+        for name in list(writer.remaining):
+            writer.put(name, weights.linears.get(name) or weights.norms[name])
+        writer.finish({"group": 64, "method": "random weights"})
+
+
+def write_gguf(path: Path, shape: str, layers: str) -> None:
+    """A GGUF with every layer's matrices in format ``layers`` (``TQ2_0``, ``Q2_K``, ``Q4_0``).
+
+    The head is Q6_K and the embedding Q4_0, as llama-quantize picks them for these formats (its
+    Q2_K gives some matrices more bits: this one is smaller and faster). No tokenizer.
+    """
+    config = SHAPES[shape]
+    partial = path.with_name(path.name + ".partial")
+    writer = gguf.GGUFWriter(partial, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_block_count(config.n_layers)
+    writer.add_head_count(config.n_heads)
+    writer.add_head_count_kv(config.n_kv_heads)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("none")
+    plan = list(_matrices(config, getattr(Q, layers)))
+    for name, kind, n_rows, cols in plan:
+        n_bytes = n_rows * row_bytes(kind, cols)
+        data = np.dtype(np.float32 if kind == Q.F32 else np.uint8)
+        writer.add_tensor_info(name, _gguf_shape(kind, n_rows, cols), data, n_bytes, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    pools: dict[Q, np.ndarray] = {}
+    rng = np.random.Generator(np.random.PCG64(0))
+    for _, kind, n_rows, cols in plan:
+        if kind == Q.F32:
+            writer.write_tensor_data(np.ones(cols, np.float32))
+            continue
+        block_bytes = gguf.GGML_QUANT_SIZES[kind][1]
+        if kind not in pools:
+            n_blocks = _POOL_BYTES // block_bytes
+            pools[kind] = random_blocks(kind, n_blocks, config.hidden_size, rng).reshape(-1)
+        n_bytes = n_rows * row_bytes(kind, cols)
+        n_starts = (len(pools[kind]) - n_bytes) // block_bytes + 1
+        start = int(rng.integers(n_starts)) * block_bytes
+        writer.write_tensor_data(pools[kind][start : start + n_bytes])
+    writer.close()
+    os.replace(partial, path)
+
+
+def _matrices(config: ModelConfig, layers: Q) -> Iterator[tuple[str, Q, int, int]]:
+    """``(GGUF name, format, rows, columns)`` of every tensor; one row for a vector."""
+    d, f = config.hidden_size, config.intermediate_size
+    kv = config.n_kv_heads * config.head_dim
+    yield "token_embd.weight", Q.Q4_0, config.vocab_size, d
+    for i in range(config.n_layers):
+        yield f"blk.{i}.attn_norm.weight", Q.F32, 1, d
+        yield f"blk.{i}.attn_q.weight", layers, d, d
+        yield f"blk.{i}.attn_k.weight", layers, kv, d
+        yield f"blk.{i}.attn_v.weight", layers, kv, d
+        yield f"blk.{i}.attn_output.weight", layers, d, d
+        yield f"blk.{i}.ffn_norm.weight", Q.F32, 1, d
+        yield f"blk.{i}.ffn_gate.weight", layers, f, d
+        yield f"blk.{i}.ffn_up.weight", layers, f, d
+        yield f"blk.{i}.ffn_down.weight", layers, d, f
+    yield "output_norm.weight", Q.F32, 1, d
+    yield "output.weight", Q.Q6_K, config.vocab_size, d
+
+
+def row_bytes(kind: Q, cols: int) -> int:
+    """Bytes of one row of ``cols`` weights."""
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    return cols // block * size
+
+
+def _gguf_shape(kind: Q, n_rows: int, cols: int) -> tuple[int, ...]:
+    if kind == Q.F32:
+        return (cols,)
+    return (n_rows, row_bytes(kind, cols))  # the writer takes bytes for quantized data
+
+
+def random_blocks(kind: Q, n: int, cols: int, rng: np.random.Generator) -> np.ndarray:
+    """``n`` valid blocks, uint8 ``[n, bytes of a block]``; weights near ``1 / sqrt(cols)``."""
+    size = gguf.GGML_QUANT_SIZES[kind][1]
+    blocks = rng.integers(0, 256, (n, size), np.uint8)
+
+    def scale(at: int, largest_level: float) -> None:
+        value = np.array([1 / (largest_level * cols**0.5)], np.float16)
+        blocks[:, at : at + 2] = value.view(np.uint8)
+
+    if kind == Q.Q4_0:  # scale, 32 levels of -8..7
+        scale(0, 4)
+    elif kind == Q.TQ2_0:  # 256 ternary digits, scale
+        digits = rng.integers(0, 3, (n, 256), np.uint8).reshape(n, 4, 64)
+        blocks[:, :64] = digits[:, 0] | digits[:, 1] << 2 | digits[:, 2] << 4 | digits[:, 3] << 6
+        scale(64, 1)
+    elif kind == Q.Q2_K:  # 16 x (scale, minimum) of 4 bits each, 256 levels of 0..3, two scales
+        scale(80, 8)
+        scale(82, 12)
+    elif kind == Q.Q6_K:  # 256 levels of -32..31, 16 int8 scales, scale
+        blocks[:, 192:208] = rng.integers(1, 64, (n, 16), np.uint8)
+        scale(208, 16 * 32)
+    else:
+        raise ValueError(f"no random blocks of {kind.name}")
+    return blocks

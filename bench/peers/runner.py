@@ -1,0 +1,252 @@
+"""Goes round the contestants of a case, again and again, and keeps every figure in a journal."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from edgedb.errors import EdgeDBError
+
+from .cases import READ, READ_SECONDS, Case, Contestant
+
+Record = dict[str, Any]
+
+# Cores that other processes may use during a measurement, or it is repeated: at most so often, and
+# not after so many seconds.
+QUIET = 0.1
+REPEATS = 3
+REPEAT_SECONDS = 8
+
+
+class Worker:
+    """A contestant's process; ``description`` is what it says about itself."""
+
+    def __init__(self, contestant: Contestant, root: Path, cpus: Sequence[int]) -> None:
+        self.contestant = contestant
+        self._process = subprocess.Popen(
+            contestant.command,
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": str(root), **contestant.env},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # Threads that the engine starts may use the same processors on every side.
+            preexec_fn=lambda: os.sched_setaffinity(0, cpus),
+        )
+        # What an engine logs must not fill its pipe and stop it.
+        self._log: list[str] = []
+        self._drain = threading.Thread(target=self._read_log, daemon=True)
+        self._drain.start()
+        self.description = self._reply()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """The worker's answer to a request (see ``worker.run``)."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it is gone: the missing reply says so
+        return self._reply()
+
+    def cpu_seconds(self) -> float:
+        """Processor time that the worker has used."""
+        return cpu_seconds(self._process.pid)
+
+    def rate(self, **request: Any) -> float:
+        """Tokens (or bytes) a second."""
+        answer = self.ask(**request)
+        return float(answer["n"] / answer["elapsed"])
+
+    def _reply(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._drain.join(1)
+            last = "".join(self._log[-3:]).strip()
+            raise EdgeDBError(f"the worker of {self.contestant.name} stopped: {last}")
+        return dict(json.loads(line))
+
+    def _read_log(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self._log = [*self._log[-20:], line]
+
+
+class Journal:
+    """Every record of a run, one JSON line each; a round is there as a whole or not at all.
+
+    ``key`` says what was measured (commit, processor, options): a journal of another key is
+    discarded.
+    """
+
+    def __init__(self, path: Path, key: dict[str, Any], *, fresh: bool = False) -> None:
+        self.path = path
+        self.records: list[Record] = []
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        if fresh or not lines or json.loads(lines[0]) != key:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(key) + "\n", encoding="utf-8")
+            return
+        self.records = [record for line in lines[1:] for record in json.loads(line)]
+
+    def add(self, records: list[Record]) -> None:
+        """Store the records of a whole round, or what contestants say of themselves."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(records) + "\n")
+        self.records += records
+
+    def rounds(self, model: str) -> int:
+        """Finished rounds of a model."""
+        return len({r["round"] for r in self.records if r["model"] == model and "round" in r})
+
+
+def cpus_for(threads: int, available: Iterable[int] | None = None) -> list[int]:
+    """The processors of a test: the first ones that this process may use."""
+    found = sorted(os.sched_getaffinity(0) if available is None else available)
+    return found[:threads]
+
+
+def run_case(
+    case: Case,
+    journal: Journal,
+    root: Path,
+    rounds: int,
+    *,
+    deadline: float = float("inf"),
+    progress: Callable[[str], None] = lambda text: None,
+) -> bool:
+    """Measure until ``rounds`` rounds are in the journal; whether they are.
+
+    No round begins that would, by the length of the last one, end after ``deadline`` (monotonic
+    seconds).
+    """
+    done = journal.rounds(case.model)
+    if done >= rounds:
+        return True
+    with ExitStack() as stack:
+        workers = []
+        for contestant in case.contestants:
+            progress(f"{case.model}: starting {contestant.name}")
+            cpus = cpus_for(max(case.threads))
+            worker = stack.enter_context(Worker(contestant, root, cpus))
+            workers.append(worker)
+            journal.add([{"model": case.model, "name": contestant.name, **worker.description}])
+            _warm_up(case, worker)
+        for number in range(done, rounds):
+            started = time.monotonic()
+            progress(f"{case.model}: round {number + 1} of {rounds}")
+            journal.add([{**r, "round": number} for r in measure_round(case, workers, number)])
+            now = time.monotonic()
+            if now + (now - started) > deadline:
+                return number + 1 >= rounds
+    return True
+
+
+def _warm_up(case: Case, worker: Worker) -> None:
+    """Touch every weight and every buffer. Most threads first: pools start on all processors."""
+    for threads in sorted(case.threads, reverse=True):
+        for test in ("decode", "prompt"):
+            n = 4 if test == "decode" else min(32, case.n_prompt)
+            request: dict[str, Any] = {
+                "test": test,
+                "n": n,
+                "seconds": 60,
+                "warm": 0,
+                "threads": threads,
+            }
+            if test in worker.contestant.tests:
+                worker.ask(**request, cpus=cpus_for(threads))
+        if worker.contestant.name == READ:
+            worker.ask(threads=threads, seconds=0.1, cpus=cpus_for(threads))
+
+
+def measure_round(case: Case, workers: Sequence[Worker], number: int) -> list[Record]:
+    """Every test once; the order of the contestants turns from round to round.
+
+    The memory's limit is read before and after each decoding, and stored with it as the mean.
+    """
+    reader = next((w for w in workers if w.contestant.name == READ), None)
+    runners = [worker for worker in workers if worker is not reader]
+    turn = number % len(runners)
+    records: list[Record] = []
+    for test, threads in case.tests(number):
+        cpus = cpus_for(threads)
+        decoding = test == "decode"
+        request = {
+            "test": test,
+            "n": case.n_decode if decoding else case.n_prompt,
+            "seconds": case.decode_seconds,
+            "warm": 2 if decoding else 0,
+            "threads": threads,
+            "cpus": cpus,
+        }
+        timed = reader if decoding else None
+        limit = {"threads": threads, "seconds": READ_SECONDS, "cpus": cpus}
+        before = timed.rate(**limit) if timed else 0.0
+        for worker in runners[turn:] + runners[:turn]:
+            if test not in worker.contestant.tests:
+                continue
+            rate, others = _undisturbed(worker, request)
+            record: Record = {"model": case.model, "name": worker.contestant.name, "test": test}
+            record |= {"threads": threads, "value": rate, "others": others}
+            if timed:
+                after = timed.rate(**limit)
+                record["limit"] = (before + after) / 2  # bytes a second
+                before = after
+            records.append(record)
+    return records
+
+
+def _undisturbed(worker: Worker, request: dict[str, Any]) -> tuple[float, float]:
+    """A worker's rate, and the cores that other processes used meanwhile.
+
+    Measured again if others used much: an engine that waits at barriers would suffer most.
+    """
+    found: list[tuple[float, float]] = []
+    deadline = time.monotonic() + REPEAT_SECONDS
+    while not found or (len(found) <= REPEATS and time.monotonic() < deadline):
+        busy, own, started = _busy_seconds(), worker.cpu_seconds(), time.monotonic()
+        rate = worker.rate(**request)
+        elapsed = time.monotonic() - started
+        used = _busy_seconds() - busy - (worker.cpu_seconds() - own)
+        # Both clocks tick a hundred times a second.
+        others = max(0.0, used - 0.03) / elapsed
+        found.append((rate, others))
+        if others <= QUIET:
+            break
+    return min(found, key=lambda pair: pair[1])
+
+
+def _busy_seconds() -> float:
+    """Processor time of all processes of this machine since its start."""
+    fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
+    user, nice, system, _, _, irq, softirq, *_ = (int(field) for field in fields)
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process with all its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,142 @@
+"""The project's speed targets, each compared with what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .cases import AVX2_PAIR, LLAMA_1B, LLAMA_7B, NUMBA, ONE_PAIR, SMOLLM2, peer
+from .results import Key, Results, Spread
+
+EXTRAS = "other"  # the "model" of figures that are no race
+BUSY, IDLE = "decode beside a busy process", "idle"
+FIRST_TOKEN_NAMES = ("edgedb generate, 1 pair", "edgedb generate, 2 pairs")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One line: the measured figure has to be at least, or at most, ``bound``."""
+
+    what: str
+    bound: float
+    found: Spread | None  # None: not measured in this run
+    unit: str = "x"  # "x" a ratio, "%" of 1, "s" seconds
+    at_most: bool = False
+
+    @property
+    def met(self) -> bool | None:
+        """By the median; ``None`` when it was not measured."""
+        if self.found is None:
+            return None
+        median = self.found.median
+        return median <= self.bound if self.at_most else median >= self.bound
+
+
+def targets(results: Mapping[str, Results]) -> list[Target]:
+    """Every target, in the order of the models; ``results`` by model."""
+    empty = Results("", [])
+    big, small = results.get(LLAMA_7B, empty), results.get(LLAMA_1B, empty)
+    return [
+        *_seven_billion(big),
+        *_one_billion(small),
+        *_smollm2(results.get(SMOLLM2, empty)),
+        *_extras(results.get(EXTRAS, empty)),
+    ]
+
+
+def _against(
+    found: Results, ours: str, theirs: str, test: str, threads: int, bound: float
+) -> Target:
+    ratio = found.ratio(Key(ours, test, threads), Key(theirs, test, threads))
+    return Target(f"{test}, {ours}, {_threads(threads)}: over {theirs}", bound, ratio)
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread" + "s" * (count > 1)
+
+
+def _limit(found: Results, threads: int, bound: float) -> Target:
+    share = found.share_of_limit(Key(ONE_PAIR, "decode", threads))
+    what = f"decode, {ONE_PAIR}, {_threads(threads)}: share of the read limit"
+    return Target(what, bound, share, "%")
+
+
+def _named(model: str, lines: list[Target]) -> list[Target]:
+    return [Target(f"{model}: {t.what}", t.bound, t.found, t.unit, t.at_most) for t in lines]
+
+
+def _formats(found: Results) -> list[str]:
+    return [name for name in found.names if name.startswith(peer(""))]
+
+
+def _seven_billion(found: Results) -> list[Target]:
+    tq2, q4 = peer("TQ2_0"), peer("Q4_0")
+    avx2 = AVX2_PAIR if AVX2_PAIR in found.names else ONE_PAIR
+    lines = [
+        _against(found, ONE_PAIR, tq2, "decode", 1, 1.9),
+        _against(found, ONE_PAIR, q4, "decode", 1, 2.8),
+        _limit(found, 1, 0.92),
+        _against(found, ONE_PAIR, tq2, "decode", 2, 1.6),
+        _against(found, ONE_PAIR, q4, "decode", 2, 1.9),
+        _limit(found, 2, 0.90),
+        _against(found, avx2, tq2, "decode", 1, 1.4),
+        _against(found, avx2, tq2, "decode", 2, 1.5),
+        _against(found, ONE_PAIR, tq2, "prompt", 1, 3.5),
+        Target(
+            f"prompt, {ONE_PAIR}, 1 thread: over the best of llama.cpp's formats",
+            2.0,
+            found.ratio_of_best([ONE_PAIR], _formats(found), "prompt", [1]),
+        ),
+    ]
+    return _named(LLAMA_7B, lines)
+
+
+def _one_billion(found: Results) -> list[Target]:
+    tq2 = peer("TQ2_0")
+    lines = [
+        _against(found, ONE_PAIR, tq2, "decode", 1, 1.8),
+        _against(found, ONE_PAIR, tq2, "decode", 2, 1.7),
+    ]
+    return _named(LLAMA_1B, lines)
+
+
+def _smollm2(found: Results) -> list[Target]:
+    avx2 = AVX2_PAIR if AVX2_PAIR in found.names else ONE_PAIR
+    lines = [
+        Target(
+            f"decode, {ONE_PAIR}, best of 1 and 2 threads: over the best of llama.cpp's formats",
+            2.3,
+            found.ratio_of_best([ONE_PAIR], _formats(found), "decode", [1, 2]),
+        ),
+        Target(
+            f"prompt, {ONE_PAIR}, 2 threads: over the best of llama.cpp's formats",
+            1.5,
+            found.ratio_of_best([ONE_PAIR], _formats(found), "prompt", [2]),
+        ),
+        Target(
+            "decode, numba, best of 1 and 2 threads: over native AVX2",
+            0.10,
+            found.ratio_of_best([NUMBA], [avx2], "decode", [1, 2]),
+            "%",
+        ),
+    ]
+    return _named(SMOLLM2, lines)
+
+
+def _extras(found: Results) -> list[Target]:
+    busy = found.ratio(Key(ONE_PAIR, BUSY, 2), Key(ONE_PAIR, BUSY, 1))
+    first = [found.value(Key(name, "first token", 0)) for name in FIRST_TOKEN_NAMES]
+    slower = max((s for s in first if s), key=lambda s: s.median, default=None)
+    chat = found.value(Key("edgedb chat", IDLE, 0))
+    lines = [
+        Target(f"{BUSY}: 2 threads over 1 thread", 0.9, busy),
+        Target("first token of `edgedb generate`, whole process, warm", 0.6, slower, "s", True),
+        Target("a waiting `edgedb chat`, share of a core", 0.01, chat, "%", True),
+        Target(
+            "numba: start with cached code over the first start",
+            0.5,
+            found.ratio(Key(NUMBA, "start, cached", 0), Key(NUMBA, "start, compiling", 0)),
+            at_most=True,
+        ),
+    ]
+    return _named(SMOLLM2, lines)
