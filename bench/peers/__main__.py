@@ -139,20 +139,24 @@ def _peers(results: dict[str, Results]) -> str:
 
 
 def _commit() -> str:
-    """The commit, with ``-dirty`` if what is measured differs from it (results may)."""
-    git = ["git", "-C", str(ROOT)]
-    head = subprocess.run(
-        [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=False
-    )
-    if head.returncode:
+    """The last commit that changed what is measured, with ``-dirty`` if more has changed since.
+
+    Commits of reports or other pages leave it alone, so that a run in parts goes on.
+    """
+    measured = ["--", "edgedb", "native", "bench/peers"]
+    head = _git("log", "-1", "--format=%h", "--abbrev=10", *measured)
+    if head is None:
         return "release"
-    changed = subprocess.run(
-        [*git, "status", "--porcelain", "--", "edgedb", "native", "bench/peers"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
+    return head + ("-dirty" if _git("status", "--porcelain", *measured) else "")
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(ROOT), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return None if done.returncode else done.stdout.strip()
 
 
 def _say(text: str) -> None:
