@@ -22,7 +22,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .completion import Chunk, Completion, Stats
+    from .completion import Chunk, Completion, Logprob, Stats, TokenLogprobs
     from .engine import Model, load
     from .sampling import SamplingParams
     from .session import Session
@@ -39,12 +39,14 @@ __all__ = [
     "ContextFullError",
     "EdgeDBError",
     "FormatError",
+    "Logprob",
     "Model",
     "NativeError",
     "SamplingParams",
     "Session",
     "Stats",
     "TemplateError",
+    "TokenLogprobs",
     "UnsupportedModelError",
     "load",
 ]
@@ -52,6 +54,8 @@ __all__ = [
 _LAZY = {
     "Chunk": "completion",
     "Completion": "completion",
+    "Logprob": "completion",
+    "TokenLogprobs": "completion",
     "Stats": "completion",
     "Model": "engine",
     "Session": "session",

@@ -154,7 +154,7 @@ def _sampling(options: dict[str, Any]) -> SamplingParams:
     """Take the sampling options out of a command's ``options``."""
     from .sampling import SamplingParams
 
-    names = SamplingParams.__dataclass_fields__
+    names = SamplingParams.__dataclass_fields__.keys() & options.keys()
     return SamplingParams(**{name: options.pop(name) for name in names})
 
 

@@ -31,6 +31,25 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class Logprob:
+    """A token and the natural logarithm of its probability.
+
+    The probability is the model's own: before penalties, bias, temperature and everything else.
+    """
+
+    token: int
+    text: str  # of this token alone; U+FFFD where it is part of a character
+    logprob: float
+
+
+@dataclass(frozen=True)
+class TokenLogprobs(Logprob):
+    """The token that was chosen, and the most likely ones at its place, most likely first."""
+
+    top: tuple[Logprob, ...] = ()
+
+
+@dataclass(frozen=True)
 class Chunk:
     """One step of a streamed answer.
 
@@ -42,6 +61,8 @@ class Chunk:
     token: int | None
     finish_reason: FinishReason | None
     stats: Stats
+    logprobs: TokenLogprobs | None = None  # of ``token``, if they were asked for
+    index: int = 0  # which of several answers
 
 
 @dataclass(frozen=True)
@@ -52,16 +73,20 @@ class Completion:
     tokens: list[int] = field(repr=False)
     finish_reason: FinishReason
     stats: Stats
+    logprobs: list[TokenLogprobs] | None = field(default=None, repr=False)  # one for each token
 
 
 def collect(chunks: Iterable[Chunk]) -> Completion:
     """Run a stream to its end."""
     text: list[str] = []
     tokens: list[int] = []
+    logprobs: list[TokenLogprobs] = []
     last: Chunk | None = None
     for last in chunks:
         text.append(last.text)
         if last.token is not None:
             tokens.append(last.token)
+        if last.logprobs is not None:
+            logprobs.append(last.logprobs)
     assert last is not None and last.finish_reason is not None, "a stream ends with a finish reason"
-    return Completion("".join(text), tokens, last.finish_reason, last.stats)
+    return Completion("".join(text), tokens, last.finish_reason, last.stats, logprobs or None)

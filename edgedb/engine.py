@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from os import PathLike
-from typing import Any, Literal, overload
+from typing import Any, TypeVar
 
 import numpy as np
 
 from . import ops as operations
-from .completion import Chunk, Completion, collect
+from .answers import Answers, Message, Prompt
+from .completion import Chunk
 from .config import ModelConfig
 from .dbb import DbbFile, read_dbb
 from .embedding import embed
@@ -27,7 +28,8 @@ from .tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
 # A cache as long as the longest published context would reserve gigabytes that a chat never uses.
 DEFAULT_CONTEXT = 8192
 
-Message = dict[str, str]
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 def load(
@@ -52,7 +54,7 @@ def load(
     return Model(file, operations.create(backend, isa, threads), context, kv_dtype)
 
 
-class Model:
+class Model(Answers):
     """A loaded model: immutable, memory-mapped, safe to share between threads."""
 
     def __init__(
@@ -60,6 +62,7 @@ class Model:
     ) -> None:
         self.file = file
         self.ops = ops
+        self._derived: dict[Any, Any] = {}
         self.kv_dtype = kv_dtype
         if kv_dtype not in KV_DTYPES:
             raise EdgeDBError(f"unknown cache type {kv_dtype!r}; choose {' or '.join(KV_DTYPES)}")
@@ -144,40 +147,16 @@ class Model:
         """
         return embed(self, [texts] if isinstance(texts, str) else list(texts))
 
-    @overload
-    def generate(
-        self, prompt: str | Sequence[int], *, stream: Literal[False] = False, **options: Any
-    ) -> Completion: ...
-
-    @overload
-    def generate(
-        self, prompt: str | Sequence[int], *, stream: Literal[True], **options: Any
-    ) -> Iterator[Chunk]: ...
-
-    def generate(
-        self, prompt: str | Sequence[int], *, stream: bool = False, **options: Any
-    ) -> Completion | Iterator[Chunk]:
-        """Continue ``prompt`` (text or token ids); ``options`` are those of ``Session.stream``."""
-        chunks = self.session().generate(prompt, stream=True, **options)
-        return chunks if stream else collect(chunks)
-
-    def stream(self, prompt: str | Sequence[int], **options: Any) -> Iterator[Chunk]:
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Chunk]:
         """``generate(..., stream=True)``."""
         return self.generate(prompt, stream=True, **options)
 
-    @overload
-    def chat(
-        self, messages: Iterable[Message], *, stream: Literal[False] = False, **options: Any
-    ) -> Completion: ...
+    def _answering(self) -> Session:
+        return Session(self)
 
-    @overload
-    def chat(
-        self, messages: Iterable[Message], *, stream: Literal[True], **options: Any
-    ) -> Iterator[Chunk]: ...
-
-    def chat(
-        self, messages: Iterable[Message], *, stream: bool = False, **options: Any
-    ) -> Completion | Iterator[Chunk]:
-        """Answer a list of ``{"role": ..., "content": ...}``; options as in ``generate``."""
-        chunks = self.session().chat(messages, stream=True, **options)
-        return chunks if stream else collect(chunks)
+    def cached(self, make: Callable[[Tokenizer, Key], Value], key: Key) -> Value:
+        """``make(tokenizer, key)``, made once: what is derived from the vocabulary is costly."""
+        found = self._derived.get((make, key))
+        if found is None:
+            found = self._derived[make, key] = make(self.tokenizer, key)
+        return found

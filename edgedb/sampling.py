@@ -1,59 +1,91 @@
 """Choosing the next token from logits: the same choice on every CPU for the same seed.
 
-Order, as in llama.cpp: repetition penalty, top-k, top-p, min-p, temperature.
+The order is that of llama.cpp, after the caller's own processors: logit bias; repetition, presence
+and frequency penalties; DRY; a grammar's mask; top-k; typical-p; top-p; min-p; temperature; one
+random number. With mirostat, temperature follows the penalties and mirostat takes the place of the
+rest. Probabilities are those of the logits before the temperature until the last step.
 """
 
 from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from .candidates import Candidates, Limits, draw, surprise
 from .errors import EdgeDBError
-from .exactmath import exp
+from .ops.selection import Floats, Ids, NumpySelection
+from .penalties import add_bias, penalize_repetition, penalize_sequences
 
-Floats = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.integer]
-
-# Logits this far below the best are rarely among the top k: looking at the rest first saves a
-# partition of the whole vocabulary. Any value gives the same choice.
-_LIKELY = np.float32(10.0)
-_NUCLEUS_GUESS = 256
+Processor = Callable[[Ids, Floats], Floats]
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How to choose tokens. Values out of range raise ``EdgeDBError``."""
 
-    temperature: float = 0.7  # 0 takes the most likely token, the rest is then without effect
+    temperature: float = 0.7  # 0 takes the most likely token, after the penalties
     top_k: int = 40  # only the k most likely tokens; 0 = all
+    typical_p: float = 1.0  # only this much probability, of tokens of average surprise; 1 = all
     top_p: float = 0.95  # only the smallest set of tokens with this much probability; 1 = all
     min_p: float = 0.05  # only tokens this likely relative to the most likely one; 0 = all
     repetition_penalty: float = 1.0  # divides the odds of recent tokens; 1 = off
-    repetition_window: int = 64  # tokens that count as recent; 0 = none
+    presence_penalty: float = 0.0  # taken off the logit of every recent token
+    frequency_penalty: float = 0.0  # taken off for each time that it occurs
+    repetition_window: int = 64  # tokens that count as recent for these three; 0 = none
+    dry_multiplier: float = 0.0  # size of the penalty for repeating a sequence; 0 = off
+    dry_base: float = 1.75  # grows by this factor with each token of the repetition
+    dry_allowed_length: int = 2  # from so many repeated tokens on
+    dry_breakers: tuple[str, ...] = ("\n", ":", '"', "*")  # a token with one ends a sequence
+    mirostat: int = 0  # 2 = on: holds the surprise of the text at mirostat_tau
+    mirostat_tau: float = 5.0  # bits a token
+    mirostat_eta: float = 0.1  # how quickly it follows
+    logit_bias: Mapping[int, float] = field(
+        default_factory=dict, hash=False
+    )  # -inf forbids a token
     seed: int | None = None  # None: another one each time
 
     def __post_init__(self) -> None:
-        _check("temperature", self.temperature, 0, math.inf)
-        _check("top_p", self.top_p, 0, 1)
-        _check("min_p", self.min_p, 0, 1)
-        _check("repetition_penalty", self.repetition_penalty, 0, math.inf)
-        if not self.repetition_penalty:
-            raise EdgeDBError("repetition_penalty = 0: expected more than 0 (1 = off)")
-        _check_int("top_k", self.top_k)
-        _check_int("repetition_window", self.repetition_window)
+        for name in ("typical_p", "top_p", "min_p"):
+            _check(name, getattr(self, name), 0, 1)
+        for name in ("temperature", "repetition_penalty", "dry_multiplier", "mirostat_tau"):
+            _check(name, getattr(self, name), 0, math.inf)
+        for name in ("presence_penalty", "frequency_penalty"):
+            _check(name, getattr(self, name), -math.inf, math.inf)
+        _check("dry_base", self.dry_base, 1, math.inf)
+        _check("mirostat_eta", self.mirostat_eta, 0, 1)
+        for name in ("repetition_penalty", "mirostat_tau"):
+            if not getattr(self, name):
+                raise EdgeDBError(f"{name} = 0: expected more than 0")
+        for name in ("top_k", "repetition_window", "dry_allowed_length"):
+            _check_int(name, getattr(self, name))
         if self.seed is not None:
             _check_int("seed", self.seed)
+        if type(self.mirostat) is bool or self.mirostat not in (0, 2):
+            raise EdgeDBError(f"mirostat = {self.mirostat!r}: expected 0 (off) or 2")
+        if isinstance(self.dry_breakers, str) or not all(
+            isinstance(text, str) and text for text in self.dry_breakers
+        ):
+            raise EdgeDBError("dry_breakers: expected a list of texts that are not empty")
+        object.__setattr__(self, "dry_breakers", tuple(self.dry_breakers))
+        if not isinstance(self.logit_bias, Mapping):
+            raise EdgeDBError("logit_bias: expected a mapping of token ids to numbers")
+        for token, bias in self.logit_bias.items():
+            _check_int("logit_bias: token", token)
+            if bias != -math.inf:
+                _check(f"logit_bias of token {token}", bias, -math.inf, math.inf)
 
 
 def _check(name: str, value: object, low: float, high: float) -> None:
     number = isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)
     if not number or not low <= float(value) <= high or math.isinf(float(value)):  # type: ignore[arg-type]
-        wanted = f"{low:g} to {high:g}" if high < math.inf else f"a number of at least {low:g}"
+        wanted = f"{low:g} to {high:g}"
+        if high == math.inf:
+            wanted = "a finite number" if low == -math.inf else f"a number of at least {low:g}"
         raise EdgeDBError(f"{name} = {value!r}: expected {wanted}")
 
 
@@ -62,13 +94,58 @@ def _check_int(name: str, value: object) -> None:
         raise EdgeDBError(f"{name} = {value!r}: expected a whole number of at least 0")
 
 
+class Selection(Protocol):
+    """The part of ``Ops`` that choosing a token needs."""
+
+    def largest(self, logits: Floats, k: int) -> tuple[Ids, Floats]: ...
+
+    def softmax_weights(
+        self, logits: Floats, top: float, temperature: float = 1.0
+    ) -> np.ndarray: ...
+
+
+class Constraint(Protocol):
+    """What the next token may be, as a grammar knows it."""
+
+    def forbid(self, scores: Floats) -> None:
+        """Set the scores of all tokens that may not come next to -inf."""
+
+    def accept(self, token: int) -> None:
+        """``token`` was chosen."""
+
+
 class Sampler:
     """Draws tokens under ``params``; keeps the state of the random numbers between calls."""
 
-    def __init__(self, params: SamplingParams) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        ops: Selection | None = None,
+        *,
+        processors: Sequence[Processor] = (),
+        breakers: np.ndarray | None = None,
+        constraint: Constraint | None = None,
+    ) -> None:
+        """``ops`` selects (default: numpy; the choice is the same with every backend).
+
+        ``processors`` take the ids so far, int32 ``(n,)``, and the logits, float32 ``(vocab,)``,
+        which they may change, and return logits. ``breakers``, bool ``(vocab,)``, are the tokens
+        that end a sequence for DRY: ``penalties.breaker_mask``.
+        """
         self.params = params
         self.seed = secrets.randbits(63) if params.seed is None else int(params.seed)
         self._random = np.random.Generator(np.random.PCG64(self.seed))
+        self._ops: Selection = ops or NumpySelection()
+        self._processors = tuple(processors)
+        self._breakers = breakers
+        self._constraint = constraint
+        self._bias = (
+            np.array(list(params.logit_bias), np.intp),
+            np.array(list(params.logit_bias.values()), np.float32),
+        )
+        self._scratch = np.empty(0, np.float32)  # the changed logits
+        self._mu = 2 * params.mirostat_tau
+        self._limits = Limits(params.top_k, params.typical_p, params.top_p, params.min_p)
 
     def sample(self, logits: Floats, history: Sequence[int] | Ids = ()) -> int:
         """The next token after ``history``, from ``logits``: float32 ``(vocab,)``, left as is.
@@ -76,87 +153,84 @@ class Sampler:
         Of equally likely tokens the lowest id comes first. Raises ``EdgeDBError`` if a logit is
         NaN or +inf, or if all are -inf.
         """
+        scores = self._scores(logits, history)
+        if self.params.temperature == 0:
+            ids, values = self._ops.largest(scores, 1)
+            _check_best(float(values[0]))
+            token = int(ids[0])
+        elif self.params.mirostat:
+            token = self._mirostat(scores)
+        else:
+            found = Candidates.of(scores, self._limits, self._ops)
+            _check_best(found.top)
+            weights = self._ops.softmax_weights(found.values, found.top, self.params.temperature)
+            token = int(found.ids[draw(weights, self._random.random())])
+        if self._constraint is not None:
+            self._constraint.accept(token)
+        return token
+
+    def _scores(self, logits: Floats, history: Sequence[int] | Ids) -> Floats:
+        """``logits`` after processors, bias, penalties and mask; a copy if anything changed."""
         params = self.params
-        scores = _penalized(logits, history, params)
-        best = int(scores.argmax())  # the first NaN, if there is one
-        if not np.isfinite(scores[best]):
-            raise EdgeDBError(
-                "the model's output is not finite; its file or the prompt's numbers are damaged"
+        recent = history[-params.repetition_window :] if params.repetition_window else ()
+        penalized = len(recent) and (
+            params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
+        )
+        repeated = params.dry_multiplier and len(history)
+        changed = self._processors or params.logit_bias or self._constraint is not None
+        if not (penalized or repeated or changed):
+            return logits
+        if self._scratch.shape != logits.shape:
+            self._scratch = np.empty_like(logits)
+        scores = self._scratch
+        np.copyto(scores, logits)
+        for processor in self._processors:
+            scores = _checked(processor(np.array(history, np.int32), scores), logits)
+        add_bias(scores, *self._bias)
+        if penalized:
+            penalize_repetition(
+                scores,
+                recent,
+                params.repetition_penalty,
+                params.presence_penalty,
+                params.frequency_penalty,
             )
-        if params.temperature == 0:
-            return best
-        top = float(scores[best])
-        ids = _kept(scores, top, params)
-        with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to exp(-inf)
-            weights = exp((scores[ids].astype(np.float64) - top) / params.temperature)
-        # cumsum adds one by one in order, unlike sum, which has a different order on each CPU.
-        cumulative = np.cumsum(weights)
-        total = cumulative[-1]
-        drawn = int(np.searchsorted(cumulative, self._random.random() * total, side="right"))
-        # Rounding can make the product equal to the total: the last token with any weight then.
-        return int(ids[min(drawn, int(np.searchsorted(cumulative, total)))])
+        if repeated:
+            penalize_sequences(
+                scores,
+                np.asarray(history, np.int32),
+                params.dry_multiplier,
+                params.dry_base,
+                params.dry_allowed_length,
+                self._breakers,
+            )
+        if self._constraint is not None:
+            self._constraint.forbid(scores)
+        return scores
+
+    def _mirostat(self, scores: Floats) -> int:
+        """Mirostat 2 (arXiv 2007.14966, algorithm 2): no token of more than mu bits of surprise."""
+        top = float(scores.max())
+        _check_best(top)
+        found, weights = Candidates.below_surprise(
+            scores, top, self.params.temperature, self._mu, self._ops
+        )
+        chosen = draw(weights, self._random.random())
+        error = surprise(weights, chosen) - self.params.mirostat_tau
+        self._mu -= self.params.mirostat_eta * error
+        return int(found[chosen])
 
 
-def _penalized(logits: Floats, history: Sequence[int] | Ids, params: SamplingParams) -> Floats:
-    """Logits with the repetition penalty of CTRL (arXiv 1909.05858, section 4.1)."""
-    if params.repetition_penalty == 1 or not params.repetition_window or not len(history):
-        return logits
-    recent = np.unique(np.asarray(history[-params.repetition_window :], np.intp))
-    penalty = np.float32(params.repetition_penalty)
-    scores = logits.copy()
-    values = scores[recent]
-    scores[recent] = np.where(values > 0, values / penalty, values * penalty)
-    return scores
+def _check_best(best: float) -> None:
+    if best == -math.inf:
+        raise EdgeDBError("no token is left to choose: all logits are -inf, none is finite")
+    if not math.isfinite(best):
+        raise EdgeDBError(
+            "the model's output is not finite; its file or the prompt's numbers are damaged"
+        )
 
 
-def _kept(scores: Floats, top: float, params: SamplingParams) -> Ids:
-    """Ids that top-k, top-p and min-p leave. Most likely first, unless nothing is cut off."""
-    limited = 0 < params.top_k < len(scores)
-    if params.top_p == 1 and params.min_p == 0:
-        return _most_likely(scores, params.top_k, top) if limited else np.arange(len(scores))
-    if limited:
-        ids = _most_likely(scores, params.top_k, top)
-        return ids[: _nucleus_size(scores[ids], top, None, params)]
-    # Top-p over the whole vocabulary needs its total probability but rarely its whole order.
-    total = float(np.cumsum(exp(scores.astype(np.float64) - top))[-1])
-    count = _NUCLEUS_GUESS
-    while True:
-        count = min(count, len(scores))
-        ids = _most_likely(scores, count, top)
-        size = _nucleus_size(scores[ids], top, total, params)
-        if size < count or count == len(scores):
-            return ids[:size]
-        count *= 8
-
-
-def _nucleus_size(ordered: Floats, top: float, total: float | None, params: SamplingParams) -> int:
-    """How many of the ``ordered`` logits (descending) top-p and min-p leave: at least one."""
-    weights = exp(ordered.astype(np.float64) - top)
-    cumulative = np.cumsum(weights)
-    share = params.top_p * (float(cumulative[-1]) if total is None else total)
-    # At 1 nothing is cut, although rounding may reach the total before the last token.
-    within = len(ordered)
-    if params.top_p < 1:
-        within = int(np.searchsorted(cumulative, share)) + 1
-    above = int(np.count_nonzero(weights >= params.min_p))
-    return max(1, min(within, above, len(ordered)))
-
-
-def _most_likely(scores: Floats, count: int, top: float) -> Ids:
-    """Ids of the ``count`` largest scores, largest first; of equal ones the lowest id first.
-
-    The ids that a partition returns among equal values depend on the CPU; only the value at its
-    boundary is used.
-    """
-    likely = np.flatnonzero(scores >= np.float32(top) - _LIKELY)
-    if len(likely) < count:
-        likely = np.arange(len(scores))
-    values = scores[likely]
-    if len(values) > count:
-        boundary = np.partition(values, len(values) - count)[len(values) - count]
-        above = np.flatnonzero(values > boundary)
-        equal = np.flatnonzero(values == boundary)[: count - len(above)]
-        chosen = np.union1d(above, equal)
-        likely, values = likely[chosen], values[chosen]
-    order = np.argsort(-values, kind="stable")
-    return likely[order]
+def _checked(scores: object, logits: Floats) -> Floats:
+    if not isinstance(scores, np.ndarray) or scores.shape != logits.shape:
+        raise EdgeDBError(f"a processor must return logits of shape {logits.shape}")
+    return np.array(scores, np.float32)

@@ -9,33 +9,33 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .completion import Chunk, Completion, FinishReason, Stats, collect
+from .answers import Answers, Prompt
+from .completion import Chunk, Completion, FinishReason, Stats, TokenLogprobs, collect
 from .errors import BusyError, ContextFullError, EdgeDBError
 from .kvcache import KVCache
 from .llama import MAX_BATCH, RunState
+from .logprobs import token_logprobs
 from .pace import Pace
-from .sampling import Sampler, SamplingParams
+from .request import Progress, Request
+from .sampling import Processor, Sampler, SamplingParams
 from .session_file import read_session, write_session
 from .stopping import StopMatcher
-from .transcript import encode_keeping
 
 if TYPE_CHECKING:
-    from .engine import Message, Model
+    from .engine import Model
 
 __all__ = ["Chunk", "Completion", "FinishReason", "Progress", "Session", "Stats", "collect"]
 
-Progress = Callable[[int, int], None]  # tokens read, tokens to read
 
-
-class Session:
+class Session(Answers):
     """A sequence of tokens and the cache of what the model made of them.
 
     Use it from one thread at a time: a second one gets ``BusyError``.
@@ -94,7 +94,8 @@ class Session:
     def decode(self, sampler: Sampler | None = None) -> int:
         """Choose the next token (greedily without a sampler), append it and return it."""
         with self._exclusive():
-            return self._decode(sampler or Sampler(SamplingParams(temperature=0)))
+            sampler = sampler or Sampler(SamplingParams(temperature=0), self.model.ops)
+            return self._decode(sampler)
 
     def logits(self) -> np.ndarray:
         """Logits after the last token, float32 ``(vocab,)``, a copy."""
@@ -163,137 +164,124 @@ class Session:
         session._length = len(tokens)
         return session
 
-    @overload
-    def generate(
-        self, prompt: str | Sequence[int], *, stream: Literal[False] = False, **options: Any
-    ) -> Completion: ...
-
-    @overload
-    def generate(
-        self, prompt: str | Sequence[int], *, stream: Literal[True], **options: Any
-    ) -> Iterator[Chunk]: ...
-
-    def generate(
-        self, prompt: str | Sequence[int], *, stream: bool = False, **options: Any
-    ) -> Completion | Iterator[Chunk]:
-        """Hold exactly ``prompt`` (text or ids) and continue it; options as in ``stream``."""
-        ids = self.model.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
-        chunks = self.stream(ids, **options)
-        return chunks if stream else collect(chunks)
-
-    @overload
-    def chat(
-        self, messages: Iterable[Message], *, stream: Literal[False] = False, **options: Any
-    ) -> Completion: ...
-
-    @overload
-    def chat(
-        self, messages: Iterable[Message], *, stream: Literal[True], **options: Any
-    ) -> Iterator[Chunk]: ...
-
-    def chat(
-        self, messages: Iterable[Message], *, stream: bool = False, **options: Any
-    ) -> Completion | Iterator[Chunk]:
-        """Answer a list of ``{"role": ..., "content": ...}``; options as in ``stream``.
-
-        Give the whole conversation, with earlier answers as they came: of its text, only what this
-        session does not hold is read.
-        """
-        text = self.model.chat_text(messages)
-        chunks = self.stream(encode_keeping(self.model.tokenizer, text, self.tokens), **options)
-        return chunks if stream else collect(chunks)
+    def _answering(self) -> Session:
+        return self
 
     def stream(
         self,
-        ids: Sequence[int],
+        prompt: Prompt,
         *,
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
+        stop_ids: Sequence[int] = (),
         params: SamplingParams | None = None,
+        logprobs: int | None = None,
+        processors: Processor | Sequence[Processor] = (),
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         **sampling: Any,
     ) -> Iterator[Chunk]:
-        """Make the session hold exactly ``ids``, then answer them.
+        """Make the session hold exactly ``prompt``, a text or ids, then continue it.
 
-        What ``ids`` and the session have in common at their beginning is not read again.
-        ``max_tokens`` bounds the answer (default: the rest of the context), ``stop`` ends it where
-        one of the strings appears, ``sampling`` are fields of ``SamplingParams``. ``cancelled`` is
-        asked between tokens, and often enough while a prompt is read that a cancel takes effect
-        within 100 ms; the answer so far stays in the session.
+        What the prompt and the session have in common at their beginning is not read again.
+
+        ``max_tokens`` bounds the answer (default: the rest of the context). ``stop`` ends it where
+        one of the texts appears, ``stop_ids`` at one of the tokens. ``sampling`` are fields of
+        ``SamplingParams`` and change those of ``params``. ``processors`` are called as ``logits =
+        processor(ids, logits)`` before each choice, with int32 ``(n,)`` and float32 ``(vocab,)``.
+        ``logprobs`` asks for the probability of each token and of so many most likely ones.
+
+        ``progress`` is called with the tokens read and to read. ``cancelled`` is asked between
+        tokens, and often enough while a prompt is read that a cancel takes effect within 100 ms;
+        the answer so far stays in the session.
+
         Raises ``ContextFullError`` before anything is read if the prompt does not fit.
         """
-        sampler = Sampler(replace(params or SamplingParams(), **sampling))
-        matcher = StopMatcher([stop] if isinstance(stop, str) else list(stop))
-        if not len(ids):
+        request = Request.of(
+            max_tokens=max_tokens,
+            stop=stop,
+            stop_ids=stop_ids,
+            params=params,
+            logprobs=logprobs,
+            processors=processors,
+            progress=progress,
+            cancelled=cancelled,
+            **sampling,
+        )
+        ids = self.model.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        if not ids:
             raise EdgeDBError("the prompt is empty; give at least one token")
-        if max_tokens is not None and max_tokens < 0:
-            raise EdgeDBError(f"max_tokens = {max_tokens}: expected 0 or more")
         if len(ids) >= self.context:
             raise ContextFullError(
                 f"the prompt has {len(ids)} tokens and leaves no room in a context of "
                 f"{self.context}; shorten it or load with a larger context"
             )
         self._check_ids(ids)
-        return self._stream(list(ids), max_tokens, sampler, matcher, progress, cancelled)
+        return self._stream(ids, request, request.sampler(self.model), StopMatcher(request.stop))
 
     def _stream(
-        self,
-        ids: list[int],
-        max_tokens: int | None,
-        sampler: Sampler,
-        matcher: StopMatcher,
-        progress: Progress | None,
-        cancelled: Callable[[], bool] | None,
+        self, ids: list[int], request: Request, sampler: Sampler, matcher: StopMatcher
     ) -> Iterator[Chunk]:
         detokenizer = self.model.tokenizer.stream(after=ids)
-        eos_ids = frozenset(self.model.tokenizer_spec.eos_ids)
+        end_ids = request.stop_ids.union(self.model.tokenizer_spec.eos_ids)
         stats = Stats(prompt_tokens=len(ids))
         room = self.context - len(ids)
-        max_tokens = room if max_tokens is None else min(max_tokens, room)
+        max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
 
         with self._exclusive():
-            # At least one token is read again: its logits are what the answer starts from.
-            self._rewind(min(_common_prefix(self._held, ids), len(ids) - 1))
+            self._hold(ids)
             stats.read_tokens = len(ids) - self._cache.length
-            self._append(ids[self._length :])
             started = time.perf_counter()
-            logits = self._read(progress, cancelled)
+            logits = self._read(request.progress, request.cancelled)
             stats.prompt_seconds = time.perf_counter() - started
 
             started = time.perf_counter()
             reason: FinishReason | None = "cancelled" if logits is None else None
             while reason is None:
-                if cancelled is not None and cancelled():
+                if request.cancelled is not None and request.cancelled():
                     reason = "cancelled"
                     break
                 if stats.completion_tokens == max_tokens:
                     reason = "length"
                     break
+                logits = self._last_logits()
                 token = self._decode(sampler)
-                if token in eos_ids:
+                if token in end_ids:
                     reason = "stop"
                     break
+                chosen = self._logprobs(logits, token, request.logprobs)
                 stats.completion_tokens += 1
                 text = matcher.push(detokenizer.push(token))
                 stats.decode_seconds = time.perf_counter() - started
                 if matcher.stopped:
-                    yield Chunk(text, token, "stop", replace(stats))
+                    yield Chunk(text, token, "stop", replace(stats), chosen)
                     return
-                yield Chunk(text, token, None, replace(stats))
+                yield Chunk(text, token, None, replace(stats), chosen)
             tail = matcher.push(detokenizer.finish()) + matcher.finish()
             stats.decode_seconds = time.perf_counter() - started
             yield Chunk(tail, None, reason, replace(stats))
-
-    @property
-    def _held(self) -> np.ndarray:
-        """The sequence as a view, int32 ``(position,)``."""
-        return self._ids[: self._length]
 
     def _decode(self, sampler: Sampler) -> int:
         token = sampler.sample(self._last_logits(), self._held)
         self._append([token])
         return token
+
+    def _logprobs(self, logits: np.ndarray, token: int, n: int | None) -> TokenLogprobs | None:
+        if n is None:
+            return None
+        return token_logprobs(logits, token, n, self.model.ops, self.model.tokenizer)
+
+    def _hold(self, ids: list[int]) -> None:
+        """Make ``ids`` the sequence, and leave something to read unless the logits are there."""
+        common = _common_prefix(self._held, ids)
+        if not (common == len(ids) == self._length and self._logits is not None):
+            self._rewind(min(common, len(ids) - 1))
+        self._append(ids[self._length :])
+
+    @property
+    def _held(self) -> np.ndarray:
+        """The sequence as a view, int32 ``(position,)``."""
+        return self._ids[: self._length]
 
     def _append(self, ids: Sequence[int]) -> None:
         end = self._length + len(ids)

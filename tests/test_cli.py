@@ -214,8 +214,10 @@ def test_answers_cannot_steer_the_terminal() -> None:
 
 def test_defaults_are_those_of_the_library() -> None:
     options = {option.name: option for option in cli.generate.params}
-    for name, value in vars(SamplingParams()).items():
-        assert options[name].default == value or (value is None and name == "seed")
+    fields = vars(SamplingParams())
+    assert {"temperature", "top_k", "top_p", "min_p", "seed"} <= options.keys() & fields.keys()
+    for name in options.keys() & fields.keys():
+        assert options[name].default == fields[name] or (fields[name] is None and name == "seed")
 
 
 def test_help_does_not_import_the_engine() -> None:

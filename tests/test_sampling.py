@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgedb import EdgeDBError
-from edgedb.sampling import Sampler, SamplingParams, _kept
+from edgedb.ops import native
+from edgedb.ops.native_selection import NativeSelection
+from edgedb.sampling import Sampler, SamplingParams
 from edgedb.stopping import StopMatcher
 
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -20,56 +23,8 @@ def logits_of(size: int, seed: int = 0, scale: float = 3.0) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, scale, size).astype(np.float32)
 
 
-def kept_by_definition(logits: np.ndarray, params: SamplingParams) -> list[int]:
-    """The slow definition: sort everything, then cut."""
-    order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
-    if params.top_k:
-        order = order[: params.top_k]
-    weights = np.exp(logits[order].astype(np.float64) - logits.max())
-    probability = weights / weights.sum()
-    n_nucleus = len(order)
-    if params.top_p < 1:
-        n_nucleus = int(np.searchsorted(np.cumsum(probability), params.top_p)) + 1
-    n_min = int((weights >= params.min_p).sum())
-    return order[: max(1, min(n_nucleus, n_min))]
-
-
-@pytest.mark.parametrize("size", [1, 7, 63, 65, 4096, 49152])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"top_k": 40, "top_p": 1.0, "min_p": 0.0},
-        {"top_k": 1, "top_p": 0.9, "min_p": 0.0},
-        {"top_k": 1000, "top_p": 0.5, "min_p": 0.0},
-        {"top_k": 0, "top_p": 0.3, "min_p": 0.0},
-        {"top_k": 0, "top_p": 0.999, "min_p": 0.0},
-        {"top_k": 0, "top_p": 0.999, "min_p": 0.01},
-        {"top_k": 50, "top_p": 0.9, "min_p": 0.1},
-        {"top_k": 3, "top_p": 1e-9, "min_p": 0.0},
-    ],
-)
-@pytest.mark.parametrize("scale", [0.01, 3.0, 30.0])
-def test_what_is_kept_follows_the_definition(
-    size: int, options: dict[str, float], scale: float
-) -> None:
-    params = SamplingParams(**options)  # type: ignore[arg-type]
-    logits = logits_of(size, seed=size, scale=scale)
-    kept = _kept(logits, float(logits.max()), params).tolist()
-    expected = kept_by_definition(logits, params)
-    # Where nothing is cut there is no order either.
-    assert kept == (expected if len(expected) < size else sorted(expected)) or kept == expected
-
-
-def test_equal_logits_keep_the_lowest_ids() -> None:
-    logits = np.zeros(5000, np.float32)
-    logits[4000] = 1
-    ids = _kept(logits, 1.0, SamplingParams(top_k=5, top_p=1.0, min_p=0.0))
-    assert ids.tolist() == [4000, 0, 1, 2, 3]
-
-
-def test_nothing_is_cut_when_all_is_off() -> None:
+def test_forbidden_tokens_are_never_drawn() -> None:
     logits = np.array([0, -np.inf, 1, -50], np.float32)
-    assert _kept(logits, 1.0, SamplingParams(**OFF)).tolist() == [0, 1, 2, 3]  # type: ignore[arg-type]
     seen = {Sampler(SamplingParams(temperature=1, seed=s, **OFF)).sample(logits) for s in range(99)}  # type: ignore[arg-type]
     assert seen == {0, 2}
 
@@ -105,6 +60,103 @@ def test_a_seed_gives_known_tokens() -> None:
     assert [sampler.sample(logits) for _ in range(8)] == [185, 803, 816, 220, 639, 182, 185, 185]
 
 
+EVERY_WAY: list[dict[str, Any]] = [
+    {},
+    {"top_k": 0},
+    {"top_k": 0, "top_p": 1.0},
+    OFF,
+    {"typical_p": 0.6},
+    {"top_k": 0, "typical_p": 0.6, "top_p": 0.9},
+    {"mirostat": 2, "mirostat_tau": 3.0},
+    {"repetition_penalty": 1.3, "presence_penalty": 0.2, "frequency_penalty": 0.1},
+    {"dry_multiplier": 0.8, "dry_allowed_length": 1},
+    {"logit_bias": {3: 2.0, 9: -np.inf}},
+    {"temperature": 0.0, "repetition_penalty": 2.0},
+]
+
+
+@pytest.mark.skipif(not native.available()[0], reason="needs the C library")
+@pytest.mark.parametrize("options", EVERY_WAY, ids=str)
+def test_every_backend_makes_the_same_choices(options: dict[str, Any]) -> None:
+    rows = [logits_of(3000, seed=i) for i in range(30)]
+
+    def choices(sampler: Sampler) -> list[int]:
+        history: list[int] = []
+        for row in rows:
+            history.append(sampler.sample(row, history))
+        return history
+
+    params = SamplingParams(seed=1, **options)
+    assert choices(Sampler(params)) == choices(Sampler(params, NativeSelection()))
+
+
+def test_known_tokens_of_every_way() -> None:
+    """The same ids on every CPU and with every numpy."""
+    logits = logits_of(1000, seed=5)
+    found = []
+    for options in EVERY_WAY:
+        sampler = Sampler(SamplingParams(**{"temperature": 1.0, "seed": 42, **options}))
+        found.append([sampler.sample(logits, [185, 803, 185]) for _ in range(4)])
+    assert found == KNOWN
+
+
+KNOWN = [
+    [185, 803, 816, 220],
+    [185, 803, 816, 220],
+    [185, 803, 816, 220],
+    [803, 639, 871, 803],
+    [220, 803, 185, 871],
+    [615, 871, 58, 185],
+    [220, 803, 185, 220],
+    [816, 871, 58, 220],
+    [185, 871, 816, 220],
+    [185, 803, 816, 220],
+    [639, 639, 639, 639],
+]
+
+
+def test_mirostat_holds_the_surprise() -> None:
+    logits = logits_of(5000, scale=1.0)  # almost flat: 11 bits of entropy
+    probabilities = np.exp(logits.astype(np.float64))
+    probabilities /= probabilities.sum()
+    for tau in (2.0, 6.0):
+        params = SamplingParams(mirostat=2, mirostat_tau=tau, temperature=1.0, seed=1)
+        sampler = Sampler(params)
+        ids = [sampler.sample(logits) for _ in range(600)][200:]
+        kept = np.sort(probabilities)[::-1][: len(set(ids))]
+        assert np.log2(len(set(ids))) == pytest.approx(tau, abs=1.0)
+        assert len(kept) < 200
+
+
+def test_the_order_of_the_steps() -> None:
+    """Bias comes before the penalties, processors before both."""
+    seen = []
+
+    def double(ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        seen.append(ids.tolist())
+        logits *= 2
+        return logits
+
+    params = SamplingParams(temperature=0, logit_bias={0: 1.0}, repetition_penalty=3.0)
+    logits = np.array([1.0, 1.4], np.float32)
+    # Doubled: 2, 2.8. Biased: 3, 2.8. Penalized: 1, 2.8. In another order: 5/3 or 4/3.
+    assert Sampler(params, processors=[double]).sample(logits, [0]) == 1
+    assert Sampler(params, processors=[double]).sample(logits, [1]) == 0
+    assert seen == [[0], [1]] and logits.tolist() == [1.0, np.float32(1.4)]
+
+
+def test_a_processor_must_return_logits() -> None:
+    sampler = Sampler(SamplingParams(), processors=[lambda ids, logits: logits[:3]])
+    with pytest.raises(EdgeDBError, match="processor"):
+        sampler.sample(logits_of(10))
+
+
+def test_no_token_left() -> None:
+    params = SamplingParams(logit_bias={0: -np.inf, 1: -np.inf})
+    with pytest.raises(EdgeDBError, match="no token is left"):
+        Sampler(params).sample(np.zeros(2, np.float32))
+
+
 def test_no_seed_differs_each_time() -> None:
     assert Sampler(SamplingParams()).seed != Sampler(SamplingParams()).seed
     assert Sampler(SamplingParams(seed=0)).seed == 0
@@ -129,7 +181,7 @@ def test_logits_that_are_not_finite(temperature: float, bad: float) -> None:
     logits[17] = bad
     with pytest.raises(EdgeDBError, match="not finite"):
         Sampler(SamplingParams(temperature=temperature)).sample(logits)
-    with pytest.raises(EdgeDBError, match="not finite"):
+    with pytest.raises(EdgeDBError, match="no token is left"):
         Sampler(SamplingParams(temperature=temperature)).sample(np.full(4, -np.inf, np.float32))
 
 
@@ -150,6 +202,22 @@ def test_logits_that_are_not_finite(temperature: float, bad: float) -> None:
         ("repetition_window", -1),
         ("seed", -1),
         ("seed", "x"),
+        ("typical_p", 1.5),
+        ("presence_penalty", float("inf")),
+        ("frequency_penalty", "much"),
+        ("dry_multiplier", -1),
+        ("dry_base", 0.5),
+        ("dry_allowed_length", -1),
+        ("dry_breakers", "\n"),
+        ("dry_breakers", [""]),
+        ("mirostat", 1),
+        ("mirostat", True),
+        ("mirostat_tau", 0),
+        ("mirostat_eta", 2),
+        ("logit_bias", [1]),
+        ("logit_bias", {-1: 2.0}),
+        ("logit_bias", {1: float("inf")}),
+        ("logit_bias", {1: "x"}),
     ],
 )
 def test_values_out_of_range_are_named(name: str, value: object) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..errors import EdgeDBError, NativeError, SlowBackendWarning
 from .buffer import Buffer
+from .selection import Doubles, Floats, Ids
 
 if TYPE_CHECKING:
     from ..tensors import LinearTensor
@@ -100,6 +101,12 @@ class Ops(Protocol):
 
     def swiglu(self, gate_up: Buffer, out: Buffer, n: int) -> None:
         """``out = silu(gate) * up``; gate_up ``[n, 2 f]`` holds gate, then up; out ``[n, f]``."""
+
+    def largest(self, logits: Floats, k: int) -> tuple[Ids, Floats]:
+        """Ids and values of the ``k`` largest, largest first, of equal ones the lowest id first."""
+
+    def softmax_weights(self, logits: Floats, top: float, temperature: float = 1.0) -> Doubles:
+        """``exp((logits - top) / temperature)``, float64, the same bits with every backend."""
 
 
 @dataclass(frozen=True)

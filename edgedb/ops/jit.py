@@ -18,6 +18,7 @@ from ..packing import gather_rows
 from ..tensors import DenseTensor, Int8Tensor, LinearTensor
 from . import jit_layers, jit_matmul
 from .buffer import Buffer, aligned_zeros
+from .selection import NumpySelection
 
 if TYPE_CHECKING:
     from . import AttentionShape
@@ -65,7 +66,7 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     return view
 
 
-class NumbaOps:
+class NumbaOps(NumpySelection):
     """``Ops`` in numba. ``threads`` beyond what numba was started with are not used."""
 
     name = "numba"

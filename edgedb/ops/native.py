@@ -25,6 +25,7 @@ from ..tensors import (
     tile_grid,
 )
 from .buffer import ALIGNMENT, Buffer, aligned_zeros
+from .native_selection import NativeSelection
 
 try:
     from .._native import ffi, lib
@@ -161,7 +162,7 @@ class _Scratch(threading.local):
         self.size = size
 
 
-class NativeOps:
+class NativeOps(NativeSelection):
     """``Ops`` in C. Threads may share one; each then needs its own buffers.
 
     Buffers and matrices are those that ``buffer``, ``wrap`` and ``matrix`` of this class made.

@@ -16,6 +16,7 @@ import numpy as np
 from ..packing import gather_rows, levels, unpack_int8
 from ..tensors import GROUP, DenseTensor, Int8Tensor, LinearTensor, PairTensor
 from .buffer import Buffer, aligned_zeros
+from .selection import NumpySelection
 
 if TYPE_CHECKING:
     from . import AttentionShape
@@ -110,7 +111,7 @@ def _planes(tensor: PairTensor | Int8Tensor) -> list[Plane]:
     ]
 
 
-class ReferenceOps:
+class ReferenceOps(NumpySelection):
     """``Ops`` in plain numpy."""
 
     name = "numpy"

@@ -220,6 +220,18 @@ edb_status edb_attention(const edb_context *context, const edb_attention_shape *
                          const float *qkv, const void *k_cache, const void *v_cache, float *out,
                          int64_t n, int64_t pos, void *scratch, size_t scratch_bytes);
 
+/* ---- choosing a token ---- */
+
+/*
+ * The k largest of n logits, largest first and of equal ones the lowest index first: ids [k],
+ * values [k]. A NaN counts as larger than any number. EDB_ERR_SHAPE unless 1 <= k <= n.
+ */
+edb_status edb_select(const float *logits, int64_t n, int64_t k, int32_t *ids, float *values);
+
+/* weights[i] = exp((logits[i] - top) / temperature) in float64, to the bits of exactmath.py. */
+edb_status edb_softmax_weights(const float *logits, int64_t n, double top, double temperature,
+                               double *weights);
+
 #ifdef __cplusplus
 }
 #endif

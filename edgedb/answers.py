@@ -1,0 +1,132 @@
+"""The calls that answer a text or a conversation; a model and a session both have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from .completion import Chunk, Completion, collect
+from .errors import EdgeDBError
+from .sampling import SamplingParams
+from .transcript import encode_keeping
+
+if TYPE_CHECKING:
+    from .session import Session
+
+Message = dict[str, str]
+Prompt = str | Sequence[int]
+
+
+class Answers:
+    """``generate`` and ``chat``. Options are those of ``Session.stream``."""
+
+    def _answering(self) -> Session:
+        """The session that answers."""
+        raise NotImplementedError
+
+    @overload
+    def generate(
+        self, prompt: Prompt, *, stream: Literal[False] = False, n: None = None, **options: Any
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self, prompt: Prompt, *, stream: Literal[False] = False, n: int, **options: Any
+    ) -> list[Completion]: ...
+
+    @overload
+    def generate(
+        self, prompt: Prompt, *, stream: Literal[True], n: int | None = None, **options: Any
+    ) -> Iterator[Chunk]: ...
+
+    def generate(
+        self, prompt: Prompt, *, stream: bool = False, n: int | None = None, **options: Any
+    ) -> Completion | list[Completion] | Iterator[Chunk]:
+        """Continue ``prompt``, a text or token ids.
+
+        Returns a ``Completion``, or with ``stream`` its chunks as they come. ``n`` asks for several
+        answers, a list or one stream after the other with ``Chunk.index``; the prompt is read once,
+        and answer i has the seed ``seed + i``.
+        """
+        session = self._answering()
+        ids = session.model.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        return _answer(session, ids, stream, n, options)
+
+    @overload
+    def chat(
+        self,
+        messages: Iterable[Message],
+        *,
+        stream: Literal[False] = False,
+        n: None = None,
+        **options: Any,
+    ) -> Completion: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Iterable[Message],
+        *,
+        stream: Literal[False] = False,
+        n: int,
+        **options: Any,
+    ) -> list[Completion]: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Iterable[Message],
+        *,
+        stream: Literal[True],
+        n: int | None = None,
+        **options: Any,
+    ) -> Iterator[Chunk]: ...
+
+    def chat(
+        self,
+        messages: Iterable[Message],
+        *,
+        stream: bool = False,
+        n: int | None = None,
+        **options: Any,
+    ) -> Completion | list[Completion] | Iterator[Chunk]:
+        """Answer a list of ``{"role": ..., "content": ...}``; otherwise like ``generate``.
+
+        Give the whole conversation, with earlier answers as they came: of its text, a session reads
+        only what it does not hold. Raises ``TemplateError`` if the model has no chat template.
+        """
+        session = self._answering()
+        text = session.model.chat_text(messages)
+        ids = encode_keeping(session.model.tokenizer, text, session.tokens)
+        return _answer(session, ids, stream, n, options)
+
+
+def _answer(
+    session: Session, ids: list[int], stream: bool, n: int | None, options: dict[str, Any]
+) -> Completion | list[Completion] | Iterator[Chunk]:
+    if n is None:
+        chunks = session.stream(ids, **options)
+        return chunks if stream else collect(chunks)
+    if type(n) is not int or n < 1:
+        raise EdgeDBError(f"n = {n!r}: expected a whole number of at least 1")
+    answers = _several(session, ids, n, options)
+    if not stream:
+        return [collect(answer) for answer in answers]
+    return (chunk for answer in answers for chunk in answer)
+
+
+def _several(
+    session: Session, ids: list[int], n: int, options: dict[str, Any]
+) -> Iterator[Iterator[Chunk]]:
+    """``n`` streams from one reading of the prompt."""
+    names = {field.name for field in fields(SamplingParams)}
+    sampling = {name: options.pop(name) for name in names & options.keys()}
+    params = replace(options.pop("params", None) or SamplingParams(), **sampling)
+    reading = {name: options.get(name) for name in ("progress", "cancelled")}
+    for _ in session.stream(ids, params=params, **{**options, **reading, "max_tokens": 0}):
+        pass
+    for index in range(n):
+        seed = None if params.seed is None else params.seed + index
+        chunks = session.fork().stream(ids, params=replace(params, seed=seed), **options)
+        yield (replace(chunk, index=index) for chunk in chunks)

@@ -1,0 +1,91 @@
+"""Options of an answer: stop ids, log-probabilities, several answers, processors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edgedb
+from edgedb import EdgeDBError
+
+PROMPT = [5, 9, 2, 40, 17, 23, 8]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> edgedb.Model:
+    return edgedb.load(tiny_model, context=100)
+
+
+def test_a_stop_id_ends_the_answer(model: edgedb.Model) -> None:
+    free = model.generate(PROMPT, max_tokens=20, temperature=1.5, seed=5)
+    stop = free.tokens[6]
+    first = free.tokens.index(stop)
+    ended = model.generate(PROMPT, max_tokens=20, temperature=1.5, seed=5, stop_ids=[stop])
+    assert ended.finish_reason == "stop"
+    assert ended.tokens == free.tokens[:first]
+
+
+def test_log_probabilities_are_those_of_the_model(model: edgedb.Model) -> None:
+    options = {"max_tokens": 8, "temperature": 1.5, "seed": 2, "repetition_penalty": 1.3}
+    answer = model.generate(PROMPT, logprobs=3, **options)
+    assert answer.tokens == model.generate(PROMPT, **options).tokens
+    logits = model.logits([*PROMPT, *answer.tokens])[len(PROMPT) - 1 : -1].astype(np.float64)
+    expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    assert answer.logprobs is not None and len(answer.logprobs) == 8
+    for row, token, found in zip(expected, answer.tokens, answer.logprobs, strict=True):
+        assert found.token == token and found.logprob == pytest.approx(row[token], abs=1e-9)
+        assert [t.token for t in found.top] == np.argsort(-row, kind="stable")[:3].tolist()
+        assert found.top[0].logprob == pytest.approx(row.max(), abs=1e-9)
+        data = model.tokenizer.token_bytes(token, skip_special=False)
+        assert found.text == data.decode("utf-8", "replace")
+    assert model.generate(PROMPT, logprobs=0, **options).logprobs[0].top == ()
+    assert model.generate(PROMPT, **options).logprobs is None
+    with pytest.raises(EdgeDBError, match="logprobs"):
+        model.generate(PROMPT, logprobs=-1)
+
+
+def test_several_answers_read_the_prompt_once(model: edgedb.Model) -> None:
+    options = {"max_tokens": 8, "temperature": 1.5}
+    answers = model.generate(PROMPT, n=3, seed=7, **options)
+    alone = [model.generate(PROMPT, seed=7 + i, **options) for i in range(3)]
+    assert [a.tokens for a in answers] == [a.tokens for a in alone]
+    assert [a.stats.read_tokens for a in answers] == [0, 0, 0]
+    chunks = list(model.generate(PROMPT, n=3, seed=7, stream=True, **options))
+    for index, answer in enumerate(answers):
+        assert "".join(c.text for c in chunks if c.index == index) == answer.text
+    with pytest.raises(EdgeDBError, match="n = 0"):
+        model.generate(PROMPT, n=0)
+
+
+def test_several_answers_leave_the_session_at_the_prompt(model: edgedb.Model) -> None:
+    session = model.session()
+    messages = [{"role": "user", "content": "Hi"}]
+    answers = session.chat(messages, n=2, max_tokens=5, temperature=1.5)
+    assert len(answers) == 2 and session.tokens == model.chat_tokens(messages)
+
+
+def test_a_processor_sees_the_whole_sequence(model: edgedb.Model) -> None:
+    seen: list[list[int]] = []
+
+    def never_seven(ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        seen.append(ids.tolist())
+        logits[:] = -np.inf
+        logits[[7, 30]] = [1.0, 0.5]
+        logits[7] = -np.inf
+        return logits
+
+    answer = model.generate(PROMPT, processors=never_seven, max_tokens=3)
+    assert answer.tokens == [30, 30, 30]
+    assert seen == [PROMPT, [*PROMPT, 30], [*PROMPT, 30, 30]]
+
+
+def test_dry_takes_its_breakers_from_the_vocabulary(model: edgedb.Model) -> None:
+    """Token 7 is forced, so that it repeats; where it is a breaker nothing is penalized."""
+    bias = {7: 500.0, 30: 450.0}
+    options = {"temperature": 0, "max_tokens": 4, "logit_bias": bias, "dry_multiplier": 99.0}
+    text = model.tokenizer.token_bytes(7).decode()
+    free = model.generate(PROMPT, dry_breakers=(), dry_allowed_length=1, **options)
+    broken = model.generate(PROMPT, dry_breakers=(text,), dry_allowed_length=1, **options)
+    assert broken.tokens == [7, 7, 7, 7] != free.tokens
