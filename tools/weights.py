@@ -1,0 +1,142 @@
+"""Any model this project knows as float weights: checkpoint, ``.dbb``, student, peer's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgedb.config import ModelConfig
+from edgedb.dbb import DbbFile, read_dbb
+from edgedb.packing import dequantize
+from edgedb.tensors import PairTensor
+
+from .sources import open_source
+from .sources.source import Float32
+
+# What a table of floats costs where a method leaves it alone.
+PLAIN_BITS = 16
+
+
+@dataclass
+class Weights:
+    """A ``WeightSource`` for ``tools.decoder.load_teacher``, and what it costs to store.
+
+    layer_bits: bits a weight of the matrices inside the layers, scales included. all_bits: of all
+    weights, embedding and head too: by the file's size for a ``.dbb``, else by counting layers as
+    said and the rest as float16.
+    """
+
+    config: ModelConfig
+    tensor: Callable[[str], Float32]
+    layer_bits: float
+    all_bits: float
+    sha256: str
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def open_weights(path: str | Path) -> Weights:
+    """Open a ``.dbb``, a ``student.safetensors``, a GGUF file or a Hugging Face folder.
+
+    Activations are not quantized by whoever uses them: a ``.dbb`` is measured here for its weights
+    alone, and by ``edgedb eval perplexity`` as its engine runs it. Raises ``EdgeDBError`` if there
+    is no readable model at ``path``.
+    """
+    path = Path(path)
+    if path.suffix == ".dbb":
+        return _from_dbb(path)
+    if path.suffix == ".safetensors":
+        return _from_student(path)
+    source = open_source(path)
+    peer = path / "peer.json"
+    record = json.loads(peer.read_text()) if peer.is_file() else {}
+    layer_bits = float(record.get("bits_per_weight", PLAIN_BITS))
+    return Weights(
+        source.config,
+        source.tensor,
+        layer_bits,
+        _with_tables(source.config, layer_bits),
+        _sha256(source.files()),
+        record,
+    )
+
+
+def layer_weights(config: ModelConfig) -> int:
+    """Weights of the matrices inside the layers."""
+    shapes = config.linear_shapes()
+    return sum(r * c for name, (r, c) in shapes.items() if name.startswith("layers."))
+
+
+def all_weights(config: ModelConfig) -> int:
+    """Weights of all matrices, tables included."""
+    return sum(rows * cols for rows, cols in config.linear_shapes().values())
+
+
+def _with_tables(config: ModelConfig, layer_bits: float) -> float:
+    inside, whole = layer_weights(config), all_weights(config)
+    return (layer_bits * inside + PLAIN_BITS * (whole - inside)) / whole
+
+
+def _from_dbb(path: Path) -> Weights:
+    file: DbbFile = read_dbb(path)
+    inside = sum(t.nbytes for name, t in file.linears.items() if name.startswith("layers."))
+
+    def tensor(name: str) -> Float32:
+        if name in file.norms:
+            return np.asarray(file.norms[name])
+        return dequantize(file.linears[name])
+
+    pairs = {t.pairs for n, t in file.linears.items() if isinstance(t, PairTensor) and "." in n}
+    return Weights(
+        file.config,
+        tensor,
+        8 * inside / layer_weights(file.config),
+        8 * file.size_bytes / all_weights(file.config),
+        _sha256([path]),
+        {"pairs": sorted(pairs), "method": file.quantization.get("method")},
+    )
+
+
+def _from_student(path: Path) -> Weights:
+    from torch.nn import Module
+
+    from .checkpoint import load_student
+
+    student, metadata = load_student(path)
+    matrices, norms = dict(student.matrices()), dict(student.norms())
+    attributes = {"embedding": "embedding", "head": "untied_head"}
+
+    def tensor(name: str) -> Float32:
+        if name in matrices:
+            found = matrices[name].weight()
+        else:
+            found = norms[name] if name in norms else getattr(student, attributes[name])
+        table = found() if isinstance(found, Module) else found  # tables may be of planes too
+        return np.asarray(table.detach().numpy(), np.float32)
+
+    # A group of 64: two bits a weight and two int8 scales; a float32 for each row.
+    shapes = student.config.linear_shapes().items()
+    rows = sum(r for name, (r, _) in shapes if name.startswith("layers."))
+    layer_bits = 2 + 16 / 64 + 32 * rows / layer_weights(student.config)
+    return Weights(
+        student.config,
+        tensor,
+        layer_bits,
+        _with_tables(student.config, layer_bits),
+        _sha256([path]),
+        {"step": int(metadata["step"])},
+    )
+
+
+def _sha256(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while piece := stream.read(1 << 22):
+                digest.update(piece)
+    return digest.hexdigest()
