@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import EdgeDBError
+from .grammar import Grammar
 from .penalties import breaker_mask
 from .sampling import Processor, Sampler, SamplingParams
 
@@ -27,6 +28,7 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     logprobs: int | None = None
     processors: tuple[Processor, ...] = ()
+    grammar: Grammar | None = None
     progress: Progress | None = None
     cancelled: Callable[[], bool] | None = None
 
@@ -40,6 +42,9 @@ class Request:
         processors: Processor | Sequence[Processor] = (),
         max_tokens: int | None = None,
         logprobs: int | None = None,
+        json_schema: str | Mapping[str, Any] | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         **sampling: Any,
@@ -50,6 +55,10 @@ class Request:
             raise EdgeDBError(f"max_tokens = {max_tokens}: expected 0 or more")
         if logprobs is not None and not 0 <= logprobs <= MAX_LOGPROBS:
             raise EdgeDBError(f"logprobs = {logprobs}: expected 0 to {MAX_LOGPROBS}")
+        forms = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
+        given = [(kind, source) for kind, source in forms.items() if source is not None]
+        if len(given) > 1:
+            raise EdgeDBError("give only one of json_schema, regex and grammar")
         return cls(
             max_tokens=max_tokens,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
@@ -57,6 +66,7 @@ class Request:
             params=replace(params or SamplingParams(), **sampling),
             logprobs=logprobs,
             processors=(processors,) if callable(processors) else tuple(processors),
+            grammar=Grammar(*given[0]) if given else None,
             progress=progress,
             cancelled=cancelled,
         )
@@ -66,4 +76,10 @@ class Request:
         breakers = None
         if self.params.dry_multiplier:
             breakers = model.cached(breaker_mask, self.params.dry_breakers)
-        return Sampler(self.params, model.ops, processors=self.processors, breakers=breakers)
+        return Sampler(
+            self.params,
+            model.ops,
+            processors=self.processors,
+            breakers=breakers,
+            constraint=self.grammar.parser(model) if self.grammar else None,
+        )

@@ -107,6 +107,10 @@ class Selection(Protocol):
 class Constraint(Protocol):
     """What the next token may be, as a grammar knows it."""
 
+    @property
+    def finished(self) -> bool:
+        """Whether nothing can follow."""
+
     def forbid(self, scores: Floats) -> None:
         """Set the scores of all tokens that may not come next to -inf."""
 
@@ -168,6 +172,11 @@ class Sampler:
         if self._constraint is not None:
             self._constraint.accept(token)
         return token
+
+    @property
+    def finished(self) -> bool:
+        """Whether a constraint lets nothing follow what was chosen."""
+        return self._constraint is not None and self._constraint.finished
 
     def _scores(self, logits: Floats, history: Sequence[int] | Ids) -> Floats:
         """``logits`` after processors, bias, penalties and mask; a copy if anything changed."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
@@ -177,6 +177,9 @@ class Session(Answers):
         params: SamplingParams | None = None,
         logprobs: int | None = None,
         processors: Processor | Sequence[Processor] = (),
+        json_schema: str | Mapping[str, Any] | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         **sampling: Any,
@@ -190,6 +193,8 @@ class Session(Answers):
         ``SamplingParams`` and change those of ``params``. ``processors`` are called as ``logits =
         processor(ids, logits)`` before each choice, with int32 ``(n,)`` and float32 ``(vocab,)``.
         ``logprobs`` asks for the probability of each token and of so many most likely ones.
+        ``json_schema`` (an object or its text), ``regex`` or ``grammar`` (Lark) give the answer a
+        form: it ends with "stop" when it is complete, and with "length" if it could not be.
 
         ``progress`` is called with the tokens read and to read. ``cancelled`` is asked between
         tokens, and often enough while a prompt is read that a cancel takes effect within 100 ms;
@@ -204,6 +209,9 @@ class Session(Answers):
             params=params,
             logprobs=logprobs,
             processors=processors,
+            json_schema=json_schema,
+            regex=regex,
+            grammar=grammar,
             progress=progress,
             cancelled=cancelled,
             **sampling,
@@ -238,6 +246,9 @@ class Session(Answers):
             started = time.perf_counter()
             reason: FinishReason | None = "cancelled" if logits is None else None
             while reason is None:
+                if sampler.finished:
+                    reason = "stop"
+                    break
                 if request.cancelled is not None and request.cancelled():
                     reason = "cancelled"
                     break
