@@ -8,23 +8,25 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
 from . import __version__
 from .errors import EdgeDBError, SlowBackendWarning
-
-if TYPE_CHECKING:
-    from .engine import Model
-    from .sampling import SamplingParams
-
-DEFAULT_MODEL = Path("models/smollm2-135m-instruct.dbb")
-
-Function = TypeVar("Function", bound=Callable[..., Any])
+from .options import (
+    IntList,
+    SamplingCommand,
+    backend_options,
+    load_options,
+    read_text,
+    sampling_options,
+    take_loader,
+    take_sampling,
+    threads_option,
+)
 
 
 class _Commands(click.Group):
@@ -60,141 +62,18 @@ def _show_warning(
         click.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True)
 
 
-class IntList(click.ParamType):
-    """Whole numbers with commas between them."""
-
-    name = "n,n,..."
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(int(part) for part in value.split(",") if part.strip())
-        except ValueError:
-            self.fail(f"{value!r} is not a list of whole numbers like 1,2", param, ctx)
-
-
-def _options(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
-    def add(function: Function) -> Function:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return add
-
-
-backend_options = _options(
-    click.option(
-        "--backend",
-        type=click.Choice(["native", "numba", "numpy"]),
-        help="Kernels to use.  [default: the best that can run]",
-    ),
-    click.option("--isa", help="Instruction set of the native kernels.  [default: the best]"),
-)
-threads_option = click.option(
-    "-t", "--threads", type=int, help="Threads.  [default: physical cores]"
-)
-context_option = click.option(
-    "--context", type=int, help="Tokens a session can hold.  [default: the model's, at most 8192]"
-)
-load_options = _options(threads_option, backend_options, context_option)
-
-
-def sampling_options(
-    temperature: float, repetition_penalty: float = 1.0
-) -> Callable[[Function], Function]:
-    """The fields of ``SamplingParams``; commands differ in the defaults that are arguments here."""
-    return _options(
-        click.option(
-            "--temperature",
-            type=float,
-            default=temperature,
-            show_default=True,
-            help="Randomness; 0 always takes the most likely token.",
-        ),
-        click.option(
-            "--top-k", type=int, default=40, show_default=True, help="Only so many tokens; 0: all."
-        ),
-        click.option(
-            "--top-p",
-            type=float,
-            default=0.95,
-            show_default=True,
-            help="Only so much probability; 1: all.",
-        ),
-        click.option(
-            "--min-p",
-            type=float,
-            default=0.05,
-            show_default=True,
-            help="Only this likely relative to the best; 0: all.",
-        ),
-        click.option(
-            "--repetition-penalty",
-            type=float,
-            default=repetition_penalty,
-            show_default=True,
-            help="Makes recent tokens less likely; 1: off.",
-        ),
-        click.option(
-            "--repetition-window",
-            type=int,
-            default=64,
-            show_default=True,
-            help="Last tokens that the penalty counts.",
-        ),
-        click.option("--seed", type=int, help="Repeat the same choices.  [default: random]"),
-        click.option(
-            "--stop", multiple=True, metavar="TEXT", help="End the answer here; may be repeated."
-        ),
-    )
-
-
-def _sampling(options: dict[str, Any]) -> SamplingParams:
-    """Take the sampling options out of a command's ``options``."""
-    from .sampling import SamplingParams
-
-    names = SamplingParams.__dataclass_fields__.keys() & options.keys()
-    return SamplingParams(**{name: options.pop(name) for name in names})
-
-
-def _load(path: str | None, options: dict[str, Any]) -> Model:
-    """Take the load options out of a command's ``options`` and open the model."""
-    from .engine import load
-
-    names = ("threads", "backend", "isa", "context")
-    chosen = {name: options.pop(name) for name in names}
-    if path is None:
-        if not DEFAULT_MODEL.exists():
-            raise EdgeDBError(
-                f"name a model file: there is no {DEFAULT_MODEL} in this folder "
-                "(`make chat` in the source tree makes it)"
-            )
-        path = str(DEFAULT_MODEL)
-    return load(path, **chosen)
-
-
-def _read_text(source: str | None) -> str:
-    """Text of a file, or of standard input for None or ``-``; without its last line break."""
-    try:
-        raw = sys.stdin.buffer.read() if source in (None, "-") else Path(str(source)).read_bytes()
-        return raw.decode("utf-8")
-    except OSError as error:
-        raise EdgeDBError(f"{source}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise EdgeDBError(
-            f"{source or 'standard input'} is not UTF-8 text (byte {error.start})"
-        ) from None
-
-
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="edgedb")
 def main() -> None:
     """Large language models at two bits a weight on ordinary CPUs."""
 
 
-@main.command()
+@main.command(cls=SamplingCommand)
 @click.argument("model", required=False)
+@click.option("--model", "named", metavar="MODEL", help="The same as the argument.")
+@click.option("-p", "--prompt", help="Answer this message only, and leave.")
+@click.option("-f", "--file", help="The same, read from a file; after --prompt if both are given.")
+@click.option("--session", metavar="FILE", help="Go on from this file, and save there.")
 @click.option("--system", help="System message, in place of the template's own.")
 @click.option(
     "-n",
@@ -204,29 +83,64 @@ def main() -> None:
     show_default=True,
     help="Longest answer, in tokens.",
 )
+@click.option(
+    "--trim",
+    type=click.Choice(["off", "oldest"]),
+    default="off",
+    show_default=True,
+    help="When the context is full: refuse, or drop the oldest turns.",
+)
 # Without it the two-pair SmolLM2 falls into loops (2 of 36 short answers, 0 with it).
 @sampling_options(temperature=0.2, repetition_penalty=1.1)
 @load_options
-@click.option("--plain", is_flag=True, help="No line editing; read turns line by line.")
+@click.option("--stats", is_flag=True, help="Show speeds after every answer.")
+@click.option(
+    "--color",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Dim the remarks of the program.",
+)
+@click.option("--no-history", is_flag=True, help="Do not keep what is typed.")
+@click.option("--plain", is_flag=True, help="No line editing, no wrapping; read line by line.")
 def chat(
-    model: str | None, plain: bool, system: str | None, max_tokens: int, **options: Any
+    model: str | None,
+    named: str | None,
+    prompt: str | None,
+    file: str | None,
+    session: str | None,
+    color: Any,
+    no_history: bool,
+    plain: bool,
+    **options: Any,
 ) -> None:
     """Talk to MODEL, a .dbb file.
 
     On a terminal this is a conversation with line editing; /help lists its commands. Otherwise
     every line of standard input is one turn, and only the answers are printed.
 
-    Without MODEL, models/smollm2-135m-instruct.dbb in this folder is used. What you type is kept in
-    $XDG_STATE_HOME/edgedb/history unless EDGEDB_NO_HISTORY is set.
+    Without MODEL, models/smollm2-135m-instruct.dbb or smollm2-135m-instruct-db2.dbb is used, from
+    this folder or the source tree. What you type is kept in $XDG_STATE_HOME/edgedb/history unless
+    EDGEDB_NO_HISTORY is set.
     """
+    if model is not None and named is not None:
+        raise click.UsageError("give the model once, as an argument or with --model")
     from . import chat as conversation
 
-    stop = options.pop("stop")
-    chosen = conversation.ChatOptions(system, max_tokens, _sampling(options), stop)
-    conversation.chat(_load(model, options), chosen, plain=plain)
+    if file is not None:
+        content = read_text(file)
+        prompt = content if prompt is None else f"{prompt}\n\n{content}"
+    open_model, params = take_loader(options), take_sampling(options)
+    conversation.chat(
+        open_model(model or named),
+        conversation.ChatOptions(params=params, **options),
+        conversation.Manner(plain, color, not no_history, Path(session) if session else None),
+        open_model,
+        prompt=prompt,
+    )
 
 
-@main.command()
+@main.command(cls=SamplingCommand)
 @click.argument("model", required=False)
 @click.option("-p", "--prompt", help="Text to continue.")
 @click.option("-f", "--file", help="Read the text from this file.  [default: standard input]")
@@ -241,7 +155,7 @@ def chat(
 @click.option(
     "-n", "--max-tokens", type=int, default=256, show_default=True, help="Tokens to write at most."
 )
-@sampling_options(temperature=0.7)
+@sampling_options()
 @load_options
 @click.option("--stats", is_flag=True, help="Print speeds to standard error at the end.")
 def generate(
@@ -270,16 +184,19 @@ def generate(
     if prompt is None:
         if file is None and sys.stdin.isatty():
             raise click.UsageError("give a text with --prompt, --file or on standard input")
-        prompt = _read_text(file).removesuffix("\n").removesuffix("\r")
-    stop, params = options.pop("stop"), _sampling(options)
-    loaded = _load(model, options)
+        prompt = read_text(file).removesuffix("\n").removesuffix("\r")
+    stop, stop_ids = options.pop("stop"), options.pop("stop_ids")
+    params = take_sampling(options)
+    loaded = take_loader(options)(model)
     ids = loaded.tokenize(prompt)
     if as_chat:
         messages = [{"role": "user", "content": prompt}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
         ids = loaded.chat_tokens(messages)
-    last = ui.answer(loaded.stream(ids, max_tokens=max_tokens, params=params, stop=stop))
+    last = ui.answer(
+        loaded.stream(ids, max_tokens=max_tokens, params=params, stop=stop, stop_ids=stop_ids)
+    )
     if stats and last is not None:
         ui.stats(last.stats)
 
@@ -338,8 +255,8 @@ def perplexity(
     from . import ui
     from .evaluate import perplexity as measure
 
-    content = _read_text(text)
-    loaded = _load(model, options)
+    content = read_text(text)
+    loaded = take_loader(options)(model)
     with ui.progress("windows") as show:
         result = measure(
             loaded,

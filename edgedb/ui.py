@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from .engine import Model
     from .evaluate import PerplexityResult
     from .session import Chunk, Stats
 
@@ -21,10 +19,9 @@ _CONTROL = {
 }
 
 
-def note(text: str) -> None:
-    """A remark of the program inside a conversation."""
-    color = False if os.environ.get("NO_COLOR") else None
-    click.echo(click.style(text, dim=True), color=color)
+def without_controls(text: str) -> str:
+    """``text`` without characters that steer a terminal."""
+    return text.translate(_CONTROL)
 
 
 def warn(text: str) -> None:
@@ -39,7 +36,7 @@ def answer(chunks: Iterable[Chunk]) -> Chunk | None:
     ended = True
     try:
         for last in chunks:
-            text = last.text.translate(_CONTROL) if terminal else last.text
+            text = without_controls(last.text) if terminal else last.text
             if text:
                 write(text)
                 sys.stdout.flush()
@@ -49,14 +46,6 @@ def answer(chunks: Iterable[Chunk]) -> Chunk | None:
             write("\n")
         sys.stdout.flush()
     return last
-
-
-def banner(model: Model) -> None:
-    """The first line of a conversation."""
-    ops = model.ops
-    runs = f"{ops.name} {ops.isa}" if ops.isa and ops.isa != ops.name else ops.name
-    threads = f"{ops.threads} thread{'s' if ops.threads != 1 else ''}"
-    note(f"{model.file.path.stem}: {runs}, {threads}, context {model.context}. /help for commands")
 
 
 def stats(stats: Stats) -> None:

@@ -17,17 +17,23 @@ from types import TracebackType
 
 
 class Terminal:
-    """Runs ``command`` with a terminal of 80 by 24 as its input and output.
+    """Runs ``command`` with a terminal of 24 lines as its input and output.
 
     ``text`` is all that the program wrote; ``expect`` moves ``position`` behind what it found.
     """
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str], timeout: float = 10) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        timeout: float = 10,
+        columns: int = 80,
+    ) -> None:
         self.timeout = timeout
         self.text = ""
         self.position = 0
         self._fd, child = pty.openpty()
-        self.resize(24, 80)
+        self.resize(24, columns)
         environment = {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", **env}
         self._process = subprocess.Popen(
             command,

@@ -10,11 +10,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 import edgedb
-from edgedb import cli, engine
+from edgedb import cli, engine, modelfiles
 from edgedb.sampling import SamplingParams
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
@@ -131,11 +132,31 @@ def test_chat_answers_a_pipe(run: Run, tiny_model: Path) -> None:
     assert result.stdout.endswith("\n")
 
 
-def test_chat_takes_the_default_model(run: Run, tiny_model: Path) -> None:
+def test_chat_takes_the_default_model(
+    run: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout = tmp_path / "checkout"
+    monkeypatch.setattr(modelfiles, "CHECKOUT", checkout)
     refused(run("chat", text="Hi\n"), "models/smollm2-135m-instruct.dbb")
+    best, committed = modelfiles.DEFAULT_NAMES
+    for path in (checkout / "models" / committed, checkout / "models" / best, Path("models", best)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (checkout / "pyproject.toml").touch()
+        path.symlink_to(tiny_model)
+        assert run("chat", "-n", 3, text="Hi\n").exit_code == 0
+        assert modelfiles.default_model() == path
+
+
+def test_models_by_name(run: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modelfiles, "CHECKOUT", Path("nowhere"))
     Path("models").mkdir()
-    cli.DEFAULT_MODEL.symlink_to(tiny_model)
-    assert run("chat", "-n", 3, text="Hi\n").exit_code == 0
+    Path("models/small.dbb").symlink_to(tiny_model)
+    for name in ("small", "small.dbb", "models/small.dbb"):
+        assert run("chat", "--model", name, "-n", 3, text="Hi\n").exit_code == 0
+        assert run("generate", name, "-n", 3, "-p", "Hi").exit_code == 0
+    assert [path.name for path in modelfiles.known_models()] == ["small.dbb"]
+    assert "once" in run("chat", "small", "--model", "small").stderr
+    refused(run("chat", "large", text="Hi\n"), "large")
 
 
 @pytest.mark.parametrize("command", ["chat", "generate", "info", "perplexity", "bench"])
@@ -212,12 +233,18 @@ def test_answers_cannot_steer_the_terminal() -> None:
     assert "a\x1b[2J\x07b\x9b1m\r\n\tc é".translate(_CONTROL) == "a[2Jb1m\n\tc é"
 
 
-def test_defaults_are_those_of_the_library() -> None:
-    options = {option.name: option for option in cli.generate.params}
-    fields = vars(SamplingParams())
-    assert {"temperature", "top_k", "top_p", "min_p", "seed"} <= options.keys() & fields.keys()
-    for name in options.keys() & fields.keys():
-        assert options[name].default == fields[name] or (fields[name] is None and name == "seed")
+def test_sampling_options_are_those_of_the_library() -> None:
+    for command, changed in (
+        (cli.generate, {}),
+        (cli.chat, {"temperature": 0.2, "repetition_penalty": 1.1}),
+    ):
+        params = command.get_params(click.Context(command))
+        options = {option.name: option for option in params if isinstance(option, click.Option)}
+        for name, value in (vars(SamplingParams()) | changed).items():
+            default = options[name].default
+            # Click's word for "no default" is a value of its own.
+            assert default == value or (value is None and not isinstance(default, (int, str))), name
+            assert options[name].help, f"{name} needs a help text in edgedb/settings.py"
 
 
 def test_help_does_not_import_the_engine() -> None:

@@ -1,0 +1,48 @@
+"""Talk to a model: on a terminal, in a pipe, or one question at a time."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from ..engine import Model
+from .conversation import ChatOptions, Conversation
+from .repl import Manner, Repl
+
+__all__ = ["ChatOptions", "Conversation", "Manner", "chat"]
+
+
+def chat(
+    model: Model,
+    options: ChatOptions,
+    manner: Manner,
+    load_model: Callable[[Path], Model],
+    *,
+    prompt: str | None = None,
+) -> None:
+    """Hold a conversation, or answer one ``prompt``.
+
+    With standard input on a terminal this is interactive; otherwise every line is a turn, and only
+    the answers go to standard output. Raises ``EdgeDBError`` for what ends it.
+    """
+    interactive = prompt is None and sys.stdin.isatty()
+    repl = Repl(Conversation(model, options), manner, load_model, takes_commands=interactive)
+    try:
+        if interactive:
+            repl.run()
+        elif prompt is not None:
+            _answer(repl, prompt)
+        else:
+            for line in sys.stdin:
+                if line.strip():
+                    _answer(repl, line.rstrip("\r\n"))
+    finally:
+        repl.close()
+
+
+def _answer(repl: Repl, text: str) -> None:
+    """One turn of a pipe: an interrupt ends it all."""
+    last = repl.answer(lambda: repl.conversation.ask(text))
+    if last is None or last.finish_reason == "cancelled":
+        raise KeyboardInterrupt

@@ -1,0 +1,159 @@
+"""What a conversation can tell about itself, as rows of names and values."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..session import Stats
+from .conversation import Conversation, Turn
+
+Rows = list[tuple[str, str]]
+
+_PREVIEW_CHARS = 48
+
+
+def banner(conversation: Conversation) -> str:
+    """The first line of a conversation."""
+    model = conversation.model
+    return (
+        f"{model.file.path.stem}: {_runs(conversation)}, context {model.context}. "
+        "/help for commands"
+    )
+
+
+def model(conversation: Conversation) -> Rows:
+    """What answers, and what runs it."""
+    model = conversation.model
+    file, config = model.file, model.config
+    weights = sum(tensor.rows * tensor.cols for tensor in file.linears.values())
+    return [
+        ("model", str(file.path)),
+        ("kind", f"{config.model_type}, {weights / 1e6:,.0f}M parameters"),
+        (
+            "file",
+            f"{size(file.size_bytes)}, {8 * file.size_bytes / weights:.2f} bits a weight in all",
+        ),
+        ("context", f"{model.context:,} tokens of {config.max_position_embeddings:,}"),
+        ("runs on", _runs(conversation)),
+    ]
+
+
+def stats(conversation: Conversation) -> Rows:
+    """Speeds of the last answer, sums of all, memory."""
+    rows: Rows = []
+    if conversation.turns:
+        last = conversation.turns[-1]
+        rows += [
+            ("prompt", _prompt_speed(last.stats)),
+            ("first text", _first_text(last)),
+            ("answer", _answer_speed(last.stats)),
+        ]
+    if len(conversation.turns) > 1:
+        each = [turn.stats for turn in conversation.turns]
+        total = Stats(
+            read_tokens=sum(s.read_tokens for s in each),
+            prompt_tokens=sum(s.prompt_tokens for s in each),
+            completion_tokens=sum(s.completion_tokens for s in each),
+            prompt_seconds=sum(s.prompt_seconds for s in each),
+            decode_seconds=sum(s.decode_seconds for s in each),
+        )
+        rows += [
+            (f"all {len(each)} prompts", _prompt_speed(total)),
+            (f"all {len(each)} answers", _answer_speed(total)),
+        ]
+    if not rows:
+        rows.append(("speed", "nothing was answered yet"))
+    rows.append(("context", context_line(conversation)))
+    return [*rows, *_memory(conversation), ("runs on", _runs(conversation))]
+
+
+def stats_line(turn: Turn) -> str:
+    """The same of one answer, on one line."""
+    stats = turn.stats
+    parts = [f"prompt {stats.read_tokens:,} tokens at {stats.prompt_per_second:,.0f}/s"]
+    if turn.first_token_seconds is not None:
+        parts.append(f"first text after {turn.first_token_seconds:.2f} s")
+    parts.append(f"answer {stats.completion_tokens:,} tokens at {stats.decode_per_second:,.1f}/s")
+    return ", ".join(parts)
+
+
+def context_line(conversation: Conversation) -> str:
+    """How full the context is."""
+    used, context = conversation.used, conversation.model.context
+    return f"{used:,} of {context:,} tokens ({used / context:.0%}), {max(0, context - used):,} left"
+
+
+def context(conversation: Conversation) -> Rows:
+    """How full the context is, and what fills it."""
+    rows: Rows = [("context", context_line(conversation))]
+    for message in conversation.messages:
+        tokens = len(conversation.model.tokenize(message["content"], add_bos=False))
+        rows.append((message["role"], f"{tokens:>6,}  {preview(message['content'])}"))
+    if conversation.forgotten:
+        rows.append(("dropped", f"{len(conversation.forgotten)} messages; /export still has them"))
+    trim = conversation.options.trim
+    rows.append(("when full", "the oldest turns go" if trim == "oldest" else "nothing is dropped"))
+    return rows
+
+
+def preview(text: str) -> str:
+    """The beginning of a text on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= _PREVIEW_CHARS else line[: _PREVIEW_CHARS - 3] + "..."
+
+
+def size(n_bytes: float) -> str:
+    """Bytes for people, in powers of 1,000."""
+    for unit in ("bytes", "kB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.2f} GB"
+
+
+def _prompt_speed(stats: Stats) -> str:
+    known = stats.prompt_tokens - stats.read_tokens
+    return (
+        f"{stats.read_tokens:,} tokens in {stats.prompt_seconds:.2f} s "
+        f"({stats.prompt_per_second:,.1f}/s), {known:,} were in the cache"
+    )
+
+
+def _answer_speed(stats: Stats) -> str:
+    return (
+        f"{stats.completion_tokens:,} tokens in {stats.decode_seconds:.2f} s "
+        f"({stats.decode_per_second:,.1f}/s)"
+    )
+
+
+def _first_text(turn: Turn) -> str:
+    seconds = turn.first_token_seconds
+    return "none" if seconds is None else f"after {seconds:.2f} s"
+
+
+def _runs(conversation: Conversation) -> str:
+    ops = conversation.model.ops
+    runs = f"{ops.name} {ops.isa}" if ops.isa and ops.isa != ops.name else ops.name
+    return f"{runs}, {ops.threads} thread{'s' if ops.threads != 1 else ''}"
+
+
+def _memory(conversation: Conversation) -> Rows:
+    model, session = conversation.model, conversation.session
+    used = session.size_bytes * session.position // session.context
+    rows = [
+        ("model file", f"{size(model.file.size_bytes)}, mapped"),
+        ("cache", f"{size(used)} in use, {size(session.size_bytes)} when full"),
+    ]
+    resident = _resident_bytes()
+    if resident is not None:
+        rows.append(("memory", f"{size(resident)} resident, the mapped file included"))
+    return rows
+
+
+def _resident_bytes() -> int | None:
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,124 @@
+"""Conversations as files: saved to go on later, or exported to be read."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..engine import Message
+from ..errors import EdgeDBError
+from .conversation import Conversation
+
+ROLES = ("system", "user", "assistant")
+CACHE_SUFFIX = ".kv"
+
+
+def save(conversation: Conversation, path: Path) -> None:
+    """Write the turns as JSON, whole or not at all; readable by nobody else."""
+    document = {
+        "model": conversation.model.file.path.name,
+        "messages": conversation.messages,
+        "forgotten": conversation.forgotten,
+    }
+    write_text(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def load(conversation: Conversation, path: Path) -> None:
+    """Go on from a saved conversation, or from any JSON with ``messages`` of role and content.
+
+    Raises ``EdgeDBError`` if the file is not that; the conversation stays as it was then.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EdgeDBError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise EdgeDBError(f"{path} is not a conversation: expected JSON with messages") from None
+    forgotten: Any = []
+    if isinstance(document, dict):
+        forgotten, document = document.get("forgotten", []), document.get("messages")
+    conversation.restore(_checked(document, path), _checked(forgotten, path))
+
+
+def save_cache(conversation: Conversation, path: Path) -> None:
+    """Write what the model made of the turns beside ``path``, so that nobody waits for it again."""
+    conversation.session.save(_cache_path(path))
+
+
+def load_cache(conversation: Conversation, path: Path) -> None:
+    """Take over what ``save_cache`` wrote, if it is there.
+
+    Raises ``EdgeDBError`` if it is damaged or another model's. The turns are read again then, as
+    are those that differ from it.
+    """
+    cache = _cache_path(path)
+    if cache.exists():
+        conversation.session = conversation.model.load_session(cache)
+
+
+def _cache_path(path: Path) -> Path:
+    return path.with_name(path.name + CACHE_SUFFIX)
+
+
+def _checked(messages: Any, path: Path) -> list[Message]:
+    if not isinstance(messages, list):
+        raise EdgeDBError(f"{path} is not a conversation: expected JSON with messages")
+    for number, message in enumerate(messages, 1):
+        if not (
+            isinstance(message, dict)
+            and message.get("role") in ROLES
+            and isinstance(message.get("content"), str)
+        ):
+            raise EdgeDBError(
+                f"{path}: message {number} needs a role ({', '.join(ROLES)}) and a text as content"
+            )
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def check_export(path: Path) -> None:
+    """Raise ``EdgeDBError`` if the name does not say what to write."""
+    if path.suffix not in (".json", ".md", ".markdown"):
+        raise EdgeDBError(f"{path}: end the name in .md or .json to choose the form")
+
+
+def export(conversation: Conversation, path: Path) -> None:
+    """Write all turns, dropped ones too: Markdown if the name ends in .md, JSON if in .json."""
+    check_export(path)
+    head, rest = conversation.split()
+    messages = [*head, *conversation.forgotten, *rest]
+    name = conversation.model.file.path.stem
+    if path.suffix == ".json":
+        text = json.dumps({"model": name, "messages": messages}, indent=2, ensure_ascii=False)
+        write_text(path, text + "\n")
+    else:
+        write_text(path, markdown(messages, name))
+
+
+def markdown(messages: Sequence[Message], model: str) -> str:
+    """The turns under headings."""
+    parts = [f"# Chat with {model}"]
+    for message in messages:
+        parts += [f"## {message['role'].capitalize()}", message["content"].strip()]
+    return "\n\n".join(parts) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step, so that a crash leaves the old one or the new one."""
+    target = path.resolve()  # a link stays a link
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with open(handle, "w", encoding="utf-8", errors="replace") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, target)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except OSError as error:
+        raise EdgeDBError(f"{path}: {error.strerror}") from None

@@ -1,0 +1,53 @@
+"""Where model files lie: the one to use if none is named, and those near it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .errors import EdgeDBError
+
+# The first has four bits a weight and answers better; the second is part of the source tree.
+DEFAULT_NAMES = ("smollm2-135m-instruct.dbb", "smollm2-135m-instruct-db2.dbb")
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def folders() -> list[Path]:
+    """``models`` in this folder, then in the source tree that edgedb runs from, if it does."""
+    found = [Path("models")]
+    if (CHECKOUT / "pyproject.toml").exists() and Path.cwd() != CHECKOUT:
+        found.append(CHECKOUT / "models")
+    return found
+
+
+def default_model() -> Path:
+    """The model to use if none is named. Raises ``EdgeDBError`` that says how to get one."""
+    for folder in folders():
+        for name in DEFAULT_NAMES:
+            if (folder / name).is_file():
+                return folder / name
+    raise EdgeDBError(
+        f"name a model file: there is no models/{DEFAULT_NAMES[0]} in this folder; `make chat` in "
+        "the source tree makes it, `python -m tools.export CHECKPOINT OUT.dbb` converts others"
+    )
+
+
+def find_model(name: str) -> Path:
+    """``name`` as a path, or as the name of a file in one of the ``folders``.
+
+    A name that is neither comes back as it is: opening it says what is wrong.
+    """
+    path = Path(name).expanduser()
+    if path.exists() or len(path.parts) != 1:
+        return path
+    for folder in folders():
+        for candidate in (folder / name, folder / f"{name}.dbb"):
+            if candidate.is_file():
+                return candidate
+    return path
+
+
+def known_models(beside: Path | None = None) -> list[Path]:
+    """Model files in the ``folders`` and in the folder of ``beside``, each once, by name."""
+    places = [*folders(), *([beside.parent] if beside is not None else [])]
+    found = {path.resolve(): path for place in places for path in sorted(place.glob("*.dbb"))}
+    return sorted(found.values(), key=lambda path: path.name)

@@ -1,0 +1,168 @@
+"""Options that several commands share, and what becomes of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from .errors import EdgeDBError
+from .settings import Setting, sampling_settings
+
+if TYPE_CHECKING:
+    from .engine import Model
+    from .sampling import SamplingParams
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_LOADING = ("threads", "backend", "isa", "context")
+
+
+class IntList(click.ParamType):
+    """Whole numbers with commas between them."""
+
+    name = "n,n,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in value.split(",") if part.strip())
+        except ValueError:
+            self.fail(f"{value!r} is not a list of whole numbers like 1,2", param, ctx)
+
+
+def together(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Several options as one decorator, in this order."""
+
+    def add(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+backend_options = together(
+    click.option(
+        "--backend",
+        type=click.Choice(["native", "numba", "numpy"]),
+        help="Kernels to use.  [default: the best that can run]",
+    ),
+    click.option("--isa", help="Instruction set of the native kernels.  [default: the best]"),
+)
+threads_option = click.option(
+    "-t", "--threads", type=int, help="Threads.  [default: physical cores]"
+)
+context_option = click.option(
+    "--context", type=int, help="Tokens a session can hold.  [default: the model's, at most 8192]"
+)
+load_options = together(threads_option, backend_options, context_option)
+stop_options = together(
+    click.option(
+        "--stop", multiple=True, metavar="TEXT", help="End the answer here; may be repeated."
+    ),
+    click.option(
+        "--stop-ids", type=IntList(), default="", help="End the answer at one of these tokens."
+    ),
+)
+
+
+class SamplingCommand(click.Command):
+    """A command with one option for every field of ``SamplingParams``.
+
+    They are looked up when the command runs or explains itself: importing ``edgedb.sampling`` takes
+    longer than ``edgedb --help`` should.
+    """
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        found: list[click.Parameter] = []
+        for param in super().get_params(ctx):
+            found += param.options() if isinstance(param, _SamplingOptions) else [param]
+        return found
+
+
+class _SamplingOptions(click.Option):
+    """Stands where the sampling options will be."""
+
+    def __init__(self, *args: Any, defaults: dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.defaults = defaults
+
+    def options(self) -> list[click.Parameter]:
+        settings = sampling_settings().values()
+        return [_option(s, self.defaults.get(s.name, s.default)) for s in settings]
+
+
+class _SettingType(click.ParamType):
+    """What the text form of a setting says."""
+
+    name = "text"
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self.setting.read(value)
+        except EdgeDBError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _option(setting: Setting, default: Any) -> click.Option:
+    flag = f"--{setting.name.replace('_', '-')}"
+    kind = setting.form.number or _SettingType(setting)
+    # Click would show a None not at all and anything else in its Python form.
+    text = f"{setting.help}  [default: {setting.show(default)}]"
+    return click.Option([flag], type=kind, default=default, help=text)
+
+
+def sampling_options(**defaults: Any) -> Callable[[Function], Function]:
+    """Sampling and what ends an answer; ``defaults`` in place of those of ``SamplingParams``.
+
+    The command must be a ``SamplingCommand``.
+    """
+    marker = click.option(
+        "--sampling", cls=_SamplingOptions, defaults=defaults, expose_value=False, hidden=True
+    )
+    return together(marker, stop_options)
+
+
+def take_sampling(options: dict[str, Any]) -> SamplingParams:
+    """Take the sampling options out of a command's ``options``."""
+    from .sampling import SamplingParams
+
+    return SamplingParams(**{name: options.pop(name) for name in sampling_settings()})
+
+
+def take_loader(options: dict[str, Any]) -> Callable[[str | Path | None], Model]:
+    """Take the load options out of a command's ``options``; opens models with them.
+
+    ``None`` opens the default model; ``EdgeDBError`` says how to get one.
+    """
+    chosen = {name: options.pop(name) for name in _LOADING}
+
+    def open_model(path: str | Path | None) -> Model:
+        from .engine import load
+        from .modelfiles import default_model, find_model
+
+        return load(default_model() if path is None else find_model(str(path)), **chosen)
+
+    return open_model
+
+
+def read_text(source: str | None) -> str:
+    """Text of a file, or of standard input for None or ``-``; without its last line break."""
+    try:
+        raw = sys.stdin.buffer.read() if source in (None, "-") else Path(str(source)).read_bytes()
+        return raw.decode("utf-8")
+    except OSError as error:
+        raise EdgeDBError(f"{source}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise EdgeDBError(
+            f"{source or 'standard input'} is not UTF-8 text (byte {error.start})"
+        ) from None
