@@ -76,6 +76,9 @@ def test_ratios_are_taken_inside_rounds() -> None:
     share = found.share_of_limit(Key("a", "decode", 1))
     assert share is not None and share.values == (0.5, 0.25, 0.45, 2.5)
     assert found.ratio(Key("a", "prompt", 1), Key("b", "prompt", 1)) is None
+    # At the limit ours would run 200 tokens a second.
+    ceiling = found.ceiling(Key("a", "decode", 1), Key("b", "decode", 1))
+    assert ceiling is not None and ceiling.values == (5, 10, 200 / 45)
 
 
 def test_the_best_series_is_by_median() -> None:

@@ -55,8 +55,9 @@ def _targets(found: Sequence[Target]) -> list[str]:
     for target in found:
         sign = "<=" if target.at_most else ">="
         bound = f"{sign} {_quantity(target.bound, target.unit)}"
-        rows.append((target.what, bound, _cell(target.found, target.unit), verdicts[target.met]))
-    return _table(("", "target", "measured", ""), rows)
+        measured, ceiling = _cell(target.found, target.unit), _median(target.ceiling, "x")
+        rows.append((target.what, bound, measured, verdicts[target.met], ceiling))
+    return _table(("", "target", "measured", "", "if ours read at the limit"), rows)
 
 
 def _speeds(found: Results) -> list[str]:

@@ -106,6 +106,12 @@ class Results:
         a, b = self._values.get(ours, {}), self._values.get(theirs, {})
         return _spread(a[number] / b[number] for number in a if number in b)
 
+    def ceiling(self, ours: Key, theirs: Key) -> Spread | None:
+        """What ``ratio`` would be if ours read its weights as fast as plain reading did."""
+        size = self.described.get(ours.name, {}).get("bytes_per_token", 0)
+        limits, b = self._limits.get(ours, {}), self._values.get(theirs, {})
+        return _spread(limits[number] / size / b[number] for number in limits if number in b)
+
     def best(self, names: Sequence[str], test: str, threads: Sequence[int]) -> Key | None:
         """The series with the highest median."""
         keys = [Key(name, test, count) for name in names for count in threads]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .cases import AVX2_PAIR, LLAMA_1B, LLAMA_7B, NUMBA, ONE_PAIR, SMOLLM2, peer
 from .results import Key, Results, Spread
@@ -22,6 +22,7 @@ class Target:
     found: Spread | None  # None: not measured in this run
     unit: str = "x"  # "x" a ratio, "%" of 1, "s" seconds
     at_most: bool = False
+    ceiling: Spread | None = None  # the ratio if ours read at the memory's limit
 
     @property
     def met(self) -> bool | None:
@@ -47,8 +48,9 @@ def targets(results: Mapping[str, Results]) -> list[Target]:
 def _against(
     found: Results, ours: str, theirs: str, test: str, threads: int, bound: float
 ) -> Target:
-    ratio = found.ratio(Key(ours, test, threads), Key(theirs, test, threads))
-    return Target(f"{test}, {ours}, {_threads(threads)}: over {theirs}", bound, ratio)
+    keys = Key(ours, test, threads), Key(theirs, test, threads)
+    what = f"{test}, {ours}, {_threads(threads)}: over {theirs}"
+    return Target(what, bound, found.ratio(*keys), ceiling=found.ceiling(*keys))
 
 
 def _threads(count: int) -> str:
@@ -62,7 +64,7 @@ def _limit(found: Results, threads: int, bound: float) -> Target:
 
 
 def _named(model: str, lines: list[Target]) -> list[Target]:
-    return [Target(f"{model}: {t.what}", t.bound, t.found, t.unit, t.at_most) for t in lines]
+    return [replace(target, what=f"{model}: {target.what}") for target in lines]
 
 
 def _formats(found: Results) -> list[str]:
