@@ -271,6 +271,48 @@ def perplexity(
         ui.perplexity(result)
 
 
+@evaluate.command()
+@click.argument("model")
+@click.argument("questions", nargs=-1, required=True)
+@click.option(
+    "--max-questions", type=click.IntRange(1), help="Only the first of each file.  [default: all]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@load_options
+def choices(
+    model: str,
+    questions: tuple[str, ...],
+    max_questions: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Multiple choice by MODEL, without examples, for files of QUESTIONS.
+
+    A line of a file is a JSON object with "context" and "choices", or "contexts" and one
+    "continuation", and with "gold", the number of the right one. The likeliest ending is the answer
+    (accuracy), or the likeliest for its length in characters (normalized).
+    """
+    from . import ui
+    from .choices import multiple_choice, read_questions
+
+    files = {path: read_questions(Path(path))[:max_questions] for path in questions}
+    loaded = take_loader(options)(model)
+    results = {}
+    for path, asked in files.items():
+        with ui.progress(Path(path).stem) as show:
+            results[path] = multiple_choice(
+                loaded,
+                asked,
+                progress=lambda done, total, value, show=show: show(  # type: ignore[misc]
+                    done, total, f"accuracy {value:.3f}"
+                ),
+            )
+    if as_json:
+        click.echo(json.dumps({path: asdict(result) for path, result in results.items()}, indent=2))
+    else:
+        ui.choices(results)
+
+
 @main.command()
 @click.argument("model", required=False)
 @click.option("--shape", help="Random weights in the shape of a known model, made in memory.")

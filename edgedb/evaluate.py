@@ -100,11 +100,13 @@ class _Scorer:
             targets = tokens[start + 1 : start + 1 + len(batch)]
             logits = self.llama.forward(batch, self.cache, self.state, logits="all")
             assert logits is not None
-            total += _nll(logits, np.array(targets))
+            total -= float(log_likelihoods(logits, np.array(targets)).sum())
         return total
 
 
-def _nll(logits: np.ndarray, targets: np.ndarray) -> float:
+def log_likelihoods(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Log-probability of ``targets [n]`` under ``logits [n, vocabulary]``, float64 ``[n]``."""
     top = logits.max(axis=1, keepdims=True)
     log_sum = np.log(np.exp(logits - top).sum(axis=1, dtype=np.float64)) + top[:, 0]
-    return float((log_sum - logits[np.arange(len(targets)), targets]).sum())
+    chosen: np.ndarray = logits[np.arange(len(targets)), targets] - log_sum
+    return chosen

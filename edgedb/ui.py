@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from .choices import ChoiceResult
     from .evaluate import PerplexityResult
     from .session import Chunk, Stats
 
@@ -86,6 +87,20 @@ def perplexity(result: PerplexityResult) -> None:
             ("tokens scored", f"{result.n_scored:,} of {result.n_text_tokens:,}"),
             ("windows", f"{result.n_windows} of {result.window} tokens"),
             ("protocol", result.protocol),
+        ]
+    )
+
+
+def choices(results: dict[str, ChoiceResult]) -> None:
+    """Accuracies, a line for each file of questions."""
+    _table(
+        [
+            (
+                path,
+                f"accuracy {100 * result.accuracy:5.1f} % +- {100 * result.standard_error:.1f}, "
+                f"normalized {100 * result.normalized:5.1f} %, {result.n_questions:,} questions",
+            )
+            for path, result in results.items()
         ]
     )
 

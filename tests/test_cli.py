@@ -116,6 +116,19 @@ def test_perplexity(run: Run, tiny_model: Path) -> None:
     assert f"{document['perplexity']:.4f}" in result.stdout
 
 
+def test_choices(run: Run, tiny_model: Path) -> None:
+    entry = {"context": "What is the capital of France?", "choices": ["Paris", "Rome"], "gold": 0}
+    Path("q.jsonl").write_text((json.dumps(entry) + "\n") * 3)
+    result = run("eval", "choices", tiny_model, "q.jsonl", "--max-questions", 2)
+    assert result.exit_code == 0, result.output
+    assert "2 questions" in result.stdout
+    document = json.loads(run("eval", "choices", tiny_model, "q.jsonl", "--json").stdout)
+    assert document["q.jsonl"]["n_questions"] == 3
+    assert document["q.jsonl"]["accuracy"] in (0, 1)
+    Path("q.jsonl").write_text("nothing\n")
+    refused(run("eval", "choices", tiny_model, "q.jsonl"), "q.jsonl, line 1")
+
+
 def test_bench(run: Run, tiny_model: Path) -> None:
     arguments = ["bench", tiny_model, "--prompt", 8, "--decode", "2,4", "--repetitions", 1]
     result = run(*arguments)
@@ -268,7 +281,7 @@ def test_help_texts_in_the_documentation() -> None:
         return f"```text\n{command}\n{result.output}```"
 
     written = {match[1].strip() for match in pattern.finditer(text)}
-    assert written == {"", "chat", "generate", "info", "eval perplexity", "bench"}
+    assert written == {"", "chat", "generate", "info", "eval perplexity", "eval choices", "bench"}
     current = pattern.sub(help_of, text)
     if os.environ.get("EDGEDB_WRITE_DOCS"):
         DOCS.write_text(current, encoding="utf-8")

@@ -1,0 +1,143 @@
+"""Multiple choice: which of some endings a model finds likeliest after a text.
+
+The protocol of zero-shot tables: the sum of an ending's log-probabilities decides ("accuracy"), or
+that sum over the ending's length in characters ("normalized"). No examples are shown first.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .engine import Model
+from .errors import EdgeDBError
+from .evaluate import log_likelihoods
+from .kvcache import KVCache
+from .llama import MAX_BATCH, RunState
+
+
+@dataclass(frozen=True)
+class Question:
+    """``contexts[i] + " " + endings[i]`` is the text of choice i; ``gold`` is the right one."""
+
+    contexts: tuple[str, ...]
+    endings: tuple[str, ...]
+    gold: int
+
+
+@dataclass(frozen=True)
+class ChoiceResult:
+    """Shares of ``n_questions`` that were answered right."""
+
+    n_questions: int
+    accuracy: float
+    normalized: float
+
+    @property
+    def standard_error(self) -> float:
+        """Of ``accuracy``."""
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.n_questions)
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Questions of a file with a JSON object a line.
+
+    Keys: ``context`` and ``choices``, or ``contexts`` and one ``continuation`` (what is asked is
+    then which context goes before it), and ``gold``. Raises ``EdgeDBError`` naming the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise EdgeDBError(f"{path}: {error.strerror}") from None
+    questions = []
+    for number, line in enumerate(lines, 1):
+        try:
+            questions.append(_question(json.loads(line)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise EdgeDBError(f"{path}, line {number}: no question: {error!r}") from None
+    if not questions:
+        raise EdgeDBError(f"{path}: holds no questions")
+    return questions
+
+
+def _question(entry: dict[str, Any]) -> Question:
+    if "contexts" in entry:
+        contexts = tuple(map(str, entry["contexts"]))
+        endings = (str(entry["continuation"]),) * len(contexts)
+    else:
+        endings = tuple(map(str, entry["choices"]))
+        contexts = (str(entry["context"]),) * len(endings)
+    gold = int(entry["gold"])
+    if not 0 <= gold < len(endings) or not all(endings):
+        raise ValueError(f"gold {gold} of {len(endings)} choices, none of them empty")
+    return Question(contexts, endings, gold)
+
+
+def multiple_choice(
+    model: Model,
+    questions: Sequence[Question],
+    *,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> ChoiceResult:
+    """Answer ``questions``; ``progress(done, questions, accuracy so far)`` is called after each."""
+    reader = _Reader(model)
+    right = np.zeros(2)
+    for done, question in enumerate(questions, 1):
+        scores = np.array([reader.score(*pair) for pair in zip(*_pairs(question), strict=True)])
+        lengths = np.array([len(ending) for ending in question.endings])
+        answers = np.array([scores.argmax(), (scores / lengths).argmax()])
+        right += answers == question.gold
+        if progress is not None:
+            progress(done, len(questions), right[0] / done)
+    accuracy, normalized = (right / len(questions)).tolist()
+    return ChoiceResult(len(questions), accuracy, normalized)
+
+
+def _pairs(question: Question) -> tuple[list[str], list[str]]:
+    # The space belongs to the ending: byte-level tokenizers join it to the word after it.
+    return [c.rstrip() for c in question.contexts], [" " + e for e in question.endings]
+
+
+class _Reader:
+    """Scores endings; the cache keeps what one text shares with the next."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.cache = KVCache(model.config, model.ops, model.context, model.kv_dtype)
+        self.state = RunState(model.config, model.ops)
+        self.read: list[int] = []
+
+    def score(self, context: str, ending: str) -> float:
+        """``log p(ending | context)``; a text too long loses its beginning."""
+        whole = self.model.tokenize(context + ending)
+        start = max(1, len(self.model.tokenize(context)))
+        if start >= len(whole):
+            raise EdgeDBError(f"{ending!r}: adds no token to its context")
+        cut = max(0, len(whole) - self.model.context)
+        whole, start = whole[cut:], max(1, start - cut)
+        self._read(whole[: start - 1])
+        total = 0.0
+        for at in range(start - 1, len(whole) - 1, MAX_BATCH):
+            batch = whole[at : min(at + MAX_BATCH, len(whole) - 1)]
+            logits = self.model.llama.forward(batch, self.cache, self.state, logits="all")
+            assert logits is not None
+            targets = np.array(whole[at + 1 : at + 1 + len(batch)])
+            total += float(log_likelihoods(logits, targets).sum())
+        self.read = whole[:-1]
+        return total
+
+    def _read(self, tokens: list[int]) -> None:
+        """Make the cache hold exactly ``tokens``."""
+        shared = 0
+        while shared < min(len(tokens), len(self.read)) and tokens[shared] == self.read[shared]:
+            shared += 1
+        self.cache.truncate(shared)
+        for at in range(shared, len(tokens), MAX_BATCH):
+            batch = tokens[at : at + MAX_BATCH]
+            self.model.llama.forward(batch, self.cache, self.state, logits=None)
