@@ -22,7 +22,7 @@ from tools.compare import Recorded, agreement, main, read_results, table, window
 from tools.decoder import Decoder, load_teacher  # noqa: E402
 from tools.peers.__main__ import main as peers_main  # noqa: E402
 from tools.peers.__main__ import settings_of  # noqa: E402
-from tools.peers.folder import write_folder  # noqa: E402
+from tools.peers.folder import split_tensors, write_folder  # noqa: E402
 from tools.sources import open_source  # noqa: E402
 from tools.starts import main as starts_main  # noqa: E402
 from tools.student import make_student  # noqa: E402
@@ -183,6 +183,33 @@ def test_a_missing_package_is_named(
     with pytest.raises(SystemExit):
         run(monkeypatch, peers_main, "hqq", teacher, tmp_path / "out")
     assert "pip install no-such-package" in capsys.readouterr().err
+
+
+def test_weights_that_are_none_are_refused(teacher: Path) -> None:
+    from tools.peers.methods import most_levels, weight_error
+
+    source = open_source(teacher)
+    original = split_tensors(source)
+
+    class Matrices(torch.nn.Module):
+        """The first layer as transformers names it, each matrix rounded to ``levels`` levels."""
+
+        def __init__(self, levels: int, shift: int = 0) -> None:
+            super().__init__()
+            self.model = torch.nn.Module()
+            layer = torch.nn.ModuleDict()
+            for name in ("q_proj", "o_proj"):
+                weight = torch.from_numpy(original[f"model.layers.0.self_attn.{name}.weight"])
+                layer[name] = torch.nn.Linear(*weight.shape[::-1], bias=False)
+                step = 2 * weight.abs().max() / (levels - 1)
+                rounded = ((weight / step - 0.5).round() + 0.5 + shift) * step
+                layer[name].weight = torch.nn.Parameter(rounded)
+            self.model.layers = torch.nn.ModuleList([torch.nn.ModuleDict({"self_attn": layer})])
+
+    assert weight_error(Matrices(8), original) < 0.5
+    assert most_levels(Matrices(4)) <= 4 < most_levels(Matrices(16))
+    with pytest.raises(EdgeDBError, match="not the weights"):
+        weight_error(Matrices(4, shift=1), original)
 
 
 def test_settings_are_json() -> None:

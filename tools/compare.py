@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -209,8 +210,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def show(name: str, note: str) -> None:
-    """Progress, on one line."""
-    print(f"\r{name}: {note}   ", end="", flush=True)
+    """Progress on one line, for a person."""
+    if sys.stdout.isatty():
+        print(f"\r{name}: {note}   ", end="", flush=True)
 
 
 @one_line_errors
@@ -236,7 +238,7 @@ def main() -> None:
             line |= {"device": args.device, "record": weights.record}
         with args.out.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        print(f"\r{name}: perplexity {line['ppl_first']:.2f}, KL {line['kl']:.4f}")
+        print(f"{name}: perplexity {line['ppl_first']:.2f}, KL {line['kl']:.4f}")
     if args.table:
         print(table(read_results(args.out)))
 

@@ -14,7 +14,7 @@ from edgedb.errors import EdgeDBError
 from ..calibrate import from_text
 from ..command import one_line_errors
 from ..sources import open_source
-from .folder import write_folder
+from .folder import split_tensors, write_folder
 
 METHODS = ("hqq", "gptq", "auto-round")
 
@@ -78,10 +78,11 @@ def main() -> None:
         started = time.monotonic()
         model, record = methods.METHODS[args.method](folder, ids, device=args.device, **settings)
         seconds = time.monotonic() - started
+        lost = methods.weight_error(model, split_tensors(source))
         write_folder(source, args.out)
         model.float().cpu().save_pretrained(args.out)
     record = {"method": args.method, "version": version, "text": text, **record}
-    record |= {"levels": methods.most_levels(model)}
+    record |= {"levels": methods.most_levels(model), "error": round(lost, 4)}
     record |= {"seconds": round(seconds, 1), "device": args.device}
     (args.out / "peer.json").write_text(json.dumps(record, indent=2))
     print(json.dumps(record))

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from edgedb.errors import EdgeDBError
+
+from ..sources.source import Float32
 
 BITS, GROUP = 2, 64
 
@@ -88,6 +91,8 @@ def gptq(
         desc_act=act_order,
         act_group_aware=not act_order,
         offload_to_disk=False,
+        # The first format stores zero points less one, and 0 - 1 does not fit into two bits.
+        format="gptq_v2",
         sym=False,
         device=device,
     )
@@ -163,6 +168,22 @@ def most_levels(model: Any) -> int:
         gap = 1e-5 * ordered.abs().amax(dim=1, keepdim=True)
         most = max(most, 1 + int((ordered.diff(dim=1) > gap).sum(dim=1).max()))
     return most
+
+
+def weight_error(model: Any, original: Mapping[str, Float32]) -> float:
+    """Relative squared error of the layers' matrices, ``|W - Q|^2 / |W|^2``.
+
+    Raises ``EdgeDBError`` above 1: zero would be nearer, so weights were not read back as the
+    package means them (a zero point that is off by one, say).
+    """
+    lost = total = 0.0
+    for name, module in layer_matrices(model):
+        weight = original[f"{name}.weight"]
+        lost += float(np.square(module.weight.detach().float().cpu().numpy() - weight).sum())
+        total += float(np.square(weight).sum())
+    if not lost <= total:
+        raise EdgeDBError(f"relative squared error {lost / total:.3g}: these are not the weights")
+    return lost / total
 
 
 METHODS: dict[str, Callable[..., tuple[Any, dict[str, Any]]]] = {
