@@ -32,7 +32,12 @@ from edgedb.dbb import read_dbb
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = {"cpu": "A CPU", "cores": 2, "system": "Linux", "commit": "abc"}
-HEADER |= {"peers": "fake 1", "command": "make bench-peers", "date": "2026-01-01"}
+HEADER |= {
+    "peers": "fake 1",
+    "command": "make bench-peers",
+    "date": "2026-01-01",
+    "disturbed": "0 of 9",
+}
 
 
 def contestant(name: str, rate: float, *how: str, tests: tuple[str, ...] = ()) -> Contestant:

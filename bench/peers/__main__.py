@@ -21,7 +21,7 @@ from . import plot, report
 from .cases import MODELS, Case, Paths, case
 from .extras import run_extras
 from .results import Results
-from .runner import Journal, run_case
+from .runner import QUIET, Journal, run_case
 from .targets import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +92,7 @@ def main(
         )
     results = {name: Results(name, journal.records) for name in [*MODELS.values(), EXTRAS]}
     found = {name: result for name, result in results.items() if result.names}
+    measured = [record["others"] for record in journal.records if "others" in record]
     header = {
         **key,
         "system": machine.system,
@@ -99,6 +100,7 @@ def main(
         "peers": _peers(found),
         "command": "make bench-peers",
         "date": date.today().isoformat(),
+        "disturbed": f"{sum(others > QUIET for others in measured)} of {len(measured)}",
     }
     target = output or ROOT / "bench" / "results" / f"peers-{stem}"
     write(target, header, found, journal)

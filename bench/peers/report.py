@@ -35,6 +35,7 @@ def markdown(header: Mapping[str, Any], results: Mapping[str, Results]) -> str:
         "off), weights repacked where it can, float16 cache. In the models of random weights, all",
         "its layers' matrices are of the named format, its head is Q6_K, ours int8.",
     ]
+    lines += ["", f"Still disturbed when measured last: {header['disturbed']} measurements."]
     lines += ["", "## Targets", "", *_targets(targets(results))]
     for found in results.values():
         if found.model == EXTRAS:
