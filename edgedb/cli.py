@@ -95,6 +95,9 @@ def main() -> None:
 @load_options
 @click.option("--stats", is_flag=True, help="Show speeds after every answer.")
 @click.option(
+    "--markdown", is_flag=True, help="Render answers as Markdown, each once it is complete."
+)
+@click.option(
     "--color",
     type=click.Choice(["auto", "always", "never"]),
     default="auto",

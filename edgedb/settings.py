@@ -42,6 +42,7 @@ _HELP = {
     "stop_ids": "End the answer at one of these tokens.",
     "trim": "What to do when the context is full: drop the oldest turns, or refuse.",
     "stats": "Show speeds after every answer.",
+    "markdown": "Render answers as Markdown, each once it is complete.",
 }
 # Word for None, where "off" would mislead.
 _NONE = {"seed": "random", "max_tokens": "unlimited"}

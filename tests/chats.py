@@ -25,7 +25,7 @@ main(prog_name="edgedb")
 FIVE = ["--max-tokens", "5", "--temperature", "0"]
 # The line editor switches bracketed paste on when it begins to read.
 READY = r"\x1b\[\?2004h"
-CUT = r"cut after\s+5 tokens"
+CUT = r"cut after\s+5\s+tokens"
 
 
 def environment(tmp_path: Path, **extra: str) -> dict[str, str]:

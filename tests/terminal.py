@@ -73,6 +73,21 @@ class Terminal:
         """Send SIGINT to the program, whatever mode the terminal is in."""
         os.killpg(self._process.pid, signal.SIGINT)
 
+    def resume(self) -> None:
+        """Send SIGCONT to the program, as ``fg`` does."""
+        os.killpg(self._process.pid, signal.SIGCONT)
+
+    @property
+    def echoes(self) -> bool:
+        """Whether the terminal shows what is typed by itself."""
+        return bool(termios.tcgetattr(self._fd)[3] & termios.ECHO)
+
+    @echoes.setter
+    def echoes(self, on: bool) -> None:
+        attributes = termios.tcgetattr(self._fd)
+        attributes[3] = attributes[3] | termios.ECHO if on else attributes[3] & ~termios.ECHO
+        termios.tcsetattr(self._fd, termios.TCSANOW, attributes)
+
     def expect(self, pattern: str) -> str:
         """Wait until ``pattern`` (a regular expression) appears; returns the text up to its end."""
         deadline = time.monotonic() + self.timeout

@@ -158,3 +158,16 @@ def test_measurements(conversation: Conversation) -> None:
         assert rows[name]
     assert rows["context"].startswith(f"{conversation.used} of 200 tokens")
     assert "first text after" in reports.stats_line(second)
+
+
+def test_a_long_chat_reads_only_what_is_new(long_model: Path) -> None:
+    """2,000 tokens over several turns: each reads its own message and the marks around it."""
+    model = edgedb.load(long_model, backend="numpy")
+    conversation = Conversation(model, ChatOptions(PARAMS, max_tokens=80, system="Be brief."))
+    marks = len(model.chat_tokens([SYSTEM, SYSTEM])) - len(model.tokenize("Be brief."))
+    for number in range(6):
+        question = f"Question {number}: " + "what is the capital of France? " * 30
+        say(conversation, question)
+        stats = conversation.turns[-1].stats
+        assert stats.read_tokens <= len(model.tokenize(question)) + marks
+    assert stats.prompt_tokens > 2000

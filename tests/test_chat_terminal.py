@@ -104,6 +104,46 @@ def test_a_resized_window(tmp_path: Path, tiny_model: Path) -> None:
         leave(chat)
 
 
+def test_keys_stay_silent_after_a_suspension(tmp_path: Path, tiny_model: Path) -> None:
+    with start(tmp_path, tiny_model, *ENDLESS, slow=True) as chat:
+        chat.send("Tell me everything\r")
+        chat.expect("everything")
+        time.sleep(0.6)
+        assert not chat.echoes
+        chat.echoes = True  # as a shell does when Ctrl-Z gives it the terminal
+        chat.resume()
+        time.sleep(0.2)
+        assert not chat.echoes
+        chat.send("\x03")
+        chat.expect(r"\(stopped\)")
+        chat.expect(READY)
+        leave(chat)
+
+
+def test_markdown_appears_once_complete(tmp_path: Path, tiny_model: Path) -> None:
+    options = ["--temperature", "1.5", "--seed", "1", "--max-tokens", "60", "--markdown"]
+    with start(tmp_path, tiny_model, *options, slow=True) as chat:
+        chat.send("Tell me everything\r")
+        seen = chat.expect(r"\d+ tokens written")
+        assert "everything" in seen
+        chat.expect("cut after 60 tokens")
+        chat.expect(READY)
+        say(chat, "/set markdown off", r"markdown off \(was on\)")
+        leave(chat)
+
+
+def test_a_narrow_window(tmp_path: Path, tiny_model: Path) -> None:
+    with start(tmp_path, tiny_model, *FIVE, "--color", "never", columns=30) as chat:
+        say(chat, "Hi", CUT)
+        for command in ("/help", "/set", "/stats", "/show", "/model"):
+            chat.send(command + "\r")
+            chat.expect(r"\?2004l")
+            for line in chat.expect(READY).split("\r\n")[:-1]:
+                shown = re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", line).strip("\r")
+                assert len(shown) <= 30 or "/" in shown, "only a path may be wider"
+        leave(chat)
+
+
 def test_history_is_kept_private_and_can_be_refused(tmp_path: Path, tiny_model: Path) -> None:
     path = tmp_path / "state" / "edgedb" / "history"
     for options, env in (((), {"EDGEDB_NO_HISTORY": "1"}), (("--no-history",), {}), ((), {})):

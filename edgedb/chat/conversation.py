@@ -28,6 +28,7 @@ class ChatOptions:
     stop_ids: tuple[int, ...] = ()
     trim: Literal["off", "oldest"] = "off"
     stats: bool = False
+    markdown: bool = False
     system: str | None = None
 
 

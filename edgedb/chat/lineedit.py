@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -109,6 +109,7 @@ class LineEditor:
             completer=_completer(complete),
             complete_while_typing=Condition(lambda: _is_command(self._session.default_buffer.text)),
             enable_open_in_editor=True,
+            enable_suspend=True,
             tempfile_suffix=".txt",
             color_depth=None if color else ColorDepth.DEPTH_1_BIT,
             reserve_space_for_menu=4,
@@ -253,8 +254,16 @@ def silent_keys(*, lines: bool) -> Iterator[None]:
         return
     silent = list(before)
     silent[3] &= ~(termios.ECHOCTL if lines else termios.ECHO | termios.ICANON)
-    termios.tcsetattr(sys.stdin, termios.TCSANOW, silent)
+
+    def apply(*_: Any) -> None:
+        with suppress(OSError, termios.error):
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, silent)
+
+    apply()
+    # A shell that had the terminal in between, after Ctrl-Z and fg, has set it as it likes it.
+    previous = signal.signal(signal.SIGCONT, apply)
     try:
         yield
     finally:
+        signal.signal(signal.SIGCONT, previous)
         termios.tcsetattr(sys.stdin, termios.TCSANOW, before)

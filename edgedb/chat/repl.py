@@ -87,6 +87,7 @@ class Repl:
     def answer(self, make: Callable[[], Prompt]) -> Chunk | None:
         """Answer the prompt that ``make`` returns. Raises ``ContextFullError`` if it cannot."""
         conversation, screen = self.conversation, self.screen
+        screen.markdown = conversation.options.markdown
         with silent_keys(lines=isinstance(self._reader, PlainReader)), interruptible() as cancelled:
             try:
                 prompt = make()
@@ -100,12 +101,16 @@ class Repl:
         self.changed()
         remark = conversation.remark(last)
         if remark:
-            full = "is full" in remark
-            screen.note(f"({remark}{f'; {self._way_out()}' if full else ''})")
-            self._warned = max(_WARN_AT) if full else self._warned
+            if "is full" in remark:
+                remark += f"; {self._way_out()}"
+                self._warned = max(_WARN_AT)
+            if self._takes_commands:
+                remark = remark.replace("--max-tokens", "/set max_tokens")
+            screen.note(f"({remark})")
         if conversation.options.stats and conversation.turns:
             screen.note(f"({reports.stats_line(conversation.turns[-1])})")
         self._warn_of_the_end()
+        screen.gap()
         return last
 
     def read(self, default: str) -> str:

@@ -11,6 +11,7 @@ from .conversation import Conversation, Turn
 Rows = list[tuple[str, str]]
 
 _PREVIEW_CHARS = 48
+_LISTED = 12  # messages
 
 
 def banner(conversation: Conversation) -> str:
@@ -71,10 +72,10 @@ def stats(conversation: Conversation) -> Rows:
 def stats_line(turn: Turn) -> str:
     """The same of one answer, on one line."""
     stats = turn.stats
-    parts = [f"prompt {stats.read_tokens:,} tokens at {stats.prompt_per_second:,.0f}/s"]
+    parts = [f"prompt {tokens(stats.read_tokens)} at {stats.prompt_per_second:,.0f}/s"]
     if turn.first_token_seconds is not None:
         parts.append(f"first text after {turn.first_token_seconds:.2f} s")
-    parts.append(f"answer {stats.completion_tokens:,} tokens at {stats.decode_per_second:,.1f}/s")
+    parts.append(f"answer {tokens(stats.completion_tokens)} at {stats.decode_per_second:,.1f}/s")
     return ", ".join(parts)
 
 
@@ -87,9 +88,14 @@ def context_line(conversation: Conversation) -> str:
 def context(conversation: Conversation) -> Rows:
     """How full the context is, and what fills it."""
     rows: Rows = [("context", context_line(conversation))]
-    for message in conversation.messages:
-        tokens = len(conversation.model.tokenize(message["content"], add_bos=False))
-        rows.append((message["role"], f"{tokens:>6,}  {preview(message['content'])}"))
+    earlier, shown = conversation.messages[:-_LISTED], conversation.messages[-_LISTED:]
+    if earlier:
+        text = " ".join(message["content"] for message in earlier)
+        n = len(conversation.model.tokenize(text, add_bos=False))
+        rows.append((f"{len(earlier)} earlier", f"{n:>6,}"))
+    for message in shown:
+        n = len(conversation.model.tokenize(message["content"], add_bos=False))
+        rows.append((message["role"], f"{n:>6,}  {preview(message['content'])}"))
     if conversation.forgotten:
         rows.append(("dropped", f"{len(conversation.forgotten)} messages; /export still has them"))
     trim = conversation.options.trim
@@ -101,6 +107,11 @@ def preview(text: str) -> str:
     """The beginning of a text on one line."""
     line = " ".join(text.split())
     return line if len(line) <= _PREVIEW_CHARS else line[: _PREVIEW_CHARS - 3] + "..."
+
+
+def tokens(count: int) -> str:
+    """How many tokens, in words."""
+    return f"{count:,} token{'s' if count != 1 else ''}"
 
 
 def size(n_bytes: float) -> str:
@@ -115,14 +126,14 @@ def size(n_bytes: float) -> str:
 def _prompt_speed(stats: Stats) -> str:
     known = stats.prompt_tokens - stats.read_tokens
     return (
-        f"{stats.read_tokens:,} tokens in {stats.prompt_seconds:.2f} s "
+        f"{tokens(stats.read_tokens)} in {stats.prompt_seconds:.2f} s "
         f"({stats.prompt_per_second:,.1f}/s), {known:,} were in the cache"
     )
 
 
 def _answer_speed(stats: Stats) -> str:
     return (
-        f"{stats.completion_tokens:,} tokens in {stats.decode_seconds:.2f} s "
+        f"{tokens(stats.completion_tokens)} in {stats.decode_seconds:.2f} s "
         f"({stats.decode_per_second:,.1f}/s)"
     )
 

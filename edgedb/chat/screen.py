@@ -16,10 +16,11 @@ from .wrapping import WordWrapper
 
 ColorChoice = Literal["auto", "always", "never"]
 
-# A bar for less than this would only flash.
-_BAR_AFTER_SECONDS = 0.5
-_BAR_EVERY_SECONDS = 0.1
+# A line for less than this would only flash.
+_STATUS_AFTER_SECONDS = 0.5
+_STATUS_EVERY_SECONDS = 0.1
 _BAR_WIDTH = 30
+_NARROWEST = 24  # column of a table
 _WIDTH = 80  # where there is no terminal to ask
 
 
@@ -40,6 +41,7 @@ class Screen:
 
     def __init__(self, *, rich: bool, apart: bool, color: ColorChoice = "auto") -> None:
         self.rich = rich
+        self.markdown = False  # render answers, each once it is complete
         self._out = sys.stdout
         self._notes = sys.stderr if apart else sys.stdout
         self.color = use_color(color, self._notes)
@@ -56,13 +58,18 @@ class Screen:
         for line in text.split("\n"):
             self._dim(self._wrapped(without_controls(line)))
 
-    def table(self, rows: Iterable[tuple[str, str]], *, indent: str = "  ") -> None:
-        """Names and values in two columns; long values go on in theirs."""
-        rows = list(rows)
-        wide = max((len(name) for name, _ in rows), default=0)
+    def table(self, rows: Iterable[tuple[str, str]]) -> None:
+        """Names and values in two columns; in a narrow window each value goes below its name."""
+        rows = [(name, without_controls(value)) for name, value in rows]
+        margin = max((len(name) for name, _ in rows), default=0) + 4
+        if self.rich and self.width() < margin + _NARROWEST:
+            margin = 0
         for name, value in rows:
-            start = f"{indent}{name:<{wide}}  "
-            self._dim(self._wrapped(start + without_controls(value), " " * len(start)))
+            if margin:
+                self._dim(self._wrapped(f"  {name:<{margin - 4}}  {value}", " " * margin))
+            else:
+                self._dim(self._wrapped(f"  {name}"))
+                self._dim(self._wrapped(f"    {value}"))
 
     def text(self, text: str) -> None:
         """A text of the conversation, printed again."""
@@ -77,25 +84,43 @@ class Screen:
 
         ``start`` takes what it shall call while the prompt is read.
         """
-        bar = ReadingBar(self)
+        line = StatusLine(self)
+        page: list[str] | None = [] if self.markdown and self.rich else None
         wrapper = WordWrapper(self.width) if self.rich else None
         last: Chunk | None = None
         ended = True
         try:
-            for last in start(bar.show):
-                bar.clear()
+            for last in start(line.reading):
                 text = without_controls(last.text) if self._out.isatty() else last.text
+                if page is not None:
+                    page.append(text)
+                    line.show(f"{last.stats.completion_tokens:,} tokens written")
+                    continue
+                line.clear()
                 if wrapper is not None:
                     text = wrapper.push(text)
                 if text:
                     self._write(self._out, text)
                     ended = text.endswith("\n")
         finally:
-            bar.clear()
+            line.clear()
             text = wrapper.finish() if wrapper is not None else ""
             if not ended or text:
                 self._write(self._out, f"{text}\n")
+            if page:
+                self._render("".join(page))
         return last
+
+    def _render(self, page: str) -> None:
+        """Print Markdown; only a whole answer has a form that later text cannot change."""
+        from rich.console import Console
+        from rich.markdown import Markdown
+
+        system: Literal["standard"] | None = "standard" if self.color else None
+        console = Console(
+            file=self._out, width=self.width(), force_terminal=self.color, color_system=system
+        )
+        console.print(Markdown(page.strip(), code_theme="ansi_dark", hyperlinks=False))
 
     def draw(self, line: str) -> None:
         """Put ``line`` in the place of the terminal's last one; the cursor stays in it."""
@@ -105,14 +130,19 @@ class Screen:
         self._write(self._notes, (click.style(line, dim=True) if self.color else line) + "\n")
 
     def _wrapped(self, line: str, margin: str = "") -> str:
-        width = self.width() if self.rich else 0
-        if len(line) <= width or width < len(margin) + 20:
+        """``line`` in lines of the terminal's width, the later ones behind ``margin``."""
+        width = self.width() if self.rich else len(line)
+        if len(line) <= width:
             return line
-        indent = line[: len(line) - len(line.lstrip())]
-        start = line[: len(margin)] if margin else indent
-        wrapper = WordWrapper(lambda: width - len(start))
-        body = wrapper.push(line[len(start) :]) + wrapper.finish()
-        return start + body.replace("\n", "\n" + (margin or indent))
+        margin = margin or line[: len(line) - len(line.lstrip())]
+        wrapper = WordWrapper(lambda: max(1, width - len(margin)))
+        body = wrapper.push(line[len(margin) :]) + wrapper.finish()
+        return line[: len(margin)] + body.replace("\n", "\n" + margin)
+
+    def gap(self) -> None:
+        """An empty line between an answer and the next prompt, where both are on one screen."""
+        if self.rich:
+            self._write(self._notes, "\n")
 
     @staticmethod
     def _write(stream: TextIO, text: str) -> None:
@@ -120,32 +150,33 @@ class Screen:
         stream.flush()
 
 
-class ReadingBar:
-    """How much of a long prompt has been read: appears when it takes time, then goes away."""
+class StatusLine:
+    """What goes on while nothing is printed: appears when it takes time, then goes away."""
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
-        self._started = time.monotonic()
+        self._next = time.monotonic() + _STATUS_AFTER_SECONDS
         self._shown = False
-        self._drawn = 0.0  # when
 
-    def show(self, done: int, total: int) -> None:
-        """``done`` of ``total`` tokens are read."""
-        now = time.monotonic()
-        if not self._screen.rich or now - self._drawn < _BAR_EVERY_SECONDS:
+    def reading(self, done: int, total: int) -> None:
+        """``done`` of ``total`` tokens of a prompt are read."""
+        if done >= total and not self._shown:
             return
-        if not self._shown and (now - self._started < _BAR_AFTER_SECONDS or done >= total):
-            return
-        self._shown, self._drawn = True, now
         text = f" {done:,} of {total:,} tokens read"
         room = min(_BAR_WIDTH, self._screen.width() - len(text) - 3)
         full = max(0, room) * done // total
         bar = f"[{'#' * full}{'.' * (room - full)}]" if room >= 5 else ""
-        self._screen.draw((bar + text).strip()[: self._screen.width() - 1])
+        self.show((bar + text).strip())
+
+    def show(self, text: str) -> None:
+        """Show ``text`` in place of what was there."""
+        now = time.monotonic()
+        if self._screen.rich and now >= self._next:
+            self._next, self._shown = now + _STATUS_EVERY_SECONDS, True
+            self._screen.draw(text[: self._screen.width() - 1])
 
     def clear(self) -> None:
-        """Take the bar away."""
+        """Take the line away."""
         if self._shown:
             self._shown = False
             self._screen.draw("")
-        self._started = float("inf")  # from now on the answer has the line
