@@ -7,14 +7,14 @@ Three things, as in the mathematics: what the model knows (``Llama``), what it i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from .config import ModelConfig
 from .kvcache import KVCache
-from .ops import Ops
+from .ops import AttentionShape, Ops
 from .ops.buffer import Buffer
 from .rope import rope_tables
 from .tensors import LinearTensor
@@ -36,6 +36,7 @@ class Layer:
     mlp_norm: Buffer  # (hidden,)
     mlp_gate_up: Any  # matrix (2 * intermediate, hidden)
     mlp_down: Any  # matrix (hidden, intermediate)
+    fused: Any = None  # all of it as one call of the backend takes it, where it has one
 
 
 class RunState:
@@ -52,6 +53,7 @@ class RunState:
         self.hidden = ops.buffer((n, config.intermediate_size))
         self.logits = ops.buffer((1, config.vocab_size))
         self.logits_batch: Buffer | None = None  # (n, vocab), only where all are asked for
+        self.fused = ops.fuse_buffers(self.x, self.qkv, self.att, self.gate_up)
 
     @property
     def size_bytes(self) -> int:
@@ -79,17 +81,22 @@ class Llama:
         self.embedding = ops.matrix(linears["embedding"])
         self.head = self.embedding if config.tie_word_embeddings else ops.matrix(linears["head"])
         self.final_norm = ops.wrap(norms["final_norm"])
-        self.layers = [
-            Layer(
-                attn_norm=ops.wrap(norms[f"layers.{i}.attn_norm"]),
-                attn_qkv=ops.matrix(linears[f"layers.{i}.attn_qkv"]),
-                attn_out=ops.matrix(linears[f"layers.{i}.attn_out"]),
-                mlp_norm=ops.wrap(norms[f"layers.{i}.mlp_norm"]),
-                mlp_gate_up=ops.matrix(linears[f"layers.{i}.mlp_gate_up"]),
-                mlp_down=ops.matrix(linears[f"layers.{i}.mlp_down"]),
-            )
-            for i in range(config.n_layers)
-        ]
+        self.layers = [self._layer(f"layers.{i}", linears, norms) for i in range(config.n_layers)]
+
+    def _layer(
+        self, name: str, linears: Mapping[str, LinearTensor], norms: Mapping[str, np.ndarray]
+    ) -> Layer:
+        layer = Layer(
+            attn_norm=self.ops.wrap(norms[f"{name}.attn_norm"]),
+            attn_qkv=self.ops.matrix(linears[f"{name}.attn_qkv"]),
+            attn_out=self.ops.matrix(linears[f"{name}.attn_out"]),
+            mlp_norm=self.ops.wrap(norms[f"{name}.mlp_norm"]),
+            mlp_gate_up=self.ops.matrix(linears[f"{name}.mlp_gate_up"]),
+            mlp_down=self.ops.matrix(linears[f"{name}.mlp_down"]),
+        )
+        return replace(
+            layer, fused=self.ops.fuse_layer(layer, self.cos, self.sin, self.config.norm_eps)
+        )
 
     def forward(
         self,
@@ -104,23 +111,19 @@ class Llama:
         The array is the state's own buffer: the next call overwrites it. The caller checks that
         ids are in the vocabulary and that the cache has room.
         """
-        ops, eps, shape = self.ops, self.config.norm_eps, cache.shape
+        ops, eps = self.ops, self.config.norm_eps
         n, position = len(tokens), cache.length
-        x, xb, qkv, att = state.x, state.xb, state.qkv, state.att
+        x, xb = state.x, state.xb
         state.ids.array[:n] = tokens
 
         ops.embed(self.embedding, state.ids, x, n)
         for layer, (k_cache, v_cache) in zip(self.layers, cache.layers, strict=True):
-            ops.rmsnorm(x, layer.attn_norm, xb, n, eps)
-            ops.matmul(layer.attn_qkv, xb, qkv, n)
-            ops.rope(qkv, self.cos, self.sin, k_cache, v_cache, n, position, shape)
-            ops.attention(qkv, k_cache, v_cache, att, n, position, shape)
-            ops.matmul(layer.attn_out, att, x, n, add=True)
-
-            ops.rmsnorm(x, layer.mlp_norm, xb, n, eps)
-            ops.matmul(layer.mlp_gate_up, xb, state.gate_up, n)
-            ops.swiglu(state.gate_up, state.hidden, n)
-            ops.matmul(layer.mlp_down, state.hidden, x, n, add=True)
+            if state.fused is not None:
+                ops.fused_layer(
+                    layer.fused, state.fused, k_cache, v_cache, n, position, cache.shape
+                )
+            else:
+                self.read_layer(layer, state, k_cache, v_cache, n, position, cache.shape)
         cache.length = position + n
 
         if logits is None:
@@ -146,3 +149,28 @@ class Llama:
         self.forward(tokens, cache, state, logits=None)
         self.ops.rmsnorm(state.x, self.final_norm, state.xb, n, self.config.norm_eps)
         return state.xb.array[:n]
+
+    def read_layer(
+        self,
+        layer: Layer,
+        state: RunState,
+        k_cache: Buffer,
+        v_cache: Buffer,
+        n: int,
+        position: int,
+        shape: AttentionShape,
+    ) -> None:
+        """One layer, operation by operation; a backend's fused layer has the same results."""
+        ops, eps = self.ops, self.config.norm_eps
+        x, xb, qkv, att = state.x, state.xb, state.qkv, state.att
+
+        ops.rmsnorm(x, layer.attn_norm, xb, n, eps)
+        ops.matmul(layer.attn_qkv, xb, qkv, n)
+        ops.rope(qkv, self.cos, self.sin, k_cache, v_cache, n, position, shape)
+        ops.attention(qkv, k_cache, v_cache, att, n, position, shape)
+        ops.matmul(layer.attn_out, att, x, n, add=True)
+
+        ops.rmsnorm(x, layer.mlp_norm, xb, n, eps)
+        ops.matmul(layer.mlp_gate_up, xb, state.gate_up, n)
+        ops.swiglu(state.gate_up, state.hidden, n)
+        ops.matmul(layer.mlp_down, state.hidden, x, n, add=True)

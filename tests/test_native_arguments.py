@@ -21,7 +21,7 @@ def call() -> Iterator[SimpleNamespace]:
     ops = ops_of()
     tensor = pair_tensor(65, 70, 2)
     shape = ffi.new("edb_attention_shape *", [4, 2, 8, lib.EDB_F16, 10])
-    keep = {name: ops.buffer((4096,)) for name in ("x", "out", "cos", "sin", "k", "v", "scratch")}
+    keep = {name: ops.buffer((16384,)) for name in ("x", "out", "cos", "sin", "k", "v", "scratch")}
     yield SimpleNamespace(
         ctx=ops._context,
         matrix=ops.matrix(tensor).struct,
@@ -37,7 +37,7 @@ def matmul_status(c: SimpleNamespace, n: int = 1, scratch_bytes: int = 16384) ->
     return int(lib.edb_matmul(c.ctx, c.matrix, c.x, c.out, n, 0, c.scratch, scratch_bytes))
 
 
-def attention_status(c: SimpleNamespace, n: int = 1, pos: int = 0, size: int = 16384) -> int:
+def attention_status(c: SimpleNamespace, n: int = 1, pos: int = 0, size: int = 65536) -> int:
     args = (c.ctx, c.shape, c.x, c.k, c.v, c.out, n, pos, c.scratch, size)
     return int(lib.edb_attention(*args))
 
@@ -113,9 +113,10 @@ def test_attention_refuses_bad_arguments(call: SimpleNamespace) -> None:
         for name in ("ctx", "shape", "x", "k", "v"):
             spoiled = SimpleNamespace(**{**vars(call), name: ffi.NULL})
             assert status(spoiled) == lib.EDB_ERR_NULL, name
-    needed = lib.edb_attention_scratch_bytes(call.ctx, call.shape, 10)
+    needed = lib.edb_attention_scratch_bytes(call.ctx, call.shape, 10, 10)
     assert needed > 0 and attention_status(call, n=10, size=needed - 1) == lib.EDB_ERR_SCRATCH
-    assert lib.edb_attention_scratch_bytes(call.ctx, call.shape, 11) == 0
+    for n, positions in ((1, 11), (11, 11), (3, 2), (0, 5), (-1, 5)):
+        assert lib.edb_attention_scratch_bytes(call.ctx, call.shape, n, positions) == 0
 
 
 @pytest.mark.parametrize(

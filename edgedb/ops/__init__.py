@@ -21,6 +21,7 @@ from .buffer import Buffer
 from .selection import Doubles, Floats, Ids
 
 if TYPE_CHECKING:
+    from ..llama import Layer
     from ..tensors import LinearTensor
 
 BACKENDS = ("native", "numba", "numpy")  # best first
@@ -107,6 +108,37 @@ class Ops(Protocol):
 
     def softmax_weights(self, logits: Floats, top: float, temperature: float = 1.0) -> Doubles:
         """``exp((logits - top) / temperature)``, float64, the same bits with every backend."""
+
+    def fuse_layer(self, layer: Layer, cos: Buffer, sin: Buffer, eps: float) -> Any:
+        """A decoder layer prepared for ``fused_layer``; ``None`` where the backend has no such."""
+
+    def fuse_buffers(self, x: Buffer, qkv: Buffer, att: Buffer, gate_up: Buffer) -> Any:
+        """The buffers of a running sequence that ``fused_layer`` works in."""
+
+    def fused_layer(
+        self,
+        layer: Any,
+        buffers: Any,
+        k_cache: Buffer,
+        v_cache: Buffer,
+        n: int,
+        position: int,
+        shape: AttentionShape,
+    ) -> None:
+        """``Llama.read_layer`` in one call: the same bits in x and in the caches."""
+
+
+class Unfused:
+    """The answer of a backend that works operation by operation."""
+
+    def fuse_layer(self, layer: Layer, cos: Buffer, sin: Buffer, eps: float) -> Any:
+        return None
+
+    def fuse_buffers(self, x: Buffer, qkv: Buffer, att: Buffer, gate_up: Buffer) -> Any:
+        return None
+
+    def fused_layer(self, *arguments: Any) -> None:
+        raise NotImplementedError("fuse_layer gave nothing to run")
 
 
 @dataclass(frozen=True)

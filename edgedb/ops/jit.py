@@ -16,7 +16,7 @@ import numpy as np
 
 from ..packing import gather_rows
 from ..tensors import DenseTensor, Int8Tensor, LinearTensor
-from . import jit_layers, jit_matmul
+from . import Unfused, jit_layers, jit_matmul
 from .buffer import Buffer, aligned_zeros
 from .selection import NumpySelection
 
@@ -66,7 +66,7 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     return view
 
 
-class NumbaOps(NumpySelection):
+class NumbaOps(Unfused, NumpySelection):
     """``Ops`` in numba. ``threads`` beyond what numba was started with are not used."""
 
     name = "numba"

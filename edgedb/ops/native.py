@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -25,6 +24,7 @@ from ..tensors import (
     tile_grid,
 )
 from .buffer import ALIGNMENT, Buffer, aligned_zeros
+from .cores import physical_cores
 from .native_selection import NativeSelection
 
 try:
@@ -37,6 +37,7 @@ except ImportError as error:
     _problem = f"the C library cannot be loaded (damaged, or built for another machine?): {error}"
 
 if TYPE_CHECKING:
+    from ..llama import Layer
     from . import AttentionShape
 
 # Beyond this many cores decoding has long met the memory's limit and only the joins get dearer.
@@ -72,34 +73,6 @@ def kernels(isa: str | None = None) -> list[str]:
     while (text := lib.edb_kernel_name(name, len(found))) != ffi.NULL:
         found.append(_text(text))
     return found
-
-
-def physical_cores() -> int:
-    """Physical cores that this process may run on, within a container's CPU quota; at least 1."""
-    try:
-        cpus = os.sched_getaffinity(0)
-    except AttributeError:  # not Linux
-        return os.cpu_count() or 1
-    cores = {_siblings(cpu) for cpu in cpus}
-    return max(1, min(len(cores), _quota()))
-
-
-def _siblings(cpu: int) -> str:
-    """A name shared by the hardware threads of one core."""
-    try:
-        path = f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
-        return Path(path).read_text(encoding="ascii")
-    except OSError:
-        return str(cpu)
-
-
-def _quota() -> int:
-    """CPUs that the control group grants, rounded up."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return -(-int(quota) // int(period))
-    except (OSError, ValueError):  # none set ("max"), or not a version 2 hierarchy
-        return 1 << 16
 
 
 class NativeBuffer(Buffer):
@@ -304,7 +277,7 @@ class NativeOps(NativeSelection):
                 _fail("attention", status)
             # For the whole context at once, so that a growing conversation asks only here.
             capacity = shape.capacity
-            scratch.grow(lib.edb_attention_scratch_bytes(self._context, native_shape, capacity))
+            scratch.grow(lib.edb_attention_scratch_bytes(self._context, native_shape, n, capacity))
             self.attention(qkv, k_cache, v_cache, out, n, position, shape)
 
     def swiglu(self, gate_up: Buffer, out: Any, n: int) -> None:
@@ -312,6 +285,61 @@ class NativeOps(NativeSelection):
         status = lib.edb_swiglu(self._context, gate_up.ptr, out.ptr, n, out.width)
         if status:
             _fail("swiglu", status)
+
+    def fuse_layer(self, layer: Layer, cos: Buffer, sin: Buffer, eps: float) -> Any:
+        """The struct that ``fused_layer`` reads; it points into ``layer``, so keep both."""
+        return ffi.new(
+            "edb_layer *",
+            {
+                "attn_norm": layer.attn_norm.ptr,
+                "attn_qkv": layer.attn_qkv.struct,
+                "attn_out": layer.attn_out.struct,
+                "mlp_norm": layer.mlp_norm.ptr,
+                "mlp_gate_up": layer.mlp_gate_up.struct,
+                "mlp_down": layer.mlp_down.struct,
+                "cos": cos.ptr,
+                "sin": sin.ptr,
+                "eps": eps,
+            },
+        )
+
+    def fuse_buffers(self, x: Buffer, qkv: Buffer, att: Buffer, gate_up: Buffer) -> Any:
+        """The struct of a sequence's buffers, which must outlive it."""
+        return ffi.new("edb_layer_buffers *", [x.ptr, qkv.ptr, att.ptr, gate_up.ptr])
+
+    def fused_layer(
+        self,
+        layer: Any,
+        buffers: Any,
+        k_cache: Any,
+        v_cache: Buffer,
+        n: int,
+        position: int,
+        shape: AttentionShape,
+    ) -> None:
+        """A whole layer in one call, with the bits of its operations one by one."""
+        scratch = self._scratch
+        native_shape = self._native_shape(shape, k_cache.kind)
+        status = lib.edb_decoder_layer(
+            self._context,
+            layer,
+            native_shape,
+            buffers,
+            k_cache.ptr,
+            v_cache.ptr,
+            n,
+            position,
+            scratch.ptr,
+            scratch.size,
+        )
+        if status:
+            if status != lib.EDB_ERR_SCRATCH:
+                _fail("decoder layer", status)
+            size = lib.edb_decoder_layer_scratch_bytes(
+                self._context, layer, native_shape, n, shape.capacity
+            )
+            scratch.grow(size)
+            self.fused_layer(layer, buffers, k_cache, v_cache, n, position, shape)
 
     def _native_shape(self, shape: AttentionShape, cache_kind: int) -> Any:
         """The struct for ``shape``; all layers of a model ask for the same one."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..packing import gather_rows, levels, unpack_int8
 from ..tensors import GROUP, DenseTensor, Int8Tensor, LinearTensor, PairTensor
+from . import Unfused
 from .buffer import Buffer, aligned_zeros
 from .selection import NumpySelection
 
@@ -111,7 +112,7 @@ def _planes(tensor: PairTensor | Int8Tensor) -> list[Plane]:
     ]
 
 
-class ReferenceOps(NumpySelection):
+class ReferenceOps(Unfused, NumpySelection):
     """``Ops`` in plain numpy."""
 
     name = "numpy"

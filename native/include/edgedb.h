@@ -208,13 +208,21 @@ edb_status edb_rope(const edb_context *context, const edb_attention_shape *shape
                     const float *cos, const float *sin, void *k_cache, void *v_cache, int64_t n,
                     int64_t pos);
 
-/* Bytes of scratch that edb_attention needs up to this many positions; 0 if invalid. */
+/*
+ * Bytes of scratch that edb_attention needs for n tokens when pos + n is at most `positions`; 0 if
+ * an argument is invalid.
+ */
 size_t edb_attention_scratch_bytes(const edb_context *context, const edb_attention_shape *shape,
-                                   int64_t positions);
+                                   int64_t n, int64_t positions);
 
 /*
  * Causal attention of the n rotated queries in qkv against cache rows 0..pos+t for query t, scores
  * scaled by 1/sqrt(head_dim). out [n, n_heads * head_dim].
+ *
+ * Keys are taken in blocks of 256, counted from position 0: m = the largest score of the block,
+ * p = exp(score - m), t = sum p, o = sum p*v. Two blocks join, in ascending order, into
+ * m = max(m1, m2), f1 = exp(m1 - m), f2 = exp(m2 - m), t = fma(t2, f2, t1*f1), o likewise;
+ * the result is o / t. How sums run within a block: native/src/attention_body.h.
  */
 edb_status edb_attention(const edb_context *context, const edb_attention_shape *shape,
                          const float *qkv, const void *k_cache, const void *v_cache, float *out,
@@ -231,6 +239,46 @@ edb_status edb_select(const float *logits, int64_t n, int64_t k, int32_t *ids, f
 /* weights[i] = exp((logits[i] - top) / temperature) in float64, to the bits of exactmath.py. */
 edb_status edb_softmax_weights(const float *logits, int64_t n, double top, double temperature,
                                double *weights);
+
+/* ---- a whole layer ---- */
+
+/* Weights of a decoder layer, and the tables of the rotary embedding. */
+typedef struct {
+    const float *attn_norm;       /* [hidden] */
+    const edb_matrix *attn_qkv;   /* [(n_heads + 2*n_kv_heads) * head_dim, hidden] */
+    const edb_matrix *attn_out;   /* [hidden, n_heads * head_dim] */
+    const float *mlp_norm;        /* [hidden] */
+    const edb_matrix *mlp_gate_up; /* [2 * f, hidden] */
+    const edb_matrix *mlp_down;   /* [hidden, f] */
+    const float *cos, *sin;       /* [capacity, head_dim/2] */
+    float eps;                    /* of both norms */
+} edb_layer;
+
+/* Where a layer works, for n tokens. */
+typedef struct {
+    float *x;       /* [n, hidden], the residual stream: read and written */
+    float *qkv;     /* [n, (n_heads + 2*n_kv_heads) * head_dim] */
+    float *att;     /* [n, n_heads * head_dim] */
+    float *gate_up; /* [n, 2 * f] */
+} edb_layer_buffers;
+
+/* Bytes of scratch that edb_decoder_layer needs for n tokens up to `positions`; 0 if invalid. */
+size_t edb_decoder_layer_scratch_bytes(const edb_context *context, const edb_layer *layer,
+                                       const edb_attention_shape *shape, int64_t n,
+                                       int64_t positions);
+
+/*
+ * One layer in one call, with the results of these calls, of which it makes one job for the pool:
+ *
+ *   rmsnorm(x, attn_norm), matmul(attn_qkv), rope, attention, x += matmul(attn_out),
+ *   rmsnorm(x, mlp_norm), matmul(mlp_gate_up), swiglu, x += matmul(mlp_down)
+ *
+ * EDB_ERR_SHAPE if the sizes of weights and heads disagree.
+ */
+edb_status edb_decoder_layer(const edb_context *context, const edb_layer *layer,
+                             const edb_attention_shape *shape, const edb_layer_buffers *buffers,
+                             void *k_cache, void *v_cache, int64_t n, int64_t pos, void *scratch,
+                             size_t scratch_bytes);
 
 #ifdef __cplusplus
 }

@@ -1,26 +1,31 @@
 /*
  * Attention of up to four queries that share a key/value head, over the vector layer of ops_body.h.
+ * Keys are taken in blocks of EDB_KEY_BLOCK, each apart:
  *
  *   scores[j] = (q . k[j]) / sqrt(head_dim)       16 lanes over the head, tree of v_sum
  *   p[j] = exp(scores[j] - max), total = sum p    lane j mod 16, tree of v_sum
- *   out[d] = (sum_j p[j] * v[j][d]) / total       one fused multiply-add a key, j ascending
+ *   sum[d] = sum_j p[j] * v[j][d]                 one fused multiply-add a key, j ascending
  *
- * Nothing depends on which queries go together, so a prompt gives the bits of token by token.
+ * and joined in ascending order, by merge_found. Nothing depends on which queries or blocks go
+ * together, so a prompt gives the bits of token by token at any number of threads.
  * Every element of the head is a chain of dependent fused multiply-adds, four cycles each. So a
- * pass keeps rows * keys, then rows * vectors, of four to six sums of 16 lanes going.
+ * pass keeps rows * keys, then rows * vectors sums of 16 lanes going: ATTEND_FLIGHT, which the
+ * including file sets to what its registers hold.
  */
-enum { IN_FLIGHT = 6, KEYS_AHEAD = 32 };
+enum { SCORE_STRIDE = EDB_KEY_BLOCK + EDB_LANES, KEYS_AHEAD = 32 };
+
+typedef float score_rows[EDB_ATTEND_ROWS][SCORE_STRIDE];
 
 static EDB_INLINE v16 cache_load(const void *cache, int is_f16, int64_t at, int64_t count) {
     return dense_load(cache, is_f16, at, count);
 }
 
-/* Scores of keys key..key+keys-1 for every row; rows * keys <= IN_FLIGHT. */
+/* Scores of keys key..key+keys-1 for every row; rows * keys is 4, or at most ATTEND_FLIGHT. */
 static EDB_INLINE void score_keys(const edb_attend *job, int is_f16, int rows, int keys,
-                                  int64_t key) {
+                                  int64_t key, score_rows scores) {
     int64_t head_dim = job->head_dim;
-    v16 sum[IN_FLIGHT];
-    for (int i = 0; i < IN_FLIGHT; i++) sum[i] = v_set1(0.0f);
+    v16 sum[ATTEND_FLIGHT];
+    for (int i = 0; i < ATTEND_FLIGHT; i++) sum[i] = v_set1(0.0f);
     int64_t d = 0;
     for (; d + EDB_LANES <= head_dim; d += EDB_LANES) {
         for (int j = 0; j < keys; j++) {
@@ -38,16 +43,18 @@ static EDB_INLINE void score_keys(const edb_attend *job, int is_f16, int rows, i
             }
         }
     }
-    float dots[8];
-    v_sum4(sum[0], sum[1], sum[2], sum[3], dots);
-    if (rows * keys > 4) v_sum4(sum[4], sum[5], sum[5], sum[5], dots + 4);
+    float dots[(ATTEND_FLIGHT + 3) / 4 * 4];
+    for (int i = 0; i < rows * keys; i += 4) {
+        const int last = ATTEND_FLIGHT - 1;
+        v_sum4(sum[i], sum[i + 1 < last ? i + 1 : last], sum[i + 2 < last ? i + 2 : last],
+               sum[i + 3 < last ? i + 3 : last], dots + i);
+    }
     for (int j = 0; j < keys; j++)
-        for (int r = 0; r < rows; r++)
-            job->scores[r * job->stride + key + j] = dots[j * rows + r] * job->scale;
+        for (int r = 0; r < rows; r++) scores[r][key + j] = dots[j * rows + r] * job->scale;
 }
 
-/* scores -> p in place, zeros up to a whole vector; returns the total. */
-static float softmax(float *scores, int64_t keys) {
+/* scores -> p in place, zeros up to a whole vector; found: its largest and its total. */
+static void softmax(float *scores, int64_t keys, float *found) {
     v16 largest = v_set1(scores[0]);
     int64_t j = 0;
     for (; j + EDB_LANES <= keys; j += EDB_LANES) largest = v_max(largest, v_load(scores + j));
@@ -63,7 +70,8 @@ static float softmax(float *scores, int64_t keys) {
             memset(scores + keys, 0, (size_t)(EDB_LANES - keys % EDB_LANES) * sizeof *scores);
         total = v_add(total, v_load(scores + j));
     }
-    return v_sum(total);
+    found[0] = max;
+    found[1] = v_sum(total);
 }
 
 /* A value row's columns are visited in strides of a whole row, which hardware follows badly. */
@@ -72,20 +80,18 @@ static EDB_INLINE void prefetch_row(const void *cache, int is_f16, int64_t at) {
     __builtin_prefetch((const void *)((uintptr_t)cache + (uintptr_t)(at * element)), 0, 2);
 }
 
-/* out[d .. d + 16*vectors) of every row; rows * vectors <= IN_FLIGHT, `count` columns are real. */
+/* Columns d .. d + 16*vectors of every row; rows * vectors <= ATTEND_FLIGHT, `count` are real. */
 static EDB_INLINE void weigh_values(const edb_attend *job, int is_f16, int rows, int vectors,
-                                    int64_t d, int64_t count, const float *total) {
+                                    int64_t d, int64_t count, score_rows p) {
     int64_t head_dim = job->head_dim, common = job->keys[0];
-    v16 sum[IN_FLIGHT];
-    for (int i = 0; i < IN_FLIGHT; i++) sum[i] = v_set1(0.0f);
+    v16 sum[ATTEND_FLIGHT];
+    for (int i = 0; i < ATTEND_FLIGHT; i++) sum[i] = v_set1(0.0f);
     for (int64_t j = 0; j < common; j++) {
-        prefetch_row(job->v, is_f16, (j + KEYS_AHEAD) * head_dim + d);
+        if (is_f16) prefetch_row(job->v, is_f16, (j + KEYS_AHEAD) * head_dim + d);
         for (int c = 0; c < vectors; c++) {
             v16 v = cache_load(job->v, is_f16, j * head_dim + d + EDB_LANES * c, count);
-            for (int r = 0; r < rows; r++) {
-                v16 p = v_set1(job->scores[r * job->stride + j]);
-                sum[c * rows + r] = v_fma(p, v, sum[c * rows + r]);
-            }
+            for (int r = 0; r < rows; r++)
+                sum[c * rows + r] = v_fma(v_set1(p[r][j]), v, sum[c * rows + r]);
         }
     }
     for (int r = 0; r < rows; r++) {
@@ -93,26 +99,26 @@ static EDB_INLINE void weigh_values(const edb_attend *job, int is_f16, int rows,
             v16 mine = sum[c * rows + r];
             for (int64_t j = common; j < job->keys[r]; j++) {
                 v16 v = cache_load(job->v, is_f16, j * head_dim + d + EDB_LANES * c, count);
-                mine = v_fma(v_set1(job->scores[r * job->stride + j]), v, mine);
+                mine = v_fma(v_set1(p[r][j]), v, mine);
             }
-            v_store_part(job->out[r] + d + EDB_LANES * c, v_div(mine, v_set1(total[r])), count);
+            v_store_part(job->found[r] + EDB_FOUND_HEADER + d + EDB_LANES * c, mine, count);
         }
     }
 }
 
 static EDB_INLINE void attend_rows(const edb_attend *job, int is_f16, int rows) {
+    const int many = rows == 1 ? 4 : ATTEND_FLIGHT / rows < 4 ? ATTEND_FLIGHT / rows : 4;
+    _Alignas(64) score_rows scores;
     int64_t most = job->keys[rows - 1], key = 0, d = 0;
-    const int keys = rows == 1 ? 4 : rows == 4 ? 1 : 2, vectors = keys;
-    for (; key + keys <= most; key += keys) score_keys(job, is_f16, rows, keys, key);
-    for (; key < most; key++) score_keys(job, is_f16, rows, 1, key);
+    for (; key + many <= most; key += many) score_keys(job, is_f16, rows, many, key, scores);
+    for (; key < most; key++) score_keys(job, is_f16, rows, 1, key, scores);
 
-    float total[EDB_ATTEND_ROWS];
-    for (int r = 0; r < rows; r++) total[r] = softmax(job->scores + r * job->stride, job->keys[r]);
+    for (int r = 0; r < rows; r++) softmax(scores[r], job->keys[r], job->found[r]);
 
-    for (; d + vectors * EDB_LANES <= job->head_dim; d += vectors * EDB_LANES)
-        weigh_values(job, is_f16, rows, vectors, d, EDB_LANES, total);
+    for (; d + many * EDB_LANES <= job->head_dim; d += many * EDB_LANES)
+        weigh_values(job, is_f16, rows, many, d, EDB_LANES, scores);
     for (; d < job->head_dim; d += EDB_LANES)
-        weigh_values(job, is_f16, rows, 1, d, job->head_dim - d, total);
+        weigh_values(job, is_f16, rows, 1, d, job->head_dim - d, scores);
 }
 
 static void attend(const edb_attend *job) {
@@ -130,5 +136,31 @@ static void attend(const edb_attend *job) {
         case 3: attend_rows(job, 0, 3); break;
         default: attend_rows(job, 0, 4); break;
         }
+    }
+}
+
+/* found[0] are the largest scores, and NaN never wins: then the totals are NaN already. */
+static void merge_found(float *a, const float *b, int64_t head_dim) {
+    float largest = a[0] > b[0] ? a[0] : b[0];
+    v16 of_a = v_exp(v_sub(v_set1(a[0]), v_set1(largest)));
+    v16 of_b = v_exp(v_sub(v_set1(b[0]), v_set1(largest)));
+    float total[EDB_LANES];
+    v_store(total, v_fma(v_set1(b[1]), of_b, v_mul(v_set1(a[1]), of_a)));
+    a[0] = largest;
+    a[1] = total[0];
+    a += EDB_FOUND_HEADER;
+    b += EDB_FOUND_HEADER;
+    for (int64_t d = 0; d < head_dim; d += EDB_LANES) {
+        v16 sum = v_mul(v_load_part(a + d, head_dim - d), of_a);
+        sum = v_fma(v_load_part(b + d, head_dim - d), of_b, sum);
+        v_store_part(a + d, sum, head_dim - d);
+    }
+}
+
+static void finish_found(const float *found, float *out, int64_t head_dim) {
+    v16 total = v_set1(found[1]);
+    for (int64_t d = 0; d < head_dim; d += EDB_LANES) {
+        v16 sum = v_load_part(found + EDB_FOUND_HEADER + d, head_dim - d);
+        v_store_part(out + d, v_div(sum, total), head_dim - d);
     }
 }

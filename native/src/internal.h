@@ -18,11 +18,13 @@ enum {
     EDB_BATCH = 128,          /* tokens of a matrix product at once; bounds its scratch */
     EDB_TOKEN_BLOCK = 64,     /* tokens that share one expansion of a block */
     EDB_ATTEND_ROWS = 4,      /* query rows that share one pass over the keys */
+    EDB_KEY_BLOCK = 256,      /* keys whose softmax is taken apart; part of the numerics */
     EDB_PLANES = 8,       /* bits of an activation: -128, 64, 32, ... 1 times plane 7, 6, ... 0 */
     EDB_PLANE_BYTES = 64, /* the planes of one group: byte 8*p + i has columns 8i..8i+7 */
     EDB_MAX_PAIRS = 8,
     EDB_MAX_PAIR_KERNELS = 4,
-    EDB_PREFETCH_BYTES = 8192
+    EDB_PREFETCH_BYTES = 8192,
+    EDB_MAX_STAGES = 16 /* of one job of the pool */
 };
 
 /* Larger sizes are refused, which keeps every product of two sizes far inside 63 bits. */
@@ -62,18 +64,22 @@ typedef struct {
     int64_t expand_from;
 } edb_pair_kernel;
 
-/* Up to EDB_ATTEND_ROWS queries that share one key/value head. */
+/*
+ * What a query has found in the keys so far: {largest score, sum of exp(score - largest)}, 14 unused
+ * floats, then the weighted sum of values [head_dim], everything on the scale of `largest`.
+ */
+enum { EDB_FOUND_HEADER = 16 };
+
+/* Up to EDB_ATTEND_ROWS queries that share a key/value head, against one block of its keys. */
 typedef struct {
     int32_t rows;
     int32_t head_dim;
-    int32_t cache_kind;
+    int32_t cache_kind; /* of k and v */
     float scale;
+    const void *k, *v; /* [block, head_dim] */
     const float *q[EDB_ATTEND_ROWS];
-    float *out[EDB_ATTEND_ROWS];
-    int64_t keys[EDB_ATTEND_ROWS]; /* cache rows that each query sees, ascending */
-    const void *k, *v;             /* this head's [capacity, head_dim] */
-    float *scores;                 /* [rows, stride], 64-byte aligned rows */
-    int64_t stride;
+    int64_t keys[EDB_ATTEND_ROWS]; /* of the block that each query sees: ascending, at least 1 */
+    float *found[EDB_ATTEND_ROWS]; /* written */
 } edb_attend;
 
 /*
@@ -81,8 +87,15 @@ typedef struct {
  * two groups: quantized activations are group-major, q[groups][stride][64], sx[groups][stride].
  */
 typedef struct {
-    /* x[cols] -> q, sx of one token, zero-padded to whole groups. */
+    /*
+     * x[cols] -> q, sx of one token, zero-padded to whole groups; also of x * scale * weight and of
+     * silu(gate) * up, with the bits of rmsnorm and swiglu.
+     */
     void (*quantize)(const float *x, int64_t cols, int8_t *q, float *sx, int64_t stride);
+    void (*quantize_normed)(const float *x, const float *weight, float scale, int64_t cols,
+                            int8_t *q, float *sx, int64_t stride);
+    void (*quantize_gated)(const float *gate, const float *up, int64_t cols, int8_t *q, float *sx,
+                           int64_t stride);
 
     /* One block of a pair -> its int8 levels c1*b1 + c2*b2 in the layout of EDB_INT8; may be NULL
      * where every pair kernel's expand_from is INT64_MAX. */
@@ -96,6 +109,8 @@ typedef struct {
     void (*dense_rows)(const edb_matrix *matrix, int64_t row_begin, int64_t row_end, const float *x,
                        float *out, int64_t n, int32_t add);
 
+    /* 1 / sqrt(mean(x^2) + eps): what rmsnorm scales x by. */
+    float (*norm_scale)(const float *x, int64_t d, float eps);
     void (*rmsnorm)(const float *x, const float *weight, float *out, int64_t d, float eps);
     void (*swiglu)(const float *gate, const float *up, float *out, int64_t f);
 
@@ -103,7 +118,13 @@ typedef struct {
     void (*rotate)(const float *x, const float *cos, const float *sin, float *y, int64_t head_dim);
     void (*to_f16)(const float *x, uint16_t *y, int64_t count);
     void (*from_f16)(const uint16_t *x, float *y, int64_t count);
+
+    /* One block of keys, apart from all others. */
     void (*attend)(const edb_attend *job);
+    /* a += b, where b comes from later keys. */
+    void (*merge_found)(float *a, const float *b, int64_t head_dim);
+    /* The attention's output: the weighted sum over the sum of weights. */
+    void (*finish_found)(const float *found, float *out, int64_t head_dim);
 
     /* The ways to multiply pairs, the fastest measured first; NULL ends the list. */
     const edb_pair_kernel *pairs[EDB_MAX_PAIR_KERNELS + 1];
@@ -168,10 +189,20 @@ struct edb_context {
 /* A piece of work: tasks begin..end-1; worker is the same number for one thread during a run. */
 typedef void (*edb_task)(void *job, int64_t begin, int64_t end, int32_t worker);
 
+/* Tasks 0..n_tasks-1 of a job, `chunk` at a time. */
+typedef struct {
+    edb_task task;
+    void *job;
+    int64_t n_tasks, chunk;
+} edb_stage;
+
 /*
- * Runs tasks 0..n_tasks-1, `chunk` at a time, and returns when all are done. A thread takes
- * neighbouring tasks in ascending order as long as it can. pool may be NULL.
+ * Runs stages one after the other, each shared between the threads, and returns when all are done.
+ * A thread takes neighbouring tasks in ascending order as long as it can. pool may be NULL.
  */
+void edb_pool_run_stages(edb_pool *pool, const edb_stage *stages, int32_t n_stages);
+
+/* One stage. */
 void edb_pool_run(edb_pool *pool, edb_task task, void *job, int64_t n_tasks, int64_t chunk);
 
 #define EDB_INLINE inline __attribute__((always_inline))
@@ -197,5 +228,70 @@ static inline int64_t edb_chunk(const edb_pool *pool, int64_t n_tasks) {
 }
 
 edb_status edb_check_matrix(const edb_matrix *matrix);
+
+/* ---- matrix products as stages of a job (matmul.c) ---- */
+
+/* Activations before a product: as they are, to be normalized, or gate and up of SwiGLU. */
+typedef enum { EDB_PLAIN, EDB_NORMED, EDB_GATED } edb_form;
+
+typedef struct {
+    edb_form form;
+    const float *x;      /* [n, cols]; EDB_GATED: [n, 2 * cols] */
+    const float *weight; /* [cols], of the norm */
+    float eps;
+} edb_input;
+
+typedef struct {
+    const edb_kernels *kernels;
+    const edb_pair_kernel *pairs; /* NULL for other kinds */
+    const edb_matrix *matrix;
+    edb_input input;
+    float *out; /* [n, rows] */
+    int64_t n, tiles, groups, token_blocks;
+    int64_t parts;        /* runs of groups that are prepared apart, for each token */
+    int32_t add;
+    int32_t one_by_one;   /* the pair kernel token by token, else expanded blocks */
+    int8_t *q;            /* [groups, n, 64] */
+    float *sx;            /* [groups, n] */
+    uint8_t *prepared;    /* [n, groups, prepared_bytes], only one by one */
+    edb_group_meta *meta; /* [n, groups], only one by one */
+    float *dense;         /* [n, cols], what a dense matrix reads in place of q */
+} edb_matmul_job;
+
+/* Bytes of scratch for up to n tokens, at most EDB_BATCH at once, with any form of input. */
+uint64_t edb_matmul_scratch(const edb_context *context, const edb_matrix *matrix, int64_t n);
+
+/* out [+]= W input for n <= EDB_BATCH tokens: fills the job and up to two stages; returns how many. */
+int32_t edb_matmul_stages(const edb_context *context, const edb_matrix *matrix, edb_input input,
+                          float *out, int32_t add, int64_t n, void *scratch, edb_matmul_job *job,
+                          edb_stage *stages);
+
+/* ---- rotary embedding and attention as stages of a job (attention.c) ---- */
+
+typedef struct {
+    const edb_kernels *kernels;
+    const edb_attention_shape *shape;
+    float *qkv; /* attention only reads it */
+    const float *cos, *sin;
+    void *k_cache, *v_cache;
+    float *out;
+    int64_t n, pos;
+    char *scratch; /* see edb_attention_stages */
+    int64_t blocks;
+} edb_attention_job;
+
+edb_status edb_check_shape(const edb_attention_shape *shape);
+
+/* Whether shape, n and pos make sense, and what is in the caches is aligned. */
+edb_status edb_check_attention(const edb_attention_shape *shape, const void *k_cache,
+                               const void *v_cache, int64_t n, int64_t pos);
+
+uint64_t edb_attention_scratch(const edb_context *context, const edb_attention_shape *shape,
+                               int64_t n, int64_t positions);
+
+/* One stage, and up to two; they return how many. The job is filled but for scratch and blocks. */
+int32_t edb_rope_stages(const edb_context *context, edb_attention_job *job, edb_stage *stages);
+int32_t edb_attention_stages(const edb_context *context, edb_attention_job *job, void *scratch,
+                             edb_stage *stages);
 
 #endif

@@ -105,6 +105,7 @@ static EDB_INLINE float v_max_lane(v16 x) {
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
+enum { ATTEND_FLIGHT = 6 }; /* of 16 registers, two a vector */
 #include "ops_body.h"
 #include "attention_body.h"
 
@@ -292,15 +293,20 @@ static void int8_tile(const int8_t *codes, const float *scales, int64_t groups, 
 
 const edb_kernels edb_kernels_avx2 = {
     .quantize = quantize,
+    .quantize_normed = quantize_normed,
+    .quantize_gated = quantize_gated,
     .expand_block = expand_block,
     .int8_tile = int8_tile,
     .dense_rows = dense_rows,
+    .norm_scale = norm_scale,
     .rmsnorm = rmsnorm,
     .swiglu = swiglu,
     .rotate = rotate,
     .to_f16 = to_f16,
     .from_f16 = from_f16,
     .attend = attend,
+    .merge_found = merge_found,
+    .finish_found = finish_found,
     .pairs = {&edb_lookup_avx2, &edb_popcount_avx2, &edb_popcount4_avx2},
 };
 

@@ -87,6 +87,7 @@ static EDB_INLINE void v_sum4(v16 x, v16 y, v16 z, v16 w, float *out) {
 
 static EDB_INLINE float v_max_lane(v16 x) { return _mm512_reduce_max_ps(x); }
 
+enum { ATTEND_FLIGHT = 16 }; /* of 32 registers */
 #include "ops_body.h"
 #include "attention_body.h"
 
@@ -273,15 +274,20 @@ static void int8_tile(const int8_t *codes, const float *scales, int64_t groups, 
 
 const edb_kernels edb_kernels_avx512 = {
     .quantize = quantize,
+    .quantize_normed = quantize_normed,
+    .quantize_gated = quantize_gated,
     .expand_block = expand_block,
     .int8_tile = int8_tile,
     .dense_rows = dense_rows,
+    .norm_scale = norm_scale,
     .rmsnorm = rmsnorm,
     .swiglu = swiglu,
     .rotate = rotate,
     .to_f16 = to_f16,
     .from_f16 = from_f16,
     .attend = attend,
+    .merge_found = merge_found,
+    .finish_found = finish_found,
     .pairs = {&edb_lookup_avx512, &edb_popcount_avx512, &edb_popcount4_avx512},
 };
 

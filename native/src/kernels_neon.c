@@ -99,13 +99,16 @@ static EDB_INLINE float v_max_lane(v16 x) {
     return vmaxvq_f32(max4(max4(x.a, x.b), max4(x.c, x.d)));
 }
 
+enum { ATTEND_FLIGHT = 6 }; /* of 32 registers, four a vector */
 #include "ops_body.h"
 #include "attention_body.h"
 
-#define COMMON_KERNELS                                                                    \
-    .quantize = quantize, .dense_rows = dense_rows, .rmsnorm = rmsnorm, .swiglu = swiglu, \
-    .rotate = rotate, .to_f16 = to_f16, .from_f16 = from_f16, .attend = attend,           \
-    .expand_block = edb_expand_block_neon
+#define COMMON_KERNELS                                                                     \
+    .quantize = quantize, .quantize_normed = quantize_normed,                              \
+    .quantize_gated = quantize_gated, .dense_rows = dense_rows, .norm_scale = norm_scale,  \
+    .rmsnorm = rmsnorm, .swiglu = swiglu, .rotate = rotate, .to_f16 = to_f16,              \
+    .from_f16 = from_f16, .attend = attend, .merge_found = merge_found,                    \
+    .finish_found = finish_found, .expand_block = edb_expand_block_neon
 
 const edb_kernels edb_kernels_neon = {
     COMMON_KERNELS,

@@ -106,6 +106,7 @@ static inline void v_store_f16(uint16_t *p, v16 a) {
     for (int l = 0; l < EDB_LANES; l++) p[l] = float_to_half(a.lane[l]);
 }
 
+enum { ATTEND_FLIGHT = 4 };
 #include "ops_body.h"
 #include "attention_body.h"
 
@@ -196,14 +197,19 @@ static const edb_pair_kernel lookup = {
 
 const edb_kernels edb_kernels_scalar = {
     .quantize = quantize,
+    .quantize_normed = quantize_normed,
+    .quantize_gated = quantize_gated,
     .expand_block = expand_block,
     .int8_tile = int8_tile,
     .dense_rows = dense_rows,
+    .norm_scale = norm_scale,
     .rmsnorm = rmsnorm,
     .swiglu = swiglu,
     .rotate = rotate,
     .to_f16 = to_f16,
     .from_f16 = from_f16,
     .attend = attend,
+    .merge_found = merge_found,
+    .finish_found = finish_found,
     .pairs = {&lookup, &edb_popcount_scalar, &edb_popcount4_scalar},
 };

@@ -7,26 +7,14 @@
 
 #include "internal.h"
 
-/* Quantizing this many tokens is worth waking the pool. */
+/* Quantizing fewer tokens alone is not worth waking the pool. */
 enum { QUANTIZE_TOGETHER = 8 };
+
+/* Groups of a single token that are worth a thread of their own. */
+enum { GROUPS_APART = 4 };
 
 /* Rows of a dense matrix in one task, and tokens that pass over them before the next rows. */
 enum { DENSE_ROWS = 32, DENSE_TOKENS = 32 };
-
-typedef struct {
-    const edb_kernels *kernels;
-    const edb_pair_kernel *pairs; /* NULL for other kinds */
-    const edb_matrix *matrix;
-    const float *x; /* [n, cols] */
-    float *out;     /* [n, rows] */
-    int64_t n, tiles, groups, token_blocks;
-    int32_t add;
-    int32_t one_by_one;   /* the pair kernel token by token, else expanded blocks */
-    int8_t *q;            /* [groups, n, 64] */
-    float *sx;            /* [groups, n] */
-    uint8_t *prepared;    /* [n, groups, prepared_bytes], only one by one */
-    edb_group_meta *meta; /* [n, groups], only one by one */
-} matmul_job;
 
 static int is_dense(const edb_matrix *matrix) {
     return matrix->kind == EDB_F32 || matrix->kind == EDB_F16;
@@ -45,16 +33,18 @@ edb_status edb_check_matrix(const edb_matrix *matrix) {
 }
 
 /* Cuts scratch into the job's arrays, each on a 64-byte boundary; returns the bytes that takes. */
-static uint64_t lay_out(matmul_job *job, char *scratch) {
+static uint64_t lay_out(edb_matmul_job *job, char *scratch) {
     uint64_t n = (uint64_t)job->n, groups = (uint64_t)job->groups, at = 0;
-    uint64_t sizes[4] = {
-        n * groups * EDB_GROUP,
-        n * groups * sizeof(float),
+    int quantized = !is_dense(job->matrix);
+    uint64_t sizes[5] = {
+        quantized ? n * groups * EDB_GROUP : 0,
+        quantized ? n * groups * sizeof(float) : 0,
         job->one_by_one ? n * groups * (uint64_t)job->pairs->prepared_bytes : 0,
         job->one_by_one ? n * groups * sizeof(edb_group_meta) : 0,
+        quantized || job->input.form == EDB_PLAIN ? 0 : n * groups * EDB_GROUP * sizeof(float),
     };
-    uint64_t offsets[4];
-    for (int i = 0; i < 4; i++) {
+    uint64_t offsets[5];
+    for (int i = 0; i < 5; i++) {
         offsets[i] = at;
         at += (sizes[i] + 63) & ~(uint64_t)63;
     }
@@ -63,37 +53,50 @@ static uint64_t lay_out(matmul_job *job, char *scratch) {
         job->sx = (float *)(void *)(scratch + offsets[1]);
         job->prepared = (uint8_t *)scratch + offsets[2];
         job->meta = (edb_group_meta *)(void *)(scratch + offsets[3]);
+        job->dense = (float *)(void *)(scratch + offsets[4]);
     }
     return at + 63; /* the caller's scratch need not be aligned */
 }
 
-static matmul_job prepare(const edb_context *context, const edb_matrix *matrix, int64_t n) {
+static edb_matmul_job describe(const edb_context *context, const edb_matrix *matrix,
+                               edb_input input, int64_t n) {
     const edb_pair_kernel *pairs = matrix->kind == EDB_PAIRS ? context->pairs : NULL;
-    return (matmul_job){
+    int64_t groups = edb_ceil_div(matrix->cols, EDB_GROUP);
+    int64_t parts = edb_min(edb_pool_threads(context->pool), edb_ceil_div(groups, GROUPS_APART));
+    return (edb_matmul_job){
         .kernels = context->isa->kernels,
         .pairs = pairs,
         .matrix = matrix,
+        .input = input,
         .n = n,
         .tiles = edb_ceil_div(matrix->rows, EDB_TILE),
-        .groups = edb_ceil_div(matrix->cols, EDB_GROUP),
+        .groups = groups,
         .token_blocks = edb_ceil_div(n, is_dense(matrix) ? DENSE_TOKENS : EDB_TOKEN_BLOCK),
+        .parts = n > 1 || is_dense(matrix) ? 1 : parts,
         .one_by_one = pairs != NULL && n < pairs->expand_from,
     };
 }
 
 /* A last batch that is shorter than EDB_BATCH may go one by one where the others expand. */
-static uint64_t scratch_bytes_for(const edb_context *context, const edb_matrix *matrix, int64_t n) {
-    matmul_job first = prepare(context, matrix, edb_min(n, EDB_BATCH));
-    matmul_job last = prepare(context, matrix, (n - 1) % EDB_BATCH + 1);
+static uint64_t scratch_for(const edb_context *context, const edb_matrix *matrix, edb_input input,
+                            int64_t n) {
+    edb_matmul_job first = describe(context, matrix, input, edb_min(n, EDB_BATCH));
+    edb_matmul_job last = describe(context, matrix, input, (n - 1) % EDB_BATCH + 1);
     uint64_t first_bytes = lay_out(&first, NULL), last_bytes = lay_out(&last, NULL);
     return first_bytes > last_bytes ? first_bytes : last_bytes;
 }
+
+uint64_t edb_matmul_scratch(const edb_context *context, const edb_matrix *matrix, int64_t n) {
+    return scratch_for(context, matrix, (edb_input){.form = EDB_NORMED}, n);
+}
+
+static const edb_input plain = {.form = EDB_PLAIN};
 
 size_t edb_matmul_scratch_bytes(const edb_context *context, const edb_matrix *matrix, int64_t n) {
     if (context == NULL || edb_check_matrix(matrix) != EDB_OK) return 0;
     if (n < 1 || n > EDB_MAX_TOKENS) return 0;
     if (is_dense(matrix)) return 1;
-    uint64_t bytes = scratch_bytes_for(context, matrix, n);
+    uint64_t bytes = scratch_for(context, matrix, plain, n);
     return bytes <= SIZE_MAX ? (size_t)bytes : 0;
 }
 
@@ -107,19 +110,60 @@ void edb_coarsen_to_4_bits(int8_t *q, int64_t stride, int64_t groups) {
     }
 }
 
-static void quantize_tokens(void *argument, int64_t begin, int64_t end, int32_t worker) {
-    const matmul_job *job = argument;
+/* Columns column..column+count-1 of token t, quantized. */
+static void quantize_part(const edb_matmul_job *job, int64_t t, int64_t column, int64_t count,
+                          int8_t *q, float *sx) {
+    const edb_kernels *kernels = job->kernels;
+    int64_t cols = job->matrix->cols;
+    const float *x = job->input.x + t * cols;
+    switch (job->input.form) {
+    case EDB_PLAIN: kernels->quantize(x + column, count, q, sx, job->n); break;
+    case EDB_NORMED:
+        kernels->quantize_normed(x + column, job->input.weight + column,
+                                 kernels->norm_scale(x, cols, job->input.eps), count, q, sx,
+                                 job->n);
+        break;
+    case EDB_GATED:
+        x += t * cols + column;
+        kernels->quantize_gated(x, x + cols, count, q, sx, job->n);
+        break;
+    }
+}
+
+/* A task is a run of groups of one token. */
+static void prepare_quantized(void *argument, int64_t begin, int64_t end, int32_t worker) {
+    const edb_matmul_job *job = argument;
+    (void)worker;
+    for (int64_t task = begin; task < end; task++) {
+        int64_t t = task / job->parts, part = task % job->parts;
+        int64_t group = job->groups * part / job->parts;
+        int64_t groups = job->groups * (part + 1) / job->parts - group;
+        int64_t column = group * EDB_GROUP;
+        int64_t count = edb_min(groups * EDB_GROUP, job->matrix->cols - column);
+        int8_t *q = job->q + (group * job->n + t) * EDB_GROUP;
+        float *sx = job->sx + group * job->n + t;
+        quantize_part(job, t, column, count, q, sx);
+        if (job->pairs != NULL && job->pairs->coarsen != NULL)
+            job->pairs->coarsen(q, job->n, groups);
+        if (!job->one_by_one) continue;
+        int64_t at = t * job->groups + group;
+        job->pairs->prepare(q, sx, job->n, groups, job->prepared + at * job->pairs->prepared_bytes,
+                            job->meta + at);
+    }
+}
+
+static void prepare_dense(void *argument, int64_t begin, int64_t end, int32_t worker) {
+    const edb_matmul_job *job = argument;
+    int64_t cols = job->matrix->cols;
     (void)worker;
     for (int64_t t = begin; t < end; t++) {
-        int8_t *q = job->q + t * EDB_GROUP;
-        float *sx = job->sx + t;
-        job->kernels->quantize(job->x + t * job->matrix->cols, job->matrix->cols, q, sx, job->n);
-        if (job->pairs != NULL && job->pairs->coarsen != NULL)
-            job->pairs->coarsen(q, job->n, job->groups);
-        if (!job->one_by_one) continue;
-        job->pairs->prepare(q, sx, job->n, job->groups,
-                            job->prepared + t * job->groups * job->pairs->prepared_bytes,
-                            job->meta + t * job->groups);
+        const float *x = job->input.x + t * cols, *gate = x + t * cols;
+        if (job->input.form == EDB_NORMED) {
+            job->kernels->rmsnorm(x, job->input.weight, job->dense + t * cols, cols,
+                                  job->input.eps);
+        } else {
+            job->kernels->swiglu(gate, gate + cols, job->dense + t * cols, cols);
+        }
     }
 }
 
@@ -132,13 +176,13 @@ static void write_rows(float *out, const float *y, int64_t rows, int add) {
     for (int64_t r = 0; r < rows; r++) out[r] = add ? out[r] + y[r] : y[r];
 }
 
-static const uint8_t *pair_tile(const matmul_job *job, int64_t pair, int64_t tile) {
+static const uint8_t *pair_tile(const edb_matmul_job *job, int64_t pair, int64_t tile) {
     const uint8_t *blocks = job->matrix->data;
     return blocks + (pair * job->tiles + tile) * job->groups * EDB_BLOCK_BYTES;
 }
 
 static void pairs_one_by_one(void *argument, int64_t begin, int64_t end, int32_t worker) {
-    const matmul_job *job = argument;
+    const edb_matmul_job *job = argument;
     const edb_matrix *matrix = job->matrix;
     (void)worker;
     for (int64_t tile = begin; tile < end; tile++) {
@@ -165,7 +209,7 @@ static void pairs_by_expansion(void *argument, int64_t begin, int64_t end, int32
                                          1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
                                          1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
                                          1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-    const matmul_job *job = argument;
+    const edb_matmul_job *job = argument;
     const edb_matrix *matrix = job->matrix;
     _Alignas(64) int8_t codes[EDB_CODES_BYTES];
     _Alignas(64) float acc[EDB_TOKEN_BLOCK * EDB_TILE], y[EDB_TOKEN_BLOCK * EDB_TILE];
@@ -194,7 +238,7 @@ static void pairs_by_expansion(void *argument, int64_t begin, int64_t end, int32
 }
 
 static void int8_tiles(void *argument, int64_t begin, int64_t end, int32_t worker) {
-    const matmul_job *job = argument;
+    const edb_matmul_job *job = argument;
     const edb_matrix *matrix = job->matrix;
     _Alignas(64) float acc[EDB_TOKEN_BLOCK * EDB_TILE];
     (void)worker;
@@ -216,34 +260,43 @@ static void int8_tiles(void *argument, int64_t begin, int64_t end, int32_t worke
 }
 
 static void dense_tasks(void *argument, int64_t begin, int64_t end, int32_t worker) {
-    const matmul_job *job = argument;
+    const edb_matmul_job *job = argument;
     const edb_matrix *matrix = job->matrix;
+    const float *x = job->input.form == EDB_PLAIN ? job->input.x : job->dense;
     (void)worker;
     for (int64_t task = begin; task < end; task++) {
         int64_t row = task / job->token_blocks * DENSE_ROWS;
         int64_t token = task % job->token_blocks * DENSE_TOKENS;
         job->kernels->dense_rows(matrix, row, edb_min(row + DENSE_ROWS, matrix->rows),
-                                 job->x + token * matrix->cols, job->out + token * matrix->rows,
+                                 x + token * matrix->cols, job->out + token * matrix->rows,
                                  edb_min(DENSE_TOKENS, job->n - token), job->add);
     }
 }
 
-static void multiply(edb_pool *pool, matmul_job *job, void *scratch) {
-    const edb_matrix *matrix = job->matrix;
-    if (is_dense(matrix)) {
-        int64_t blocks = edb_ceil_div(matrix->rows, DENSE_ROWS);
-        edb_pool_run(pool, dense_tasks, job, blocks * job->token_blocks, 1);
-        return;
+int32_t edb_matmul_stages(const edb_context *context, const edb_matrix *matrix, edb_input input,
+                          float *out, int32_t add, int64_t n, void *scratch, edb_matmul_job *job,
+                          edb_stage *stages) {
+    *job = describe(context, matrix, input, n);
+    job->out = out;
+    job->add = add;
+    lay_out(job, edb_align_up(scratch));
+    int32_t count = 0;
+    int64_t tasks = job->n * job->parts, chunk = edb_chunk(context->pool, tasks);
+    if (!is_dense(matrix)) {
+        stages[count++] = (edb_stage){prepare_quantized, job, tasks, chunk};
+    } else if (input.form != EDB_PLAIN) {
+        stages[count++] = (edb_stage){prepare_dense, job, tasks, chunk};
     }
-    lay_out(job, scratch);
-    edb_pool_run(job->n < QUANTIZE_TOGETHER ? NULL : pool, quantize_tokens, job, job->n,
-                 edb_chunk(pool, job->n));
-    if (job->one_by_one) {
-        edb_pool_run(pool, pairs_one_by_one, job, job->tiles, 1);
+    if (is_dense(matrix)) {
+        int64_t blocks = edb_ceil_div(matrix->rows, DENSE_ROWS) * job->token_blocks;
+        stages[count++] = (edb_stage){dense_tasks, job, blocks, 1};
+    } else if (job->one_by_one) {
+        stages[count++] = (edb_stage){pairs_one_by_one, job, job->tiles, 1};
     } else {
         edb_task task = matrix->kind == EDB_PAIRS ? pairs_by_expansion : int8_tiles;
-        edb_pool_run(pool, task, job, job->tiles * job->token_blocks, 1);
+        stages[count++] = (edb_stage){task, job, job->tiles * job->token_blocks, 1};
     }
+    return count;
 }
 
 edb_status edb_matmul(const edb_context *context, const edb_matrix *matrix, const float *x,
@@ -256,15 +309,15 @@ edb_status edb_matmul(const edb_context *context, const edb_matrix *matrix, cons
 
     if (!is_dense(matrix)) {
         if (scratch == NULL) return EDB_ERR_NULL;
-        if (scratch_bytes_for(context, matrix, n) > scratch_bytes) return EDB_ERR_SCRATCH;
-        scratch = edb_align_up(scratch);
+        if (scratch_for(context, matrix, plain, n) > scratch_bytes) return EDB_ERR_SCRATCH;
     }
     for (int64_t t = 0; t < n; t += EDB_BATCH) {
-        matmul_job job = prepare(context, matrix, edb_min(n - t, EDB_BATCH));
-        job.x = x + t * matrix->cols;
-        job.out = out + t * matrix->rows;
-        job.add = add != 0;
-        multiply(context->pool, &job, scratch);
+        edb_matmul_job job;
+        edb_stage stages[2];
+        edb_input input = {.form = EDB_PLAIN, .x = x + t * matrix->cols};
+        int32_t count = edb_matmul_stages(context, matrix, input, out + t * matrix->rows, add != 0,
+                                          edb_min(n - t, EDB_BATCH), scratch, &job, stages);
+        edb_pool_run_stages(context->pool, stages, count);
     }
     return EDB_OK;
 }

@@ -74,13 +74,12 @@ static inline v16 v_exp(v16 x) {
 
 /* ---- activations to int8 ---- */
 
-static void quantize_group(const float *x, int64_t count, int8_t *q, float *sx) {
-    v16 v[EDB_GROUP / EDB_LANES];
+enum { GROUP_VECTORS = EDB_GROUP / EDB_LANES };
+
+/* v: the group, zeros behind its end. */
+static EDB_INLINE void quantize_vectors(const v16 *v, int8_t *q, float *sx) {
     v16 largest = v_set1(0.0f), bad = v_set1(0.0f);
-    float padded[EDB_GROUP] = {0};
-    if (count < EDB_GROUP) x = memcpy(padded, x, (size_t)count * sizeof *x);
-    for (int i = 0; i < EDB_GROUP / EDB_LANES; i++) {
-        v[i] = v_load(x + EDB_LANES * i);
+    for (int i = 0; i < GROUP_VECTORS; i++) {
         largest = v_max(largest, v_abs(v[i]));
         bad = v_fma(v[i], v_set1(0.0f), bad); /* NaN if any element is NaN or infinite */
     }
@@ -92,20 +91,51 @@ static void quantize_group(const float *x, int64_t count, int8_t *q, float *sx) 
         return;
     }
     *sx = scale;
-    for (int i = 0; i < EDB_GROUP / EDB_LANES; i++) {
+    for (int i = 0; i < GROUP_VECTORS; i++) {
         v16 rounded = v_round(v_div(v[i], v_set1(scale)));
         rounded = v_min(v_set1(127.0f), v_max(v_set1(-127.0f), rounded));
         v_store_i8(q + EDB_LANES * i, rounded);
     }
 }
 
-static void quantize(const float *x, int64_t cols, int8_t *q, float *sx, int64_t stride) {
-    for (int64_t column = 0; column < cols; column += EDB_GROUP) {
-        quantize_group(x + column, edb_min(cols - column, EDB_GROUP), q, sx);
-        q += EDB_GROUP * stride;
-        sx += stride;
-    }
+static EDB_INLINE v16 normalize(v16 x, v16 scale, v16 weight) {
+    return v_mul(v_mul(x, scale), weight);
 }
+
+static EDB_INLINE v16 gate_with(v16 gate, v16 up) {
+    v16 zero = v_set1(0.0f), one = v_set1(1.0f);
+    return v_mul(v_div(gate, v_add(one, v_exp(v_sub(zero, gate)))), up);
+}
+
+/* Quantizes value(column, count), sixteen columns from `column` on of which `count` exist. */
+#define QUANTIZE(value)                                                                            \
+    for (int64_t start = 0; start < cols; start += EDB_GROUP) {                                    \
+        v16 v[GROUP_VECTORS];                                                                      \
+        for (int i = 0; i < GROUP_VECTORS; i++) {                                                  \
+            int64_t column = start + EDB_LANES * i, count = cols - column;                         \
+            v[i] = count > 0 ? (value) : v_set1(0.0f);                                             \
+        }                                                                                          \
+        quantize_vectors(v, q, sx);                                                                \
+        q += EDB_GROUP * stride;                                                                   \
+        sx += stride;                                                                              \
+    }
+
+static void quantize(const float *x, int64_t cols, int8_t *q, float *sx, int64_t stride) {
+    QUANTIZE(v_load_part(x + column, count))
+}
+
+static void quantize_normed(const float *x, const float *weight, float scale, int64_t cols,
+                            int8_t *q, float *sx, int64_t stride) {
+    QUANTIZE(normalize(v_load_part(x + column, count), v_set1(scale),
+                       v_load_part(weight + column, count)))
+}
+
+/* Behind the end gate and up are zeros, and so is their product. */
+static void quantize_gated(const float *gate, const float *up, int64_t cols, int8_t *q, float *sx,
+                           int64_t stride) {
+    QUANTIZE(gate_with(v_load_part(gate + column, count), v_load_part(up + column, count)))
+}
+#undef QUANTIZE
 
 /* ---- dense weights ---- */
 
@@ -187,25 +217,27 @@ static void dense_rows(const edb_matrix *matrix, int64_t row_begin, int64_t row_
 
 /* ---- element by element ---- */
 
-static void rmsnorm(const float *x, const float *weight, float *out, int64_t d, float eps) {
+static float norm_scale(const float *x, int64_t d, float eps) {
     v16 squares = v_set1(0.0f);
     for (int64_t i = 0; i < d; i += EDB_LANES) {
         v16 v = v_load_part(x + i, d - i);
         squares = v_fma(v, v, squares);
     }
-    v16 inverse = v_set1(1.0f / sqrtf(v_sum(squares) / (float)d + eps));
+    return 1.0f / sqrtf(v_sum(squares) / (float)d + eps);
+}
+
+static void rmsnorm(const float *x, const float *weight, float *out, int64_t d, float eps) {
+    v16 scale = v_set1(norm_scale(x, d, eps));
     for (int64_t i = 0; i < d; i += EDB_LANES) {
-        v16 v = v_mul(v_load_part(x + i, d - i), inverse);
-        v_store_part(out + i, v_mul(v, v_load_part(weight + i, d - i)), d - i);
+        v16 y = normalize(v_load_part(x + i, d - i), scale, v_load_part(weight + i, d - i));
+        v_store_part(out + i, y, d - i);
     }
 }
 
 static void swiglu(const float *gate, const float *up, float *out, int64_t f) {
-    v16 zero = v_set1(0.0f), one = v_set1(1.0f);
     for (int64_t i = 0; i < f; i += EDB_LANES) {
-        v16 g = v_load_part(gate + i, f - i);
-        v16 silu = v_div(g, v_add(one, v_exp(v_sub(zero, g))));
-        v_store_part(out + i, v_mul(silu, v_load_part(up + i, f - i)), f - i);
+        v16 y = gate_with(v_load_part(gate + i, f - i), v_load_part(up + i, f - i));
+        v_store_part(out + i, y, f - i);
     }
 }
 

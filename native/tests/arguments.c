@@ -101,6 +101,43 @@ static void attention(void) {
     CHECK(ATTENTION(&bad, 1, 0) == EDB_ERR_KIND);
 }
 
+static void layers(void) {
+    const edb_attention_shape heads = {2, 1, 4, EDB_F32, 16};
+    uint64_t seed = 2;
+    edb_matrix qkv = random_matrix(&seed, EDB_PAIRS, 1, 16, 24);
+    edb_matrix back = random_matrix(&seed, EDB_INT8, 0, 24, 8);
+    edb_matrix gate_up = random_matrix(&seed, EDB_F32, 0, 16, 24);
+    const edb_layer good = {x, &qkv, &back, x, &gate_up, &back, x, x, 1e-5f};
+    const edb_layer_buffers memory = {out, out + 64, out + 128, out + 192};
+    float k[64] = {0}, v[64] = {0};
+    size_t bytes = edb_decoder_layer_scratch_bytes(context, &good, &heads, 1, 16);
+    CHECK(bytes > 0 && bytes <= sizeof scratch);
+#define LAYER(layer, buffers, n, pos, size) \
+    edb_decoder_layer(context, layer, &heads, buffers, k, v, n, pos, scratch, size)
+    CHECK(LAYER(&good, &memory, 1, 15, bytes) == EDB_OK);
+    CHECK(LAYER(&good, &memory, 1, 15, bytes - 1) == EDB_ERR_SCRATCH);
+    CHECK(LAYER(&good, &memory, 1, 16, bytes) == EDB_ERR_RANGE);
+    CHECK(LAYER(&good, &memory, INT64_MAX, 0, bytes) == EDB_ERR_SHAPE);
+    CHECK(LAYER(NULL, &memory, 1, 0, bytes) == EDB_ERR_NULL);
+    CHECK(LAYER(&good, NULL, 1, 0, bytes) == EDB_ERR_NULL);
+    edb_layer bad = good;
+    bad.attn_out = &qkv;
+    CHECK(LAYER(&bad, &memory, 1, 0, bytes) == EDB_ERR_SHAPE);
+    CHECK(edb_decoder_layer_scratch_bytes(context, &bad, &heads, 1, 16) == 0);
+    bad.attn_out = NULL;
+    CHECK(LAYER(&bad, &memory, 1, 0, bytes) == EDB_ERR_NULL);
+    bad = good;
+    bad.sin = (const float *)(const void *)((const char *)x + 1);
+    CHECK(LAYER(&bad, &memory, 1, 0, bytes) == EDB_ERR_ALIGN);
+    edb_layer_buffers lost = memory;
+    lost.gate_up = NULL;
+    CHECK(LAYER(&good, &lost, 1, 0, bytes) == EDB_ERR_NULL);
+    CHECK(edb_decoder_layer_scratch_bytes(context, &good, &heads, 1, 17) == 0);
+    free_matrix(&qkv);
+    free_matrix(&back);
+    free_matrix(&gate_up);
+}
+
 static void creation(void) {
     edb_pool *pool;
     edb_context *other;
@@ -127,6 +164,7 @@ int main(void) {
     matrices();
     tokens();
     attention();
+    layers();
     creation();
     free(out);
     free(x);

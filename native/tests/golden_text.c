@@ -115,7 +115,7 @@ static void free_model(model_weights *model) {
 static const edb_attention_shape shape = {HEADS, KV_HEADS, HEAD_DIM, EDB_F16, CAPACITY};
 
 static void attend(const edb_context *context, run_state *s, int i, int64_t n, int64_t pos) {
-    size_t bytes = edb_attention_scratch_bytes(context, &shape, pos + n);
+    size_t bytes = edb_attention_scratch_bytes(context, &shape, n, pos + n);
     void *scratch = malloc(bytes);
     CHECK(scratch != NULL);
     CHECK(edb_attention(context, &shape, s->qkv, s->k[i], s->v[i], s->attended, n, pos, scratch,

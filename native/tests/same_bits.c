@@ -7,7 +7,7 @@
 
 #include "testing.h"
 
-enum { MAX_WORDS = 1 << 18, CASES = 40 };
+enum { MAX_WORDS = 1 << 20, CASES = 40 };
 
 /* Where a case writes its result: 32-bit words, every NaN as the same one. */
 typedef struct {
@@ -122,7 +122,8 @@ static void attention_case(const edb_context *context, uint64_t seed, result *to
     shape.n_heads = shape.n_kv_heads * (int32_t)random_range(&seed, 1, 5);
     shape.head_dim = 2 * (int32_t)random_range(&seed, 1, 50);
     shape.cache_kind = random_range(&seed, 0, 1) ? EDB_F16 : EDB_F32;
-    int64_t n = random_range(&seed, 1, 9), pos = random_range(&seed, 0, 70);
+    int64_t n = random_range(&seed, 1, 40), pos = random_range(&seed, 0, 70);
+    if (random_range(&seed, 0, 2) == 0) pos = random_range(&seed, 230, 600); /* blocks of 256 */
     shape.capacity = pos + n + random_range(&seed, 0, 3);
 
     int64_t width = (int64_t)(shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim;
@@ -144,13 +145,22 @@ static void attention_case(const edb_context *context, uint64_t seed, result *to
     }
     int64_t out_width = (int64_t)shape.n_heads * shape.head_dim;
     float *out = allocate((size_t)(n * out_width) * sizeof *out);
-    size_t scratch_bytes = edb_attention_scratch_bytes(context, &shape, pos + n);
+    size_t scratch_bytes = edb_attention_scratch_bytes(context, &shape, n, pos + n);
+    size_t one_token = edb_attention_scratch_bytes(context, &shape, 1, pos + n);
+    if (scratch_bytes < one_token) scratch_bytes = one_token;
     void *scratch = malloc(scratch_bytes);
     CHECK(scratch != NULL);
 
     CHECK(edb_rope(context, &shape, qkv, cos, sin, caches[0], caches[1], n, pos) == EDB_OK);
     CHECK(edb_attention(context, &shape, qkv, caches[0], caches[1], out, n, pos, scratch,
                         scratch_bytes) == EDB_OK);
+    float *alone = allocate((size_t)out_width * sizeof *alone);
+    for (int64_t t = 0; t < n; t += 7) { /* token by token gives the same */
+        CHECK(edb_attention(context, &shape, qkv + t * width, caches[0], caches[1], alone, 1,
+                            pos + t, scratch, scratch_bytes) == EDB_OK);
+        CHECK(memcmp(alone, out + t * out_width, (size_t)out_width * sizeof *alone) == 0);
+    }
+    free(alone);
     keep_floats(to, qkv, n * width);
     keep(to, caches[0], bytes / 4);
     keep(to, caches[1], bytes / 4);

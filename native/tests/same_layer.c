@@ -1,0 +1,214 @@
+/*
+ * edb_decoder_layer against its operations one by one, over random shapes and kinds of matrices:
+ * on every instruction set and kernel, with one to eight threads, a prompt at once and token by
+ * token, all must give the bits of the scalar operations. Prints a digest of those.
+ */
+#include "testing.h"
+
+enum { CASES = 16, MAX_TOKENS = 140 };
+
+typedef struct {
+    edb_matrix qkv, out, gate_up, down;
+    float *attn_norm, *mlp_norm, *cos, *sin;
+    edb_layer layer;
+    edb_attention_shape shape;
+    int64_t hidden, f, q_size, qkv_size, n, pos, cache_bytes;
+    float *x;
+    uint8_t *caches[2];
+} layer_case;
+
+typedef struct {
+    float *x;
+    uint8_t *caches[2];
+} layer_result;
+
+static edb_matrix any_matrix(uint64_t *seed, int64_t rows, int64_t cols) {
+    int32_t kind = (int32_t)random_range(seed, EDB_PAIRS, EDB_F16 + 2); /* pairs most of all */
+    if (kind > EDB_F16) kind = EDB_PAIRS;
+    edb_matrix matrix = random_matrix(seed, kind, (int32_t)random_range(seed, 1, 3), rows, cols);
+    int64_t blocks = (rows + 63) / 64 * ((cols + 63) / 64);
+    int64_t scales = kind == EDB_PAIRS ? matrix.pairs * rows : blocks * 64;
+    for (int64_t i = 0; matrix.scales != NULL && i < scales; i++)
+        ((float *)(uintptr_t)matrix.scales)[i] *= 0x1p-9f;
+    return matrix;
+}
+
+static layer_case make_case(uint64_t seed) {
+    static const int64_t tokens[] = {1, 1, 1, 2, 3, 5, 13, 20, MAX_TOKENS};
+    layer_case c = {0};
+    int32_t kv = (int32_t)random_range(&seed, 1, 3), group = (int32_t)random_range(&seed, 1, 5);
+    int32_t head_dim = 2 * (int32_t)random_range(&seed, 1, 36);
+    c.hidden = random_range(&seed, 1, 300);
+    c.f = random_range(&seed, 1, 500);
+    c.n = tokens[random_range(&seed, 0, 8)];
+    c.pos =
+        random_range(&seed, 0, 3) == 0 ? random_range(&seed, 200, 600) : random_range(&seed, 0, 40);
+    c.shape = (edb_attention_shape){kv * group, kv, head_dim,
+                                    random_range(&seed, 0, 1) ? EDB_F16 : EDB_F32,
+                                    c.pos + c.n + random_range(&seed, 0, 3)};
+    c.q_size = (int64_t)kv * group * head_dim;
+    c.qkv_size = c.q_size + 2 * (int64_t)kv * head_dim;
+    c.qkv = any_matrix(&seed, c.qkv_size, c.hidden);
+    c.out = any_matrix(&seed, c.hidden, c.q_size);
+    c.gate_up = any_matrix(&seed, 2 * c.f, c.hidden);
+    c.down = any_matrix(&seed, c.hidden, c.f);
+    c.attn_norm = random_floats(&seed, c.hidden);
+    c.mlp_norm = random_floats(&seed, c.hidden);
+    c.cos = random_floats(&seed, c.shape.capacity * (head_dim / 2));
+    c.sin = random_floats(&seed, c.shape.capacity * (head_dim / 2));
+    c.x = random_floats(&seed, c.n * c.hidden);
+    if (seed % 5 == 0) c.x[0] = 3e38f; /* normalizes to zeros, and infinities on the way */
+    int64_t cells = kv * c.shape.capacity * head_dim;
+    c.cache_bytes = cells * (c.shape.cache_kind == EDB_F16 ? 2 : 4);
+    for (int i = 0; i < 2; i++) {
+        c.caches[i] = allocate((size_t)c.cache_bytes);
+        for (int64_t j = 0; j < cells; j++) {
+            uint16_t half = random_half(&seed);
+            float wide = random_float(&seed);
+            if (c.shape.cache_kind == EDB_F16) {
+                memcpy(c.caches[i] + 2 * j, &half, sizeof half);
+            } else {
+                memcpy(c.caches[i] + 4 * j, &wide, sizeof wide);
+            }
+        }
+    }
+    return c;
+}
+
+static void bind(layer_case *c) {
+    c->layer = (edb_layer){c->attn_norm, &c->qkv, &c->out, c->mlp_norm, &c->gate_up,
+                           &c->down,     c->cos,  c->sin,  1e-5f};
+}
+
+static void free_case(layer_case *c) {
+    free_matrix(&c->qkv);
+    free_matrix(&c->out);
+    free_matrix(&c->gate_up);
+    free_matrix(&c->down);
+    float *floats[] = {c->attn_norm, c->mlp_norm, c->cos, c->sin, c->x};
+    for (int i = 0; i < 5; i++) free(floats[i]);
+    for (int i = 0; i < 2; i++) free(c->caches[i]);
+}
+
+static layer_result start(const layer_case *c) {
+    layer_result r = {allocate((size_t)(c->n * c->hidden) * sizeof(float)), {NULL, NULL}};
+    memcpy(r.x, c->x, (size_t)(c->n * c->hidden) * sizeof(float));
+    for (int i = 0; i < 2; i++)
+        r.caches[i] =
+            memcpy(allocate((size_t)c->cache_bytes), c->caches[i], (size_t)c->cache_bytes);
+    return r;
+}
+
+static void free_result(layer_result *r) {
+    free(r->x);
+    free(r->caches[0]);
+    free(r->caches[1]);
+}
+
+/* A NaN is a NaN; then the bits count. */
+static void unify_nans(layer_result *r, int64_t floats) {
+    const uint32_t nan = 0x7fc00000;
+    for (int64_t i = 0; i < floats; i++)
+        if (r->x[i] != r->x[i]) memcpy(&r->x[i], &nan, sizeof nan);
+}
+
+static void one_by_one(const edb_context *context, const layer_case *c, layer_result *r) {
+    int64_t n = c->n;
+    float *normed = allocate((size_t)(n * c->hidden) * 4),
+          *att = allocate((size_t)(n * c->q_size) * 4);
+    float *qkv = allocate((size_t)(n * c->qkv_size) * 4);
+    float *gate_up = allocate((size_t)(n * 2 * c->f) * 4), *h = allocate((size_t)(n * c->f) * 4);
+    size_t bytes = edb_attention_scratch_bytes(context, &c->shape, n, c->pos + n);
+    void *scratch = malloc(bytes), *k = r->caches[0], *v = r->caches[1];
+    CHECK(scratch != NULL);
+    CHECK(edb_rmsnorm(context, r->x, c->attn_norm, normed, n, c->hidden, 1e-5f) == EDB_OK);
+    multiply(context, &c->qkv, normed, qkv, n, 0);
+    CHECK(edb_rope(context, &c->shape, qkv, c->cos, c->sin, k, v, n, c->pos) == EDB_OK);
+    CHECK(edb_attention(context, &c->shape, qkv, k, v, att, n, c->pos, scratch, bytes) == EDB_OK);
+    multiply(context, &c->out, att, r->x, n, 1);
+    CHECK(edb_rmsnorm(context, r->x, c->mlp_norm, normed, n, c->hidden, 1e-5f) == EDB_OK);
+    multiply(context, &c->gate_up, normed, gate_up, n, 0);
+    CHECK(edb_swiglu(context, gate_up, h, n, c->f) == EDB_OK);
+    multiply(context, &c->down, h, r->x, n, 1);
+    void *all[] = {normed, att, qkv, gate_up, h, scratch};
+    for (int i = 0; i < 6; i++) free(all[i]);
+}
+
+/* `step` tokens a call. */
+static void fused(const edb_context *context, const layer_case *c, int64_t step, layer_result *r) {
+    edb_layer_buffers buffers = {NULL, allocate((size_t)(step * c->qkv_size) * 4),
+                                 allocate((size_t)(step * c->q_size) * 4),
+                                 allocate((size_t)(step * 2 * c->f) * 4)};
+    size_t bytes = 0;
+    for (int64_t n = 1; n <= step; n++) {
+        size_t needed =
+            edb_decoder_layer_scratch_bytes(context, &c->layer, &c->shape, n, c->shape.capacity);
+        CHECK(needed > 0);
+        bytes = needed > bytes ? needed : bytes;
+    }
+    void *scratch = malloc(bytes);
+    CHECK(scratch != NULL);
+    for (int64_t t = 0; t < c->n; t += step) {
+        buffers.x = r->x + t * c->hidden;
+        int64_t n = c->n - t < step ? c->n - t : step;
+        CHECK(edb_decoder_layer(context, &c->layer, &c->shape, &buffers, r->caches[0], r->caches[1],
+                                n, c->pos + t, scratch, bytes) == EDB_OK);
+    }
+    free(scratch);
+    free(buffers.qkv);
+    free(buffers.att);
+    free(buffers.gate_up);
+}
+
+static void check_same(const layer_case *c, layer_result *r, const layer_result *expected) {
+    unify_nans(r, c->n * c->hidden);
+    CHECK(memcmp(r->x, expected->x, (size_t)(c->n * c->hidden) * sizeof(float)) == 0);
+    for (int i = 0; i < 2; i++)
+        CHECK(memcmp(r->caches[i], expected->caches[i], (size_t)c->cache_bytes) == 0);
+}
+
+static void check_everywhere(const layer_case *c, edb_pool **pools, const layer_result *expected,
+                             int coarse) {
+    for (int32_t isa = 0; isa < edb_isa_count(); isa++) {
+        const char *kernel;
+        for (int32_t k = 0; (kernel = edb_kernel_name(edb_isa_name(isa), k)) != NULL; k++) {
+            if (coarse != (strcmp(kernel, "popcount4") == 0)) continue;
+            for (int threads = 1; threads <= 8; threads += k == 0 ? 1 : 7) {
+                edb_context *context = new_context(edb_isa_name(isa), kernel, pools[threads - 1]);
+                for (int way = 0; way < 2;
+                     way++) { /* all tokens at once, and in threes or one by one */
+                    if (way == 1 && threads % 3 != 1) continue;
+                    layer_result r = start(c);
+                    fused(context, c, way == 0 ? c->n : c->n > 3 ? 3 : 1, &r);
+                    check_same(c, &r, expected);
+                    free_result(&r);
+                }
+                edb_context_destroy(context);
+            }
+        }
+    }
+}
+
+int main(void) {
+    edb_pool *pools[8];
+    for (int i = 0; i < 8; i++) CHECK(edb_pool_create(i + 1, &pools[i]) == EDB_OK);
+    uint64_t hash = DIGEST_START;
+    for (uint64_t seed = 1; seed <= CASES; seed++) {
+        int coarse = seed % 8 == 0;
+        layer_case c = make_case(seed);
+        bind(&c);
+        edb_context *scalar = new_context("scalar", coarse ? "popcount4" : NULL, NULL);
+        layer_result expected = start(&c);
+        one_by_one(scalar, &c, &expected);
+        edb_context_destroy(scalar);
+        unify_nans(&expected, c.n * c.hidden);
+        hash = digest(hash, expected.x, (size_t)(c.n * c.hidden) * sizeof(float));
+        for (int i = 0; i < 2; i++) hash = digest(hash, expected.caches[i], (size_t)c.cache_bytes);
+        check_everywhere(&c, pools, &expected, coarse);
+        free_result(&expected);
+        free_case(&c);
+    }
+    printf("%-12s %016llx\n", "layer", (unsigned long long)hash);
+    for (int i = 0; i < 8; i++) edb_pool_destroy(pools[i]);
+    return 0;
+}
