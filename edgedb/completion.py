@@ -18,6 +18,8 @@ class Stats:
     completion_tokens: int = 0
     prompt_seconds: float = 0.0
     decode_seconds: float = 0.0
+    drafted_tokens: int = 0  # guessed by prompt lookup
+    accepted_tokens: int = 0  # of these, the ones that were right
 
     @property
     def prompt_per_second(self) -> float:

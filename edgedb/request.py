@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import EdgeDBError
 from .grammar import Grammar
+from .llama import MAX_BATCH
 from .penalties import breaker_mask
 from .sampling import Processor, Sampler, SamplingParams
 
@@ -29,6 +30,7 @@ class Request:
     logprobs: int | None = None
     processors: tuple[Processor, ...] = ()
     grammar: Grammar | None = None
+    prompt_lookup: int | None = None
     progress: Progress | None = None
     cancelled: Callable[[], bool] | None = None
 
@@ -45,6 +47,7 @@ class Request:
         json_schema: str | Mapping[str, Any] | None = None,
         regex: str | None = None,
         grammar: str | None = None,
+        prompt_lookup: int | None = None,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         **sampling: Any,
@@ -55,6 +58,8 @@ class Request:
             raise EdgeDBError(f"max_tokens = {max_tokens}: expected 0 or more")
         if logprobs is not None and not 0 <= logprobs <= MAX_LOGPROBS:
             raise EdgeDBError(f"logprobs = {logprobs}: expected 0 to {MAX_LOGPROBS}")
+        if prompt_lookup is not None and not 0 <= prompt_lookup < MAX_BATCH:
+            raise EdgeDBError(f"prompt_lookup = {prompt_lookup}: expected 0 to {MAX_BATCH - 1}")
         forms = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
         given = [(kind, source) for kind, source in forms.items() if source is not None]
         if len(given) > 1:
@@ -67,6 +72,7 @@ class Request:
             logprobs=logprobs,
             processors=(processors,) if callable(processors) else tuple(processors),
             grammar=Grammar(*given[0]) if given else None,
+            prompt_lookup=prompt_lookup,
             progress=progress,
             cancelled=cancelled,
         )

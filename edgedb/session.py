@@ -20,10 +20,8 @@ import numpy as np
 from .answers import Answers, Prompt
 from .completion import Chunk, Completion, FinishReason, Stats, TokenLogprobs, collect
 from .errors import BusyError, ContextFullError, EdgeDBError
-from .kvcache import KVCache
-from .llama import MAX_BATCH, RunState
 from .logprobs import token_logprobs
-from .pace import Pace
+from .reader import Reader
 from .request import Progress, Request
 from .sampling import Processor, Sampler, SamplingParams
 from .session_file import read_session, write_session
@@ -44,28 +42,23 @@ class Session(Answers):
     def __init__(self, model: Model) -> None:
         self.model = model
         self.extra: dict[str, Any] = {}  # the caller's own, saved with the session
-        self._cache = KVCache(model.config, model.ops, model.context, model.kv_dtype)
-        self._state = RunState(model.config, model.ops)
-        self._ids = np.zeros(model.context, np.int32)
-        self._length = 0  # tokens in _ids; the first cache.length of them are in the cache
-        self._logits: np.ndarray | None = None  # after the last token; None until it is read
-        self._pace = Pace(MAX_BATCH)
+        self._reader = Reader(model)
         self._lock = threading.Lock()
 
     @property
     def tokens(self) -> list[int]:
         """Ids of the whole sequence, a copy."""
-        return list(self._held.tolist())
+        return list(self._reader.ids.tolist())
 
     @property
     def position(self) -> int:
         """Number of tokens in the sequence."""
-        return self._length
+        return self._reader.length
 
     @property
     def context(self) -> int:
         """Number of tokens the session can hold."""
-        return self._cache.capacity
+        return self._reader.cache.capacity
 
     @property
     def size_bytes(self) -> int:
@@ -73,7 +66,7 @@ class Session(Answers):
 
         The cache, which is most of it, takes memory only as far as it is filled.
         """
-        return self._cache.size_bytes + self._state.size_bytes + self._ids.nbytes
+        return self._reader.size_bytes
 
     def prefill(
         self,
@@ -87,9 +80,9 @@ class Session(Answers):
         After a cancel the sequence ends with the last token that was read.
         """
         with self._exclusive():
-            self._append(ids)
-            if self._length:
-                self._read(progress, cancelled)
+            self._reader.append(ids)
+            if self._reader.length:
+                self._reader.read(progress, cancelled)
 
     def decode(self, sampler: Sampler | None = None) -> int:
         """Choose the next token (greedily without a sampler), append it and return it."""
@@ -100,31 +93,21 @@ class Session(Answers):
     def logits(self) -> np.ndarray:
         """Logits after the last token, float32 ``(vocab,)``, a copy."""
         with self._exclusive():
-            return self._last_logits().copy()
+            return self._reader.logits().copy()
 
     def logits_of(self, ids: Sequence[int]) -> np.ndarray:
         """Append ``ids``; logits after each of them, float32 ``(len(ids), vocab_size)``."""
         with self._exclusive():
-            if self._cache.length < self._length:
-                self._read()
-            self._append(ids)
-            out = np.empty((len(ids), self.model.config.vocab_size), np.float32)
-            for start in range(0, len(ids), MAX_BATCH):
-                batch = ids[start : start + MAX_BATCH]
-                out[start : start + len(batch)] = self.model.llama.forward(
-                    batch, self._cache, self._state, logits="all"
-                )
-            self._logits = out[-1].copy() if len(ids) else self._logits
-            return out
+            return self._reader.logits_of(ids)
 
     def rewind(self, position: int) -> None:
         """Forget every token from ``position`` on."""
         with self._exclusive():
-            if not 0 <= position <= self._length:
+            if not 0 <= position <= self.position:
                 raise EdgeDBError(
-                    f"cannot rewind to {position}: the session holds {self._length} tokens"
+                    f"cannot rewind to {position}: the session holds {self.position} tokens"
                 )
-            self._rewind(position)
+            self._reader.rewind(position)
 
     def fork(self) -> Session:
         """An independent session that holds the same tokens.
@@ -134,10 +117,7 @@ class Session(Answers):
         with self._exclusive():
             other = Session(self.model)
             other.extra = copy.deepcopy(self.extra)
-            other._ids[: self._length] = self._held
-            other._length = self._length
-            other._cache.copy_from(self._cache)
-            other._logits = None if self._logits is None else self._logits.copy()
+            other._reader.copy_from(self._reader)
             return other
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -148,7 +128,7 @@ class Session(Answers):
         """
         with self._exclusive():
             fingerprint = self.model.file.fingerprint
-            write_session(path, fingerprint, self._held, self._cache, self.extra)
+            write_session(path, fingerprint, self._reader.ids, self._reader.cache, self.extra)
 
     @classmethod
     def load(cls, model: Model, path: str | PathLike[str]) -> Session:
@@ -158,10 +138,9 @@ class Session(Answers):
         ``ContextFullError`` if it holds more than the model's context.
         """
         session = cls(model)
-        cache, vocab_size = session._cache, model.config.vocab_size
+        cache, vocab_size = session._reader.cache, model.config.vocab_size
         tokens, session.extra = read_session(path, model.file.fingerprint, vocab_size, cache)
-        session._ids[: len(tokens)] = tokens
-        session._length = len(tokens)
+        session._reader.append(tokens.tolist())
         return session
 
     def _answering(self) -> Session:
@@ -180,6 +159,7 @@ class Session(Answers):
         json_schema: str | Mapping[str, Any] | None = None,
         regex: str | None = None,
         grammar: str | None = None,
+        prompt_lookup: int | None = None,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         **sampling: Any,
@@ -195,6 +175,8 @@ class Session(Answers):
         ``logprobs`` asks for the probability of each token and of so many most likely ones.
         ``json_schema`` (an object or its text), ``regex`` or ``grammar`` (Lark) give the answer a
         form: it ends with "stop" when it is complete, and with "length" if it could not be.
+        ``prompt_lookup`` is the number of tokens to guess at once from earlier text; 0 guesses
+        none. It changes the speed, not the text.
 
         ``progress`` is called with the tokens read and to read. ``cancelled`` is asked between
         tokens, and often enough while a prompt is read that a cancel takes effect within 100 ms;
@@ -212,6 +194,7 @@ class Session(Answers):
             json_schema=json_schema,
             regex=regex,
             grammar=grammar,
+            prompt_lookup=prompt_lookup,
             progress=progress,
             cancelled=cancelled,
             **sampling,
@@ -224,7 +207,7 @@ class Session(Answers):
                 f"the prompt has {len(ids)} tokens and leaves no room in a context of "
                 f"{self.context}; shorten it or load with a larger context"
             )
-        self._check_ids(ids)
+        self._reader.check(ids)
         return self._stream(ids, request, request.sampler(self.model), StopMatcher(request.stop))
 
     def _stream(
@@ -236,11 +219,10 @@ class Session(Answers):
         room = self.context - len(ids)
         max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
 
-        with self._exclusive():
-            self._hold(ids)
-            stats.read_tokens = len(ids) - self._cache.length
+        with self._exclusive(), self._reader.guessing(request.prompt_lookup) as lookup:
+            stats.read_tokens = self._reader.hold(ids)
             started = time.perf_counter()
-            logits = self._read(request.progress, request.cancelled)
+            logits = self._reader.read(request.progress, request.cancelled)
             stats.prompt_seconds = time.perf_counter() - started
 
             started = time.perf_counter()
@@ -255,13 +237,15 @@ class Session(Answers):
                 if stats.completion_tokens == max_tokens:
                     reason = "length"
                     break
-                logits = self._last_logits()
+                logits = self._reader.logits()
                 token = self._decode(sampler)
                 if token in end_ids:
                     reason = "stop"
                     break
                 chosen = self._logprobs(logits, token, request.logprobs)
                 stats.completion_tokens += 1
+                if lookup is not None:
+                    stats.drafted_tokens, stats.accepted_tokens = lookup.drafted, lookup.accepted
                 text = matcher.push(detokenizer.push(token))
                 stats.decode_seconds = time.perf_counter() - started
                 if matcher.stopped:
@@ -273,81 +257,14 @@ class Session(Answers):
             yield Chunk(tail, None, reason, replace(stats))
 
     def _decode(self, sampler: Sampler) -> int:
-        token = sampler.sample(self._last_logits(), self._held)
-        self._append([token])
+        token = sampler.sample(self._reader.logits(), self._reader.ids)
+        self._reader.append([token])
         return token
 
     def _logprobs(self, logits: np.ndarray, token: int, n: int | None) -> TokenLogprobs | None:
         if n is None:
             return None
         return token_logprobs(logits, token, n, self.model.ops, self.model.tokenizer)
-
-    def _hold(self, ids: list[int]) -> None:
-        """Make ``ids`` the sequence, and leave something to read unless the logits are there."""
-        common = _common_prefix(self._held, ids)
-        if not (common == len(ids) == self._length and self._logits is not None):
-            self._rewind(min(common, len(ids) - 1))
-        self._append(ids[self._length :])
-
-    @property
-    def _held(self) -> np.ndarray:
-        """The sequence as a view, int32 ``(position,)``."""
-        return self._ids[: self._length]
-
-    def _append(self, ids: Sequence[int]) -> None:
-        end = self._length + len(ids)
-        if end > self.context:
-            raise ContextFullError(f"{end} tokens do not fit into a context of {self.context}")
-        self._check_ids(ids)
-        if len(ids):
-            self._ids[self._length : end] = ids
-            self._length = end
-            self._logits = None
-
-    def _check_ids(self, ids: Sequence[int]) -> None:
-        vocab_size = self.model.config.vocab_size
-        wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
-        if wrong is not None:
-            raise EdgeDBError(f"token id {wrong} is not in the vocabulary of {vocab_size}")
-
-    def _read(
-        self, progress: Progress | None = None, cancelled: Callable[[], bool] | None = None
-    ) -> np.ndarray | None:
-        """Bring the cache up to the last token; its logits, or None after a cancel."""
-        if self._logits is None and self._cache.length == self._length:
-            self._cache.truncate(self._length - 1)  # rewound: logits come from reading again
-        start, end = self._cache.length, self._length
-        while self._cache.length < end:
-            if cancelled is not None and cancelled():
-                self._rewind(self._cache.length)
-                return None
-            at = self._cache.length
-            # How the tokens are cut into batches changes no bit of the result.
-            n = min(end - at, MAX_BATCH if cancelled is None else self._pace.batch)
-            started = time.perf_counter()
-            self._logits = self.model.llama.forward(
-                self._ids[at : at + n].tolist(),
-                self._cache,
-                self._state,
-                logits="last" if at + n == end else None,
-            )
-            self._pace.measured(n, time.perf_counter() - started)
-            if progress is not None:
-                progress(self._cache.length - start, end - start)
-        return self._logits
-
-    def _last_logits(self) -> np.ndarray:
-        if not self._length:
-            raise EdgeDBError("the session is empty; prefill at least one token first")
-        logits = self._read()
-        assert logits is not None, "only a cancelled read has no logits"
-        return logits
-
-    def _rewind(self, position: int) -> None:
-        if position < self._length:
-            self._length = position
-            self._cache.truncate(position)
-            self._logits = None
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -357,9 +274,3 @@ class Session(Answers):
             yield
         finally:
             self._lock.release()
-
-
-def _common_prefix(held: np.ndarray, ids: Sequence[int]) -> int:
-    n = min(len(held), len(ids))
-    different = np.flatnonzero(held[:n] != np.asarray(ids[:n], np.int64))
-    return int(different[0]) if len(different) else n

@@ -1,0 +1,194 @@
+"""What a session has read: its tokens, the cache, the logits after the last token."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import ContextFullError, EdgeDBError
+from .kvcache import KVCache
+from .llama import MAX_BATCH, RunState
+from .ops.selection import Floats, Ids
+from .pace import Pace
+from .request import Progress
+from .speculative import DEFAULT_LOOKUP, Ahead, Lookup
+
+if TYPE_CHECKING:
+    from .engine import Model
+
+
+class Reader:
+    """Tokens and what the model made of them. Used by one thread at a time.
+
+    The first ``cache.length`` ids are in the cache; the rest is read when logits are wanted.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.cache = KVCache(model.config, model.ops, model.context, model.kv_dtype)
+        self._state = RunState(model.config, model.ops)
+        self._ids = np.zeros(model.context, np.int32)
+        self.length = 0  # tokens in _ids
+        self._logits: Floats | None = None  # after the last token; None until it is read
+        self._pace = Pace(MAX_BATCH)
+        self._lookup: Lookup | None = None  # while an answer is written with guesses
+        self._ahead: Ahead | None = None  # what the last guesses left to take
+
+    @property
+    def ids(self) -> Ids:
+        """The sequence as a view, int32 ``(length,)``."""
+        return self._ids[: self.length]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of memory once the context is full."""
+        return self.cache.size_bytes + self._state.size_bytes + self._ids.nbytes
+
+    def check(self, ids: Sequence[int]) -> None:
+        """Raises ``EdgeDBError`` for an id that is no token."""
+        vocab_size = self.model.config.vocab_size
+        wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
+        if wrong is not None:
+            raise EdgeDBError(f"token id {wrong} is not in the vocabulary of {vocab_size}")
+
+    def append(self, ids: Sequence[int]) -> None:
+        """Put ``ids`` at the end. Raises ``ContextFullError`` if they do not fit."""
+        end = self.length + len(ids)
+        if end > self.cache.capacity:
+            raise ContextFullError(
+                f"{end} tokens do not fit into a context of {self.cache.capacity}"
+            )
+        self.check(ids)
+        if len(ids):
+            self._ids[self.length : end] = ids
+            self.length = end
+            self._logits = None
+
+    def rewind(self, position: int) -> None:
+        """Forget every token from ``position`` on."""
+        if position < self.length:
+            self.length = position
+            self.cache.truncate(position)
+            self._logits = self._ahead = None
+
+    def hold(self, ids: Sequence[int]) -> int:
+        """Make ``ids`` the sequence, keep what is common, and return how many are to be read.
+
+        At least one, because the answer starts from its logits, unless they are there.
+        """
+        n = min(self.length, len(ids))
+        different = np.flatnonzero(self._ids[:n] != np.asarray(ids[:n], np.int64))
+        common = int(different[0]) if len(different) else n
+        if not (common == len(ids) == self.length and self._logits is not None):
+            self.rewind(min(common, len(ids) - 1))
+        self.append(ids[self.length :])
+        return self.length - self.cache.length
+
+    def copy_from(self, other: Reader) -> None:
+        """Take over everything that ``other``, of the same model, has read."""
+        self._ids[: other.length] = other.ids
+        self.length = other.length
+        self.cache.copy_from(other.cache)
+        self._logits = None if other._logits is None else other._logits.copy()
+
+    def logits(self) -> Floats:
+        """After the last token, float32 ``(vocab,)``; the next reading overwrites it."""
+        if not self.length:
+            raise EdgeDBError("the session is empty; prefill at least one token first")
+        logits = self.read()
+        assert logits is not None, "only a cancelled read has no logits"
+        return logits
+
+    def logits_of(self, ids: Sequence[int]) -> Floats:
+        """Append ``ids``; logits after each of them, float32 ``(len(ids), vocab)``."""
+        if self.cache.length < self.length:
+            self.read()
+        self.append(ids)
+        out = np.empty((len(ids), self.model.config.vocab_size), np.float32)
+        for start in range(0, len(ids), MAX_BATCH):
+            batch = ids[start : start + MAX_BATCH]
+            out[start : start + len(batch)] = self.model.llama.forward(
+                batch, self.cache, self._state, logits="all"
+            )
+        self._logits = out[-1].copy() if len(ids) else self._logits
+        return out
+
+    def read(
+        self, progress: Progress | None = None, cancelled: Callable[[], bool] | None = None
+    ) -> Floats | None:
+        """Bring the cache up to the last token; its logits, or None after a cancel.
+
+        After a cancel the sequence ends with the last token that was read.
+        """
+        if self._logits is None and self.cache.length == self.length:
+            self.cache.truncate(self.length - 1)  # rewound: logits come from reading again
+        start, end = self.cache.length, self.length
+        while self.cache.length < end:
+            if cancelled is not None and cancelled():
+                self.rewind(self.cache.length)
+                return None
+            at = self.cache.length
+            if at == end - 1 and (self._take_guess() or self._read_with_guesses()):
+                break
+            # How the tokens are cut into batches changes no bit of the result.
+            n = min(end - at, MAX_BATCH if cancelled is None else self._pace.batch)
+            started = time.perf_counter()
+            self._logits = self.model.llama.forward(
+                self._ids[at : at + n].tolist(),
+                self.cache,
+                self._state,
+                logits="last" if at + n == end else None,
+            )
+            self._pace.measured(n, time.perf_counter() - started)
+            if progress is not None:
+                progress(self.cache.length - start, end - start)
+        return self._logits
+
+    @contextmanager
+    def guessing(self, most: int | None) -> Iterator[Lookup | None]:
+        """Let ``read`` look up to ``most`` tokens ahead; None is the default of the backend."""
+        if most is None:
+            most = DEFAULT_LOOKUP if self.model.ops.name == "native" else 0
+        self._lookup = Lookup(most) if most else None
+        try:
+            yield self._lookup
+        finally:
+            self._lookup = self._ahead = None
+
+    def _read_with_guesses(self) -> bool:
+        """Read the last token and, in the same pass, guesses of those behind it."""
+        if self._lookup is None:
+            return False
+        at = self.cache.length
+        room = min(MAX_BATCH - 1, self.cache.capacity - self.length)
+        guesses = self._lookup.draft(self.ids, room)
+        batch = [int(self._ids[at]), *guesses]
+        started = time.perf_counter()
+        logits = self.model.llama.forward(
+            batch, self.cache, self._state, logits="all" if guesses else "last"
+        )
+        assert logits is not None, "they were asked for"
+        self._lookup.measured(len(guesses), time.perf_counter() - started)
+        if guesses:
+            self.cache.truncate(at + 1)  # what follows stays in its place until it is taken
+            self._ahead = Ahead(guesses, logits[1:])
+            logits = logits[0]
+        self._logits = logits
+        return True
+
+    def _take_guess(self) -> bool:
+        """Whether the last token was read as a guess already; then it is no guess any more."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or self._lookup is None:
+            return False
+        logits = ahead.take(int(self._ids[self.length - 1]))
+        if logits is None:
+            return False
+        self._lookup.hit()
+        self.cache.length += 1
+        self._logits, self._ahead = logits, ahead
+        return True
