@@ -16,7 +16,7 @@ from .config import ModelConfig
 from .kvcache import KVCache
 from .ops import AttentionShape, Ops
 from .ops.buffer import Buffer
-from .rope import rope_tables
+from .rope import RopeTables
 from .tensors import LinearTensor
 
 # Tokens that go through the layers together. A weight tile is expanded once for all of them; more
@@ -76,8 +76,8 @@ class Llama:
         self.config = config
         self.ops = ops
         self.context = context  # positions that the rotary tables cover
-        cos, sin = rope_tables(config, context)
-        self.cos, self.sin = ops.wrap(cos), ops.wrap(sin)  # (context, head_dim / 2)
+        self._rope = RopeTables(config, context)
+        self.cos, self.sin = ops.wrap(self._rope.cos), ops.wrap(self._rope.sin)
         self.embedding = ops.matrix(linears["embedding"])
         self.head = self.embedding if config.tie_word_embeddings else ops.matrix(linears["head"])
         self.final_norm = ops.wrap(norms["final_norm"])
@@ -115,6 +115,7 @@ class Llama:
         n, position = len(tokens), cache.length
         x, xb = state.x, state.xb
         state.ids.array[:n] = tokens
+        self._rope.cover(position + n)
 
         ops.embed(self.embedding, state.ids, x, n)
         for layer, (k_cache, v_cache) in zip(self.layers, cache.layers, strict=True):

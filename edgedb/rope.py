@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +14,38 @@ from .exactmath import sincos
 Floats = npt.NDArray[np.float32]
 
 
-def rope_tables(config: ModelConfig, n_positions: int) -> tuple[Floats, Floats]:
-    """``(cos, sin)`` of ``position * frequency``, float32 ``(n_positions, head_dim / 2)``.
+class RopeTables:
+    """``cos`` and ``sin`` of ``position * frequency``, float32 ``(n_positions, head_dim / 2)``.
 
-    The bits are the same on every CPU.
+    Rows are computed when they are first needed: all 8,192 of a usual context cost 40 ms, of which
+    a short answer needs a fraction. The bits are the same on every CPU.
     """
-    frequencies = inverse_frequencies(config).astype(np.float64)
-    # Both factors have 24 bits: the product is exact in float64.
-    angles = np.arange(n_positions, dtype=np.float64)[:, None] * frequencies[None, :]
-    sin, cos = sincos(angles)
-    return cos.astype(np.float32), sin.astype(np.float32)
+
+    def __init__(self, config: ModelConfig, n_positions: int) -> None:
+        self._frequencies = inverse_frequencies(config).astype(np.float64)
+        self._ready = 0  # rows computed
+        self._lock = threading.Lock()
+        self.cos = np.zeros((n_positions, config.head_dim // 2), np.float32)
+        self.sin = np.zeros_like(self.cos)
+
+    def cover(self, n_positions: int) -> None:
+        """Have the first ``n_positions`` rows ready. Several threads may ask."""
+        if n_positions <= self._ready:
+            return
+        with self._lock:
+            begin, end = self._ready, min(max(n_positions, self._ready + 256), len(self.cos))
+            # Both factors have 24 bits: the product is exact in float64.
+            angles = np.arange(begin, end, dtype=np.float64)[:, None] * self._frequencies[None, :]
+            sin, cos = sincos(angles)
+            self.cos[begin:end], self.sin[begin:end] = cos, sin
+            self._ready = max(end, begin)
+
+
+def rope_tables(config: ModelConfig, n_positions: int) -> tuple[Floats, Floats]:
+    """``(cos, sin)`` of every position, as ``RopeTables`` has them."""
+    tables = RopeTables(config, n_positions)
+    tables.cover(n_positions)
+    return tables.cos, tables.sin
 
 
 def inverse_frequencies(config: ModelConfig) -> Floats:
