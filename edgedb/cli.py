@@ -135,10 +135,10 @@ def chat(
         prompt = content if prompt is None else f"{prompt}\n\n{content}"
     open_model, params = take_loader(options), take_sampling(options)
     conversation.chat(
-        open_model(model or named),
+        open_model,
+        model or named,
         conversation.ChatOptions(params=params, **options),
         conversation.Manner(plain, color, not no_history, Path(session) if session else None),
-        open_model,
         prompt=prompt,
     )
 

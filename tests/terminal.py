@@ -100,6 +100,12 @@ class Terminal:
             if not self._read(deadline):
                 raise AssertionError(f"no {pattern!r} in {self.text[self.position :]!r}")
 
+    def skip(self) -> None:
+        """Move ``position`` behind everything that is there already."""
+        while select.select([self._fd], [], [], 0)[0] and self._read(time.monotonic()):
+            pass
+        self.position = len(self.text)
+
     def finish(self) -> int:
         """Wait for the program to end; its exit code."""
         deadline = time.monotonic() + self.timeout

@@ -83,10 +83,13 @@ def test_typing_ahead_waits_for_the_prompt(tmp_path: Path, tiny_model: Path) -> 
         chat.send("Hi\r")
         chat.expect("Hi")
         time.sleep(0.3)
-        chat.send("/exit\r")
-        assert chat.finish() == 0
-        answer = chat.text[: chat.text.index("cut after")]
-        assert "/exit" not in answer
+        chat.send("\x1b[200~pasted\nlines\n\x1b[201~")
+        chat.expect(CUT)
+        assert "pasted" not in chat.text
+        chat.expect("pasted")
+        say(chat, "", CUT)
+        say(chat, "/context", "pasted lines")
+        leave(chat)
 
 
 def test_a_resized_window(tmp_path: Path, tiny_model: Path) -> None:
@@ -160,9 +163,11 @@ def test_history_is_kept_private_and_can_be_refused(tmp_path: Path, tiny_model: 
 
 def test_a_locale_without_unicode(tmp_path: Path, tiny_model: Path) -> None:
     with start(tmp_path, tiny_model, *FIVE, LC_ALL="C", PYTHONUTF8="0") as chat:
-        say(chat, "Hi", CUT)
+        say(chat, "Un café, s'il vous plaît", CUT)
         say(chat, "/help", "Ctrl-D")
+        say(chat, f"/export {tmp_path}/chat.json", "wrote 2 messages")
         leave(chat)
+    assert "Un café, s'il vous plaît" in (tmp_path / "chat.json").read_text(encoding="utf-8")
 
 
 def test_colors(tmp_path: Path, tiny_model: Path) -> None:

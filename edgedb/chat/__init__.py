@@ -8,26 +8,30 @@ from pathlib import Path
 
 from ..engine import Model
 from .conversation import ChatOptions, Conversation
+from .lineedit import silent_keys
 from .repl import Manner, Repl
 
 __all__ = ["ChatOptions", "Conversation", "Manner", "chat"]
 
 
 def chat(
-    model: Model,
+    open_model: Callable[[str | Path | None], Model],
+    name: str | None,
     options: ChatOptions,
     manner: Manner,
-    load_model: Callable[[Path], Model],
     *,
     prompt: str | None = None,
 ) -> None:
-    """Hold a conversation, or answer one ``prompt``.
+    """Hold a conversation with the model ``name``, or answer one ``prompt``.
 
     With standard input on a terminal this is interactive; otherwise every line is a turn, and only
     the answers go to standard output. Raises ``EdgeDBError`` for what ends it.
     """
     interactive = prompt is None and sys.stdin.isatty()
-    repl = Repl(Conversation(model, options), manner, load_model, takes_commands=interactive)
+    edited = interactive and manner.edited
+    with silent_keys(lines=not edited):  # a large file takes its time to be checked
+        conversation = Conversation(open_model(name), options)
+    repl = Repl(conversation, manner, open_model, takes_commands=interactive)
     try:
         if interactive:
             repl.run()

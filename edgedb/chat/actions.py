@@ -176,7 +176,7 @@ def model(repl: Repl, argument: str) -> None:
     beside = current.with_name(path.name if path.suffix else f"{path.name}.dbb")
     if not path.exists() and len(path.parts) == 1 and beside.exists():
         path = beside
-    repl.conversation.use(repl.load_model(path))
+    repl.conversation.use(repl.open_model(path))
     repl.screen.note(reports.banner(repl.conversation))
 
 

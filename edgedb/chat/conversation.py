@@ -82,8 +82,9 @@ class Conversation:
         self.messages = ([] if text is None else [{"role": "system", "content": text}]) + rest
 
     def use(self, model: Model) -> None:
-        """Go on with another model; it reads the conversation anew."""
+        """Go on with another model; it reads the conversation anew and is measured by itself."""
         self.model = model
+        self.turns = []
         self.session = model.session()
 
     def undo(self) -> str | None:
@@ -211,9 +212,10 @@ class Conversation:
                 ids = self._encode(messages)
         if len(ids) >= context:
             full = f"the context has {context} tokens"
-            if len(messages) - self._head(messages) == 1:
+            alone = self._encode([*messages[: self._head(messages)], messages[-1]])
+            if len(alone) >= context:
                 raise MessageTooLongError(
-                    f"{full}, this message alone makes {len(ids)}; shorten it"
+                    f"{full}, this message alone makes {len(alone)}; shorten it"
                 )
             raise ContextFullError(f"{full}, with this message it is {len(ids)}")
         return Prompt(messages, ids, dropped, attempt)

@@ -117,9 +117,9 @@ class LineEditor:
 
     def read(self, *, default: str = "") -> str:
         """One message."""
-        return unquote(
-            self._session.prompt(PROMPT, default=default, prompt_continuation=" " * len(PROMPT))
-        )
+        text = self._session.prompt(PROMPT, default=default, prompt_continuation=" " * len(PROMPT))
+        # In a locale without UTF-8 its bytes come one by one, as surrogates.
+        return unquote(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
 
     def confirm(self, question: str) -> bool:
         """Ask on a line of its own, which the history does not keep."""
@@ -260,10 +260,20 @@ def silent_keys(*, lines: bool) -> Iterator[None]:
             termios.tcsetattr(sys.stdin, termios.TCSANOW, silent)
 
     apply()
+    if not lines:
+        _mark_pastes(True)
     # A shell that had the terminal in between, after Ctrl-Z and fg, has set it as it likes it.
     previous = signal.signal(signal.SIGCONT, apply)
     try:
         yield
     finally:
         signal.signal(signal.SIGCONT, previous)
+        if not lines:
+            _mark_pastes(False)
         termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+
+
+def _mark_pastes(on: bool) -> None:
+    """Have the terminal mark what is pasted, or each line of it would be a message later."""
+    sys.stdout.write(f"\x1b[?2004{'h' if on else 'l'}")
+    sys.stdout.flush()

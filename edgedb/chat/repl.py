@@ -30,6 +30,16 @@ class Manner:
     history: bool = True
     session: Path | None = None  # goes on from this file and is saved to it
 
+    @property
+    def rich(self) -> bool:
+        """Whether answers appear on a terminal whose cursor may be moved."""
+        return not self.plain and sys.stdout.isatty()
+
+    @property
+    def edited(self) -> bool:
+        """Whether messages, if they are typed, are typed with line editing."""
+        return self.rich and sys.stdin.isatty()
+
 
 class Repl:
     """A conversation with somebody who types."""
@@ -38,22 +48,21 @@ class Repl:
         self,
         conversation: Conversation,
         manner: Manner,
-        load_model: Callable[[Path], Model],
+        open_model: Callable[[Path], Model],
         *,
         takes_commands: bool = True,
     ) -> None:
         self.conversation = conversation
-        self.load_model = load_model
+        self.open_model = open_model
         self.settings = Settings(conversation)
         self.running = True
         self.written: set[Path] = set()  # files that may be replaced without a question
         self._manner = manner
         self._takes_commands = takes_commands
         self._warned = 0.0
-        rich = not manner.plain and sys.stdout.isatty()
-        editing = rich and takes_commands and sys.stdin.isatty()
+        editing = takes_commands and manner.edited
         self.screen = Screen(
-            rich=rich,
+            rich=manner.rich,
             apart=not editing,
             color="never" if manner.plain and manner.color == "auto" else manner.color,
         )
@@ -78,9 +87,9 @@ class Repl:
             except EOFError:
                 break
             except MessageTooLongError as error:
-                self.screen.note(f"({error})")
+                self.screen.note(f"({error}{self._up()})")
             except ContextFullError as error:
-                self.screen.note(f"({error}; {self._way_out()})")
+                self.screen.note(f"({error}; {self._way_out()}{self._up()})")
             except EdgeDBError as error:
                 self.screen.note(f"({error})")
 
@@ -104,13 +113,16 @@ class Repl:
             if "is full" in remark:
                 remark += f"; {self._way_out()}"
                 self._warned = max(_WARN_AT)
+            if "was dropped" in remark:
+                remark += self._up()
             if self._takes_commands:
                 remark = remark.replace("--max-tokens", "/set max_tokens")
             screen.note(f"({remark})")
         if conversation.options.stats and conversation.turns:
             screen.note(f"({reports.stats_line(conversation.turns[-1])})")
         self._warn_of_the_end()
-        screen.gap()
+        if isinstance(self._reader, LineEditor):
+            screen.gap()
         return last
 
     def read(self, default: str) -> str:
@@ -181,6 +193,9 @@ class Repl:
             then = "then the oldest turns are dropped" if trim else self._way_out()
             self.screen.note(f"(context {reports.context_line(conversation)}; {then})")
         self._warned = reached
+
+    def _up(self) -> str:
+        return "; Up brings it back" if isinstance(self._reader, LineEditor) else ""
 
     def _way_out(self) -> str:
         if self.conversation.options.trim == "oldest":

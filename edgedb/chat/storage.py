@@ -46,7 +46,8 @@ def load(conversation: Conversation, path: Path) -> None:
 
 def save_cache(conversation: Conversation, path: Path) -> None:
     """Write what the model made of the turns beside ``path``, so that nobody waits for it again."""
-    conversation.session.save(_cache_path(path))
+    if conversation.session.position:
+        conversation.session.save(_cache_path(path))
 
 
 def load_cache(conversation: Conversation, path: Path) -> None:
