@@ -1,0 +1,118 @@
+"""The plugin for simonw's llm, driven by llm's own command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import edgedb
+
+llm = pytest.importorskip("llm", reason="needs pip install 'edgedb-llm[llm]'")
+
+from llm.plugins import load_plugins, pm  # noqa: E402
+
+from edgedb import llm_plugin  # noqa: E402
+
+FEW = ("-o", "max_tokens", "6", "-o", "seed", "1")
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Result]]:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    shutil.copy(tiny_model, folder / "tiny-1b-chat.dbb")
+    monkeypatch.setenv("EDGEDB_MODELS", str(folder))
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "llm"))
+    from llm.cli import cli
+
+    load_plugins()
+    ours = None if llm_plugin in pm.get_plugins() else pm.register(llm_plugin)
+
+    def invoke(*arguments: str) -> Result:
+        return CliRunner().invoke(cli, list(arguments), catch_exceptions=False)
+
+    yield invoke
+    if ours is not None:
+        pm.unregister(llm_plugin)
+
+
+def test_a_prompt_is_answered_as_by_the_library(
+    run: Callable[..., Result], tiny_model: Path
+) -> None:
+    expected = edgedb.load(tiny_model).chat(
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+        max_tokens=6,
+        temperature=1.5,
+        seed=1,
+    )
+    options = ("-s", "Be brief.", "-o", "temperature", "1.5", *FEW)
+    for extra in ((), ("--no-stream",)):
+        result = run("-m", "edgedb-tiny", "Hi", *options, *extra)
+        assert result.exit_code == 0, result.output
+        assert result.stdout.rstrip("\n") == expected.text.rstrip("\n")
+
+
+def test_models_and_options_are_listed(run: Callable[..., Result]) -> None:
+    listed = run("models", "--options").output
+    assert "edgedb-tiny-1b-chat (aliases: edgedb-tiny)" in listed
+    for name in ("temperature", "top_k", "repetition_penalty", "max_tokens", "seed"):
+        assert name in listed.partition("edgedb-tiny-1b-chat")[2]
+
+
+def test_a_conversation_goes_on(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    chat = edgedb.Session.chat
+
+    def spied(self: Any, messages: Any, **options: Any) -> Any:
+        seen.append([message["role"] for message in messages])
+        return chat(self, messages, **options)
+
+    monkeypatch.setattr(edgedb.Session, "chat", spied)
+    assert run("-m", "edgedb-tiny", "Hi", *FEW).exit_code == 0
+    assert run("-c", "More", *FEW).exit_code == 0
+    assert seen == [["user"], ["user", "assistant", "user"]]
+
+
+def test_turns_of_one_process_share_a_session(run: Callable[..., Result]) -> None:
+    conversation = llm.get_model("edgedb-tiny").conversation()
+    conversation.prompt("Hi", max_tokens=6, seed=1).text()
+    model = conversation.model
+    held = model._latest[1].tokens
+    second = conversation.prompt("More", max_tokens=6, seed=1)
+    second.text()
+    assert model._latest[1].tokens[: len(held)] == held
+    assert second.input_tokens > len(held) and 0 < second.output_tokens <= 6
+
+
+def test_a_schema(run: Callable[..., Result]) -> None:
+    pytest.importorskip("llguidance")
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    schema["additionalProperties"] = False
+    result = run("-m", "edgedb-tiny", "Hi", "--schema", json.dumps(schema), "-o", "seed", "1")
+    assert type(json.loads(result.stdout)["ok"]) is bool
+
+
+def test_a_wrong_option_is_one_line(run: Callable[..., Result]) -> None:
+    result = run("-m", "edgedb-tiny", "Hi", "-o", "top_p", "3")
+    assert result.exit_code != 0 and "top_p = 3.0: expected 0 to 1" in result.output
+
+
+def test_embeddings(run: Callable[..., Result], tiny_model: Path) -> None:
+    result = run("embed", "-m", "edgedb-tiny", "-c", "Once upon a time", "-f", "json")
+    vector = edgedb.load(tiny_model).embed("Once upon a time")[0]
+    assert json.loads(result.stdout) == pytest.approx(vector.tolist())
+
+
+def test_names() -> None:
+    names = ["smollm2-135m-instruct-db2", "smollm2-135m-instruct", "tiny"]
+    assert llm_plugin.aliases(names) == {"smollm2-135m-instruct": "smollm2"}
