@@ -188,18 +188,15 @@ def generate(
         if file is None and sys.stdin.isatty():
             raise click.UsageError("give a text with --prompt, --file or on standard input")
         prompt = read_text(file).removesuffix("\n").removesuffix("\r")
-    stop, stop_ids = options.pop("stop"), options.pop("stop_ids")
-    params = take_sampling(options)
-    loaded = take_loader(options)(model)
+    params, open_model = take_sampling(options), take_loader(options)
+    loaded = open_model(model)
     ids = loaded.tokenize(prompt)
     if as_chat:
         messages = [{"role": "user", "content": prompt}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
         ids = loaded.chat_tokens(messages)
-    last = ui.answer(
-        loaded.stream(ids, max_tokens=max_tokens, params=params, stop=stop, stop_ids=stop_ids)
-    )
+    last = ui.answer(loaded.stream(ids, max_tokens=max_tokens, params=params, **options))
     if stats and last is not None:
         ui.stats(last.stats)
 

@@ -60,6 +60,11 @@ context_option = click.option(
     "--context", type=int, help="Tokens a session can hold.  [default: the model's, at most 8192]"
 )
 load_options = together(threads_option, backend_options, context_option)
+lookup_option = click.option(
+    "--prompt-lookup",
+    type=click.IntRange(min=0),
+    help="Tokens to guess at once from earlier text: faster, same text; 0: none.  [default: auto]",
+)
 stop_options = together(
     click.option(
         "--stop", multiple=True, metavar="TEXT", help="End the answer here; may be repeated."
@@ -122,14 +127,14 @@ def _option(setting: Setting, default: Any) -> click.Option:
 
 
 def sampling_options(**defaults: Any) -> Callable[[Function], Function]:
-    """Sampling and what ends an answer; ``defaults`` in place of those of ``SamplingParams``.
+    """Sampling, ends, guesses; ``defaults`` in place of those of ``SamplingParams``.
 
     The command must be a ``SamplingCommand``.
     """
     marker = click.option(
         "--sampling", cls=_SamplingOptions, defaults=defaults, expose_value=False, hidden=True
     )
-    return together(marker, stop_options)
+    return together(marker, stop_options, lookup_option)
 
 
 def take_sampling(options: dict[str, Any]) -> SamplingParams:

@@ -52,6 +52,15 @@ def test_without_an_answer_the_turn_is_taken_back(conversation: Conversation) ->
     assert conversation.messages == [SYSTEM]
 
 
+def test_an_empty_answer_is_told(conversation: Conversation) -> None:
+    end = conversation.model.tokenizer_spec.eos_ids[0]
+    only_the_end = SamplingParams(logit_bias={end: 1000.0})
+    conversation.options = replace(conversation.options, params=only_the_end)
+    *_, last = conversation.answer("Hi")
+    assert "empty; your message was dropped" in conversation.remark(last)
+    assert conversation.messages == [SYSTEM]
+
+
 def test_a_context_that_fills_up_is_told(conversation: Conversation) -> None:
     conversation.options = ChatOptions(PARAMS)
     *_, last = conversation.answer("Hi")

@@ -26,6 +26,7 @@ class ChatOptions:
     max_tokens: int | None = None  # of one answer
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
+    prompt_lookup: int | None = None  # as in Session.stream
     trim: Literal["off", "oldest"] = "off"
     stats: bool = False
     markdown: bool = False
@@ -60,6 +61,7 @@ class Conversation:
         self.forgotten: list[Message] = []  # turns that were dropped to make room
         self.turns: list[Turn] = []  # measurements, in the order of the answers
         self.session = model.session()
+        self.kept = False  # whether the last answer had any text and became a turn
         self._attempt = 0
         self.clear()
 
@@ -153,6 +155,7 @@ class Conversation:
                 max_tokens=self.options.max_tokens,
                 stop=self.options.stop,
                 stop_ids=self.options.stop_ids,
+                prompt_lookup=self.options.prompt_lookup,
                 params=replace(self.options.params, seed=seed),
                 cancelled=cancelled,
                 progress=progress,
@@ -168,6 +171,7 @@ class Conversation:
                         turn.first_token_seconds = time.perf_counter() - started
                 yield chunk
         finally:
+            self.kept = bool(said)
             if said:
                 self.messages = [*prompt.messages, {"role": "assistant", "content": said}]
                 self.forgotten += prompt.dropped
@@ -176,11 +180,16 @@ class Conversation:
 
     def remark(self, last: Chunk | None) -> str:
         """What the reader should know about how an answer ended; empty if it simply ended."""
-        if last is None or last.finish_reason == "stop":
+        if last is None:
             return ""
         stats = last.stats
+        if not self.kept:
+            why = "stopped" if last.finish_reason == "cancelled" else "the answer is empty"
+            return f"{why}; your message was dropped"
+        if last.finish_reason == "stop":
+            return ""
         if last.finish_reason == "cancelled":
-            return "stopped" if stats.completion_tokens else "stopped; your message was dropped"
+            return "stopped"
         if stats.prompt_tokens + stats.completion_tokens >= self.model.context:
             return f"the answer ends here: the context of {self.model.context} tokens is full"
         return f"the answer was cut after {stats.completion_tokens} tokens (--max-tokens)"

@@ -108,21 +108,7 @@ class Repl:
                 screen.note("(stopped)")
                 return None
         self.changed()
-        remark = conversation.remark(last)
-        if remark:
-            if "is full" in remark:
-                remark += f"; {self._way_out()}"
-                self._warned = max(_WARN_AT)
-            if "was dropped" in remark:
-                remark += self._up()
-            if self._takes_commands:
-                remark = remark.replace("--max-tokens", "/set max_tokens")
-            screen.note(f"({remark})")
-        if conversation.options.stats and conversation.turns:
-            screen.note(f"({reports.stats_line(conversation.turns[-1])})")
-        self._warn_of_the_end()
-        if isinstance(self._reader, LineEditor):
-            screen.gap()
+        self._conclude(last)
         return last
 
     def read(self, default: str) -> str:
@@ -179,17 +165,36 @@ class Repl:
                 f"(the context is full: the oldest {turns} turn{'s' if turns != 1 else ''} "
                 "dropped, the model no longer knows them)"
             )
-            self._warned = 0.0
         room = conversation.model.context - len(prompt.ids)
         if room < min(_FEW_TOKENS, conversation.options.max_tokens or _FEW_TOKENS):
             self.screen.note(f"(only {room} tokens are left for the answer; {self._way_out()})")
+
+    def _conclude(self, last: Chunk | None) -> None:
+        """What is worth knowing after an answer."""
+        conversation, screen = self.conversation, self.screen
+        remark = conversation.remark(last)
+        if remark:
+            if "is full" in remark:
+                remark += f"; {self._way_out()}"
+                self._warned = max(_WARN_AT)
+            if "was dropped" in remark:
+                remark += self._up()
+            if self._takes_commands:
+                remark = remark.replace("--max-tokens", "/set max_tokens")
+            screen.note(f"({remark})")
+        if conversation.options.stats and conversation.kept:
+            screen.note(f"({reports.stats_line(conversation.turns[-1])})")
+        self._warn_of_the_end()
+        if isinstance(self._reader, LineEditor):
+            screen.gap()
 
     def _warn_of_the_end(self) -> None:
         conversation = self.conversation
         used, context = conversation.used, conversation.model.context
         reached = max((share for share in _WARN_AT if used >= share * context), default=0.0)
-        if reached > self._warned:
-            trim = conversation.options.trim == "oldest"
+        trim = conversation.options.trim == "oldest"
+        # Once turns are being dropped, each time says so itself.
+        if reached > self._warned and not (trim and conversation.forgotten):
             then = "then the oldest turns are dropped" if trim else self._way_out()
             self.screen.note(f"(context {reports.context_line(conversation)}; {then})")
         self._warned = reached
@@ -198,6 +203,8 @@ class Repl:
         return "; Up brings it back" if isinstance(self._reader, LineEditor) else ""
 
     def _way_out(self) -> str:
+        if not self._takes_commands:
+            return "--trim oldest drops old turns"
         if self.conversation.options.trim == "oldest":
             return "/clear begins anew"
         return "/clear begins anew, /undo takes back, /set trim oldest drops old turns"

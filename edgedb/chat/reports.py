@@ -50,6 +50,11 @@ def stats(conversation: Conversation) -> Rows:
             ("first text", _first_text(last)),
             ("answer", _answer_speed(last.stats)),
         ]
+        if last.stats.drafted_tokens:
+            guessed, right = last.stats.drafted_tokens, last.stats.accepted_tokens
+            rows.append(
+                ("guessed", f"{tokens(guessed)} from earlier text, {right:,} of them right")
+            )
     if len(conversation.turns) > 1:
         each = [turn.stats for turn in conversation.turns]
         total = Stats(

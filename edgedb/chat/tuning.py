@@ -12,6 +12,7 @@ from .conversation import ChatOptions, Conversation
 
 # `/system` is the command for it.
 _OWN = {name: s for name, s in settings_of(ChatOptions).items() if name != "system"}
+_LEAST = {"max_tokens": 1, "prompt_lookup": 0}
 
 
 class Settings:
@@ -52,8 +53,9 @@ class Settings:
         before = self._conversation.options
         value = self._get(name, self._start) if text == "default" else setting.read(text)
         if name in _OWN:
-            if name == "max_tokens" and value is not None and value < 1:
-                raise EdgeDBError(f"max_tokens = {value}: expected at least 1, or unlimited")
+            least = _LEAST.get(name)
+            if least is not None and value is not None and value < least:
+                raise EdgeDBError(f"{name} = {value}: expected at least {least}")
             changed = {name: value}
         else:
             changed = {"params": replace(before.params, **{name: value})}
