@@ -118,6 +118,7 @@ def text(tmp_path: Path) -> Path:
 def test_the_command_measures_once_and_prints_a_table(
     teacher: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
+    pytest.importorskip("matplotlib")
     start, out = tmp_path / "start.safetensors", tmp_path / "results.jsonl"
     run(monkeypatch, starts_main, teacher, start, "--text", text, "--sequences", 2, "--length", 16)
     arguments = (
@@ -132,7 +133,8 @@ def test_the_command_measures_once_and_prints_a_table(
     assert started["ppl"] == pytest.approx(math.exp(np.mean(started["window_losses"])), rel=1e-4)
     monkeypatch.setattr("tools.compare.Bench.measure", None)  # would raise if called again
     capsys.readouterr()
-    run(monkeypatch, main, *arguments, f"same={start}", "--table")
+    run(monkeypatch, main, *arguments, f"same={start}", "--table", "--plot", tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     results = read_results(out)
     assert [r["name"] for r in results] == ["teacher", "start", "same"]
     assert results[2]["kl"] == started["kl"]

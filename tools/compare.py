@@ -189,6 +189,28 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def plot(results: list[dict[str, Any]], path: Path) -> None:
+    """KL to the teacher of each name, worst first, with bits a weight and perplexity."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    shown = [r for r in {r["name"]: r for r in results}.values() if r["kl"] > 1e-4]
+    shown.sort(key=lambda r: -r["kl"])
+    figure, axes = pyplot.subplots(figsize=(8, 0.8 + 0.26 * len(shown)))
+    bars = axes.barh(
+        [f"{r['name']} ({r['layer_bits']:.2f} bits)" for r in shown], [r["kl"] for r in shown]
+    )
+    axes.bar_label(bars, [f"{r['ppl_first']:.3g}" for r in shown], padding=3, fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel="KL to the teacher, nats; at the bar's end: perplexity", xscale="log")
+    axes.margins(x=0.2)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -206,6 +228,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="results, a JSON line a model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--table", action="store_true", help="print the results as a table")
+    parser.add_argument("--plot", type=Path, help="the results as a picture")
     return parser
 
 
@@ -241,6 +264,8 @@ def main() -> None:
         print(f"{name}: perplexity {line['ppl_first']:.2f}, KL {line['kl']:.4f}")
     if args.table:
         print(table(read_results(args.out)))
+    if args.plot:
+        plot(read_results(args.out), args.plot)
 
 
 if __name__ == "__main__":
