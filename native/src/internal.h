@@ -23,7 +23,7 @@ enum {
     EDB_PLANE_BYTES = 64, /* the planes of one group: byte 8*p + i has columns 8i..8i+7 */
     EDB_MAX_PAIRS = 8,
     EDB_MAX_PAIR_KERNELS = 4,
-    EDB_PREFETCH_BYTES = 8192,
+    EDB_PREFETCH_BYTES = 12288,
     EDB_MAX_STAGES = 16 /* of one job of the pool */
 };
 
