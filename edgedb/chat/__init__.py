@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..engine import Model
 from .conversation import ChatOptions, Conversation
-from .lineedit import silent_keys
+from .interrupt import silent_keys
 from .repl import Manner, Repl
 
 __all__ = ["ChatOptions", "Conversation", "Manner", "chat"]

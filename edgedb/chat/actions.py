@@ -57,8 +57,11 @@ def edit(repl: Repl, argument: str) -> None:
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     if argument not in ("", "line"):
         raise EdgeDBError("/edit takes nothing, or `line` to edit without the editor")
-    text = _in_editor(editor, before) if editor and not argument else repl.read(before)
+    elsewhere = bool(editor) and not argument
+    text = _in_editor(str(editor), before) if elsewhere else repl.read(before)
     if text.strip() and text != before:
+        if elsewhere:
+            repl.screen.note("> " + text.replace("\n", "\n  "))
         repl.answer(lambda: repl.conversation.ask_again(text))
     else:
         repl.screen.note("nothing changed; /regen answers the same message again")

@@ -12,7 +12,8 @@ from ..errors import ContextFullError, EdgeDBError
 from ..session import Chunk
 from . import commands, reports, storage
 from .conversation import Conversation, MessageTooLongError, Prompt
-from .lineedit import LineEditor, PlainReader, Reader, interruptible, silent_keys
+from .interrupt import interruptible, silent_keys
+from .lineedit import LineEditor, PlainReader, Reader
 from .screen import ColorChoice, Screen
 from .tuning import Settings
 
