@@ -56,6 +56,8 @@ def test_set_lists_explains_changes_and_refuses(chat: Terminal) -> None:
     say(chat, "/set top_p default", r"top_p 0.95")
     say(chat, '/set stop "###" "a b"', r'stop "###" "a b" \(was off\)')
     say(chat, "/set stop off", r"stop off")
+    say(chat, "/set logit_bias 5=-inf, 7=2", r"logit_bias 5=-inf,7=2 \(was off\)")
+    say(chat, "/set logit-bias=off", r"logit_bias off \(was 5=-inf,7=2\)")
     say(chat, "/set seed 5", r"seed 5 \(was random\)")
     say(chat, "/set seed random", r"seed random \(was 5\)")
     say(chat, "/set temprature 1", "did you mean temperature")
@@ -110,6 +112,8 @@ def test_system(chat: Terminal) -> None:
     say(chat, "/system Speak like a pirate.", "system message set")
     say(chat, "/system", "Speak like a pirate")
     assert "pirate" in say(chat, "/show messages", "assistant:")
+    say(chat, "/system Two\x1b\rlines", "system message set")
+    assert "lines" in say(chat, "/system", "Two")
     say(chat, "/system off", "no system message")
 
 

@@ -6,6 +6,7 @@ Each takes what follows the command's name; ``EdgeDBError`` is its way to refuse
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import tempfile
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from ..errors import EdgeDBError
 from ..modelfiles import find_model, known_models
 from . import reports, storage
+from .lineedit import unquote
 
 if TYPE_CHECKING:
     from .repl import Repl
@@ -86,15 +88,16 @@ def system(repl: Repl, argument: str) -> None:
     if not argument:
         repl.screen.note(before or "no system message; the model's template may have its own")
         return
-    conversation.set_system(None if argument == "off" else argument)
+    conversation.set_system(None if argument == "off" else unquote(argument))
     repl.changed()
     repl.screen.note("no system message" if argument == "off" else "system message set")
 
 
 def set_(repl: Repl, argument: str) -> None:
     settings = repl.settings
-    name, _, value = argument.replace("=", " ", 1).partition(" ")
-    name, value = name.replace("-", "_"), value.strip()
+    found = re.match(r"([\w-]*)\s*=?\s*(.*)", argument)
+    name, value = found.groups() if found else (argument, "")
+    name = name.replace("-", "_")
     if not name:
         repl.screen.table(settings.rows())
         repl.screen.note("/set NAME VALUE changes one, /set NAME explains it; * is changed")

@@ -27,6 +27,11 @@ class Command:
     aliases: tuple[str, ...] = ()
 
 
+def is_command(text: str) -> bool:
+    """Whether a message is a command: one line, but a system message may have several."""
+    return text.startswith("/") and ("\n" not in text or text.startswith("/system "))
+
+
 def run(repl: Repl, line: str) -> None:
     """Do what a line says. Raises ``EdgeDBError`` for a command that does not exist."""
     name, _, argument = line[1:].partition(" ")

@@ -152,7 +152,7 @@ class Repl:
             storage.save(self.conversation, self._manner.session)
 
     def _take(self, text: str) -> None:
-        if self._takes_commands and text.startswith("/") and "\n" not in text:
+        if self._takes_commands and commands.is_command(text):
             commands.run(self, text)
         elif text.strip():
             self.answer(lambda: self.conversation.ask(text))
