@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -53,6 +56,27 @@ def test_idle_pool_uses_no_cpu() -> None:
     before = time.process_time()
     time.sleep(0.3)
     assert time.process_time() - before < 0.03
+
+
+def test_bits_stay_while_other_processes_want_the_cores() -> None:
+    """More threads than cores and busy neighbours: threads lose their cores within a chunk."""
+    busy = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        for _ in range(os.cpu_count() or 1)
+    ]
+    try:
+        tensor = pair_tensor(1500, 512, 2)
+        pools = [native.NativeOps(threads=threads) for threads in (2, 3, 8)]
+        inputs = [activations(n, 512, seed=n) for n in (1, 1, 1, 20)]
+        expected = [matmul(ops_of(), tensor, x) for x in inputs]
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            for ops, (x, y) in itertools.product(pools, zip(inputs, expected, strict=True)):
+                assert_same_bits(matmul(ops, tensor, x), y)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
