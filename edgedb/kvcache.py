@@ -8,15 +8,18 @@ import numpy as np
 
 from .config import ModelConfig
 from .ops import AttentionShape, Ops
+from .ops.narrow_cache import row_bytes
 
-KV_DTYPES = ("float16", "float32")
+KV_DTYPES = ("float16", "float32", "int8")
 
 
 class KVCache:
     """Room for ``capacity`` positions; ``length`` of them are filled.
 
     Memory is reserved at once but committed page by page as the context grows. Bytes when full:
-    ``2 * n_layers * n_kv_heads * capacity * head_dim * itemsize``.
+    ``2 * n_layers * n_kv_heads * capacity * row``. A row is ``2 * head_dim`` in float16, ``4 *
+    head_dim`` in float32, and ``head_dim + 4 * ceil(head_dim / 64)`` in int8, with a scale for each
+    group of 64.
     """
 
     def __init__(
@@ -26,7 +29,8 @@ class KVCache:
         self.dtype = np.dtype(dtype)
         self.length = 0
         self.shape = AttentionShape(config.n_heads, config.n_kv_heads, config.head_dim, capacity)
-        layer_shape = (config.n_kv_heads, capacity, config.head_dim)
+        row = row_bytes(config.head_dim) if dtype == "int8" else config.head_dim
+        layer_shape = (config.n_kv_heads, capacity, row)
         self.layers = [
             (ops.buffer(layer_shape, self.dtype), ops.buffer(layer_shape, self.dtype))
             for _ in range(config.n_layers)
@@ -42,7 +46,7 @@ class KVCache:
         self.length = min(self.length, length)
 
     def filled(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Name and filled part of every array, ``[n_kv_heads, length, head_dim]``, as views."""
+        """Name and filled part of every array, ``[n_kv_heads, length, row]``, as views."""
         for i, (keys, values) in enumerate(self.layers):
             yield f"layers.{i}.keys", keys.array[:, : self.length]
             yield f"layers.{i}.values", values.array[:, : self.length]

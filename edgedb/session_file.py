@@ -23,6 +23,7 @@ import numpy as np
 from .container import PAD_NAME, Entry, align, lay_out, parse_json, read_header, render_header
 from .errors import ContextFullError, EdgeDBError, FormatError
 from .kvcache import KVCache
+from .ops.narrow_cache import row_scales
 from .tensors import DTYPES, Part
 
 KIND = "edgedb-session"
@@ -143,7 +144,8 @@ def _read(
     names = {"tokens"}
     for name, target in cache.filled():
         source = array(name, target.dtype, target.shape)
-        if source.dtype.kind == "f" and not _is_finite(source):
+        narrow = source.dtype == np.int8
+        if not _is_finite(row_scales(source, cache.shape.head_dim) if narrow else source):
             raise FormatError(f"{name}: NaN or infinity")
         target[...] = source
         names.add(name)

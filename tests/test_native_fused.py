@@ -47,7 +47,7 @@ def read(
     return np.array(logits), [buffer.array for pair in cache.layers for buffer in pair]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
 @pytest.mark.parametrize("steps", [[1, 1, 2], [40, 1, 1], [128, 128, 30, 1, 5, 1]])
 def test_fused_layer_has_the_bits_of_its_operations(steps: list[int], dtype: str) -> None:
     expected, caches = read(llama_of(ops_of()), steps, fused=False, dtype=dtype)

@@ -58,8 +58,7 @@ def test_the_formula_of_a_session(tiny_model: Path) -> None:
     sizes = {
         "n_layers": c.n_layers,
         "n_kv_heads": c.n_kv_heads,
-        "head_dim": c.head_dim,
-        "itemsize": 2,
+        "row": 2 * c.head_dim,
         "context": 333,
         "batch": 128,
         "hidden": c.hidden_size,

@@ -18,6 +18,7 @@ from ..packing import gather_rows
 from ..tensors import DenseTensor, Int8Tensor, LinearTensor
 from . import Unfused, jit_layers, jit_matmul
 from .buffer import Buffer, aligned_zeros
+from .reference import ReferenceOps
 from .selection import NumpySelection
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ PARALLEL_BYTES = 1 << 16
 # wants a core, that starves the thread it waits for: 12 tokens a second instead of 34 on two busy
 # cores. Read when the pool is loaded, which is at the first parallel call.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+_REFERENCE = ReferenceOps()
 
 # numba's own thread pool ("workqueue") aborts the process when two threads enter it.
 _POOL = threading.Lock()
@@ -167,6 +170,9 @@ class NumbaOps(Unfused, NumpySelection):
         position: int,
         shape: AttentionShape,
     ) -> None:
+        if k_cache.array.dtype == np.int8:  # right, and not fast
+            _REFERENCE.rope(qkv, cos, sin, k_cache, v_cache, n, position, shape)
+            return
         jit_layers.rope(
             qkv.ptr, cos.ptr, sin.ptr, k_cache.ptr, v_cache.ptr, n, position, shape.n_heads
         )
@@ -181,6 +187,9 @@ class NumbaOps(Unfused, NumpySelection):
         position: int,
         shape: AttentionShape,
     ) -> None:
+        if k_cache.array.dtype == np.int8:
+            _REFERENCE.attention(qkv, k_cache, v_cache, out, n, position, shape)
+            return
         arguments = (TOKENS_PER_TASK, qkv.ptr, k_cache.ptr, v_cache.ptr, out.ptr, n, position)
         work = shape.n_heads * n * (position + n) * shape.head_dim
         if self.threads > 1 and work > 1 << 17:

@@ -80,14 +80,15 @@ class NativeBuffer(Buffer):
 
     __slots__ = ("kind", "width")
 
-    kind: int  # EDB_F32 or EDB_F16, as a cache
+    kind: int  # EDB_F32, EDB_F16 or EDB_INT8, as a cache
     width: int  # elements of a row
 
     def __init__(self, array: np.ndarray) -> None:
         if not array.flags.c_contiguous:
             raise NativeError(f"array {array.shape} is not C-contiguous")
         super().__init__(array, _pointer(array, _CTYPES.get(array.dtype, "void *")))
-        self.kind = lib.EDB_F16 if array.dtype == np.float16 else lib.EDB_F32
+        kinds = {np.dtype(np.float16): lib.EDB_F16, np.dtype(np.int8): lib.EDB_INT8}
+        self.kind = kinds.get(array.dtype, lib.EDB_F32)
         self.width = array.shape[-1] if array.ndim else 1
 
 

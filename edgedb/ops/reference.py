@@ -17,6 +17,7 @@ from ..packing import gather_rows, levels, unpack_int8
 from ..tensors import GROUP, DenseTensor, Int8Tensor, LinearTensor, PairTensor
 from . import Unfused
 from .buffer import Buffer, aligned_zeros
+from .narrow_cache import pack_rows, unpack_rows
 from .selection import NumpySelection
 
 if TYPE_CHECKING:
@@ -112,6 +113,12 @@ def _planes(tensor: PairTensor | Int8Tensor) -> list[Plane]:
     ]
 
 
+def _widened(rows: np.ndarray, head_dim: int) -> np.ndarray:
+    if rows.dtype == np.int8:
+        return unpack_rows(rows, head_dim)
+    return rows.astype(np.float32)
+
+
 class ReferenceOps(Unfused, NumpySelection):
     """``Ops`` in plain numpy."""
 
@@ -166,8 +173,11 @@ class ReferenceOps(Unfused, NumpySelection):
         first, second = rotated[..., :half].copy(), rotated[..., half:].copy()
         rotated[..., :half] = first * c - second * s
         rotated[..., half:] = second * c + first * s
-        k_cache.array[:, position : position + n] = rotated[:, shape.n_heads :].transpose(1, 0, 2)
-        v_cache.array[:, position : position + n] = heads[:, n_rotated:].transpose(1, 0, 2)
+        for cache, new in ((k_cache, rotated[:, shape.n_heads :]), (v_cache, heads[:, n_rotated:])):
+            rows = new.transpose(1, 0, 2)
+            if cache.array.dtype == np.int8:
+                rows = pack_rows(rows)
+            cache.array[:, position : position + n] = rows
 
     def attention(
         self,
@@ -188,8 +198,8 @@ class ReferenceOps(Unfused, NumpySelection):
         hidden = np.arange(length)[None, :] > position + np.arange(n)[:, None]
         scale = np.float32(1 / np.sqrt(np.float32(shape.head_dim)))
         for kv in range(shape.n_kv_heads):
-            k = k_cache.array[kv, :length].astype(np.float32)
-            v = v_cache.array[kv, :length].astype(np.float32)
+            k = _widened(k_cache.array[kv, :length], shape.head_dim)
+            v = _widened(v_cache.array[kv, :length], shape.head_dim)
             for h in range(heads_per_kv):
                 scores = (q[:, kv, h] @ k.T) * scale
                 scores[hidden] = -np.inf

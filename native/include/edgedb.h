@@ -190,12 +190,17 @@ edb_status edb_rmsnorm(const edb_context *context, const float *x, const float *
 edb_status edb_swiglu(const edb_context *context, const float *gate_up, float *out, int64_t n,
                       int64_t f);
 
-/* Heads of one layer. A cache is [n_kv_heads, capacity, head_dim] of float32 or binary16. */
+/*
+ * Heads of one layer. A cache is [n_kv_heads, capacity, head_dim] of float32 or binary16; or int8,
+ * [n_kv_heads, capacity] rows of head_dim codes and then a float32 scale for each group of 64
+ * columns, not aligned, as edb_quantize makes them: the result is that of a float32 cache of
+ * scale * code.
+ */
 typedef struct {
     int32_t n_heads; /* a multiple of n_kv_heads */
     int32_t n_kv_heads;
     int32_t head_dim;   /* even */
-    int32_t cache_kind; /* EDB_F32 or EDB_F16 */
+    int32_t cache_kind; /* EDB_F32, EDB_F16 or EDB_INT8 */
     int64_t capacity;   /* positions that a cache holds */
 } edb_attention_shape;
 

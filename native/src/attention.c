@@ -12,7 +12,7 @@ enum { WORTH_SHARING = 65536 };
 /* Up to this many queries of a key/value head at once, its keys are shared between threads. */
 enum { FEW_QUERIES = 16 };
 
-/* Tokens that share one conversion of the keys and values from binary16. */
+/* Tokens that share one conversion of the keys and values from binary16 or int8. */
 enum { TOKENS_TOGETHER = 16 };
 
 edb_status edb_check_shape(const edb_attention_shape *shape) {
@@ -23,7 +23,9 @@ edb_status edb_check_shape(const edb_attention_shape *shape) {
     if (shape->head_dim < 2 || shape->head_dim > MAX_HEAD_DIM || shape->head_dim % 2 != 0)
         return EDB_ERR_SHAPE;
     if (shape->capacity < 1 || shape->capacity > EDB_MAX_TOKENS) return EDB_ERR_SHAPE;
-    if (shape->cache_kind != EDB_F32 && shape->cache_kind != EDB_F16) return EDB_ERR_KIND;
+    if (shape->cache_kind != EDB_F32 && shape->cache_kind != EDB_F16 &&
+        shape->cache_kind != EDB_INT8)
+        return EDB_ERR_KIND;
     return EDB_OK;
 }
 
@@ -34,7 +36,7 @@ static edb_status check_span(const edb_attention_shape *shape, int64_t n, int64_
 }
 
 static uintptr_t cache_alignment(const edb_attention_shape *shape) {
-    return shape->cache_kind == EDB_F16 ? 2 : 4;
+    return shape->cache_kind == EDB_INT8 ? 1 : shape->cache_kind == EDB_F16 ? 2 : 4;
 }
 
 edb_status edb_check_attention(const edb_attention_shape *shape, const void *k_cache,
@@ -56,14 +58,22 @@ static int64_t qkv_size(const edb_attention_shape *shape) {
 /* Address of a cache row, that is of one head at one position. */
 static char *cache_row(void *cache, const edb_attention_shape *shape, int64_t head,
                        int64_t position) {
-    int64_t element = shape->cache_kind == EDB_F16 ? 2 : 4;
-    return (char *)cache + (head * shape->capacity + position) * shape->head_dim * element;
+    int64_t bytes = shape->head_dim * (shape->cache_kind == EDB_F16 ? 2 : 4);
+    if (shape->cache_kind == EDB_INT8) bytes = edb_int8_row_bytes(shape->head_dim);
+    return (char *)cache + (head * shape->capacity + position) * bytes;
 }
 
 static void store_head(const edb_attention_job *job, const float *x, void *row) {
     int64_t head_dim = job->shape->head_dim;
     if (job->shape->cache_kind == EDB_F16) {
         job->kernels->to_f16(x, row, head_dim);
+    } else if (job->shape->cache_kind == EDB_INT8) {
+        int8_t q[MAX_HEAD_DIM];
+        float sx[MAX_HEAD_DIM / EDB_GROUP];
+        job->kernels->quantize(x, head_dim, q, sx, 1);
+        memcpy(row, q, (size_t)head_dim);
+        memcpy((char *)row + head_dim, sx,
+               (size_t)(edb_int8_row_bytes(head_dim) - head_dim));
     } else {
         memcpy(row, x, (size_t)head_dim * sizeof *x);
     }
@@ -163,7 +173,11 @@ uint64_t edb_attention_scratch(const edb_context *context, const edb_attention_s
                                int64_t n, int64_t positions) {
     int64_t blocks = edb_ceil_div(positions, EDB_KEY_BLOCK);
     int64_t floats = edb_pool_threads(context->pool) * thread_floats(shape);
-    if (has_few_rows(shape, n)) floats = blocks * n * shape->n_heads * found_size(shape);
+    if (has_few_rows(shape, n)) {
+        floats = blocks * n * shape->n_heads * found_size(shape);
+        if (shape->cache_kind == EDB_INT8)
+            floats += edb_pool_threads(context->pool) * 2 * block_floats(shape);
+    }
     return (uint64_t)floats * sizeof(float) + 63;
 }
 
@@ -200,17 +214,39 @@ static float *found_in_block(const edb_attention_job *job, int64_t kv_head, int6
            ((kv_head * job->blocks + block) * rows + row) * found_size(job->shape);
 }
 
+/* float32 keys or values of a block, converted if need be. */
+static const void *widened(const edb_attention_job *job, void *cache, int64_t kv_head, int64_t key,
+                           int64_t count, float *wide) {
+    const void *rows = cache_row(cache, job->shape, kv_head, key);
+    if (job->shape->cache_kind == EDB_F32) return rows;
+    int64_t head_dim = job->shape->head_dim;
+    if (job->shape->cache_kind == EDB_INT8) {
+        job->kernels->widen_int8(rows, wide, count, head_dim);
+    } else {
+        job->kernels->from_f16(rows, wide, count * head_dim);
+    }
+    return wide;
+}
+
 static void attend_few(void *argument, int64_t begin, int64_t end, int32_t worker) {
     const edb_attention_job *job = argument;
     const edb_attention_shape *shape = job->shape;
-    (void)worker;
     for (int64_t task = begin; task < end; task++) {
         int64_t kv_head = task % shape->n_kv_heads, block = task / shape->n_kv_heads;
+        int64_t key = block * EDB_KEY_BLOCK;
         edb_attend keys = {
             .cache_kind = shape->cache_kind,
-            .k = cache_row(job->k_cache, shape, kv_head, block * EDB_KEY_BLOCK),
-            .v = cache_row(job->v_cache, shape, kv_head, block * EDB_KEY_BLOCK),
+            .k = cache_row(job->k_cache, shape, kv_head, key),
+            .v = cache_row(job->v_cache, shape, kv_head, key),
         };
+        if (shape->cache_kind == EDB_INT8) { /* binary16 widens as it is loaded */
+            int64_t count = edb_min(EDB_KEY_BLOCK, job->pos + job->n - key);
+            int64_t found = job->blocks * job->n * shape->n_heads * found_size(shape);
+            float *k = (float *)(void *)job->scratch + found + worker * 2 * block_floats(shape);
+            keys.cache_kind = EDB_F32;
+            keys.k = widened(job, job->k_cache, kv_head, key, count, k);
+            keys.v = widened(job, job->v_cache, kv_head, key, count, k + block_floats(shape));
+        }
         attend_block(job, kv_head, 0, job->n * heads_per_kv(shape), block, keys,
                      found_in_block(job, kv_head, block, 0));
     }
@@ -231,15 +267,6 @@ static void join_blocks(void *argument, int64_t begin, int64_t end, int32_t work
                                       shape->head_dim);
         job->kernels->finish_found(found, out_row(job, kv_head, row), shape->head_dim);
     }
-}
-
-/* float32 keys or values of a block, converted if need be. */
-static const void *widened(const edb_attention_job *job, void *cache, int64_t kv_head, int64_t key,
-                           int64_t count, float *wide) {
-    const void *rows = cache_row(cache, job->shape, kv_head, key);
-    if (job->shape->cache_kind == EDB_F32) return rows;
-    job->kernels->from_f16(rows, wide, count * job->shape->head_dim);
-    return wide;
 }
 
 static void attend_many(void *argument, int64_t begin, int64_t end, int32_t worker) {

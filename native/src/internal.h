@@ -119,6 +119,9 @@ typedef struct {
     void (*to_f16)(const float *x, uint16_t *y, int64_t count);
     void (*from_f16)(const uint16_t *x, float *y, int64_t count);
 
+    /* Rows of an int8 cache (edgedb.h) -> float32 [rows, head_dim]. */
+    void (*widen_int8)(const void *rows, float *y, int64_t n_rows, int64_t head_dim);
+
     /* One block of keys, apart from all others. */
     void (*attend)(const edb_attend *job);
     /* a += b, where b comes from later keys. */
@@ -210,6 +213,11 @@ void edb_pool_run(edb_pool *pool, edb_task task, void *job, int64_t n_tasks, int
 static inline int64_t edb_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t edb_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t edb_max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* A row of an int8 cache: codes, then a float32 scale for each group of 64. */
+static inline int64_t edb_int8_row_bytes(int64_t head_dim) {
+    return head_dim + 4 * edb_ceil_div(head_dim, EDB_GROUP);
+}
 
 static inline int edb_aligned(const void *p, uintptr_t alignment) {
     return ((uintptr_t)p & (alignment - 1)) == 0;

@@ -74,6 +74,8 @@ static inline float v_max_lane(v16 a) {
     return a.lane[0];
 }
 
+static inline v16 v_load_i8(const int8_t *p) { EACH_LANE((float)p[l]); }
+
 static inline void v_store_i8(int8_t *p, v16 a) {
     for (int l = 0; l < EDB_LANES; l++) p[l] = (int8_t)a.lane[l];
 }
@@ -208,6 +210,7 @@ const edb_kernels edb_kernels_scalar = {
     .rotate = rotate,
     .to_f16 = to_f16,
     .from_f16 = from_f16,
+    .widen_int8 = widen_int8,
     .attend = attend,
     .merge_found = merge_found,
     .finish_found = finish_found,

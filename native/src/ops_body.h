@@ -4,6 +4,7 @@
  *
  *   v16                       sixteen floats
  *   v_set1 v_load v_store     memory has no particular alignment
+ *   v_load_i8                 exact
  *   v_load_f16 v_store_f16    binary16; storing rounds to nearest even
  *   v_store_i8                integers within [-127, 127] held as floats
  *   v_add v_sub v_mul v_div   each rounds
@@ -262,4 +263,19 @@ static void to_f16(const float *x, uint16_t *y, int64_t count) {
 static void from_f16(const uint16_t *x, float *y, int64_t count) {
     for (int64_t i = 0; i < count; i += EDB_LANES)
         v_store_part(y + i, v_load_f16_part(x + i, count - i), count - i);
+}
+
+static void widen_int8(const void *rows, float *y, int64_t n_rows, int64_t head_dim) {
+    const int8_t *row = rows;
+    for (int64_t r = 0; r < n_rows; r++, y += head_dim) {
+        for (int64_t group = 0; group * EDB_GROUP < head_dim; group++) {
+            float scale;
+            memcpy(&scale, row + head_dim + group * (int64_t)sizeof scale, sizeof scale);
+            int64_t end = edb_min(head_dim, (group + 1) * EDB_GROUP), d = group * EDB_GROUP;
+            for (; d + EDB_LANES <= end; d += EDB_LANES)
+                v_store(y + d, v_mul(v_set1(scale), v_load_i8(row + d)));
+            for (; d < end; d++) y[d] = scale * (float)row[d];
+        }
+        row += edb_int8_row_bytes(head_dim);
+    }
 }

@@ -1,0 +1,129 @@
+"""The int8 key/value cache: the bits of a float32 cache that holds scale * code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kernels import ISAS, assert_same_bits, ops_of
+
+import edgedb
+from edgedb.ops import AttentionShape, Ops, create
+from edgedb.ops.narrow_cache import pack_rows, row_bytes, unpack_rows
+from edgedb.ops.reference import ReferenceOps
+
+PROMPT = [5 + i % 300 for i in range(150)]
+OPTIONS = {"max_tokens": 12, "temperature": 1.5, "seed": 1}
+
+
+@pytest.mark.parametrize("head_dim", [2, 18, 64, 66, 80, 128, 130])
+def test_rows_come_back_within_half_a_step(head_dim: int) -> None:
+    x = np.random.default_rng(head_dim).normal(0, 3, (3, 5, head_dim)).astype(np.float32)
+    rows = pack_rows(x)
+    assert rows.dtype == np.int8 and rows.shape == (3, 5, row_bytes(head_dim))
+    for start in range(0, head_dim, 64):
+        group = x[..., start : start + 64]
+        error = np.abs(unpack_rows(rows, head_dim)[..., start : start + 64] - group)
+        assert (error <= np.abs(group).max(axis=-1, keepdims=True) / 127 * 0.501).all()
+
+
+def run(
+    ops: Ops, shape: AttentionShape, qkv: np.ndarray, n: int, position: int, narrow: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Store ``n`` tokens behind what ``narrow`` holds; its new content, and what they see."""
+    angles = np.random.default_rng(5).uniform(-3, 3, (shape.capacity, shape.head_dim // 2))
+    cos, sin = (ops.wrap(f(angles).astype(np.float32)) for f in (np.cos, np.sin))
+    dtype = narrow.dtype
+    k, v = ops.buffer(narrow.shape, dtype), ops.buffer(narrow.shape, dtype)
+    k.array[...], v.array[...] = narrow, narrow
+    x, out = ops.wrap(qkv.copy()), ops.buffer((n, shape.n_heads * shape.head_dim))
+    ops.rope(x, cos, sin, k, v, n, position, shape)
+    ops.attention(x, k, v, out, n, position, shape)
+    return np.stack([k.array, v.array]), out.array
+
+
+@pytest.mark.skipif(not ISAS, reason="needs the C library")
+@pytest.mark.parametrize("head_dim", [18, 64, 80, 130])
+@pytest.mark.parametrize(("n", "position"), [(1, 0), (1, 300), (5, 250), (40, 511)])
+def test_attention_is_that_of_the_widened_cache(head_dim: int, n: int, position: int) -> None:
+    shape = AttentionShape(6, 2, head_dim, position + n + 3)
+    rng = np.random.default_rng(n)
+    qkv = rng.normal(0, 2, (n, 10 * head_dim)).astype(np.float32)
+    held = rng.normal(0, 2, (2, shape.capacity, head_dim)).astype(np.float32)
+    first: tuple[np.ndarray, np.ndarray] | None = None
+    for isa in ISAS:
+        for threads in (1, 2):
+            ops = ops_of(isa, threads)
+            stored, seen = run(ops, shape, qkv, n, position, pack_rows(held))
+            if first is None:
+                first = (stored, seen)
+                # The same with float32: what was stored, widened, and read by the same kernels.
+                wide = [ops.wrap(unpack_rows(rows, head_dim)) for rows in stored]
+                q = ops.wrap(qkv.copy())
+                spare = [ops.buffer(held.shape), ops.buffer(held.shape)]
+                angles = np.random.default_rng(5).uniform(-3, 3, (shape.capacity, head_dim // 2))
+                cos, sin = (ops.wrap(f(angles).astype(np.float32)) for f in (np.cos, np.sin))
+                ops.rope(q, cos, sin, *spare, n, position, shape)
+                out = ops.buffer(seen.shape)
+                ops.attention(q, *wide, out, n, position, shape)
+                assert_same_bits(out.array, seen)
+                new = slice(position, position + n)
+                expected = pack_rows(spare[0].array[:, new])
+                np.testing.assert_array_equal(stored[0][:, new], expected)
+            assert stored.tobytes() == first[0].tobytes()
+            assert_same_bits(seen, first[1])
+
+
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_other_backends_agree(backend: str) -> None:
+    shape = AttentionShape(4, 2, 66, 40)
+    rng = np.random.default_rng(1)
+    qkv = rng.normal(0, 2, (3, 8 * 66)).astype(np.float32)
+    held = pack_rows(rng.normal(0, 2, (2, 40, 66)).astype(np.float32))
+    expected = run(ReferenceOps(), shape, qkv, 3, 30, held)
+    found = run(create(backend), shape, qkv, 3, 30, held)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-4, atol=1e-5)
+    if ISAS:
+        native = run(ops_of(ISAS[0], 1), shape, qkv, 3, 30, held)
+        np.testing.assert_allclose(native[1], expected[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> edgedb.Model:
+    return edgedb.load(tiny_model, kv_dtype="int8", context=200)
+
+
+def test_token_by_token_gives_the_bits_of_a_prompt(model: edgedb.Model) -> None:
+    if model.ops.name != "native":
+        pytest.skip("only the native backend promises bits")
+    whole = model.logits(PROMPT)
+    session = model.session()
+    for start in range(0, len(PROMPT), 3):
+        session.prefill(PROMPT[start : start + 3])
+        assert session.logits().tobytes() == whole[start + 2].tobytes()
+
+
+def test_logits_are_near_those_of_float32(model: edgedb.Model, tiny_model: Path) -> None:
+    exact = edgedb.load(tiny_model, kv_dtype="float32", context=200).logits(PROMPT)
+    error = np.abs(model.logits(PROMPT) - exact).max()
+    assert 0 < error < 0.05 * np.abs(exact).max()
+
+
+def test_sessions_fork_save_and_load(model: edgedb.Model, tmp_path: Path) -> None:
+    session = model.session()
+    session.generate(PROMPT, **OPTIONS)
+    session.save(tmp_path / "chat.kv")
+    fork, loaded = session.fork(), model.load_session(tmp_path / "chat.kv")
+    longer = [*session.tokens, 7]
+    expected = session.generate(longer, **OPTIONS).tokens
+    assert fork.generate(longer, **OPTIONS).tokens == expected
+    assert loaded.generate(longer, **OPTIONS).tokens == expected
+
+
+def test_memory_is_that_of_the_formula(long_model: Path) -> None:
+    model = edgedb.load(long_model, kv_dtype="int8", context=8192)
+    wide = edgedb.load(long_model, kv_dtype="float16", context=8192)
+    c = model.config
+    saved = 2 * c.n_layers * c.n_kv_heads * (2 * c.head_dim - row_bytes(c.head_dim)) * 8192
+    assert wide.session().size_bytes - model.session().size_bytes == saved
