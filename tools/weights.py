@@ -77,9 +77,9 @@ def all_weights(config: ModelConfig) -> int:
     return sum(rows * cols for rows, cols in config.linear_shapes().values())
 
 
-def _with_tables(config: ModelConfig, layer_bits: float) -> float:
+def _with_tables(config: ModelConfig, layer_bits: float, table_bits: float = PLAIN_BITS) -> float:
     inside, whole = layer_weights(config), all_weights(config)
-    return (layer_bits * inside + PLAIN_BITS * (whole - inside)) / whole
+    return (layer_bits * inside + table_bits * (whole - inside)) / whole
 
 
 def _from_dbb(path: Path) -> Weights:
@@ -105,7 +105,7 @@ def _from_dbb(path: Path) -> Weights:
 def _from_student(path: Path) -> Weights:
     from torch.nn import Module
 
-    from .checkpoint import load_student
+    from .checkpoint import load_student, read_student
 
     student, metadata = load_student(path)
     matrices, norms = dict(student.matrices()), dict(student.norms())
@@ -120,14 +120,19 @@ def _from_student(path: Path) -> Weights:
         return np.asarray(table.detach().numpy(), np.float32)
 
     # A group of 64: two bits a weight and two int8 scales; a float32 for each row.
-    shapes = student.config.linear_shapes().items()
+    config = student.config
+    shapes = config.linear_shapes().items()
     rows = sum(r for name, (r, _) in shapes if name.startswith("layers."))
-    layer_bits = 2 + 16 / 64 + 32 * rows / layer_weights(student.config)
+    layer_bits = 2 + 16 / 64 + 32 * rows / layer_weights(config)
+    table_bits: float = PLAIN_BITS
+    planes = read_student(path)[0].get("embedding.alphas")
+    if planes is not None:
+        table_bits = planes.shape[-1] // 2 * (2 + 16 / 64 + 32 / config.hidden_size)
     return Weights(
-        student.config,
+        config,
         tensor,
         layer_bits,
-        _with_tables(student.config, layer_bits),
+        _with_tables(config, layer_bits, table_bits),
         _sha256([path]),
         {"step": int(metadata["step"])},
     )
