@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .sampling import SamplingParams
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-_LOADING = ("threads", "backend", "isa", "context")
+_LOADING = ("threads", "backend", "isa", "context", "kv_dtype")
 
 
 class IntList(click.ParamType):
@@ -59,7 +59,14 @@ threads_option = click.option(
 context_option = click.option(
     "--context", type=int, help="Tokens a session can hold.  [default: the model's, at most 8192]"
 )
-load_options = together(threads_option, backend_options, context_option)
+kv_option = click.option(
+    "--kv-dtype",
+    type=click.Choice(["float16", "float32", "int8"]),
+    default="float16",
+    show_default=True,
+    help="How the context is kept; int8 halves its memory.",
+)
+load_options = together(threads_option, backend_options, context_option, kv_option)
 lookup_option = click.option(
     "--prompt-lookup",
     type=click.IntRange(min=0),
