@@ -22,7 +22,7 @@ import tools.export as exporter
 from edgedb.dbb import read_dbb
 from edgedb.errors import EdgeDBError, FormatError
 from edgedb.packing import dequantize
-from tools import calibrate, fetch_smollm2, sample
+from tools import calibrate, fetch_smollm2, sample, store
 from tools.export import Options, export
 from tools.sources import Source, open_source
 
@@ -49,6 +49,18 @@ def test_plain_methods(tmp_path: Path, source: Source, method: str, tolerance: f
         )
     for name in source.config.norm_shapes():
         np.testing.assert_array_equal(file.norms[name], source.tensor(name))
+
+
+@pytest.mark.parametrize("calibration", ["sample", "none"])
+def test_tables_as_pairs(tmp_path: Path, source: Source, calibration: str) -> None:
+    options = Options(**QUICK | {"calibration": calibration}, embedding="2", head="3")
+    record = export(source, tmp_path / "m.dbb", options)
+    file = read_dbb(tmp_path / "m.dbb")
+    assert (file.linears["embedding"].kind, file.linears["head"].kind) == (2, 3)
+    assert ("output_error" in record["tensors"]["head"]) == (calibration == "sample")
+    assert "output_error" not in record["tensors"]["embedding"]  # looked up, not multiplied
+    for name, most in (("embedding", 0.02), ("head", 0.005)):
+        assert record["tensors"][name]["error"] < most
 
 
 def test_pairs_and_provenance(tmp_path: Path, source: Source) -> None:
@@ -187,7 +199,7 @@ def test_the_embedding_is_read_in_chunks(
     tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export(source, tmp_path / "a.dbb", Options(method="int8"))
-    monkeypatch.setattr(exporter, "_CHUNK_ROWS", 50)
+    monkeypatch.setattr(store, "_CHUNK_ROWS", 50)
     largest = 0
     tensor = type(source).tensor
 

@@ -21,7 +21,7 @@ from edgedb.tokenizer import TokenizerSpec, load_tokenizer
 
 from . import sample
 from .feedback import panels
-from .forward import Decoder
+from .forward import Decoder, rms_norm
 from .sources import Source
 
 Float32 = NDArray[np.float32]
@@ -93,6 +93,12 @@ class LayerInputs:
         norms = {kind: self.source.tensor(prefix + kind) for kind in ("attn_norm", "mlp_norm")}
         self.decoder.layer(self.hidden, norms, lambda kind, x: replace(prefix + kind, hessians(x)))
         self.layer += 1
+
+    def head(self) -> list[Float32]:
+        """After the last layer: the mean of ``x x^T`` over the inputs of the head."""
+        config = self.source.config
+        x = self.hidden.reshape(-1, config.hidden_size)
+        return hessians(rms_norm(x, self.source.tensor("final_norm"), config.norm_eps))
 
 
 def hessians(x: Float32) -> list[Float32]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,31 +18,29 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from edgedb.dbb import DbbWriter, DenseTensor, LinearTensor
+from edgedb.dbb import DbbWriter, LinearTensor
 from edgedb.errors import EdgeDBError, FormatError
-from edgedb.packing import pack_int8, quantize_int8
 from edgedb.tensors import GROUP, Kind
 
 from . import calibrate, sample
 from .fdb import MAX_FIT_PAIRS, Method, fit
 from .sources import Source, open_source
+from .store import rounded, store_plain
 
 # Part of the provenance: raised when the same source and options would give other weights.
 VERSION = 1
 
 METHODS = ("fdb", "rtn", "int8", "dense16", "dense32")
-TABLE_KINDS = ("int8", "float16", "float32")
+TABLE_KINDS = ("int8", "2", "3", "float16", "float32")  # a number: pairs
 _KIND_OF_METHOD: dict[str, Kind] = {"int8": "int8", "dense16": "float16", "dense32": "float32"}
-
-# Rows of an embedding read at a time; Llama 3's has 128,256 rows and 2.1 GB in float32.
-_CHUNK_ROWS = 8192
 
 
 @dataclass(frozen=True)
 class Options:
     """How to store the weights; equal options and source give equal files.
 
-    embedding, head: how the tables are stored; by default int8, or as the dense method says.
+    embedding, head: how the tables are stored; by default int8, or as the dense method says. "2"
+    and "3" are pairs; those of the head are fitted for its inputs.
     calibration: ``"sample"`` (from the teacher, where it is small enough), ``"none"``, or a text
     file.
     """
@@ -63,8 +60,8 @@ class Options:
         if name not in ("embedding", "head"):
             return layers
         table = "int8" if isinstance(layers, int) else layers
-        embedding = cast(Kind, self.embedding or table)
-        return cast(Kind, self.head or embedding) if name == "head" else embedding
+        chosen = (self.head if name == "head" else None) or self.embedding or table
+        return cast(Kind, int(chosen) if str(chosen).isdigit() else chosen)
 
     @property
     def calibrated(self) -> bool:
@@ -228,24 +225,28 @@ class _Job:
         while inputs.layer < n_layers:
             inputs.next_layer(self._fit)
             self.state.save(calibration, inputs.layer, inputs.hidden)
+        for name in self.writer.remaining:  # tables as pairs
+            is_head = name == "head" or self.source.config.tie_word_embeddings
+            self._fit(name, inputs.head() if is_head else None)
 
     def _fit(self, name: str, hessians: list[np.ndarray] | None) -> np.ndarray:
         """Fit and store matrix ``name``; returns the values it now has."""
-        o = self.options
+        o, pairs = self.options, self.options.kind(name)
+        assert isinstance(pairs, int)
         weight = self.source.tensor(name)
         try:
             found = fit(
                 weight,
-                o.pairs,
+                pairs,
                 hessians=hessians,
-                method=cast(Method, o.method),
+                method=cast(Method, o.method if o.method == "rtn" else "fdb"),
                 threads=self.threads,
             )
         except FormatError as error:
             raise FormatError(f"{name}: {error}") from None
-        facts = {"error": _rounded(found.error)}
+        facts = {"error": rounded(found.error)}
         if found.output_error is not None:
-            facts["output_error"] = _rounded(found.output_error)
+            facts["output_error"] = rounded(found.output_error)
         self._put(name, found.tensor, facts)
         return found.quantized
 
@@ -256,53 +257,12 @@ class _Job:
         self.progress.update(self._task, advance=0 if again else 1, note=note)
 
 
-def store_plain(source: Source, name: str, kind: Kind) -> tuple[LinearTensor, dict[str, Any]]:
-    """Matrix ``name`` as int8 or float, and its relative squared error; rows a few at a time."""
-    rows, cols = source.config.linear_shapes()[name]
-    lost = total = 0.0
-    if kind == "int8":
-        codes = np.empty((rows, cols), np.int8)
-        scales = np.empty((rows, -(-cols // GROUP)), np.float32)
-    else:
-        dense = np.empty((rows, cols), np.float16 if kind == "float16" else np.float32)
-    for s, weight in _row_chunks(source, name):
-        if kind == "int8":
-            try:
-                codes[s], scales[s] = quantize_int8(weight)
-            except ValueError as error:
-                raise FormatError(f"{name}: {error}") from None
-            stored = codes[s] * np.repeat(scales[s], GROUP, axis=1)[:, :cols]
-        else:
-            with np.errstate(over="ignore"):  # the writer refuses the infinity, by name
-                dense[s] = weight
-            stored = dense[s].astype(np.float32, copy=False)
-        difference = (weight - stored).ravel()
-        lost += float(np.dot(difference, difference))
-        total += float(np.dot(weight.ravel(), weight.ravel()))
-    tensor: LinearTensor = pack_int8(codes, scales) if kind == "int8" else DenseTensor(dense)
-    return tensor, {"error": _rounded(lost / total if total else 0.0)}
-
-
-def _row_chunks(source: Source, name: str) -> Iterator[tuple[slice, np.ndarray]]:
-    rows, _ = source.config.linear_shapes()[name]
-    if len(source.stored_names(name)) > 1:
-        yield slice(0, rows), source.tensor(name)
-        return
-    for start in range(0, rows, _CHUNK_ROWS):
-        s = slice(start, min(start + _CHUNK_ROWS, rows))
-        yield s, source.tensor(name, s)
-
-
 def _key(fingerprint: dict[str, Any], options: Options) -> str:
     """Identifies what a partial file would become, the calibration text's content included."""
     text = Path(options.calibration)
     digest = hashlib.sha256(text.read_bytes()).hexdigest() if text.is_file() else ""
     plan = [VERSION, fingerprint, asdict(options), digest]
     return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
 
 
 def _summarize(
@@ -344,7 +304,7 @@ def _summarize(
     help="Pairs of bit planes, two bits a weight each. One is useless without training.",
 )
 @click.option(
-    "--embedding", type=click.Choice(TABLE_KINDS), help="Storage of the embedding  [int8]"
+    "--embedding", type=click.Choice(TABLE_KINDS), help="Storage of the embedding; 2: pairs  [int8]"
 )
 @click.option(
     "--head", type=click.Choice(TABLE_KINDS), help="Storage of a separate head  [embedding's]"
