@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from .errors import EdgeDBError
@@ -12,8 +13,14 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 def folders() -> list[Path]:
-    """``models`` in this folder, then in the source tree that edgedb runs from, if it does."""
-    found = [Path("models")]
+    """Those of ``$EDGEDB_MODELS``, or ``models`` in this folder and in the user's own data.
+
+    If edgedb runs from a source tree, its ``models`` come last.
+    """
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    found = [Path("models"), Path(data) / "edgedb" / "models"]
+    if os.environ.get("EDGEDB_MODELS"):
+        found = [Path(folder) for folder in os.environ["EDGEDB_MODELS"].split(os.pathsep)]
     if (CHECKOUT / "pyproject.toml").exists() and Path.cwd() != CHECKOUT:
         found.append(CHECKOUT / "models")
     return found

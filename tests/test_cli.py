@@ -26,6 +26,8 @@ Run = Callable[..., Result]
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     monkeypatch.setenv("EDGEDB_BACKEND", "numpy")
     monkeypatch.delenv("EDGEDB_ISA", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.delenv("EDGEDB_MODELS", raising=False)
     monkeypatch.chdir(tmp_path)
 
     def invoke(*arguments: object, text: str | bytes | None = None) -> Result:
@@ -170,6 +172,11 @@ def test_models_by_name(run: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPa
     assert [path.name for path in modelfiles.known_models()] == ["small.dbb"]
     assert "once" in run("chat", "small", "--model", "small").stderr
     refused(run("chat", "large", text="Hi\n"), "large")
+    Path("data/edgedb").mkdir(parents=True)
+    Path("models").rename("data/edgedb/models")
+    assert modelfiles.find_model("small") == Path.cwd() / "data/edgedb/models/small.dbb"
+    monkeypatch.setenv("EDGEDB_MODELS", "nowhere:elsewhere")
+    refused(run("chat", "small", text="Hi\n"), "small")
 
 
 @pytest.mark.parametrize("command", ["chat", "generate", "info", "perplexity", "bench"])
