@@ -70,7 +70,9 @@ load_options = together(threads_option, backend_options, context_option, kv_opti
 lookup_option = click.option(
     "--prompt-lookup",
     type=click.IntRange(min=0),
-    help="Tokens to guess at once from earlier text: faster, same text; 0: none.  [default: auto]",
+    default=0,
+    show_default=True,
+    help="Tokens to guess at once from earlier text: same answer, faster if it repeats.",
 )
 stop_options = together(
     click.option(

@@ -40,13 +40,13 @@ _HELP = {
     "max_tokens": "Longest answer, in tokens.",
     "stop": "End the answer at one of these texts.",
     "stop_ids": "End the answer at one of these tokens.",
-    "prompt_lookup": "Tokens to guess at once from earlier text: faster, same text; 0: none.",
+    "prompt_lookup": "Tokens to guess from earlier text: same answer, faster if it repeats.",
     "trim": "What to do when the context is full: drop the oldest turns, or refuse.",
     "stats": "Show speeds after every answer.",
     "markdown": "Render answers as Markdown, each once it is complete.",
 }
 # Word for None, where "off" would mislead.
-_NONE = {"seed": "random", "max_tokens": "unlimited", "prompt_lookup": "auto"}
+_NONE = {"seed": "random", "max_tokens": "unlimited"}
 _OFF = ("off", "none")
 
 
@@ -74,8 +74,7 @@ class Setting:
     def read(self, text: str) -> Any:
         """The value that ``text`` means. Raises ``EdgeDBError`` naming the option."""
         text = text.strip()
-        none = (self.none,) if self.none == "auto" else (self.none, *_OFF)
-        if self.none is not None and text.lower() in none:
+        if self.none is not None and text.lower() in (self.none, *_OFF):
             return None
         try:
             return self.form.read(text)

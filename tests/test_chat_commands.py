@@ -65,9 +65,9 @@ def test_set_lists_explains_changes_and_refuses(chat: Terminal) -> None:
     say(chat, "/set top_p 3", "top_p = 3.0: expected 0 to 1")
     say(chat, "/set trim some", "expected off or oldest")
     say(chat, "/set max_tokens 0", "at least 1")
-    say(chat, "/set prompt_lookup 0", r"prompt_lookup 0 \(was auto\)")
-    say(chat, "/set prompt_lookup auto", r"prompt_lookup auto \(was 0\)")
-    say(chat, "/set prompt_lookup off", "expected a whole number or auto")
+    say(chat, "/set prompt_lookup 8", r"prompt_lookup 8 \(was 0\)")
+    say(chat, "/set prompt_lookup default", r"prompt_lookup 0 \(was 8\)")
+    say(chat, "/set prompt_lookup -1", "expected at least 0")
 
 
 def test_show(chat: Terminal) -> None:

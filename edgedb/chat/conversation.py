@@ -26,7 +26,7 @@ class ChatOptions:
     max_tokens: int | None = None  # of one answer
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
-    prompt_lookup: int | None = None  # as in Session.stream
+    prompt_lookup: int = 0  # as in Session.stream
     trim: Literal["off", "oldest"] = "off"
     stats: bool = False
     markdown: bool = False
