@@ -174,6 +174,55 @@ static void attention_case(const edb_context *context, uint64_t seed, result *to
     free(qkv);
 }
 
+/* An int8 cache, filled by edb_rope; and what edb_select and edb_softmax_weights say of the sums. */
+static void narrow_case(const edb_context *context, uint64_t seed, result *to) {
+    edb_attention_shape shape = {.cache_kind = EDB_INT8};
+    shape.n_kv_heads = (int32_t)random_range(&seed, 1, 3);
+    shape.n_heads = shape.n_kv_heads * (int32_t)random_range(&seed, 1, 5);
+    shape.head_dim = 2 * (int32_t)random_range(&seed, 1, 70);
+    int64_t n = random_range(&seed, 2, 300), new = random_range(&seed, 1, n < 40 ? n : 40);
+    shape.capacity = n + random_range(&seed, 0, 3);
+
+    int64_t width = (int64_t)(shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim;
+    int64_t angles = shape.capacity * (shape.head_dim / 2), row = shape.head_dim;
+    row += 4 * ((row + 63) / 64);
+    size_t bytes = (size_t)(shape.n_kv_heads * shape.capacity * row);
+    float *qkv = random_floats(&seed, n * width);
+    float *cos = random_floats(&seed, angles), *sin = random_floats(&seed, angles);
+    void *k = allocate(bytes), *v = allocate(bytes);
+    memset(k, 0, bytes);
+    memset(v, 0, bytes);
+    int64_t size = new * shape.n_heads * shape.head_dim;
+    float *out = allocate((size_t)size * sizeof *out), *best = allocate((size_t)size * sizeof *best);
+    int32_t *ids = allocate((size_t)size * sizeof *ids);
+    double *weights = allocate((size_t)size * sizeof *weights);
+    size_t scratch_bytes = edb_attention_scratch_bytes(context, &shape, new, n);
+    void *scratch = malloc(scratch_bytes);
+    CHECK(scratch != NULL);
+
+    CHECK(edb_rope(context, &shape, qkv, cos, sin, k, v, n, 0) == EDB_OK);
+    CHECK(edb_attention(context, &shape, qkv + (n - new) * width, k, v, out, new, n - new, scratch,
+                        scratch_bytes) == EDB_OK);
+    int64_t count = (size + 2) / 3;
+    CHECK(edb_select(out, size, count, ids, best) == EDB_OK);
+    CHECK(edb_softmax_weights(out, size, best[0], 0.7, weights) == EDB_OK);
+    keep(to, k, bytes / 4);
+    keep(to, v, bytes / 4);
+    keep_floats(to, out, size);
+    keep(to, ids, (size_t)count);
+    keep(to, weights, (size_t)size * 2);
+    free(scratch);
+    free(weights);
+    free(ids);
+    free(best);
+    free(out);
+    free(v);
+    free(k);
+    free(sin);
+    free(cos);
+    free(qkv);
+}
+
 typedef struct {
     const char *name;
     void (*run)(const edb_context *context, uint64_t seed, result *to);
@@ -184,6 +233,7 @@ static const operation operations[] = {
     {"matmul", matmul_case, 0},           {"matmul4", matmul_case, 1},
     {"quantize", quantize_case, 0},       {"embed", embed_case, 0},
     {"elementwise", elementwise_case, 0}, {"attention", attention_case, 0},
+    {"narrow", narrow_case, 0},
 };
 
 /* Runs the case on one instruction set and kernel, alone and in a pool. */
