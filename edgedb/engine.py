@@ -19,6 +19,7 @@ from .config import ModelConfig
 from .dbb import DbbFile, read_dbb
 from .embedding import embed
 from .errors import EdgeDBError
+from .head import HEADS, TwoStageHead
 from .kvcache import KV_DTYPES
 from .llama import Llama
 from .session import Session
@@ -39,25 +40,33 @@ def load(
     isa: str | None = None,
     context: int | None = None,
     kv_dtype: str = "float16",
+    head: str = "full",
     verify: bool = True,
 ) -> Model:
     """Open a ``.dbb`` file; the weights stay in the file and are read through a memory map.
 
     ``threads``, ``backend`` and ``isa`` are those of ``edgedb.ops.create``. ``context`` is the
     number of positions a session can hold (default: the model's own, at most 8,192), ``kv_dtype``
-    the cache's type. ``verify`` compares the data with the file's checksums.
+    the cache's type. ``head="two-stage"`` leaves out logits that no choice of a token depends on,
+    in a head of two pairs or more: the same text, rarely faster (``docs/head.md``). ``verify``
+    compares the data with the file's checksums.
     Raises ``FormatError`` for a damaged file, ``UnsupportedModelError`` for a model this version
     cannot run, ``NativeError`` if a forced backend cannot run.
     """
     file = read_dbb(path, verify=verify)
-    return Model(file, operations.create(backend, isa, threads), context, kv_dtype)
+    return Model(file, operations.create(backend, isa, threads), context, kv_dtype, head)
 
 
 class Model(Answers):
     """A loaded model: immutable, memory-mapped, safe to share between threads."""
 
     def __init__(
-        self, file: DbbFile, ops: operations.Ops, context: int | None, kv_dtype: str
+        self,
+        file: DbbFile,
+        ops: operations.Ops,
+        context: int | None,
+        kv_dtype: str,
+        head: str = "full",
     ) -> None:
         self.file = file
         self.ops = ops
@@ -76,6 +85,11 @@ class Model(Answers):
                 f"only {file.config.vocab_size}; export it again with its own tokenizer"
             )
         self.llama = Llama(file.config, file.linears, file.norms, ops, self.context)
+        if head not in HEADS:
+            raise EdgeDBError(f"unknown head {head!r}; choose {' or '.join(HEADS)}")
+        if head == "two-stage":
+            linears = file.linears
+            self.llama.two_stage = TwoStageHead(linears.get("head", linears["embedding"]), ops)
 
     @property
     def config(self) -> ModelConfig:

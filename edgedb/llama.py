@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .config import ModelConfig
+from .head import Needed, TwoStageHead
 from .kvcache import KVCache
 from .ops import AttentionShape, Ops
 from .ops.buffer import Buffer
@@ -23,7 +24,7 @@ from .tensors import LinearTensor
 # than this gains nothing and delays a cancel.
 MAX_BATCH = 128
 
-LogitsWanted = Literal["last", "all"]
+LogitsWanted = Literal["last", "all"] | Needed
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Llama:
         self.cos, self.sin = ops.wrap(self._rope.cos), ops.wrap(self._rope.sin)
         self.embedding = ops.matrix(linears["embedding"])
         self.head = self.embedding if config.tie_word_embeddings else ops.matrix(linears["head"])
+        self.two_stage: TwoStageHead | None = None  # reads of the head what a sampler looks at
         self.final_norm = ops.wrap(norms["final_norm"])
         self.layers = [self._layer(f"layers.{i}", linears, norms) for i in range(config.n_layers)]
 
@@ -107,7 +109,8 @@ class Llama:
     ) -> np.ndarray | None:
         """Read ``tokens`` (1 to ``MAX_BATCH``) at the cache's end.
 
-        Returns float32 logits of the last token ``(vocab,)``, of all ``(n, vocab)``, or ``None``.
+        Returns float32 logits of the last token ``(vocab,)``, of all ``(n, vocab)``, or ``None``;
+        with ``Needed``, those of the last token with -inf where a two-stage head left some out.
         The array is the state's own buffer: the next call overwrites it. The caller checks that
         ids are in the vocabulary and that the cache has room.
         """
@@ -138,7 +141,10 @@ class Llama:
         # The head is half of a small model's bytes: read it for the last token only.
         last = x if n == 1 else ops.wrap(x.array[n - 1 : n])
         ops.rmsnorm(last, self.final_norm, xb, 1, eps)
-        ops.matmul(self.head, xb, state.logits, 1)
+        if isinstance(logits, Needed) and self.two_stage is not None:
+            self.two_stage.logits(xb, state.logits, logits)
+        else:
+            ops.matmul(self.head, xb, state.logits, 1)
         return state.logits.array[0]
 
     def hidden(self, tokens: Sequence[int], cache: KVCache, state: RunState) -> np.ndarray:

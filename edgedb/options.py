@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .sampling import SamplingParams
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-_LOADING = ("threads", "backend", "isa", "context", "kv_dtype")
+_LOADING = ("threads", "backend", "isa", "context", "kv_dtype", "head")
 
 
 class IntList(click.ParamType):
@@ -66,7 +66,14 @@ kv_option = click.option(
     show_default=True,
     help="How the context is kept; int8 halves its memory.",
 )
-load_options = together(threads_option, backend_options, context_option, kv_option)
+head_option = click.option(
+    "--head",
+    type=click.Choice(["full", "two-stage"]),
+    default="full",
+    show_default=True,
+    help="two-stage: leave out logits that no choice depends on; same text.",
+)
+load_options = together(threads_option, backend_options, context_option, kv_option, head_option)
 lookup_option = click.option(
     "--prompt-lookup",
     type=click.IntRange(min=0),

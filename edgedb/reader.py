@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import ContextFullError, EdgeDBError
+from .head import Needed
 from .kvcache import KVCache
 from .llama import MAX_BATCH, RunState
 from .ops.selection import Floats, Ids
@@ -34,6 +35,7 @@ class Reader:
         self._ids = np.zeros(model.context, np.int32)
         self.length = 0  # tokens in _ids
         self._logits: Floats | None = None  # after the last token; None until it is read
+        self._partial: Needed | None = None  # what _logits are good for; None: for everything
         self._pace = Pace(MAX_BATCH)
         self._lookup: Lookup | None = None  # while an answer is written with guesses
         self._ahead: Ahead | None = None  # what the last guesses left to take
@@ -94,12 +96,16 @@ class Reader:
         self.length = other.length
         self.cache.copy_from(other.cache)
         self._logits = None if other._logits is None else other._logits.copy()
+        self._partial = other._partial
 
-    def logits(self) -> Floats:
-        """After the last token, float32 ``(vocab,)``; the next reading overwrites it."""
+    def logits(self, wanted: Needed | None = None) -> Floats:
+        """After the last token, float32 ``(vocab,)``; the next reading overwrites it.
+
+        With ``wanted``, those that do not matter for it may be -inf.
+        """
         if not self.length:
             raise EdgeDBError("the session is empty; prefill at least one token first")
-        logits = self.read()
+        logits = self.read(wanted=wanted)
         assert logits is not None, "only a cancelled read has no logits"
         return logits
 
@@ -114,16 +120,22 @@ class Reader:
             out[start : start + len(batch)] = self.model.llama.forward(
                 batch, self.cache, self._state, logits="all"
             )
-        self._logits = out[-1].copy() if len(ids) else self._logits
+        if len(ids):
+            self._logits, self._partial = out[-1].copy(), None
         return out
 
     def read(
-        self, progress: Progress | None = None, cancelled: Callable[[], bool] | None = None
+        self,
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        wanted: Needed | None = None,
     ) -> Floats | None:
-        """Bring the cache up to the last token; its logits, or None after a cancel.
+        """Bring the cache up to the last token; its ``logits``, or None after a cancel.
 
         After a cancel the sequence ends with the last token that was read.
         """
+        if self._partial not in (None, wanted):
+            self._logits = None
         if self._logits is None and self.cache.length == self.length:
             self.cache.truncate(self.length - 1)  # rewound: logits come from reading again
         start, end = self.cache.length, self.length
@@ -132,7 +144,7 @@ class Reader:
                 self.rewind(self.cache.length)
                 return None
             at = self.cache.length
-            if at == end - 1 and (self._take_guess() or self._read_with_guesses()):
+            if at == end - 1 and (self._take_guess() or self._read_with_guesses(wanted)):
                 break
             # How the tokens are cut into batches changes no bit of the result.
             n = min(end - at, MAX_BATCH if cancelled is None else self._pace.batch)
@@ -141,8 +153,9 @@ class Reader:
                 self._ids[at : at + n].tolist(),
                 self.cache,
                 self._state,
-                logits="last" if at + n == end else None,
+                logits=(wanted or "last") if at + n == end else None,
             )
+            self._partial = wanted
             self._pace.measured(n, time.perf_counter() - started)
             if progress is not None:
                 progress(self.cache.length - start, end - start)
@@ -159,7 +172,7 @@ class Reader:
         finally:
             self._lookup = self._ahead = None
 
-    def _read_with_guesses(self) -> bool:
+    def _read_with_guesses(self, wanted: Needed | None) -> bool:
         """Read the last token and, in the same pass, guesses of those behind it."""
         if self._lookup is None:
             return False
@@ -169,7 +182,7 @@ class Reader:
         batch = [int(self._ids[at]), *guesses]
         started = time.perf_counter()
         logits = self.model.llama.forward(
-            batch, self.cache, self._state, logits="all" if guesses else "last"
+            batch, self.cache, self._state, logits="all" if guesses else wanted or "last"
         )
         assert logits is not None, "they were asked for"
         self._lookup.measured(len(guesses), time.perf_counter() - started)
@@ -177,7 +190,7 @@ class Reader:
             self.cache.truncate(at + 1)  # what follows stays in its place until it is taken
             self._ahead = Ahead(guesses, logits[1:])
             logits = logits[0]
-        self._logits = logits
+        self._logits, self._partial = logits, None if guesses else wanted
         return True
 
     def _take_guess(self) -> bool:
@@ -190,5 +203,5 @@ class Reader:
             return False
         self._lookup.hit()
         self.cache.length += 1
-        self._logits, self._ahead = logits, ahead
+        self._logits, self._ahead, self._partial = logits, ahead, None
         return True

@@ -178,6 +178,12 @@ class Sampler:
         """Whether a constraint lets nothing follow what was chosen."""
         return self._constraint is not None and self._constraint.finished
 
+    @property
+    def unpredictable(self) -> bool:
+        """Whether any token may become the best: by a processor, a constraint, DRY, mirostat."""
+        others = self._constraint is not None or self.params.dry_multiplier or self.params.mirostat
+        return bool(self._processors or others)
+
     def _scores(self, logits: Floats, history: Sequence[int] | Ids) -> Floats:
         """``logits`` after processors, bias, penalties and mask; a copy if anything changed."""
         params = self.params

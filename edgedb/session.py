@@ -20,6 +20,7 @@ import numpy as np
 from .answers import Answers, Prompt
 from .completion import Chunk, Completion, FinishReason, Stats, TokenLogprobs, collect
 from .errors import BusyError, ContextFullError, EdgeDBError
+from .head import Needed, needed
 from .logprobs import token_logprobs
 from .reader import Reader
 from .request import Progress, Request
@@ -88,7 +89,7 @@ class Session(Answers):
         """Choose the next token (greedily without a sampler), append it and return it."""
         with self._exclusive():
             sampler = sampler or Sampler(SamplingParams(temperature=0), self.model.ops)
-            return self._decode(sampler)
+            return self._decode(sampler, self._needed_by(sampler))
 
     def logits(self) -> np.ndarray:
         """Logits after the last token, float32 ``(vocab,)``, a copy."""
@@ -222,7 +223,9 @@ class Session(Answers):
         with self._exclusive(), self._reader.guessing(request.prompt_lookup) as lookup:
             stats.read_tokens = self._reader.hold(ids)
             started = time.perf_counter()
-            logits = self._reader.read(request.progress, request.cancelled)
+            whole = request.logprobs is not None
+            wanted = None if whole else self._needed_by(sampler)
+            logits = self._reader.read(request.progress, request.cancelled, wanted)
             stats.prompt_seconds = time.perf_counter() - started
 
             started = time.perf_counter()
@@ -237,8 +240,9 @@ class Session(Answers):
                 if stats.completion_tokens == max_tokens:
                     reason = "length"
                     break
-                logits = self._reader.logits()
-                token = self._decode(sampler)
+                wanted = None if whole else self._needed_by(sampler)
+                logits = self._reader.logits(wanted)
+                token = self._decode(sampler, wanted)
                 if token in end_ids:
                     reason = "stop"
                     break
@@ -256,10 +260,15 @@ class Session(Answers):
             stats.decode_seconds = time.perf_counter() - started
             yield Chunk(tail, None, reason, replace(stats))
 
-    def _decode(self, sampler: Sampler) -> int:
-        token = sampler.sample(self._reader.logits(), self._reader.ids)
+    def _decode(self, sampler: Sampler, wanted: Needed | None) -> int:
+        token = sampler.sample(self._reader.logits(wanted), self._reader.ids)
         self._reader.append([token])
         return token
+
+    def _needed_by(self, sampler: Sampler) -> Needed | None:
+        """The logits it looks at, if the model's head can leave others out."""
+        two_stage = self.model.llama.two_stage is not None
+        return needed(sampler, self._reader.ids) if two_stage else None
 
     def _logprobs(self, logits: np.ndarray, token: int, n: int | None) -> TokenLogprobs | None:
         if n is None:
