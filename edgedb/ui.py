@@ -105,6 +105,13 @@ def choices(results: dict[str, ChoiceResult]) -> None:
     )
 
 
+def _flat(values: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Rows of a nested record: keys joined by spaces."""
+    if not isinstance(values, dict):
+        return [(prefix.strip(), str(values))]
+    return [row for key, value in values.items() for row in _flat(value, f"{prefix} {key}")]
+
+
 def model_info(info: dict[str, Any]) -> None:
     """``summary.summarize`` for people."""
     config, bits = info["config"], info["bits_per_weight"]
@@ -140,6 +147,10 @@ def model_info(info: dict[str, Any]) -> None:
                 for row in info["sparsity"]
             ]
         )
+    quality = _flat(info["quantization"].get("quality", {}))
+    if quality:
+        click.echo("\nmeasured quality")
+        _table(quality)
     provenance = {k: v for k, v in info["quantization"].items() if not isinstance(v, (dict, list))}
     if provenance:
         click.echo("\nprovenance")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'edgedb-llm[train]'")
+torch.set_num_threads(1)  # more cost more than they give on matrices this small
 
 from tiny import TinySource  # noqa: E402
 
@@ -21,12 +22,14 @@ from edgedb.errors import EdgeDBError  # noqa: E402
 from tools.checkpoint import load_student  # noqa: E402
 from tools.dad import LossOptions  # noqa: E402
 from tools.decoder import load_teacher  # noqa: E402
-from tools.distill import Trainer, build_parser  # noqa: E402
+from tools.distill import build_parser, first_student  # noqa: E402
 from tools.generate import SAMPLED, Sampler, SamplingPlan, Scripts, generate  # noqa: E402
 from tools.options import TrainOptions, schedule  # noqa: E402
 from tools.quality import evaluate  # noqa: E402
 from tools.student import make_student  # noqa: E402
+from tools.tables import paired_tables  # noqa: E402
 from tools.text import TextMix  # noqa: E402
+from tools.trainer import Trainer  # noqa: E402
 
 OPTIONS = TrainOptions(
     steps=12, batch=8, micro_batch=4, length=32, lr_latent=5e-3, lr_scale=2e-3, lr_embedding=1e-4,
@@ -138,9 +141,9 @@ def test_scales_only_leaves_latents_alone(text: Path, tmp_path: Path) -> None:
 def test_micro_batches_add_up(text: Path, tmp_path: Path) -> None:
     plain = replace(OPTIONS, loss=LossOptions(), steps=2, clip=1e9, stuck_tails=True)
     runs = [trainer(text, tmp_path / str(n), replace(plain, micro_batch=n)) for n in (2, 8)]
-    first, second = (run._train_step() for run in runs)
-    assert first["loss"].item() == pytest.approx(second["loss"].item(), rel=1e-5)
-    assert first["grad_norm"].item() == pytest.approx(second["grad_norm"].item(), rel=1e-4)
+    first, second = (run._averaged(run._train_step()) for run in runs)
+    assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)
+    assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-4)
 
 
 def test_compiled_student_learns_the_same(text: Path, tmp_path: Path) -> None:
@@ -171,7 +174,7 @@ def test_schedule_by_time_ends_and_lengthens_the_text(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = itertools.count()
-    monkeypatch.setattr("tools.distill.time.monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr("tools.trainer.time.monotonic", lambda: float(next(ticks)))
     run = trainer(text, tmp_path, replace(OPTIONS, seconds=20, long_from=0.5, save_every=10**6))
     shapes = []
     batch = run.text.batch
@@ -179,40 +182,6 @@ def test_schedule_by_time_ends_and_lengthens_the_text(
     run.train()
     assert 20 <= run.seconds < 25
     assert shapes[0] == (8, 32) and shapes[-1] == (4, 64)
-
-
-TWO_PROCESSES = """
-import sys
-from pathlib import Path
-import torch
-from test_distill import OPTIONS, replace, trainer
-from tools.dad import LossOptions
-torch.distributed.init_process_group("gloo")
-rank = torch.distributed.get_rank()
-options = replace(OPTIONS, stuck_tails=True, loss=LossOptions(), steps=4)
-trainer(Path(sys.argv[1]), Path(sys.argv[2]), options).train()
-torch.distributed.destroy_process_group()
-"""
-
-
-def test_two_processes_learn_what_one_does(text: Path, tmp_path: Path) -> None:
-    (tmp_path / "run.py").write_text(TWO_PROCESSES)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [str(tmp_path / "run.py"), str(text), str(tmp_path / "two")]
-    here = Path(__file__).resolve().parent
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{here}{os.pathsep}{here.parent}",
-        "OMP_NUM_THREADS": "1",
-    }
-    subprocess.run(command, check=True, env=environment, timeout=120, capture_output=True)
-    options = replace(OPTIONS, stuck_tails=True, loss=LossOptions(), steps=4)
-    trainer(text, tmp_path / "one", options).train()
-    one, two = (
-        [line["kl"] for line in log_of(tmp_path / name) if "validation" in line]
-        for name in ("one", "two")
-    )
-    assert two == pytest.approx(one, rel=1e-3)
 
 
 def test_batches_depend_on_the_step_alone(text: Path) -> None:
@@ -234,6 +203,121 @@ def test_text_of_another_tokenizer_is_refused(text: Path) -> None:
     mix.check(96)
     with pytest.raises(EdgeDBError, match="another tokenizer"):
         mix.check(50)
+
+
+def test_log_tells_sampled_from_real_text(text: Path, tmp_path: Path) -> None:
+    """Rows of each kind are averaged apart; a step without one kind has no column for it."""
+    only = {
+        share: trainer(text, tmp_path / str(share), replace(OPTIONS, real_share=share))
+        for share in (0.0, 0.5, 1.0)
+    }
+    found = {share: run._averaged(run._train_step()) for share, run in only.items()}
+    assert "kl_real" not in found[0.0] and "kl_sampled" not in found[1.0]
+    assert found[0.0]["kl_sampled"] == pytest.approx(found[0.0]["kl"], rel=1e-5)
+    assert found[1.0]["kl_real"] == pytest.approx(found[1.0]["kl"], rel=1e-5)
+    n_real = only[0.5].text.n_real_rows(0, OPTIONS.batch)
+    mixed = found[0.5]
+    whole = n_real * mixed["kl_real"] + (OPTIONS.batch - n_real) * mixed["kl_sampled"]
+    assert whole / OPTIONS.batch == pytest.approx(mixed["kl"], rel=1e-5)
+
+
+def test_tables_of_pairs_train_with_the_rest(text: Path, tmp_path: Path) -> None:
+    options = replace(OPTIONS, steps=30, lr_embedding=2e-3, log_every=10)
+    teacher = load_teacher(TinySource())
+    mix = TextMix(text, options.length, real_share=options.real_share)
+    ids = torch.from_numpy(mix.batch(10**6, 4))
+    student = paired_tables(make_student(teacher, "least-squares"), 2, ids)
+    table = student.embedding
+    before, scales = evaluate(student, teacher, ids, bfloat16=False), table.alphas.clone()
+    Trainer(student, teacher, options, mix, tmp_path, validation={"mix": ids}).train()
+    assert not torch.equal(scales, table.alphas)
+    assert (table.alphas * table.sign > 0).all()
+    loaded, metadata = load_student(tmp_path / "student.safetensors")
+    after = evaluate(loaded, teacher, ids, bfloat16=False)
+    assert after["kl"] < 0.9 * before["kl"]
+    recorded = json.loads(metadata["provenance"])["quality"]["mix"]
+    assert recorded["kl"] == pytest.approx(after["kl"], abs=1e-4)
+
+
+def test_shards_of_other_lengths_are_joined(tmp_path: Path) -> None:
+    ids = np.arange(16 * 8, dtype=np.uint16)
+    np.save(tmp_path / "sampled-a.npy", ids[:64].reshape(16, 4))
+    np.save(tmp_path / "sampled-b.npy", ids[64:].reshape(8, 8))
+    mix = TextMix(tmp_path, 8, real_share=0)
+    assert sorted(mix.batch(0, 16).ravel()) == list(range(128))
+    np.save(tmp_path / "sampled-c.npy", ids[:30].reshape(10, 3))
+    with pytest.raises(EdgeDBError, match="do not mix"):
+        TextMix(tmp_path, 8, real_share=0)
+
+
+def test_a_bad_loss_is_never_saved(text: Path, tmp_path: Path) -> None:
+    """Saves do not fall on lines of the log here."""
+    run = trainer(text, tmp_path, replace(OPTIONS, log_every=7, save_every=2))
+    step = run._train_step
+
+    def poisoned() -> dict:
+        if run.step == 3:
+            with torch.no_grad():
+                run.student.final_norm.weight.fill_(torch.nan)
+        return step()
+
+    run._train_step = poisoned  # type: ignore[method-assign]
+    with pytest.raises(EdgeDBError, match="step 4: the loss is not finite"):
+        run.train()
+    again = trainer(text, tmp_path, replace(OPTIONS, log_every=7, save_every=2))
+    assert again.resume() and again.step == 2
+    assert torch.isfinite(again.student.final_norm.weight).all()
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(text: Path, tmp_path: Path) -> None:
+    run = trainer(text, tmp_path)
+    step = run._train_step
+
+    def stopped() -> dict:
+        if run.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return step()
+
+    run._train_step = stopped  # type: ignore[method-assign]
+    run.train()
+    again = trainer(text, tmp_path)
+    assert again.resume() and again.step == run.step == 4
+
+
+def test_a_log_line_cut_short_by_a_kill_is_dropped(text: Path, tmp_path: Path) -> None:
+    short = replace(OPTIONS, steps=4, save_every=2)
+    trainer(text, tmp_path, short).train()
+    log = tmp_path / "log.jsonl"
+    whole = log_of(tmp_path)
+    with log.open("a") as file:
+        file.write('{"step": 5, "los')
+    assert trainer(text, tmp_path, short).resume()
+    assert log_of(tmp_path) == whole
+
+
+def test_a_batch_that_does_not_split_is_refused(text: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no multiple"):
+        replace(OPTIONS, micro_batch=3)
+
+
+def test_a_student_of_another_model_is_refused(text: Path, tmp_path: Path) -> None:
+    short = replace(OPTIONS, steps=1, warmup=0)
+    trainer(text, tmp_path, short).train()
+    flags = ["m", "--text", "t", "--out", "o", "--steps", "5", "--student"]
+    args = build_parser().parse_args([*flags, str(tmp_path / "student.safetensors")])
+    other = load_teacher(TinySource(vocab_size=320))
+    with pytest.raises(EdgeDBError, match="another model"):
+        first_student(args, other, TextMix(text, 8, real_share=0.5), sharded=False)
+
+
+def test_a_teacher_that_is_no_llama_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    command = [sys.executable, "-m", "tools.distill", str(tmp_path), "--text", str(tmp_path)]
+    command += ["--out", str(tmp_path / "out"), "--steps", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+    assert "mamba" in done.stderr
 
 
 def test_full_disk_leaves_the_last_state(

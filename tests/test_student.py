@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'edgedb-
 from tiny import TinySource  # noqa: E402
 
 from edgedb.errors import FormatError  # noqa: E402
-from tools import checkpoint  # noqa: E402
+from tools import checkpoint, export_student  # noqa: E402
 from tools.decoder import Decoder, load_teacher, mean_square_inputs  # noqa: E402
 from tools.student import (  # noqa: E402
     STARTS,
@@ -36,6 +36,7 @@ def random_linear(rows: int = 5, cols: int = 100, seed: int = 0) -> FDBLinear:
 
 def student_of(source: TinySource) -> Decoder:
     teacher = load_teacher(source)
+    torch.manual_seed(0)
     ids = torch.randint(0, source.config.vocab_size, (2, 16))
     return make_student(teacher, "weighted", mean_square_inputs(teacher, ids))
 
@@ -182,7 +183,7 @@ def test_packed_matrix_is_the_students_bit_for_bit() -> None:
 
     module = random_linear(rows=70, cols=172)
     assert np.array_equal(
-        dequantize(checkpoint.pair_tensor(module)), module.weight().detach().numpy()
+        dequantize(export_student.pair_tensor(module)), module.weight().detach().numpy()
     )
 
 
@@ -194,7 +195,7 @@ def test_exported_student_runs_in_the_engine(tmp_path, tiny_spec) -> None:
     student = student_of(TinySource(vocab_size=320, tied=False))
     path, out = tmp_path / "student.safetensors", tmp_path / "student.dbb"
     checkpoint.save_student(path, student, step=1, provenance={}, tokenizer=tiny_spec)
-    checkpoint.export(path, out)
+    export_student.export(path, out)
     found = read_dbb(out)
     for name, module in student.matrices():
         # Bit for bit, zeros of either sign aside.
@@ -217,22 +218,64 @@ def test_embedding_in_pairs_is_fitted_to_what_the_head_sees(tmp_path, tiny_spec)
     rng = np.random.default_rng(0)
     np.save(tmp_path / "real-x.npy", rng.integers(0, 320, 2000).astype(np.uint16))
     np.save(tmp_path / "sampled-0.npy", rng.integers(0, 320, (40, 512)).astype(np.uint16))
-    seen = student(torch.from_numpy(rng.integers(0, 320, (2, 64)))).flatten(0, 1).detach().numpy()
+    seen = (
+        student(torch.from_numpy(rng.integers(0, 320, (2, 64))))[0].flatten(0, 1).detach().numpy()
+    )
     embedding = student.embedding.detach().numpy()
 
     def error(name: str, text: Path | None) -> float:
-        out = checkpoint.export(path, tmp_path / name, pairs=2, text=text)
-        found = dequantize(read_dbb(out).linears["embedding"])
+        export_student.export(path, tmp_path / name, pairs=2, text=text)
+        found = dequantize(read_dbb(tmp_path / name).linears["embedding"])
         return float(np.square((found - embedding) @ seen.T).sum())
 
     assert error("fitted.dbb", tmp_path) < error("plain.dbb", None)
+
+
+def test_export_measures_the_engine_and_records_it(tmp_path, tiny_spec) -> None:
+    """The check's figures are in the file, and ``edgedb info`` shows them."""
+    from click.testing import CliRunner
+
+    from edgedb.cli import main
+    from edgedb.dbb import read_dbb
+
+    path, out = tmp_path / "student.safetensors", tmp_path / "student.dbb"
+    provenance = {"quality": {"held-out": {"kl": 0.25}}}
+    student = student_of(TinySource(vocab_size=320))
+    checkpoint.save_student(path, student, step=1, provenance=provenance, tokenizer=tiny_spec)
+    (tmp_path / "text.txt").write_text("Once upon a time there was a fox. " * 20)
+    record = export_student.export(path, out, check=tmp_path / "text.txt")
+    quality = read_dbb(out).quantization["quality"]
+    assert quality == record["quality"]
+    assert quality["held-out"] == {"kl": 0.25}
+    engine = quality["engine"]
+    assert 10 < engine["tokens"] <= 1000
+    assert 0 <= engine["kl"] < 0.05 and engine["top1"] > 0.8
+    assert engine["ppl_engine"] == pytest.approx(engine["ppl_pytorch_int8_inputs"], rel=0.05)
+    assert not list(tmp_path.glob("*.trial*"))
+    shown = CliRunner().invoke(main, ["info", str(out)])
+    assert "measured quality" in shown.output and "engine kl" in shown.output
+
+
+def test_the_exporter_takes_a_student_too(tmp_path, tiny_spec) -> None:
+    from click.testing import CliRunner
+
+    from edgedb.dbb import read_dbb
+    from tools.export import main
+
+    path, out = tmp_path / "student.safetensors", tmp_path / "student.dbb"
+    checkpoint.save_student(
+        path, student_of(TinySource(vocab_size=320)), step=3, provenance={}, tokenizer=tiny_spec
+    )
+    done = CliRunner().invoke(main, [str(path), str(out)])
+    assert done.exit_code == 0, done.output
+    assert read_dbb(out).quantization["step"] == 3
 
 
 def test_student_without_tokenizer_is_not_exported(tmp_path) -> None:
     path = tmp_path / "student.safetensors"
     checkpoint.save_student(path, student_of(TinySource()), step=1, provenance={})
     with pytest.raises(FormatError, match="no tokenizer"):
-        checkpoint.export(path, tmp_path / "out.dbb")
+        export_student.export(path, tmp_path / "out.dbb")
 
 
 def test_decoder_matches_stories260k() -> None:

@@ -1,4 +1,4 @@
-"""A student on disk, small enough to carry around, and its way into a ``.dbb``.
+"""A student on disk, small enough to carry around.
 
 The file is a safetensors file (``docs/checkpoint.md``). A latent weight is one byte: two bits say
 which level is nearest, six bits where the latent lies between the neighbouring thresholds. So the
@@ -11,13 +11,12 @@ import argparse
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -27,10 +26,11 @@ from edgedb.errors import FormatError
 
 from .command import one_line_errors
 from .decoder import Decoder
-from .student import FDBLinear, planes
+from .parallel import assign
+from .student import FDBLinear, empty_student, planes, scale_codes
+from .tables import FDBTable, decode_table, encode_table, table_codes
 
 if TYPE_CHECKING:
-    from edgedb.tensors import PairTensor
     from edgedb.tokenizer import TokenizerSpec
 
 FORMAT = "edgedb-student"
@@ -95,9 +95,13 @@ def save_student(
 ) -> None:
     """Write ``path`` (atomically). ``provenance`` is JSON: teacher, text, settings, quality."""
     tensors: dict[str, Tensor] = {name: norm.float() for name, norm in student.norms()}
-    tensors["embedding"] = student.embedding.to(torch.float16)
-    if not student.config.tie_word_embeddings:
-        tensors["head"] = student.untied_head.to(torch.float16)
+    for name, table in student.tables().items():
+        if isinstance(table, FDBTable):
+            tensors[f"{name}.latent"] = encode_table(table.latent, *table_codes(table.alphas))
+            tensors[f"{name}.alphas"] = table.alphas
+        else:
+            assert isinstance(table, Tensor)
+            tensors[name] = table.to(torch.float16)
     for name, module in student.matrices():
         assert isinstance(module, FDBLinear)
         unit, c1, c2 = module.codes()
@@ -138,160 +142,60 @@ def read_student(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 @torch.no_grad()
-def load_student(path: Path, device: torch.device | str = "cpu") -> tuple[Decoder, dict[str, str]]:
+def load_student(
+    path: Path, device: torch.device | str = "cpu", *, sharded: bool = False
+) -> tuple[Decoder, dict[str, str]]:
     """The student of a file, ready to go on training, and the file's metadata.
 
     Raises ``FormatError`` naming the tensor that is missing or has another shape than the model.
     """
     tensors, metadata = read_student(path)
     config = ModelConfig.from_dict(json.loads(metadata["config"]))
-    student = Decoder(config, lambda name, rows, cols: FDBLinear(rows, cols))
+    alphas = tensors.get("embedding.alphas")
+    pairs = 0 if alphas is None else alphas.shape[-1] // 2
+    student = empty_student(config, device, table_pairs=pairs, sharded=sharded)
 
-    def take(name: str, like: Tensor) -> Tensor:
+    def take(name: str, shape: Sequence[int]) -> Tensor:
         if name not in tensors:
             raise FormatError(f"{path}: tensor {name} is missing")
-        if tensors[name].shape != like.shape:
+        if tensors[name].shape != tuple(shape):
             raise FormatError(
                 f"{path}: tensor {name} has shape {list(tensors[name].shape)}, "
-                f"expected {list(like.shape)}"
+                f"expected {list(shape)}"
             )
-        return tensors[name]
+        return tensors[name].to(device)
 
     for name, norm in student.norms():
-        norm.copy_(take(name, norm))
-    student.embedding.copy_(take("embedding", student.embedding))
-    if not config.tie_word_embeddings:
-        student.untied_head.copy_(take("head", student.untied_head))
+        assign(norm, take(name, norm.shape))
+    for name, table in student.tables().items():
+        if isinstance(table, FDBTable):
+            scales = take(f"{name}.alphas", table.alphas.shape)
+            codes = take(f"{name}.latent", table.latent.shape)
+            table.fill(decode_table(codes, *table_codes(scales)), scales)
+        else:
+            assert isinstance(table, Tensor)
+            assign(table, take(name, table.shape))
     for name, module in student.matrices():
         assert isinstance(module, FDBLinear)
-        module.alpha1.copy_(take(f"{name}.alpha1", module.alpha1[..., 0])[..., None])
-        module.alpha2.copy_(take(f"{name}.alpha2", module.alpha2[..., 0])[..., None])
-        module.sign.copy_(torch.where(module.alpha1 < 0, -1.0, 1.0))
-        unit, c1, c2 = module.codes()
-        codes = take(f"{name}.latent", module.latent)
-        module.latent.copy_(decode_latent(codes, unit * c1, unit * c2))
-    return student.to(device), metadata
-
-
-@torch.no_grad()
-def pair_tensor(module: FDBLinear) -> PairTensor:
-    """The packed form of one matrix; it stands for exactly ``module.weight()``."""
-    from edgedb.packing import pack_planes
-    from edgedb.tensors import PairTensor
-
-    module.round_scales = True
-    unit, c1, c2 = module.codes()
-    b1, b2 = (
-        plane.flatten(1)[:, : module.cols].cpu().numpy()
-        for plane in planes(module.latent, unit * c1, unit * c2)
-    )
-    codes1, codes2 = (c[..., 0].to(torch.int8).cpu().numpy() for c in (c1, c2))
-    blocks = pack_planes(b1, b2, codes1, codes2)
-    row_scale = unit[:, 0, 0].cpu().numpy()
-    return PairTensor(blocks[None], row_scale[None], module.rows, module.cols)
-
-
-@torch.no_grad()
-def head_hessians(student: Decoder, ids: Tensor) -> list[NDArray[np.float32]]:
-    """``X^T X`` of what the head multiplies on ``ids [windows, tokens]``, for ``tools.fdb.fit``."""
-    from .feedback import panels
-
-    rows = torch.cat([student(window[None], eager=True)[0] for window in ids])
-    whole = (rows.t() @ rows / len(rows)).numpy()
-    return [np.ascontiguousarray(whole[part, part]) for part in panels(len(whole))]
-
-
-def export(
-    path: Path,
-    out: Path,
-    *,
-    pairs: int | None = None,
-    text: Path | None = None,
-    quality: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write the student ``path`` as ``out`` (``.dbb``): layers as pairs, embedding and head int8.
-
-    pairs: embedding and head as so many pairs instead, fitted to what the head sees on a few
-    windows of the training text in folder ``text``. ``quality`` goes into the file's record.
-    Raises ``FormatError`` if a packed matrix does not decode to the student's bit for bit.
-    """
-    from edgedb.dbb_writer import DbbWriter
-    from edgedb.packing import dequantize, pack_int8, quantize_int8
-    from edgedb.tokenizer import TokenizerSpec
-
-    from .fdb import fit
-    from .text import TextMix
-
-    student, metadata = load_student(path)
-    if "tokenizer" not in metadata:
-        raise FormatError(f"{path}: holds no tokenizer; train with a source that has one")
-    spec = TokenizerSpec.from_metadata(
-        json.loads(metadata["tokenizer"]), read_student(path)[0][TOKENIZER].numpy().tobytes()
-    )
-    matrices, norms = dict(student.matrices()), dict(student.norms())
-    dense = {"embedding": student.embedding}
-    if not student.config.tie_word_embeddings:
-        dense["head"] = student.untied_head
-    kinds: dict[str, Any] = {
-        name: 1 if name in matrices else pairs or "int8" for name in student.config.linear_shapes()
-    }
-    hessians = None
-    if pairs and text:
-        windows = TextMix(text, 1024, real_share=0.5).batch(0, 12)
-        hessians = head_hessians(student, torch.from_numpy(windows))
-    with DbbWriter(
-        out, student.config, spec, kinds, fingerprint=f"student {metadata['sha256']} {text}"
-    ) as writer:
-        for name in writer.remaining:
-            if name in norms:
-                writer.put(name, norms[name].detach().numpy())
-            elif name in dense:
-                weight = dense[name].detach().numpy()
-                packed = (
-                    fit(weight, pairs, hessians=hessians).tensor
-                    if pairs
-                    else pack_int8(*quantize_int8(weight))
-                )
-                writer.put(name, packed)
-            else:
-                module = matrices[name]
-                assert isinstance(module, FDBLinear)
-                tensor = pair_tensor(module)
-                if not np.array_equal(dequantize(tensor), module.weight().detach().numpy()):
-                    raise FormatError(f"{name}: the packed matrix is not the student's")
-                writer.put(name, tensor)
-        return writer.finish(
-            {
-                "group": 64,
-                "method": "FDB, trained",
-                "student": metadata["sha256"],
-                "step": int(metadata["step"]),
-                "provenance": json.loads(metadata["provenance"]),
-                **(quality or {}),
-            }
+        alpha1, alpha2 = (
+            take(f"{name}.{which}", module.alpha1.shape[:2])[..., None]
+            for which in ("alpha1", "alpha2")
         )
+        unit, c1, c2 = scale_codes(alpha1, alpha2)
+        codes = take(f"{name}.latent", module.latent.shape)
+        assign(module.latent, decode_latent(codes, unit * c1, unit * c2))
+        assign(module.alpha1, alpha1)
+        assign(module.alpha2, alpha2)
+        assign(module.sign, torch.where(alpha1 < 0, -1.0, 1.0))
+    return student, metadata
 
 
 @one_line_errors
 def main() -> None:
-    """``python -m tools.checkpoint export STUDENT OUT.dbb`` and ``... info STUDENT``."""
-    parser = argparse.ArgumentParser(description="Student checkpoints.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    exporting = commands.add_parser("export", help="write a .dbb")
-    exporting.add_argument("student", type=Path)
-    exporting.add_argument("out", type=Path)
-    exporting.add_argument("--pairs", type=int, help="embedding and head in pairs, not int8")
-    exporting.add_argument("--text", type=Path, help="training text, to fit those pairs by")
-    exporting.add_argument("--quality", type=json.loads, help="JSON for the file's record")
-    showing = commands.add_parser("info", help="print step, provenance and checksum")
-    showing.add_argument("student", type=Path)
-    args = parser.parse_args()
-    if args.command == "export":
-        print(
-            export(args.student, args.out, pairs=args.pairs, text=args.text, quality=args.quality)
-        )
-        return
-    _, metadata = read_student(args.student)
+    """``python -m tools.checkpoint STUDENT``: print step, provenance and checksum."""
+    parser = argparse.ArgumentParser(description="Show what a student checkpoint is.")
+    parser.add_argument("student", type=Path)
+    _, metadata = read_student(parser.parse_args().student)
     print(json.dumps({key: metadata[key] for key in ("step", "provenance", "sha256")}, indent=2))
 
 

@@ -80,8 +80,8 @@ def twin_entropy(entropy_teacher: Tensor, entropy_student: Tensor, gamma: float)
     return entropy_teacher.clamp_min(0) ** gamma * entropy_student.clamp_min(0) ** (1 - gamma)
 
 
-class DistillationMeans(NamedTuple):
-    """Averages over the tokens of a batch, scalars without gradient."""
+class TokenLosses(NamedTuple):
+    """What each token cost, in the targets' shape, without gradient."""
 
     kl: Tensor
     ce: Tensor
@@ -139,10 +139,9 @@ class _Distill(torch.autograd.Function):
                 if total is not None:
                     grad = found.grad if scale is None else found.grad * scale.to(dtype)
                     total += grad.t() @ hidden[rows].to(dtype)
-        means = per_token.mean(dim=1)
         weight = torch.ones_like(per_token[4])
         if weighted:
-            mean = means[4].clamp_min(torch.finfo(torch.float32).tiny)
+            mean = per_token[4].mean().clamp_min(torch.finfo(torch.float32).tiny)
             weight = (1 - plain) * per_token[4] / mean + plain
         grad_hidden *= weight[:, None] / n
         ctx.grad_head = None
@@ -155,8 +154,8 @@ class _Distill(torch.autograd.Function):
         ctx.save_for_backward(grad_hidden)
         ce_share = options.ce_share
         loss = (weight * ((1 - ce_share) * per_token[0] + ce_share * per_token[1])).mean()
-        ctx.mark_non_differentiable(means)
-        return loss, means
+        ctx.mark_non_differentiable(per_token)
+        return loss, per_token
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
@@ -173,14 +172,14 @@ def distillation_loss(
     targets: Tensor,
     options: LossOptions,
     terms: Terms = token_terms,
-) -> tuple[Tensor, DistillationMeans]:
-    """The loss (a scalar with gradients to ``hidden`` and ``head``) and the batch's averages.
+) -> tuple[Tensor, TokenLosses]:
+    """The loss (a scalar with gradients to ``hidden`` and ``head``), and its terms by token.
 
     hidden, teacher_hidden ``[..., d]`` before the heads ``[vocabulary, d]``; targets int64
     ``[...]`` with ``IGNORE`` where the next token is unknown. ``terms`` may be a compiled
     ``token_terms``.
     """
-    loss, means = _Distill.apply(
+    loss, per_token = _Distill.apply(
         hidden.flatten(0, -2),
         head,
         teacher_hidden.flatten(0, -2),
@@ -189,4 +188,4 @@ def distillation_loss(
         options,
         terms,
     )
-    return loss, DistillationMeans(*means[:4])
+    return loss, TokenLosses(*(term.view_as(targets) for term in per_token[:4]))

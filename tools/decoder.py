@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgedb.config import ModelConfig
+
+from . import parallel
 
 Float32 = NDArray[np.float32]
 
@@ -49,10 +52,11 @@ class RMSNorm(nn.Module):
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
 
 
-def rope_frequencies(config: ModelConfig) -> Tensor:
+def rope_frequencies(config: ModelConfig, device: torch.device | str = "cpu") -> Tensor:
     """Radians per position of each rotary pair, float64 ``[head_dim / 2]``."""
     n = config.head_dim // 2
-    frequencies = config.rope_theta ** (-torch.arange(n, dtype=torch.float64) / n)
+    exponents = -torch.arange(n, dtype=torch.float64, device=device) / n
+    frequencies = config.rope_theta**exponents
     scaling = config.rope_scaling
     if scaling.type == "linear":
         return frequencies / scaling.factor
@@ -106,7 +110,14 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token ids to the hidden state before the head, which the loss applies in pieces."""
+    """Token ids to the hidden state before the head, which the loss applies in pieces.
+
+    ``embedding`` and ``untied_head`` are parameters ``[vocabulary, hidden]``, or modules that make
+    such a matrix when called.
+    """
+
+    embedding: nn.Parameter | nn.Module
+    untied_head: nn.Parameter | nn.Module
 
     def __init__(self, config: ModelConfig, linear: LinearFactory = dense_linear) -> None:
         super().__init__()
@@ -116,35 +127,57 @@ class Decoder(nn.Module):
         self.final_norm = RMSNorm(config.hidden_size, config.norm_eps)
         if not config.tie_word_embeddings:
             self.untied_head = nn.Parameter(torch.zeros(config.vocab_size, config.hidden_size))
-        self.register_buffer("frequencies", rope_frequencies(config), persistent=False)
 
     @property
-    def head(self) -> Tensor:
-        """``[vocabulary, hidden]``; the embedding itself where they are tied."""
-        return self.embedding if self.config.tie_word_embeddings else self.untied_head
+    def device(self) -> torch.device:
+        return self.final_norm.weight.device
 
     def rope(self, n: int) -> tuple[Tensor, Tensor]:
         """cos and sin of positions ``0 .. n - 1``, float32 ``[n, 1, head_dim / 2]``."""
-        positions = torch.arange(n, dtype=torch.float64, device=self.frequencies.device)
-        angles = positions[:, None, None] * self.frequencies.double()
+        positions = torch.arange(n, dtype=torch.float64, device=self.device)
+        angles = positions[:, None, None] * rope_frequencies(self.config, self.device)
         return angles.cos().float(), angles.sin().float()
 
-    def forward(self, ids: Tensor, *, eager: bool = False) -> Tensor:
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Ids int64 ``[batch, tokens]`` to float32 ``[batch, tokens, hidden]`` after the last norm.
 
-        ``eager`` runs the layers uncompiled: an evaluation with another length must not make
-        ``torch.compile`` build every graph again.
+        With it comes the head ``[vocabulary, hidden]``: the embedding itself where they are tied.
         """
-        x = F.embedding(ids, self.embedding).float()
+        table = _matrix(self.embedding)
+        x = F.embedding(ids, table).float()
         cos, sin = self.rope(ids.shape[1])
         for layer in self.layers:
-            # Module.compile() acts on the call, not on forward.
-            x = layer.forward(x, cos, sin) if eager else layer(x, cos, sin)
-        return self.final_norm(x)
+            x = layer(x, cos, sin)
+        head = table if self.config.tie_word_embeddings else _matrix(self.untied_head)
+        # Never the parameter itself: FSDP hooks every output, and on a leaf hooks would pile up.
+        return self.final_norm(x), head.view_as(head) if head.is_leaf else head
 
     def logits(self, ids: Tensor) -> Tensor:
         """``[batch, tokens, vocabulary]`` in one piece: for short texts and tests."""
-        return F.linear(self.forward(ids, eager=True), self.head)
+        return F.linear(*self(ids))
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Layer by layer: thirty equal layers are one graph, built in seconds.
+
+        What is compiled is ``forward`` and not the call, so that hooks (of FSDP) run around it.
+        """
+        parts = [*self.layers, *(t for t in self.tables().values() if isinstance(t, nn.Module))]
+        for part in parts:
+            plain = type(part).forward.__get__(part)  # whatever was compiled before
+            part.forward = torch.compile(plain, dynamic=False)
+
+    def tables(self) -> dict[str, nn.Parameter | nn.Module]:
+        """Embedding and, where there is one, the separate head, by edgedb name."""
+        found = {"embedding": self.embedding}
+        if not self.config.tie_word_embeddings:
+            found["head"] = self.untied_head
+        return found
+
+    def set_table(self, name: str, table: nn.Module) -> None:
+        """Put a module in the place of "embedding" or "head"."""
+        attribute = {"embedding": "embedding", "head": "untied_head"}[name]
+        delattr(self, attribute)
+        setattr(self, attribute, table)
 
     def matrices(self) -> Iterator[tuple[str, nn.Module]]:
         """edgedb name and module of every matrix inside the layers, in the order of a forward."""
@@ -160,23 +193,35 @@ class Decoder(nn.Module):
         yield "final_norm", self.final_norm.weight
 
 
-def load_teacher(source: WeightSource, device: torch.device | str = "cpu") -> Decoder:
-    """The full-precision model of a checkpoint, float32, frozen."""
-    teacher = Decoder(source.config)
+def _matrix(table: nn.Parameter | nn.Module) -> Tensor:
+    return table() if isinstance(table, nn.Module) else table
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Compiled parts run eagerly inside: another length must not build every graph again."""
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def load_teacher(
+    source: WeightSource, device: torch.device | str = "cpu", *, sharded: bool = False
+) -> Decoder:
+    """The full-precision model of a checkpoint, float32, frozen; in pieces where ``sharded``."""
+    teacher = parallel.build(lambda: Decoder(source.config), device, sharded=sharded)
 
     def copy(parameter: Tensor, name: str) -> None:
         # A source may hand out read-only views of its file, which torch does not like to share.
-        parameter.copy_(torch.from_numpy(np.array(source.tensor(name))))
+        parallel.assign(parameter, torch.from_numpy(np.array(source.tensor(name))))
 
     with torch.no_grad():
         for name, norm in teacher.norms():
             copy(norm, name)
         for name, module in teacher.matrices():
             copy(module.weight, name)
-        copy(teacher.embedding, "embedding")
-        if not source.config.tie_word_embeddings:
-            copy(teacher.untied_head, "head")
-    return teacher.to(device).requires_grad_(False).eval()
+        for name, table in teacher.tables().items():
+            assert isinstance(table, nn.Parameter)
+            copy(table, name)
+    return teacher.requires_grad_(False).eval()
 
 
 @torch.no_grad()
@@ -194,7 +239,8 @@ def mean_square_inputs(model: Decoder, ids: Tensor) -> dict[str, Tensor]:
 
         hooks.append(module.register_forward_pre_hook(keep))
     try:
-        model(ids, eager=True)
+        with uncompiled():
+            model(ids)
     finally:
         for hook in hooks:
             hook.remove()

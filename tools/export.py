@@ -29,7 +29,6 @@ from .store import rounded, store_plain
 
 # Part of the provenance: raised when the same source and options would give other weights.
 VERSION = 1
-
 METHODS = ("fdb", "rtn", "int8", "dense16", "dense32")
 TABLE_KINDS = ("int8", "2", "3", "float16", "float32")  # a number: pairs
 _KIND_OF_METHOD: dict[str, Kind] = {"int8": "int8", "dense16": "float16", "dense32": "float32"}
@@ -333,7 +332,7 @@ def main(
     threads: int | None,
     **values: Any,
 ) -> None:
-    """Convert SOURCE (a Hugging Face directory or a GGUF file) to OUT.dbb.
+    """Convert SOURCE (a Hugging Face directory, GGUF file or trained student) to OUT.dbb.
 
     An interrupted run goes on where it stopped when the same command is given again.
     """
@@ -343,7 +342,12 @@ def main(
     text = "none" if no_calibration else str(calibration) if calibration else "sample"
     options = Options(calibration=text, sequences=calibration_tokens // 256, **values)
     try:
-        export(open_source(source), out, options, threads=threads, console=console)
+        if source.suffix == ".safetensors":  # a trained student; Hugging Face's are directories
+            from .export_student import export as export_trained  # needs torch
+
+            export_trained(source, out, check=calibration)
+        else:
+            export(open_source(source), out, options, threads=threads, console=console)
     except EdgeDBError as error:
         console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
         raise SystemExit(2) from None

@@ -166,11 +166,12 @@ class Sampler:
 
     def __init__(self, model: Decoder, plan: SamplingPlan, dtype: torch.dtype) -> None:
         self.model, self.plan, self.config = model, plan, model.config
-        self.device = model.embedding.device
+        self.device = model.device
         c, n = self.config, plan.sequences
         self._weights = {name: m.weight.to(dtype) for name, m in model.matrices()}
-        self._embedding = model.embedding.to(dtype)
-        self._head = model.head.to(dtype)
+        tables = model.tables()
+        self._embedding = tables["embedding"].to(dtype)
+        self._head = tables.get("head", tables["embedding"]).to(dtype)
         shape = (c.n_layers, n, c.n_kv_heads, plan.length, c.head_dim)
         self._k = torch.zeros(shape, dtype=dtype, device=self.device)
         self._v = torch.zeros(shape, dtype=dtype, device=self.device)
@@ -302,7 +303,7 @@ def generate(
     if plan_file.exists() and json.loads(plan_file.read_text()) != record:
         raise EdgeDBError(f"{out}: holds text sampled with other settings; choose another folder")
     plan_file.write_text(json.dumps(record))
-    on_gpu = model.embedding.device.type == "cuda"
+    on_gpu = model.device.type == "cuda"
     sampler = Sampler(model, plan, dtype or (torch.bfloat16 if on_gpu else torch.float32))
     kind = id_dtype(model.config.vocab_size)
     begun, longest = time.monotonic(), 0.0
@@ -334,6 +335,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=2048, help="rows of a shard")
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--chat-share", type=float, default=0.5)
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.7, 0.85, 1.0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-seconds", type=float, default=float("inf"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -343,7 +345,9 @@ def main() -> None:
 
     source = open_source(args.source)
     spec = source.tokenizer_spec
-    plan = SamplingPlan(args.sequences, args.length, args.chat_share, seed=args.seed)
+    plan = SamplingPlan(
+        args.sequences, args.length, args.chat_share, tuple(args.temperatures), args.seed
+    )
     scripts = chat_scripts(load_tokenizer(spec), spec)
     generate(
         load_teacher(source, args.device),

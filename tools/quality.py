@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .decoder import Decoder
+from .decoder import Decoder, uncompiled
 
 
 @torch.no_grad()
@@ -18,18 +18,19 @@ def evaluate(
 
     Returns ``kl`` (nats a token, to the teacher), ``ppl``, ``teacher_ppl``, ``top1`` (agreement).
     """
-    device = student.embedding.device
+    device = student.device
     total = torch.zeros(4, dtype=torch.float64, device=device)
     for start in range(0, len(ids), rows):
         part = ids[start : start + rows].to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            mine = student(part, eager=True)[:, :-1].flatten(0, 1)
-            theirs = teacher(part, eager=True)[:, :-1].flatten(0, 1)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16), uncompiled():
+            mine, head = student(part)
+            theirs, teacher_head = teacher(part)
+            mine, theirs = (hidden[:, :-1].flatten(0, 1) for hidden in (mine, theirs))
             targets = part[:, 1:].flatten()
             for at in range(0, len(targets), 2048):
                 piece = slice(at, at + 2048)
-                log_ps = (mine[piece] @ student.head.t()).float().log_softmax(-1)
-                log_pt = (theirs[piece] @ teacher.head.t()).float().log_softmax(-1)
+                log_ps = (mine[piece] @ head.t()).float().log_softmax(-1)
+                log_pt = (theirs[piece] @ teacher_head.t()).float().log_softmax(-1)
                 index = targets[piece, None]
                 kl = (log_pt.exp() * (log_pt - log_ps)).sum(-1)
                 same = log_ps.argmax(-1) == log_pt.argmax(-1)

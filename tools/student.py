@@ -14,7 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgedb.config import ModelConfig
+
+from . import parallel
 from .decoder import Decoder
+from .parallel import local
 
 GROUP = 64
 MAX_CODE = 127
@@ -22,7 +26,7 @@ MAX_CODE = 127
 # stays the two comparisons of ``planes``.
 MAX_RATIO = 0.95
 MIN_RATIO = 0.02
-STARTS = ("absmax", "least-squares", "weighted")
+STARTS = ("absmax", "searched", "least-squares", "weighted")
 
 
 def planes(latent: Tensor, alpha1: Tensor, alpha2: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,8 +118,9 @@ class FDBLinear(nn.Module):
         self.latent = nn.Parameter(torch.zeros(rows, groups, GROUP))
         self.alpha1 = nn.Parameter(torch.ones(rows, groups, 1))
         self.alpha2 = nn.Parameter(torch.full((rows, groups, 1), -0.5))
-        # The side of a group's longer tail is chosen at the start and then kept.
-        self.register_buffer("sign", torch.ones(rows, groups, 1))
+        # The side of a group's longer tail is chosen at the start and then kept. A parameter, not
+        # a buffer, so that it is sharded with the scales that it belongs to.
+        self.sign = nn.Parameter(torch.ones(rows, groups, 1), requires_grad=False)
         self.round_scales = True
         self.stuck = False
         self.quantize_input = False
@@ -140,20 +145,25 @@ class FDBLinear(nn.Module):
 
     @torch.no_grad()
     def load(self, weight: Tensor, alpha1: Tensor, alpha2: Tensor) -> None:
-        """Take latents from ``weight [rows, cols]`` and scales ``[rows, groups, 1]``."""
+        """Take latents from ``weight [rows, cols]`` and scales ``[rows, groups, 1]``.
+
+        Of a sharded matrix, all three are this process's rows.
+        """
         padded = F.pad(weight, (0, self.latent.shape[1] * GROUP - self.cols))
-        self.latent.copy_(padded.unflatten(1, (-1, GROUP)))
-        self.alpha1.copy_(alpha1)
-        self.alpha2.copy_(alpha2)
-        self.sign.copy_(torch.where(alpha1 < 0, -1.0, 1.0))
+        local(self.latent).copy_(padded.unflatten(1, (-1, GROUP)))
+        local(self.alpha1).copy_(alpha1)
+        local(self.alpha2).copy_(alpha2)
+        local(self.sign).copy_(torch.where(alpha1 < 0, -1.0, 1.0))
         project([self])
 
 
 @torch.no_grad()
 def project(modules: Sequence[FDBLinear]) -> None:
     """Back to opposite signs and ``|alpha1| > |alpha2| > 0`` after an optimizer step."""
-    alpha1, alpha2 = [m.alpha1.data for m in modules], [m.alpha2.data for m in modules]
-    sign = [m.sign for m in modules]
+    if not modules:
+        return
+    alpha1, alpha2 = [local(m.alpha1) for m in modules], [local(m.alpha2) for m in modules]
+    sign = [local(m.sign) for m in modules]
     long = torch._foreach_clamp_min(torch._foreach_mul(alpha1, sign), 1e-6)
     short = torch._foreach_neg(torch._foreach_mul(alpha2, sign))
     torch._foreach_clamp_min_(short, torch._foreach_mul(long, MIN_RATIO))
@@ -162,20 +172,30 @@ def project(modules: Sequence[FDBLinear]) -> None:
     torch._foreach_copy_(alpha2, torch._foreach_neg(torch._foreach_mul(short, sign)))
 
 
+# Of a group's root mean square: where s starts.
+_STARTING_FACTORS = (0.7, 0.9, 1.1, -0.7, -0.9, -1.1)
+_SEARCHED_FACTORS = tuple(sign * (0.5 + 0.05 * i) for sign in (1, -1) for i in range(20))
+
+
 @torch.no_grad()
 def fit_scales(
     weight: Tensor, importance: Tensor | None = None, start: str = "least-squares", rounds: int = 12
 ) -> tuple[Tensor, Tensor]:
     """Scales for every group of ``weight [rows, cols]``: alpha1, alpha2 ``[rows, groups, 1]``.
 
-    "absmax" is the paper's ``s = max|w| / 2``; the others alternate nearest level and a 2x2 solve
-    for either sign and keep the better, with squared errors weighted by ``importance [cols]``.
+    "absmax" is the paper's ``alpha1 = 2s, alpha2 = -s`` with ``s = max|w| / 2``; "searched" keeps
+    that grid and takes the best of many s of either sign. The others alternate nearest level and a
+    2x2 solve for either sign and keep the better, with squared errors weighted by
+    ``importance [cols]``.
     """
     cols = weight.shape[1]
     grouped = F.pad(weight, (0, -cols % GROUP)).unflatten(1, (-1, GROUP))
     if start == "absmax":
         s = grouped.abs().amax(dim=-1, keepdim=True).clamp_min(1e-6) / 2
         return 2 * s, -s
+    factors: Sequence[float] = _STARTING_FACTORS
+    if start == "searched":
+        factors, rounds = _SEARCHED_FACTORS, 0
     columns = torch.ones_like(weight[0]) if importance is None else importance / importance.mean()
     # A floor keeps groups of dead columns solvable.
     columns = F.pad(columns.clamp_min(1e-4), (0, -cols % GROUP)).unflatten(0, (-1, GROUP))
@@ -183,7 +203,7 @@ def fit_scales(
     rms = (energy / columns.sum(-1, keepdim=True)).sqrt()
     alpha1 = alpha2 = torch.zeros_like(rms)
     least = torch.full_like(rms, torch.inf)
-    for factor in (0.7, 0.9, 1.1, -0.7, -0.9, -1.1):
+    for factor in factors:
         s = rms.clamp_min(1e-6) * factor
         found1, found2, error = _alternate(grouped, columns, 2 * s, -s, rounds)
         better = error < least
@@ -219,10 +239,40 @@ def _alternate(
     return alpha1, alpha2, error
 
 
-def make_student(
-    teacher: Decoder, start: str = "weighted", importance: Mapping[str, Tensor] | None = None
+def empty_student(
+    config: ModelConfig,
+    device: torch.device | str = "cpu",
+    *,
+    table_pairs: int = 0,
+    sharded: bool = False,
 ) -> Decoder:
-    """A trainable student on the teacher's device: matrices in the layers as ``FDBLinear``.
+    """A student to be filled: matrices in the layers as ``FDBLinear``.
+
+    Embedding and head are plain, or ``FDBTable`` of ``table_pairs`` pairs.
+    """
+
+    def make() -> Decoder:
+        student = Decoder(config, lambda name, rows, cols: FDBLinear(rows, cols))
+        if table_pairs:
+            from .tables import FDBTable
+
+            for name in student.tables():
+                table = FDBTable(config.vocab_size, config.hidden_size, table_pairs)
+                student.set_table(name, table)
+        return student
+
+    return parallel.build(make, device, sharded=sharded)
+
+
+@torch.no_grad()
+def make_student(
+    teacher: Decoder,
+    start: str = "weighted",
+    importance: Mapping[str, Tensor] | None = None,
+    *,
+    sharded: bool = False,
+) -> Decoder:
+    """A trainable student on the teacher's device, sharded if the teacher is.
 
     Embedding, head and norms are copied. ``importance`` (see ``mean_square_inputs``) is needed
     for the start "weighted". Raises ``ValueError`` for an unknown start.
@@ -231,16 +281,14 @@ def make_student(
         raise ValueError(f"start {start!r}: choose one of {', '.join(STARTS)}")
     if start == "weighted" and importance is None:
         raise ValueError("the weighted start needs the mean square of every matrix's inputs")
-    device = teacher.embedding.device
-    student = Decoder(teacher.config, lambda name, rows, cols: FDBLinear(rows, cols)).to(device)
-    with torch.no_grad():
-        for mine, theirs in zip(student.norms(), teacher.norms(), strict=True):
-            mine[1].copy_(theirs[1])
-        student.embedding.copy_(teacher.embedding)
-        if not teacher.config.tie_word_embeddings:
-            student.untied_head.copy_(teacher.untied_head)
+    student = empty_student(teacher.config, teacher.device, sharded=sharded)
+    # Rows are fitted one by one, and both models are cut into the same rows: all of it is local.
+    parallel.reshard(teacher)
+    plain = [{**dict(model.norms()), **model.tables()} for model in (student, teacher)]
+    for mine, theirs in zip(*(parts.values() for parts in plain), strict=True):
+        local(mine).copy_(local(theirs))
     for (name, mine), (_, theirs) in zip(student.matrices(), teacher.matrices(), strict=True):
-        weight = theirs.weight.detach().float()
+        weight = local(theirs.weight).float()
         columns = importance[name] if start == "weighted" and importance else None
         mine.load(weight, *fit_scales(weight, columns, start))
     return student

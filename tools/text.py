@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,8 @@ class TextMix:
     """Batches ``[batch, length]`` of sampled and real text.
 
     real_share: part of the sequences that are windows of the real streams, each stream drawn in
-    proportion to its length. Sampled sequences shorter than ``length`` are put one after another.
+    proportion to its length. Sampled sequences shorter than ``length``, or than those of other
+    shards, are put one after another.
     Raises ``EdgeDBError`` when the folder lacks what the share asks for.
     """
 
@@ -39,7 +41,8 @@ class TextMix:
             [np.load(path, mmap_mode="r") for path in sorted(folder.glob(pattern))]
             for pattern in ("sampled-*.npy", "real-*.npy")
         )
-        self._sampled = sampled
+        widest = max((shard.shape[1] for shard in sampled), default=1)
+        self._sampled = [_widened(shard, widest, folder) for shard in sampled]
         self._streams = [stream for stream in streams if len(stream) > length]
         if real_share < 1 and not self._sampled:
             raise EdgeDBError(f"{folder}: no sampled-*.npy; run tools.generate, or --real-share 1")
@@ -70,15 +73,21 @@ class TextMix:
         return sum(len(stream) for stream in self._streams)
 
     def batch(self, step: int, size: int, length: int | None = None) -> Ids:
-        """The ``size`` sequences of one step, int64 ``[size, length]``."""
+        """The ``size`` sequences of one step, int64 ``[size, length]``, real ones first."""
         length = length or self.length
         rng = np.random.default_rng((self.seed, step))
-        # The share is met on average over steps, not exactly in each.
-        n_real = int(np.floor(size * self.real_share + rng.random()))
-        rows = [self._window(rng, length) for _ in range(min(n_real, size))]
+        rows = [self._window(rng, length) for _ in range(self._draw_real(rng, size))]
         if len(rows) < size:
             rows += self._sequences(step * size, size - len(rows), length)
         return np.stack(rows)
+
+    def n_real_rows(self, step: int, size: int) -> int:
+        """How many of a step's sequences are real text."""
+        return self._draw_real(np.random.default_rng((self.seed, step)), size)
+
+    def _draw_real(self, rng: np.random.Generator, size: int) -> int:
+        # The share is met on average over steps, not exactly in each.
+        return min(int(np.floor(size * self.real_share + rng.random())), size)
 
     def _window(self, rng: np.random.Generator, length: int) -> Ids:
         sizes = np.array([len(stream) for stream in self._streams], np.float64)
@@ -105,6 +114,14 @@ class TextMix:
         shard = int(np.searchsorted(self._ends, row, side="right"))
         first = int(self._ends[shard - 1]) if shard else 0
         return np.asarray(self._sampled[shard][row - first], np.int64)
+
+
+def _widened(shard: NDArray[Any], width: int, folder: Path) -> NDArray[Any]:
+    """Neighbouring sequences joined to ``width`` tokens, so that one shuffle serves all shards."""
+    if width % shard.shape[1]:
+        raise EdgeDBError(f"{folder}: sequences of {shard.shape[1]} and {width} tokens do not mix")
+    joined = width // shard.shape[1]
+    return shard[: len(shard) // joined * joined].reshape(-1, width)
 
 
 def _shuffled(index: int, total: int, seed: int) -> int:

@@ -1,0 +1,217 @@
+"""A trained student as a ``.dbb``: planes and scales as they are, bit for bit.
+
+``python -m tools.export_student STUDENT OUT.dbb --check TEXT``; ``tools.export`` calls this for a
+student too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from edgedb.dbb_writer import DbbWriter
+from edgedb.errors import EdgeDBError, FormatError
+from edgedb.packing import dequantize, pack_int8, pack_planes, quantize_int8
+from edgedb.tensors import LinearTensor, PairTensor
+from edgedb.tokenizer import TokenizerSpec
+
+from .checkpoint import TOKENIZER, load_student, read_student
+from .command import one_line_errors
+from .decoder import Decoder
+from .fdb import fit
+from .student import FDBLinear, planes
+from .tables import FDBTable, head_hessians, pack_table, table_pairs
+from .text import TextMix
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@torch.no_grad()
+def pair_tensor(module: FDBLinear) -> PairTensor:
+    """The packed form of one matrix; it stands for exactly ``module.weight()``."""
+    module.round_scales = True
+    unit, c1, c2 = module.codes()
+    b1, b2 = (
+        plane.flatten(1)[:, : module.cols].cpu().numpy()
+        for plane in planes(module.latent, unit * c1, unit * c2)
+    )
+    codes1, codes2 = (c[..., 0].to(torch.int8).cpu().numpy() for c in (c1, c2))
+    blocks = pack_planes(b1, b2, codes1, codes2)
+    row_scale = unit[:, 0, 0].cpu().numpy()
+    return PairTensor(blocks[None], row_scale[None], module.rows, module.cols)
+
+
+def export(
+    path: Path,
+    out: Path,
+    *,
+    pairs: int | None = None,
+    text: Path | None = None,
+    check: Path | None = None,
+    quality: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write the student ``path`` as ``out`` (``.dbb``); returns the record that the file carries.
+
+    Embedding and head that were trained as pairs are taken as they are; plain ones become int8, or
+    ``pairs`` pairs fitted to what the head sees on a few windows of the training text in folder
+    ``text``. The record's ``quality`` holds what the training measured last, ``quality``, and, with
+    a text file ``check``, how far the engine on this file is from the student in PyTorch. Raises
+    ``FormatError`` if a packed matrix does not decode to the student's bit for bit.
+    """
+    student, metadata = load_student(path)
+    trained = table_pairs(student)
+    if trained and pairs:
+        raise FormatError(f"{path}: embedding and head are trained as {trained} pairs already")
+    provenance = json.loads(metadata["provenance"])
+    measured: dict[str, Any] = {**provenance.pop("quality", {}), **(quality or {})}
+    record = {
+        "group": 64,
+        "method": "FDB, trained",
+        "student": metadata["sha256"],
+        "step": int(metadata["step"]),
+        "provenance": provenance,
+    }
+    kinds: dict[str, Any] = {
+        name: 1 if name.startswith("layers.") else trained or pairs or "int8"
+        for name in student.config.linear_shapes()
+    }
+    packed = _packed(student, pairs, text)
+    norms = {name: norm.detach().numpy() for name, norm in student.norms()}
+    spec = tokenizer_of(path, metadata)
+
+    def write(target: Path) -> None:
+        if measured:
+            record["quality"] = measured
+        key = f"{metadata['sha256']} {pairs} {text} {json.dumps(record, sort_keys=True)}"
+        with DbbWriter(target, student.config, spec, kinds, fingerprint=key) as writer:
+            for name in writer.remaining:
+                writer.put(name, norms[name] if name in norms else packed[name])
+            writer.finish(record)
+
+    if check:
+        # The file holds what is measured on it, so it is written twice.
+        trial = out.with_name(out.name + ".trial")
+        write(trial)
+        measured["engine"] = compare_with_engine(student, trial, check)
+        trial.unlink()
+    write(out)
+    return record
+
+
+def compare_with_engine(
+    student: Decoder, file: Path, text: Path, n_tokens: int = 1000
+) -> dict[str, Any]:
+    """The engine on ``file`` against the student in PyTorch, on the first tokens of a text.
+
+    ``kl`` (nats a token, from PyTorch to the engine) and ``top1`` agreement; perplexities of the
+    engine, of the student, and of the student with its matrices' inputs in 8 bits as the engine
+    has them: what is left between the last and the engine is embedding, head and rounding.
+    """
+    import edgedb
+
+    model = edgedb.load(file)
+    n_tokens = min(n_tokens, model.context - 1)
+    ids = model.tokenize(text.read_text(encoding="utf-8"), add_bos=False)[: n_tokens + 1]
+    if len(ids) < 2:
+        raise EdgeDBError(f"{text}: too short to compare anything on")
+    theirs = torch.from_numpy(model.logits(ids)[:-1]).float().log_softmax(-1)
+    found: dict[str, Any] = {"tokens": len(ids) - 1, "text": text.name}
+    targets = torch.tensor(ids[1:])[:, None]
+    with torch.no_grad():
+        for rounded in (False, True):
+            for _, module in student.matrices():
+                module.quantize_input = rounded
+            mine = student.logits(torch.tensor([ids]))[0, :-1].log_softmax(-1)
+            name = "ppl_pytorch_int8_inputs" if rounded else "ppl_pytorch"
+            found[name] = _ppl(mine, targets)
+            if not rounded:
+                found["kl"] = _rounded((mine.exp() * (mine - theirs)).sum(-1).mean().item())
+                found["top1"] = (mine.argmax(-1) == theirs.argmax(-1)).float().mean().item()
+    for _, module in student.matrices():
+        module.quantize_input = False
+    return {**found, "top1": _rounded(found["top1"]), "ppl_engine": _ppl(theirs, targets)}
+
+
+def _ppl(log_p: torch.Tensor, targets: torch.Tensor) -> float:
+    return _rounded(math.exp(-log_p.gather(1, targets).double().mean().item()))
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def tokenizer_of(path: Path, metadata: Mapping[str, str]) -> TokenizerSpec:
+    """The tokenizer that a student file carries; ``FormatError`` if it has none."""
+    if "tokenizer" not in metadata:
+        raise FormatError(f"{path}: holds no tokenizer; train with a source that has one")
+    data = read_student(path)[0][TOKENIZER].numpy().tobytes()
+    return TokenizerSpec.from_metadata(json.loads(metadata["tokenizer"]), data)
+
+
+def _packed(student: Decoder, pairs: int | None, text: Path | None) -> dict[str, LinearTensor]:
+    """Every matrix as the file holds it."""
+    hessians = None
+    if pairs and text:
+        windows = TextMix(text, 1024, real_share=0.5).batch(0, 12)
+        hessians = head_hessians(student, torch.from_numpy(windows))
+    packed: dict[str, LinearTensor] = {}
+    for name, table in student.tables().items():
+        if isinstance(table, FDBTable):
+            packed[name] = _verified(name, table)
+            continue
+        assert isinstance(table, torch.Tensor)
+        weight = table.detach().numpy()
+        if pairs:
+            packed[name] = fit(weight, pairs, hessians=hessians).tensor
+        else:
+            packed[name] = pack_int8(*quantize_int8(weight))
+    for name, module in student.matrices():
+        packed[name] = _verified(name, module)
+    return packed
+
+
+@torch.no_grad()
+def _verified(name: str, module: nn.Module) -> PairTensor:
+    if isinstance(module, FDBTable):
+        tensor, values = pack_table(module), module()
+    else:
+        assert isinstance(module, FDBLinear)
+        tensor, values = pair_tensor(module), module.weight()
+    if not np.array_equal(dequantize(tensor), values.numpy()):
+        raise FormatError(f"{name}: the packed matrix is not the student's")
+    return tensor
+
+
+@one_line_errors
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description="Write a trained student as a .dbb.")
+    parser.add_argument("student", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--pairs", type=int, help="plain embedding and head in pairs, not int8")
+    parser.add_argument("--text", type=Path, help="folder of training text, to fit those pairs by")
+    parser.add_argument("--check", type=Path, help="text file to compare engine and PyTorch on")
+    parser.add_argument("--quality", type=json.loads, help="JSON for the file's record")
+    args = parser.parse_args()
+    record = export(
+        args.student,
+        args.out,
+        pairs=args.pairs,
+        text=args.text,
+        check=args.check,
+        quality=args.quality,
+    )
+    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
+    print(json.dumps(record.get("quality", {}), indent=1))
+
+
+if __name__ == "__main__":
+    main()
