@@ -18,6 +18,8 @@ MODEL ?= models/smollm2-135m-instruct.dbb
 GGUF := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 NATIVE := $(wildcard native/src/* native/include/*) native/build.py setup.py
 BENCH ?=
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PEERS ?=
 PEERS_DIR := .cache/peers
 LLAMA_CPP ?= llama-cpp-python==0.3.36
@@ -31,7 +33,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 chat: $(BIN)/.installed $(MODEL)
 	@$(BIN)/edgedb chat $(MODEL)
 
-test: $(BIN)/.installed-test
+test: $(BIN)/.installed-test $(BIN)/.installed-torch
 	@$(BIN)/python -m tools.fetch_smollm2 $(GGUF) </dev/null || \
 		echo "edgedb: going on without the model; the tests that need it are skipped"
 	$(BIN)/python -m pytest -q
@@ -78,6 +80,17 @@ $(BIN)/.installed-test: $(BIN)/.created pyproject.toml $(NATIVE)
 	@echo "edgedb: installing the package with its test and lint tools (about a minute)"
 	@EDGEDB_WERROR=1 $(BIN)/python -m pip install --quiet --progress-bar off -e '.[export,test,lint]' </dev/null
 	@touch $@ $(BIN)/.installed
+
+# PyTorch for the training tests: its CPU build alone, from where pip is told to look or from
+# PyTorch's own index, for the one on PyPI brings gigabytes of CUDA. Without it they are skipped.
+$(BIN)/.installed-torch: $(BIN)/.installed-test
+	@echo "edgedb: installing PyTorch's CPU build for the training tests (about a minute)"
+	@pip="$(BIN)/python -m pip install --quiet --progress-bar off"; { \
+		$$pip --no-deps --no-index $(TORCH)+cpu || \
+		$$pip --no-deps --retries 1 --timeout 20 --index-url $(TORCH_INDEX) $(TORCH); \
+	} 2>/dev/null </dev/null && $$pip $(TORCH) 'matplotlib>=3.8' </dev/null || \
+		echo "edgedb: no CPU build of $(TORCH) to be had; the training tests are skipped"
+	@touch $@
 
 $(BIN)/.installed-bench: $(BIN)/.installed pyproject.toml
 	@$(BIN)/python -m pip install --quiet --progress-bar off -e '.[export,bench]' </dev/null
