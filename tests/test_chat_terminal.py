@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chats import CUT, FIVE, READY, leave, say, start
+from chats import CUT, FIVE, READY, begin, leave, say, start
 from terminal import Terminal
 
 ENDLESS = ["--temperature", "1.5", "--seed", "1", "--max-tokens", "400"]
@@ -53,12 +53,11 @@ def test_ctrl_c_at_the_prompt_hints_and_stays(chat: Terminal) -> None:
 def test_ctrl_c_stops_the_answer_and_keeps_the_chat(tmp_path: Path, tiny_model: Path) -> None:
     with start(tmp_path, tiny_model, *ENDLESS, slow=True) as chat:
         chat.send("Tell me everything\r")
-        chat.expect("Tell me everything")
-        time.sleep(0.6)
+        begin(chat, "Tell me everything")
         pressed = time.monotonic()
         chat.send("\x03")
         chat.expect(r"\(stopped\)")
-        assert time.monotonic() - pressed < 0.5
+        assert time.monotonic() - pressed < 2  # 11 ms at most; 400 tokens take 4 s
         chat.expect(READY)
         assert "^C" not in chat.text
         assert "Tell me everything" in say(chat, "/show messages", "assistant:")
@@ -72,7 +71,7 @@ def test_ctrl_c_while_a_prompt_is_read(tmp_path: Path, tiny_model: Path) -> None
         pressed = time.monotonic()
         chat.send("\x03")
         chat.expect("your message was dropped")
-        assert time.monotonic() - pressed < 1
+        assert time.monotonic() - pressed < 2
         chat.expect(READY)
         say(chat, "/show messages", "nothing was said yet")
         leave(chat)
@@ -81,8 +80,8 @@ def test_ctrl_c_while_a_prompt_is_read(tmp_path: Path, tiny_model: Path) -> None
 def test_typing_ahead_waits_for_the_prompt(tmp_path: Path, tiny_model: Path) -> None:
     with start(tmp_path, tiny_model, *FIVE, slow=True) as chat:
         chat.send("Hi\r")
-        chat.expect("Hi")
-        time.sleep(0.3)
+        chat.expect(r"\x1b\[\?2004l")
+        chat.expect(READY)  # the answer's, which shows no keys
         chat.send("\x1b[200~pasted\nlines\n\x1b[201~")
         chat.expect(CUT)
         assert "pasted" not in chat.text
@@ -97,8 +96,7 @@ def test_a_resized_window(tmp_path: Path, tiny_model: Path) -> None:
         chat.send("a long question that goes on")
         chat.resize(10, 20)
         chat.send(" and on\r")
-        chat.expect(r"and\s*on")
-        time.sleep(0.5)
+        begin(chat, r"and\s*on")
         chat.resize(20, 40)
         time.sleep(0.5)
         chat.send("\x03")
@@ -110,8 +108,7 @@ def test_a_resized_window(tmp_path: Path, tiny_model: Path) -> None:
 def test_keys_stay_silent_after_a_suspension(tmp_path: Path, tiny_model: Path) -> None:
     with start(tmp_path, tiny_model, *ENDLESS, slow=True) as chat:
         chat.send("Tell me everything\r")
-        chat.expect("everything")
-        time.sleep(0.6)
+        begin(chat, "everything")
         assert not chat.echoes
         chat.echoes = True  # as a shell does when Ctrl-Z gives it the terminal
         chat.resume()
