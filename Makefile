@@ -1,5 +1,4 @@
-# make chat    set up once, then talk to SmolLM2-135M, trained at two bits a weight (PAIRS=2: four
-#              bits, untrained, which knows more; it is fetched and converted first)
+# make chat    set up once, then talk to SmolLM2-135M at two pairs of binaries a weight
 # make test    set up once, then the whole test suite
 # make bench   prompt and decode speed of a model (MODEL=file) or of a shape (SHAPE=llama-1.1b)
 # make bench-peers
@@ -14,8 +13,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PAIRS ?=
-MODEL ?= models/smollm2-135m-instruct$(if $(PAIRS),,-db2).dbb
+PAIRS ?= 2
+MODEL ?= models/smollm2-135m-instruct.dbb
 GGUF := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 NATIVE := $(wildcard native/src/* native/include/*) native/build.py setup.py
 BENCH ?=
@@ -110,7 +109,7 @@ $(GGUF): | $(BIN)/.installed
 	@$(BIN)/python -m tools.fetch_smollm2 $@ </dev/null
 
 models/smollm2-135m-instruct.dbb: | $(BIN)/.installed $(GGUF)
-	@$(BIN)/python -m tools.export $(GGUF) $@ --pairs $(or $(PAIRS),2) </dev/null
+	@$(BIN)/python -m tools.export $(GGUF) $@ --pairs $(PAIRS) </dev/null
 
 clean:
 	rm -rf $(VENV) build *.egg-info .cache edgedb/*.so native/*.o
