@@ -24,6 +24,7 @@ from tools.dad import LossOptions  # noqa: E402
 from tools.decoder import load_teacher  # noqa: E402
 from tools.distill import build_parser, first_student  # noqa: E402
 from tools.generate import SAMPLED, Sampler, SamplingPlan, Scripts, generate  # noqa: E402
+from tools.generate import main as sample_text  # noqa: E402
 from tools.options import TrainOptions, schedule  # noqa: E402
 from tools.quality import evaluate  # noqa: E402
 from tools.student import make_student  # noqa: E402
@@ -359,6 +360,29 @@ def test_sampled_text_follows_its_script() -> None:
                 assert tuple(row[place + 1 : place + 1 + len(follows)]) == follows
                 turns += 1
     assert SAMPLED not in ids
+
+
+def test_questions_have_their_own_temperature() -> None:
+    """Near zero for questions: from one start always the same one, and then answers that differ."""
+    one_start = replace(SCRIPTS, chat_starts=((1, 5, 6),), end_id=0)
+    plan = replace(PLAN, temperatures=(3.0,), question_temperature=1e-6, chat_share=1.0, length=64)
+    ids = Sampler(load_teacher(TinySource()), plan, torch.float32).sample(one_start, 0)
+    ends = [int(np.argmax(row == 0)) or len(row) for row in ids]
+    assert len({tuple(row[: ends[0]]) for row in ids}) == 1
+    answers_too = replace(plan, question_temperature=None)
+    ids = Sampler(load_teacher(TinySource()), answers_too, torch.float32).sample(one_start, 0)
+    assert len({tuple(row[:8]) for row in ids}) > 1
+
+
+def test_a_student_samples_text_of_its_own(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "text"
+    options = ["--shards", "1", "--sequences", "4", "--length", "16", "--question-temperature", "1"]
+    monkeypatch.setattr(sys, "argv", ["generate", str(tiny_model), str(out), *options])
+    sample_text()
+    assert np.load(out / "sampled-0000.npy").shape == (4, 16)
+    assert json.loads((out / "sampled.json").read_text())["question_temperature"] == 1
 
 
 def test_sampler_follows_the_decoders_distribution() -> None:

@@ -37,6 +37,7 @@ from tools.text import TextMix
 from tools.trainer import Trainer
 
 text, out, mode, steps, pairs = (*map(Path, sys.argv[1:3]), sys.argv[3], *map(int, sys.argv[4:]))
+mode, _, narrow = mode.partition("-")
 parallel.start(torch.device("cpu"))
 sharded = parallel.is_sharded(mode, TinySource().config, torch.device("cpu"))
 assert sharded == (mode == "fsdp")
@@ -49,7 +50,8 @@ if sharded:
     pieces = student.layers[0].mlp_down.latent
     assert pieces.to_local().shape[0] < pieces.shape[0]
 validation = {"mix": torch.from_numpy(mix.batch(10**6, 4))}
-run = Trainer(student, teacher, PLAIN, mix, out, validation=validation)
+options = replace(PLAIN, bfloat16_gradients=bool(narrow))
+run = Trainer(student, teacher, options, mix, out, validation=validation)
 run.resume()
 if steps < PLAIN.steps:  # is killed
     step = run._train_step
@@ -100,6 +102,16 @@ def test_two_processes_learn_what_one_does(text: Path, tmp_path: Path, mode: str
         assert mine.keys() == theirs.keys()
     for name in ("kl_sampled", "kl_real"):
         assert two[0][name] == pytest.approx(one[0][name], rel=1e-4)
+
+
+def test_gradients_in_bfloat16_are_rounded_and_no_more(text: Path, tmp_path: Path) -> None:
+    for mode in ("ddp", "ddp-bfloat16"):
+        done = processes(tmp_path, text, mode, mode)
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+    whole, rounded = (log_of(tmp_path / mode) for mode in ("ddp", "ddp-bfloat16"))
+    assert whole != rounded
+    for mine, theirs in zip(rounded, whole, strict=True):
+        assert mine["kl"] == pytest.approx(theirs["kl"], rel=0.02)
 
 
 def test_pieces_resume_exactly(text: Path, tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """Data-free training text: sequences that the teacher itself samples (as in LLM-QAT and DB-LLM).
 
+Sampled by a student instead, the text is on-policy: the teacher then corrects what the student does
+when it goes on from its own words (as in GKD).
+
 Half of the sequences are chat-shaped (the template's system turn, then the model writes question
 and answer, and after an answer the next question), half are documents that start from a random
 token. Each sequence has its own temperature. Shard k depends on the seed and k alone, so sampling
@@ -81,13 +84,18 @@ STEMS = (
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """How text is sampled; a shard is ``sequences`` rows of ``length`` tokens."""
+    """How text is sampled; a shard is ``sequences`` rows of ``length`` tokens.
+
+    question_temperature: for the user's turns of a chat, where questions are to vary more than
+    their answers; None is the sequence's own.
+    """
 
     sequences: int = 2048
     length: int = 1024
     chat_share: float = 0.5
     temperatures: tuple[float, ...] = (0.7, 0.85, 1.0)
     seed: int = 0
+    question_temperature: float | None = None
 
 
 @dataclass(frozen=True)
@@ -190,7 +198,10 @@ class Sampler:
         plan = self.plan
         rng = np.random.default_rng((plan.seed, shard))
         table, jumps = write_scripts(plan, scripts, self.config.vocab_size, rng)
-        temperatures = rng.choice(plan.temperatures, (plan.sequences, 1))
+        # Of answers and documents, and of questions.
+        temperatures = rng.choice(plan.temperatures, (plan.sequences, 1)).repeat(2, axis=1)
+        if plan.question_temperature is not None:
+            temperatures[:, 1] = plan.question_temperature
         fresh = (
             torch.from_numpy(table).to(self.device),
             torch.from_numpy(jumps).to(self.device),
@@ -236,7 +247,9 @@ class Sampler:
         """One token for every sequence, attending to cache places below ``reach``."""
         assert self._script is not None
         table, jumps, temperatures = self._script
-        logits = self._logits(reach).float() / temperatures
+        in_question = (jumps[:, :1] >= 0) & (self._asking[:, None] == 0)
+        temperature = torch.where(in_question, temperatures[:, 1:], temperatures[:, :1])
+        logits = self._logits(reach).float() / temperature
         # argmax(logits + Gumbel noise) samples from the softmax.
         sampled = (logits - torch.empty_like(logits).exponential_().log_()).argmax(-1)
         given = table.gather(1, self._place[:, None])[:, 0]
@@ -328,25 +341,39 @@ def generate(
 @one_line_errors
 def main() -> None:
     """``python -m tools.generate SOURCE OUT --shards N``."""
-    parser = argparse.ArgumentParser(description="Sample training text from the teacher.")
-    parser.add_argument("source", help="Hugging Face directory or GGUF file")
+    parser = argparse.ArgumentParser(description="Sample training text from a model.")
+    parser.add_argument(
+        "source",
+        help="the teacher: Hugging Face directory or GGUF file; or, for on-policy text, a student: "
+        ".dbb or student.safetensors",
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--sequences", type=int, default=2048, help="rows of a shard")
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--chat-share", type=float, default=0.5)
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.7, 0.85, 1.0])
+    parser.add_argument(
+        "--question-temperature", type=float, help="of a chat's user turns; default: the answers'"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-seconds", type=float, default=float("inf"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
 
-    from .sources import open_source
+    from .weights import open_weights
 
-    source = open_source(args.source)
+    source = open_weights(args.source)
     spec = source.tokenizer_spec
+    if spec is None:
+        raise EdgeDBError(f"{args.source}: holds no tokenizer, and chats need its template")
     plan = SamplingPlan(
-        args.sequences, args.length, args.chat_share, tuple(args.temperatures), args.seed
+        args.sequences,
+        args.length,
+        args.chat_share,
+        tuple(args.temperatures),
+        args.seed,
+        args.question_temperature,
     )
     scripts = chat_scripts(load_tokenizer(spec), spec)
     generate(

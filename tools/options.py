@@ -37,6 +37,7 @@ class TrainOptions:
     save_every: int = 500
     log_every: int = 10
     compile: bool = False
+    bfloat16_gradients: bool = False  # sent between processes so; half the bytes of float32
     loss: LossOptions = field(default_factory=LossOptions)
 
     def __post_init__(self) -> None:

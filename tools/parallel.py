@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
@@ -76,12 +77,19 @@ def build(make: Callable[[], Decoder], device: torch.device | str, *, sharded: b
     return model.to_empty(device=device)
 
 
-def wrap(student: Decoder) -> nn.Module:
-    """The module to call in training, so that gradients are averaged over the processes."""
+def wrap(student: Decoder, *, bfloat16_gradients: bool = False) -> nn.Module:
+    """The module to call in training, so that gradients are averaged over the processes.
+
+    bfloat16_gradients: what copies of a model send each other is rounded, which halves the bytes.
+    """
     if rank_and_world()[1] == 1 or isinstance(next(student.parameters()), DTensor):
         return student
     # DAD's weight has mean 1 within each process; everything else is as with one.
-    return nn.parallel.DistributedDataParallel(student, gradient_as_bucket_view=True)
+    copies = nn.parallel.DistributedDataParallel(student, gradient_as_bucket_view=True)
+    if bfloat16_gradients:
+        # Under its own name DDP accepts the hook with NCCL alone; gloo sums bfloat16 just as well.
+        copies.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))
+    return copies
 
 
 def set_gradient_sync(model: nn.Module, on: bool) -> None:

@@ -116,7 +116,7 @@ class Trainer:
             self._terms = torch.compile(token_terms, dynamic=False)
         self._stop, self._clock = False, 0.0
         self._quality: dict[str, dict[str, float]] = {}  # of the last validation
-        self._model = parallel.wrap(student)
+        self._model = parallel.wrap(student, bfloat16_gradients=options.bfloat16_gradients)
 
     def resume(self) -> bool:
         """Take up ``state.pt`` of an earlier run with the same settings; False if there is none.

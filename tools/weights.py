@@ -15,6 +15,7 @@ from edgedb.config import ModelConfig
 from edgedb.dbb import DbbFile, read_dbb
 from edgedb.packing import dequantize
 from edgedb.tensors import PairTensor
+from edgedb.tokenizer import TokenizerSpec
 
 from .sources import open_source
 from .sources.source import Float32
@@ -29,7 +30,7 @@ class Weights:
 
     layer_bits: bits a weight of the matrices inside the layers, scales included. all_bits: of all
     weights, embedding and head too: by the file's size for a ``.dbb``, else by counting layers as
-    said and the rest as float16.
+    said and the rest as float16. tokenizer_spec: None in a student that was saved without one.
     """
 
     config: ModelConfig
@@ -37,6 +38,7 @@ class Weights:
     layer_bits: float
     all_bits: float
     sha256: str
+    tokenizer_spec: TokenizerSpec | None
     record: dict[str, Any] = field(default_factory=dict)
 
 
@@ -62,6 +64,7 @@ def open_weights(path: str | Path) -> Weights:
         layer_bits,
         _with_tables(source.config, layer_bits),
         _sha256(source.files()),
+        source.tokenizer_spec,
         record,
     )
 
@@ -98,6 +101,7 @@ def _from_dbb(path: Path) -> Weights:
         8 * inside / layer_weights(file.config),
         8 * file.size_bytes / all_weights(file.config),
         _sha256([path]),
+        file.tokenizer,
         {"pairs": sorted(pairs), "method": file.quantization.get("method")},
     )
 
@@ -106,16 +110,14 @@ def _from_student(path: Path) -> Weights:
     from torch.nn import Module
 
     from .checkpoint import load_student, read_student
+    from .export_student import tokenizer_of
 
     student, metadata = load_student(path)
-    matrices, norms = dict(student.matrices()), dict(student.norms())
-    attributes = {"embedding": "embedding", "head": "untied_head"}
+    matrices = dict(student.matrices())
+    others = dict(student.norms()) | student.tables()
 
     def tensor(name: str) -> Float32:
-        if name in matrices:
-            found = matrices[name].weight()
-        else:
-            found = norms[name] if name in norms else getattr(student, attributes[name])
+        found = matrices[name].weight() if name in matrices else others[name]
         table = found() if isinstance(found, Module) else found  # tables may be of planes too
         return np.asarray(table.detach().numpy(), np.float32)
 
@@ -134,6 +136,7 @@ def _from_student(path: Path) -> Weights:
         layer_bits,
         _with_tables(config, layer_bits, table_bits),
         _sha256([path]),
+        tokenizer_of(path, metadata) if "tokenizer" in metadata else None,
         {"step": int(metadata["step"])},
     )
 
