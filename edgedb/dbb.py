@@ -26,6 +26,7 @@ from .config import ModelConfig
 from .container import PAD_NAME, Entry, parse_json, read_header
 from .dbb_writer import DbbWriter
 from .errors import FormatError, UnsupportedModelError
+from .files import map_file
 from .tensors import (
     BLOCK_BYTES,
     DTYPES,
@@ -96,7 +97,8 @@ def read_dbb(path: str | os.PathLike[str], *, verify: bool = True) -> DbbFile:
 
 
 def _read(path: Path, verify: bool) -> DbbFile:
-    mapped, size = _map(path)
+    mapped, size = map_file(path, _refuse)
+    _refuse_other_formats(mapped[:8])
     metadata, entries, start = read_header(mapped, size)
     source = _Source(mapped, entries, start)
     config = _decode("config", metadata, ModelConfig.from_dict)
@@ -122,34 +124,15 @@ def _read(path: Path, verify: bool) -> DbbFile:
     return DbbFile(path, config, quantization, tokenizer, linears, norms, size, fingerprint)
 
 
-def _map(path: Path) -> tuple[mmap.mmap, int]:
-    try:
-        # A FIFO would block the open for ever; non-blocking, it fails the test below.
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    except FileNotFoundError:
-        raise FormatError("no such file") from None
-    except (OSError, ValueError) as error:
-        raise FormatError(
-            f"cannot be opened: {getattr(error, 'strerror', None) or error}"
-        ) from None
-    try:
-        info = os.fstat(fd)
-        if stat.S_ISDIR(info.st_mode):
-            raise FormatError(
-                "is a directory, expected a .dbb file; "
-                "convert a checkpoint with: python -m tools.export DIRECTORY OUT.dbb"
-            )
-        if not stat.S_ISREG(info.st_mode):
-            raise FormatError("is not a regular file")
-        if info.st_size == 0:
-            raise FormatError("is empty; fetch or export it again")
-        mapped = mmap.mmap(fd, info.st_size, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise FormatError(f"cannot be mapped into memory: {error.strerror}") from None
-    finally:
-        os.close(fd)
-    _refuse_other_formats(mapped[:8])
-    return mapped, info.st_size
+def _refuse(info: os.stat_result) -> str:
+    if stat.S_ISDIR(info.st_mode):
+        return (
+            "is a directory, expected a .dbb file; "
+            "convert a checkpoint with: python -m tools.export DIRECTORY OUT.dbb"
+        )
+    if not stat.S_ISREG(info.st_mode):
+        return "is not a regular file"
+    return "is empty; fetch or export it again"
 
 
 def _refuse_other_formats(magic: bytes) -> None:

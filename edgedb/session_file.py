@@ -10,7 +10,6 @@ import json
 import math
 import mmap
 import os
-import stat
 import tempfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -22,6 +21,7 @@ import numpy as np
 
 from .container import PAD_NAME, Entry, align, lay_out, parse_json, read_header, render_header
 from .errors import ContextFullError, EdgeDBError, FormatError
+from .files import map_file
 from .kvcache import KVCache
 from .ops.narrow_cache import row_scales
 from .tensors import DTYPES, Part
@@ -105,7 +105,7 @@ def read_session(
 def _read(
     path: Path, fingerprint: str, vocab_size: int, cache: KVCache
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    data, size = _map(path)
+    data, size = map_file(path, lambda info: "is empty or not a regular file")
     metadata, entries, start = read_header(data, size, kind=KIND, version=VERSION)
     if metadata.get("model") != fingerprint:
         raise FormatError("saved with another model; load it with the model that made it")
@@ -166,23 +166,3 @@ def _is_finite(array: np.ndarray) -> bool:
     """Whether no element has the largest exponent; on integers, many times faster for float16."""
     bits, exponent = (np.uint16, 0x7C00) if array.dtype == np.float16 else (np.uint32, 0x7F800000)
     return not bool(((array.view(bits) & exponent) == exponent).any())
-
-
-def _map(path: Path) -> tuple[mmap.mmap, int]:
-    try:
-        # A FIFO would block the open for ever; non-blocking, it fails the test below.
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    except FileNotFoundError:
-        raise FormatError("no such file") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise FormatError(f"cannot be opened: {reason}") from None
-    try:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode) or info.st_size == 0:
-            raise FormatError("is empty or not a regular file")
-        return mmap.mmap(fd, info.st_size, access=mmap.ACCESS_READ), info.st_size
-    except OSError as error:
-        raise FormatError(f"cannot be mapped into memory: {error.strerror}") from None
-    finally:
-        os.close(fd)

@@ -1,0 +1,36 @@
+"""Files on the disk: mapped into memory to be read, replaced in one step when written."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from .errors import FormatError
+
+
+def map_file(path: Path, refuse: Callable[[os.stat_result], str]) -> tuple[mmap.mmap, int]:
+    """The bytes of a regular file, read-only, and how many they are.
+
+    ``refuse`` says what is wrong with something that is empty or no regular file. Raises
+    ``FormatError`` with that, or if there is no such file or it cannot be opened.
+    """
+    try:
+        # A FIFO would block the open for ever; non-blocking, it fails the test below.
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        raise FormatError("no such file") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FormatError(f"cannot be opened: {reason}") from None
+    try:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode) or info.st_size == 0:
+            raise FormatError(refuse(info))
+        return mmap.mmap(fd, info.st_size, access=mmap.ACCESS_READ), info.st_size
+    except OSError as error:
+        raise FormatError(f"cannot be mapped into memory: {error.strerror}") from None
+    finally:
+        os.close(fd)
