@@ -5,8 +5,11 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import FormatError
 
@@ -34,3 +37,22 @@ def map_file(path: Path, refuse: Callable[[os.stat_result], str]) -> tuple[mmap.
         raise FormatError(f"cannot be mapped into memory: {error.strerror}") from None
     finally:
         os.close(fd)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of ``path`` once it is complete and on the disk.
+
+    After an error, of whoever writes too, ``path`` is as it was. Raises ``OSError``.
+    """
+    # Made for the owner alone: a conversation is private, whatever the umask.
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(fd, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(fd)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -10,10 +10,8 @@ import json
 import math
 import mmap
 import os
-import tempfile
 import zlib
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ import numpy as np
 
 from .container import PAD_NAME, Entry, align, lay_out, parse_json, read_header, render_header
 from .errors import ContextFullError, EdgeDBError, FormatError
-from .files import map_file
+from .files import map_file, replacing
 from .kvcache import KVCache
 from .ops.narrow_cache import row_scales
 from .tensors import DTYPES, Part
@@ -58,34 +56,19 @@ def write_session(
         "checksums": json.dumps({name: _crc(array) for name, array in arrays.items()}),
         "extra": document,
     }
-    pieces = [render_header(metadata, entries)]
-    _replace(Path(path), pieces, arrays.values())
+    header = render_header(metadata, entries)
+    try:
+        with replacing(Path(path)) as file:
+            file.write(header)
+            for array in arrays.values():
+                file.write(np.ascontiguousarray(array).data)
+                file.write(bytes(align(array.nbytes) - array.nbytes))
+    except OSError as error:
+        raise EdgeDBError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def _crc(array: np.ndarray) -> str:
     return f"{zlib.crc32(np.ascontiguousarray(array).data):08x}"
-
-
-def _replace(path: Path, head: list[bytes], arrays: Iterable[np.ndarray]) -> None:
-    """Write a temporary file beside ``path`` and rename it."""
-    temporary = ""
-    try:
-        # Made for the owner alone: a conversation is private, whatever the umask.
-        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with open(fd, "wb") as file:
-            file.writelines(head)
-            for array in arrays:
-                file.write(np.ascontiguousarray(array).data)
-                file.write(bytes(align(array.nbytes) - array.nbytes))
-            file.flush()
-            os.fsync(fd)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise EdgeDBError(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        if temporary:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
 
 
 def read_session(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..engine import Message
 from ..errors import EdgeDBError
+from ..files import replacing
 from .conversation import Conversation
 
 ROLES = ("system", "user", "assistant")
@@ -109,17 +108,8 @@ def markdown(messages: Sequence[Message], model: str) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one step, so that a crash leaves the old one or the new one."""
-    target = path.resolve()  # a link stays a link
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with open(handle, "w", encoding="utf-8", errors="replace") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, target)
-        except BaseException:
-            os.unlink(name)
-            raise
+        with replacing(path.resolve()) as file:  # a link stays a link
+            file.write(text.encode("utf-8", errors="replace"))
     except OSError as error:
         raise EdgeDBError(f"{path}: {error.strerror}") from None
