@@ -89,7 +89,7 @@ class Session(Answers):
         """Choose the next token (greedily without a sampler), append it and return it."""
         with self._exclusive():
             sampler = sampler or Sampler(SamplingParams(temperature=0), self.model.ops)
-            return self._decode(sampler, self._needed_by(sampler))
+            return self._decode(sampler, self._reader.logits(self._needed_by(sampler)))
 
     def logits(self) -> np.ndarray:
         """Logits after the last token, float32 ``(vocab,)``, a copy."""
@@ -242,7 +242,7 @@ class Session(Answers):
                     break
                 wanted = None if whole else self._needed_by(sampler)
                 logits = self._reader.logits(wanted)
-                token = self._decode(sampler, wanted)
+                token = self._decode(sampler, logits)
                 if token in end_ids:
                     reason = "stop"
                     break
@@ -260,8 +260,8 @@ class Session(Answers):
             stats.decode_seconds = time.perf_counter() - started
             yield Chunk(tail, None, reason, replace(stats))
 
-    def _decode(self, sampler: Sampler, wanted: Needed | None) -> int:
-        token = sampler.sample(self._reader.logits(wanted), self._reader.ids)
+    def _decode(self, sampler: Sampler, logits: np.ndarray) -> int:
+        token = sampler.sample(logits, self._reader.ids)
         self._reader.append([token])
         return token
 
