@@ -7,7 +7,6 @@ Every ``.dbb`` file in the folders of ``$EDGEDB_MODELS`` (by default ``models`` 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ import llm
 from pydantic import Field
 
 from .engine import Model, load
+from .modelfiles import configured_folders
 from .session import Session
 
 
@@ -111,12 +111,8 @@ def _texts(parts: Iterable[Any]) -> Iterator[str]:
 
 def model_files() -> dict[str, Path]:
     """Names and paths of the model files; of files with one name, the first folder's."""
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    folders = [Path("models"), Path(data) / "edgedb" / "models", llm.user_dir() / "edgedb"]
-    if os.environ.get("EDGEDB_MODELS"):
-        folders = [Path(folder) for folder in os.environ["EDGEDB_MODELS"].split(os.pathsep)]
     found: dict[str, Path] = {}
-    for folder in folders:
+    for folder in configured_folders(llm.user_dir() / "edgedb"):
         for path in sorted(folder.glob("*.dbb")):
             found.setdefault(path.stem, path.absolute())
     return found

@@ -12,15 +12,18 @@ DEFAULT_NAMES = ("smollm2-135m-instruct.dbb", "smollm2-135m-instruct-db2.dbb")
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
-def folders() -> list[Path]:
-    """Those of ``$EDGEDB_MODELS``, or ``models`` in this folder and in the user's own data.
-
-    If edgedb runs from a source tree, its ``models`` come last.
-    """
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    found = [Path("models"), Path(data) / "edgedb" / "models"]
+def configured_folders(*more: Path) -> list[Path]:
+    """Those of ``$EDGEDB_MODELS``, or ``models`` in this folder and in the user's own data, and
+    ``more``."""
     if os.environ.get("EDGEDB_MODELS"):
-        found = [Path(folder) for folder in os.environ["EDGEDB_MODELS"].split(os.pathsep)]
+        return [Path(folder) for folder in os.environ["EDGEDB_MODELS"].split(os.pathsep)]
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return [Path("models"), Path(data) / "edgedb" / "models", *more]
+
+
+def folders() -> list[Path]:
+    """The configured ones; if edgedb runs from a source tree, its ``models`` come last."""
+    found = configured_folders()
     if (CHECKOUT / "pyproject.toml").exists() and Path.cwd() != CHECKOUT:
         found.append(CHECKOUT / "models")
     return found
