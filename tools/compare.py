@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,10 +25,9 @@ from edgedb.errors import EdgeDBError
 
 from .command import one_line_errors
 from .decoder import Decoder, load_teacher
+from .quality import CHUNK, Compared, compared, exponential, predicting_states
 from .weights import Weights, open_weights
 
-# Rows of logits that exist at one time: 400 MB for a vocabulary of 49,152.
-CHUNK = 2048
 FIRST_WINDOWS = 10  # the short form of the perplexity: 20,480 tokens in windows of 2,048
 
 
@@ -40,22 +38,17 @@ class Recorded:
 
     def __init__(self, teacher: Decoder, ids: Tensor, *, rows: int = 4) -> None:
         self.ids, self.rows = ids, rows
-        states = list(hidden_states(teacher, ids, rows))
+        states = [predicting_states(teacher, part) for part in ids.split(rows)]
         self.head = states[0][1]
         self.hidden = [hidden.cpu() for hidden, _ in states]
 
-
-@torch.no_grad()
-def hidden_states(model: Decoder, ids: Tensor, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Hidden states ``[rows * (tokens - 1), hidden]`` of ``rows`` windows at a time, and the head.
-
-    A window's last token has nothing to predict.
-    """
-    device = model.final_norm.weight.device
-    for part in ids.split(rows):
-        found = model(part.to(device))
-        hidden, head = found if isinstance(found, tuple) else (found, model.head)
-        yield hidden[:, :-1].flatten(0, 1), head
+    def against(self, student: Decoder) -> Iterator[Compared]:
+        """What ``student`` predicts beside it, in the order of the text, a piece at a time."""
+        for part, hidden in zip(self.ids.split(self.rows), self.hidden, strict=True):
+            device = student.device
+            targets = part[:, 1:].flatten().to(device)
+            mine = predicting_states(student, part)
+            yield from compared(mine, (hidden.to(device), self.head), targets)
 
 
 @torch.no_grad()
@@ -63,20 +56,10 @@ def agreement(student: Decoder, teacher: Recorded) -> dict[str, float]:
     """``kl`` (nats a token, from the teacher), ``top1`` (agreement) and the student's ``ppl``."""
     total = np.zeros(3)
     count = 0
-    targets_of = (part[:, 1:].flatten() for part in teacher.ids.split(teacher.rows))
-    for (mine, head), theirs, targets in zip(
-        hidden_states(student, teacher.ids, teacher.rows), teacher.hidden, targets_of, strict=True
-    ):
-        theirs, targets = theirs.to(mine.device), targets.to(mine.device)
-        for at in range(0, len(targets), CHUNK):
-            piece = slice(at, at + CHUNK)
-            log_ps = (mine[piece] @ head.t()).log_softmax(-1)
-            log_pt = (theirs[piece] @ teacher.head.t()).log_softmax(-1)
-            kl = (log_pt.exp() * (log_pt - log_ps)).sum(-1)
-            same = log_ps.argmax(-1) == log_pt.argmax(-1)
-            nll = -log_ps.gather(1, targets[piece, None])[:, 0]
-            total += [t.double().sum().item() for t in (kl, same, nll)]
-        count += len(targets)
+    for piece in teacher.against(student):
+        terms = (piece.kl, piece.agrees, piece.nll)
+        total += [t.double().sum().item() for t in terms]
+        count += len(piece.targets)
     kl, same, nll = (total / count).tolist()
     return {"kl": kl, "top1": same, "ppl": exponential(nll)}
 
@@ -87,7 +70,8 @@ def window_losses(
 ) -> list[float]:
     """Mean negative log-likelihood of each window of ``ids [windows, tokens]``, nats a token."""
     losses: list[float] = []
-    for (hidden, head), window in zip(hidden_states(model, ids, 1), ids, strict=True):
+    for window in ids:
+        hidden, head = predicting_states(model, window[None])
         targets = window[1:].to(hidden.device)
         total = 0.0
         for at in range(0, len(hidden), CHUNK):
@@ -99,11 +83,6 @@ def window_losses(
         losses.append(total / len(hidden))
         progress(len(losses))
     return losses
-
-
-def exponential(nll: float) -> float:
-    """Perplexity of a mean negative log-likelihood; a hopeless one stays a number."""
-    return math.exp(min(nll, 700.0))
 
 
 def windows(file: Path, tokenizer: Any, length: int, count: int | None, skip: int = 0) -> Tensor:

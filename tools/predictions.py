@@ -22,7 +22,7 @@ from torch import Tensor
 from edgedb.errors import EdgeDBError
 
 from .command import one_line_errors
-from .compare import CHUNK, Recorded, hidden_states, windows
+from .compare import Recorded, windows
 from .decoder import Decoder, load_teacher
 
 HEADS = (10, 100, 1000, 10000)  # the most frequent so many tokens
@@ -53,24 +53,12 @@ def predict(model: Decoder, teacher: Recorded) -> Predictions:
     """Predictions on the windows on which ``teacher`` was recorded."""
     rows: list[Tensor] = []
     sums = torch.zeros(2, model.config.vocab_size, dtype=torch.float64)
-    targets_of = (part[:, 1:].flatten() for part in teacher.ids.split(teacher.rows))
-    for (mine, head), theirs, targets in zip(
-        hidden_states(model, teacher.ids, teacher.rows), teacher.hidden, targets_of, strict=True
-    ):
-        theirs, targets = theirs.to(mine.device), targets.to(mine.device)
-        for at in range(0, len(targets), CHUNK):
-            piece = slice(at, at + CHUNK)
-            log_ps = (mine[piece] @ head.t()).log_softmax(-1)
-            log_pt = (theirs[piece] @ teacher.head.t()).log_softmax(-1)
-            ps = log_ps.exp()
-            best = log_ps.argmax(-1)
-            sums[0] += ps.sum(0, dtype=torch.float64).cpu()
-            sums[1] += torch.bincount(best, minlength=len(head)).cpu()
-            entropy = -(ps * log_ps).sum(-1)
-            kl = (log_pt.exp() * (log_pt - log_ps)).sum(-1)
-            nll = -log_ps.gather(1, targets[piece, None])[:, 0]
-            agrees = (best == log_pt.argmax(-1)).float()
-            rows.append(torch.stack([entropy, kl, nll, agrees]).cpu())
+    for piece in teacher.against(model):
+        ps = piece.log_ps.exp()
+        sums[0] += ps.sum(0, dtype=torch.float64).cpu()
+        sums[1] += torch.bincount(piece.likeliest, minlength=ps.shape[1]).cpu()
+        entropy = -(ps * piece.log_ps).sum(-1)
+        rows.append(torch.stack([entropy, piece.kl, piece.nll, piece.agrees.float()]).cpu())
     entropies, kls, nlls, same = torch.cat(rows, dim=1).double().numpy()
     mass, likeliest = (sums / len(kls)).numpy()
     return Predictions(entropies, kls, nlls, same, mass, likeliest)

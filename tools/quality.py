@@ -3,11 +3,81 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from .decoder import Decoder, uncompiled
+
+# Rows of logits that exist at one time: 400 MB for a vocabulary of 49,152.
+CHUNK = 2048
+
+# A model's last hidden states ``[n, hidden]`` and its head ``[vocabulary, hidden]``.
+States = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What student and teacher predict at the same ``n`` places of a text.
+
+    log_ps, log_pt: the student's and the teacher's log-probabilities, float32 ``[n, vocabulary]``;
+    targets: what came there, int64 ``[n]``. The rest is ``[n]``; kl and nll are in nats.
+    """
+
+    log_ps: Tensor
+    log_pt: Tensor
+    targets: Tensor
+
+    @cached_property
+    def likeliest(self) -> Tensor:
+        """The student's best token."""
+        return self.log_ps.argmax(-1)
+
+    @property
+    def agrees(self) -> Tensor:
+        """Whether it is the teacher's."""
+        return self.likeliest == self.log_pt.argmax(-1)
+
+    @property
+    def kl(self) -> Tensor:
+        """From the teacher to the student."""
+        return (self.log_pt.exp() * (self.log_pt - self.log_ps)).sum(-1)
+
+    @property
+    def nll(self) -> Tensor:
+        """The student's negative log-likelihood."""
+        return self._nll(self.log_ps)
+
+    @property
+    def teacher_nll(self) -> Tensor:
+        """The teacher's."""
+        return self._nll(self.log_pt)
+
+    def _nll(self, log_p: Tensor) -> Tensor:
+        return -log_p.gather(1, self.targets[:, None])[:, 0]
+
+
+@torch.no_grad()
+def predicting_states(model: Decoder, windows: Tensor) -> States:
+    """States of every place of ``windows [windows, tokens]`` but the last of each, which has
+    nothing to predict: ``n = windows * (tokens - 1)``."""
+    hidden, head = model(windows.to(model.device))
+    return hidden[:, :-1].flatten(0, 1), head
+
+
+@torch.no_grad()
+def compared(student: States, teacher: States, targets: Tensor) -> Iterator[Compared]:
+    """The ``n`` places, at most ``CHUNK`` at a time."""
+    for at in range(0, len(targets), CHUNK):
+        piece = slice(at, at + CHUNK)
+        log_ps, log_pt = (
+            (hidden[piece] @ head.t()).float().log_softmax(-1)
+            for hidden, head in (student, teacher)
+        )
+        yield Compared(log_ps, log_pt, targets[piece])
 
 
 @torch.no_grad()
@@ -20,21 +90,21 @@ def evaluate(
     """
     device = student.device
     total = torch.zeros(4, dtype=torch.float64, device=device)
-    for start in range(0, len(ids), rows):
-        part = ids[start : start + rows].to(device)
+    for part in ids.split(rows):
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16), uncompiled():
-            mine, head = student(part)
-            theirs, teacher_head = teacher(part)
-            mine, theirs = (hidden[:, :-1].flatten(0, 1) for hidden in (mine, theirs))
-            targets = part[:, 1:].flatten()
-            for at in range(0, len(targets), 2048):
-                piece = slice(at, at + 2048)
-                log_ps = (mine[piece] @ head.t()).float().log_softmax(-1)
-                log_pt = (theirs[piece] @ teacher_head.t()).float().log_softmax(-1)
-                index = targets[piece, None]
-                kl = (log_pt.exp() * (log_pt - log_ps)).sum(-1)
-                same = log_ps.argmax(-1) == log_pt.argmax(-1)
-                nll = [-log.gather(1, index)[:, 0] for log in (log_ps, log_pt)]
-                total += torch.stack([t.double().sum() for t in (kl, *nll, same)])
+            states = (predicting_states(model, part) for model in (student, teacher))
+            for piece in compared(*states, part[:, 1:].flatten().to(device)):
+                terms = (piece.kl, piece.nll, piece.teacher_nll, piece.agrees)
+                total += torch.stack([t.double().sum() for t in terms])
     kl, ce, teacher_ce, top1 = (total / (ids.shape[0] * (ids.shape[1] - 1))).tolist()
-    return {"kl": kl, "ppl": math.exp(ce), "teacher_ppl": math.exp(teacher_ce), "top1": top1}
+    return {
+        "kl": kl,
+        "ppl": exponential(ce),
+        "teacher_ppl": exponential(teacher_ce),
+        "top1": top1,
+    }
+
+
+def exponential(nll: float) -> float:
+    """Perplexity of a mean negative log-likelihood; a hopeless one stays a number."""
+    return math.exp(min(nll, 700.0))
