@@ -33,7 +33,7 @@ def default_model() -> Path:
     """The model to use if none is named. Raises ``EdgeDBError`` that says how to get one."""
     for folder in folders():
         for name in DEFAULT_NAMES:
-            if (folder / name).is_file():
+            if os.path.isfile(folder / name):
                 return folder / name
     raise EdgeDBError(
         f"name a model file: there is no models/{DEFAULT_NAMES[0]} in this folder; `make chat` in "
@@ -46,12 +46,13 @@ def find_model(name: str) -> Path:
 
     A name that is neither comes back as it is: opening it says what is wrong.
     """
-    path = Path(name).expanduser()
-    if path.exists() or len(path.parts) != 1:
+    # Unlike those of Path, these functions answer for every name, one that is too long included.
+    path = Path(os.path.expanduser(name))
+    if os.path.exists(path) or len(path.parts) != 1:
         return path
     for folder in folders():
         for candidate in (folder / name, folder / f"{name}.dbb"):
-            if candidate.is_file():
+            if os.path.isfile(candidate):
                 return candidate
     return path
 
@@ -59,5 +60,6 @@ def find_model(name: str) -> Path:
 def known_models(beside: Path | None = None) -> list[Path]:
     """Model files in the ``folders`` and in the folder of ``beside``, each once, by name."""
     places = [*folders(), *([beside.parent] if beside is not None else [])]
-    found = {path.resolve(): path for place in places for path in sorted(place.glob("*.dbb"))}
+    files = (path for place in places for path in sorted(place.glob("*.dbb")))
+    found = {os.path.realpath(path): path for path in files if os.path.isfile(path)}
     return sorted(found.values(), key=lambda path: path.name)

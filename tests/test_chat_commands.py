@@ -135,6 +135,9 @@ def test_save_load_and_export(chat: Terminal, tmp_path: Path) -> None:
         say(chat, f"/load {tmp_path}/{name}", "is not a conversation|No such file")
     say(chat, "/save", "name a file: /save FILE")
     say(chat, f"/save {tmp_path}/no/where", "No such file")
+    for command in ("save", "load", "export", "model"):
+        say(chat, f"/{command} ~nobody-of-this-name/a.md", "[Nn]o such file")
+        say(chat, f"/{command} {'a' * 260}.md", "File name too")
     other = tmp_path / "other.md"
     other.write_text("mine")
     chat.send(f"/export {other}\r")

@@ -175,8 +175,16 @@ def test_models_by_name(run: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPa
     Path("data/edgedb").mkdir(parents=True)
     Path("models").rename("data/edgedb/models")
     assert modelfiles.find_model("small") == Path.cwd() / "data/edgedb/models/small.dbb"
+    Path("data/edgedb/models/gone.dbb").symlink_to("nowhere")
+    assert [path.name for path in modelfiles.known_models()] == ["small.dbb"]
     monkeypatch.setenv("EDGEDB_MODELS", "nowhere:elsewhere")
     refused(run("chat", "small", text="Hi\n"), "small")
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "~nobody-of-this-name/model.dbb"])
+def test_names_that_no_file_can_have(run: Run, tiny_model: Path, name: str) -> None:
+    refused(run("generate", name, "-p", "Hi"), name)
+    refused(run("chat", tiny_model, "--session", name, "-p", "Hi"), name)
 
 
 @pytest.mark.parametrize("command", ["chat", "generate", "info", "perplexity", "bench"])

@@ -180,7 +180,7 @@ def model(repl: Repl, argument: str) -> None:
         return
     path = find_model(argument)
     beside = current.with_name(path.name if path.suffix else f"{path.name}.dbb")
-    if not path.exists() and len(path.parts) == 1 and beside.exists():
+    if not os.path.exists(path) and len(path.parts) == 1 and os.path.exists(beside):
         path = beside
     repl.conversation.use(repl.open_model(path))
     repl.screen.note(reports.banner(repl.conversation))
@@ -194,11 +194,11 @@ def complete_model(repl: Repl, argument: str) -> list[str]:
 def complete_path(repl: Repl, argument: str) -> list[str]:
     folder, slash, start = argument.rpartition("/")
     try:
-        entries = sorted(Path(folder + slash or ".").expanduser().iterdir())
+        entries = sorted(_expanded(folder + slash or ".").iterdir())
     except OSError:
         return []
     return [
-        f"{folder}{slash}{entry.name}{'/' if entry.is_dir() else ''}"
+        f"{folder}{slash}{entry.name}{'/' if os.path.isdir(entry) else ''}"
         for entry in entries
         if entry.name.startswith(start) and (start.startswith(".") or entry.name[0] != ".")
     ]
@@ -207,7 +207,12 @@ def complete_path(repl: Repl, argument: str) -> list[str]:
 def _path(argument: str, usage: str) -> Path:
     if not argument:
         raise EdgeDBError(f"name a file: {usage}")
-    return Path(argument).expanduser()
+    return _expanded(argument)
+
+
+def _expanded(name: str) -> Path:
+    # Path's own raises an error where there is no such user.
+    return Path(os.path.expanduser(name))
 
 
 def _count(repl: Repl) -> str:

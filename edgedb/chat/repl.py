@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class Repl:
         self.open_model = open_model
         self.settings = Settings(conversation)
         self.running = True
-        self.written: set[Path] = set()  # files that may be replaced without a question
+        self.written: set[str] = set()  # real paths of files to replace without a question
         self._manner = manner
         self._takes_commands = takes_commands
         self._warned = 0.0
@@ -121,20 +122,21 @@ class Repl:
 
     def may_write(self, path: Path) -> bool:
         """Whether a file is new, was written here before, or may be replaced."""
-        if path.exists() and path.resolve() not in self.written:
+        real = os.path.realpath(path)
+        if os.path.exists(path) and real not in self.written:
             try:
                 if not self._reader.confirm(f"{path} exists; replace it?"):
                     self.screen.note("nothing was written")
                     return False
             except (KeyboardInterrupt, EOFError):
                 return False
-        self.written.add(path.resolve())
+        self.written.add(real)
         return True
 
     def load(self, path: Path) -> None:
         """Go on from a saved conversation. Raises ``EdgeDBError`` if it is none."""
         storage.load(self.conversation, path)
-        self.written.add(path.resolve())
+        self.written.add(os.path.realpath(path))
         try:
             storage.load_cache(self.conversation, path)
         except EdgeDBError as error:
@@ -212,7 +214,7 @@ class Repl:
 
     def _resume(self, path: Path) -> None:
         system = self.conversation.options.system
-        if path.exists():
+        if os.path.exists(path):
             self.load(path)
             if system is not None:
                 self.conversation.set_system(system)
@@ -220,5 +222,5 @@ class Repl:
             if self._takes_commands:
                 self.screen.note(f"going on from {path}, {n} message{'s' if n != 1 else ''}")
         else:
-            self.written.add(path.resolve())
+            self.written.add(os.path.realpath(path))
             storage.save(self.conversation, path)  # better refused now than after the first answer

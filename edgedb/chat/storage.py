@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def load_cache(conversation: Conversation, path: Path) -> None:
     are those that differ from it.
     """
     cache = _cache_path(path)
-    if cache.exists():
+    if os.path.exists(cache):
         conversation.session = conversation.model.load_session(cache)
 
 
@@ -109,7 +110,7 @@ def markdown(messages: Sequence[Message], model: str) -> str:
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one step, so that a crash leaves the old one or the new one."""
     try:
-        with replacing(path.resolve()) as file:  # a link stays a link
+        with replacing(Path(os.path.realpath(path))) as file:  # a link stays a link
             file.write(text.encode("utf-8", errors="replace"))
     except OSError as error:
         raise EdgeDBError(f"{path}: {error.strerror}") from None
