@@ -11,6 +11,8 @@ import pytest
 from chats import CUT, FIVE, leave, run_piped, say, start
 from terminal import Terminal
 
+from edgedb import EdgeDBError
+from edgedb.chat import actions
 from edgedb.chat.commands import COMMANDS
 from edgedb.chat.lineedit import KEYS
 from edgedb.settings import sampling_settings
@@ -106,6 +108,11 @@ def test_undo_regen_and_edit(chat: Terminal) -> None:
     say(chat, "\x03\x03", "nothing changed")
     say(chat, "/edit sometimes", "/edit takes nothing")
     say(chat, "/undo", "took back: Ho again and again")
+
+
+def test_an_editor_that_leaves_nothing() -> None:
+    with pytest.raises(EdgeDBError, match="the editor rm left no message"):
+        actions._in_editor("rm", "Hi")
 
 
 def test_system(chat: Terminal) -> None:

@@ -79,7 +79,10 @@ def _in_editor(editor: str, text: str) -> str:
             raise EdgeDBError(f"cannot run the editor {editor}: {error}; try /edit line") from None
         if done.returncode:
             raise EdgeDBError(f"the editor {editor} failed; nothing changed")
-        return path.read_text(encoding="utf-8", errors="replace").rstrip("\n")
+        try:
+            return path.read_text(encoding="utf-8", errors="replace").rstrip("\n")
+        except OSError:
+            raise EdgeDBError(f"the editor {editor} left no message; nothing changed") from None
 
 
 def system(repl: Repl, argument: str) -> None:
