@@ -18,6 +18,7 @@ import numpy as np
 from .engine import Model
 from .errors import EdgeDBError
 from .evaluate import log_likelihoods
+from .files import read_text
 from .kvcache import KVCache
 from .llama import MAX_BATCH, RunState
 
@@ -51,12 +52,10 @@ def read_questions(path: Path) -> list[Question]:
     Keys: ``context`` and ``choices``, or ``contexts`` and one ``continuation`` (what is asked is
     then which context goes before it), and ``gold``. Raises ``EdgeDBError`` naming the line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise EdgeDBError(f"{path}: {error.strerror}") from None
+    text = read_text(path).removesuffix("\n")
     questions = []
-    for number, line in enumerate(lines, 1):
+    # JSON may hold the other characters at which splitlines breaks.
+    for number, line in enumerate(text.split("\n") if text else [], 1):
         try:
             questions.append(_question(json.loads(line)))
         except (ValueError, KeyError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Files on the disk: mapped into memory to be read, replaced in one step when written."""
+"""Files on the disk: read as a text or mapped into memory, replaced in one step when written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import FormatError
+from .errors import EdgeDBError, FormatError
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a file. Raises ``EdgeDBError`` if it is none or cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise EdgeDBError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise EdgeDBError(f"{path} is not UTF-8 text (byte {error.start})") from None
 
 
 def map_file(path: Path, refuse: Callable[[os.stat_result], str]) -> tuple[mmap.mmap, int]:

@@ -101,9 +101,19 @@ def test_what_is_no_question_is_named(tmp_path: Path, line: str) -> None:
         read_questions(file)
 
 
+def test_questions_may_hold_any_character(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    entry = {"context": "one\u2028two\x85", "choices": ["a", "b"], "gold": 1}
+    file.write_text(json.dumps(entry, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_questions(file) == [Question(("one\u2028two\x85",) * 2, ("a", "b"), 1)]
+
+
 def test_no_questions(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text("")
     with pytest.raises(EdgeDBError, match="no questions"):
         read_questions(tmp_path / "q.jsonl")
     with pytest.raises(EdgeDBError, match="No such file"):
         read_questions(tmp_path / "missing.jsonl")
+    (tmp_path / "q.jsonl").write_bytes(b"\xff")
+    with pytest.raises(EdgeDBError, match=r"not UTF-8 text \(byte 0\)"):
+        read_questions(tmp_path / "q.jsonl")

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from edgedb.errors import EdgeDBError
+from edgedb.files import read_text
 
 from .command import one_line_errors
 from .decoder import Decoder, load_teacher
@@ -87,10 +88,7 @@ def window_losses(
 
 def windows(file: Path, tokenizer: Any, length: int, count: int | None, skip: int = 0) -> Tensor:
     """The first ``count`` whole windows of ``length`` tokens of a text, after ``skip`` tokens."""
-    try:
-        ids = tokenizer.encode(file.read_text(encoding="utf-8"), add_bos=False)[skip:]
-    except OSError as error:
-        raise EdgeDBError(f"{file}: {error.strerror}") from None
+    ids = tokenizer.encode(read_text(file), add_bos=False)[skip:]
     whole = len(ids) // length
     n = whole if count is None else min(count, whole)
     if not n:
