@@ -171,8 +171,11 @@ def test_a_killed_export_goes_on(tmp_path: Path, source: Source) -> None:
 
 
 def test_other_options_start_afresh(tmp_path: Path, source: Source) -> None:
-    (tmp_path / "m.dbb.partial.npz").write_bytes(b"no archive")
-    export(source, tmp_path / "m.dbb", Options(**QUICK))
+    state = tmp_path / "m.dbb.partial.npz"
+    np.savez(state, key="k", ids=np.arange(100))
+    for damaged in (b"no archive", state.read_bytes()[:300]):
+        state.write_bytes(damaged)
+        export(source, tmp_path / "m.dbb", Options(**QUICK))
     export(source, tmp_path / "m.dbb", Options(pairs=1, **QUICK))
     assert read_dbb(tmp_path / "m.dbb").linears["layers.0.mlp_down"].kind == 1
 

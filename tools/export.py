@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import zipfile
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -122,8 +124,8 @@ class _State:
         try:
             with np.load(self.path, allow_pickle=False) as stored:
                 state = {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, KeyError):
-            return None
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+            return None  # there is none, or a power failure has damaged it
         return state if str(state.get("key")) == self.key else None
 
     def save(self, calibration: calibrate.Calibration, layer: int, hidden: np.ndarray) -> None:
