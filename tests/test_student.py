@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'edgedb-
 
 from tiny import TinySource  # noqa: E402
 
-from edgedb.errors import FormatError  # noqa: E402
+from edgedb.errors import EdgeDBError, FormatError  # noqa: E402
 from tools import checkpoint, export_student  # noqa: E402
 from tools.decoder import Decoder, load_teacher, mean_square_inputs  # noqa: E402
 from tools.student import (  # noqa: E402
@@ -251,6 +251,11 @@ def test_export_measures_the_engine_and_records_it(tmp_path, tiny_spec) -> None:
     assert 10 < engine["tokens"] <= 1000
     assert 0 <= engine["kl"] < 0.05 and engine["top1"] > 0.8
     assert engine["ppl_engine"] == pytest.approx(engine["ppl_pytorch_int8_inputs"], rel=0.05)
+    assert not list(tmp_path.glob("*.trial*"))
+    (tmp_path / "text.txt").write_text("")
+    for text in ("text.txt", "nothing.txt"):
+        with pytest.raises(EdgeDBError, match=text):
+            export_student.export(path, out, check=tmp_path / text)
     assert not list(tmp_path.glob("*.trial*"))
     shown = CliRunner().invoke(main, ["info", str(out)])
     assert "measured quality" in shown.output and "engine kl" in shown.output

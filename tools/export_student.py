@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ import torch
 
 from edgedb.dbb_writer import DbbWriter
 from edgedb.errors import EdgeDBError, FormatError
+from edgedb.files import read_text
 from edgedb.packing import dequantize, pack_int8, pack_planes, quantize_int8
 from edgedb.tensors import LinearTensor, PairTensor
 from edgedb.tokenizer import TokenizerSpec
@@ -26,6 +26,7 @@ from .checkpoint import TOKENIZER, load_student, read_student
 from .command import one_line_errors
 from .decoder import Decoder
 from .fdb import fit
+from .quality import Compared, exponential
 from .student import FDBLinear, planes
 from .tables import FDBTable, head_hessians, pack_table, table_pairs
 from .text import TextMix
@@ -99,9 +100,11 @@ def export(
     if check:
         # The file holds what is measured on it, so it is written twice.
         trial = out.with_name(out.name + ".trial")
-        write(trial)
-        measured["engine"] = compare_with_engine(student, trial, check)
-        trial.unlink()
+        try:
+            write(trial)
+            measured["engine"] = compare_with_engine(student, trial, check)
+        finally:
+            trial.unlink(missing_ok=True)
     write(out)
     return record
 
@@ -119,29 +122,30 @@ def compare_with_engine(
 
     model = edgedb.load(file)
     n_tokens = min(n_tokens, model.context - 1)
-    ids = model.tokenize(text.read_text(encoding="utf-8"), add_bos=False)[: n_tokens + 1]
+    ids = model.tokenize(read_text(text), add_bos=False)[: n_tokens + 1]
     if len(ids) < 2:
         raise EdgeDBError(f"{text}: too short to compare anything on")
     theirs = torch.from_numpy(model.logits(ids)[:-1]).float().log_softmax(-1)
     found: dict[str, Any] = {"tokens": len(ids) - 1, "text": text.name}
-    targets = torch.tensor(ids[1:])[:, None]
+    targets = torch.tensor(ids[1:])
     with torch.no_grad():
         for rounded in (False, True):
             for _, module in student.matrices():
                 module.quantize_input = rounded
             mine = student.logits(torch.tensor([ids]))[0, :-1].log_softmax(-1)
+            places = Compared(theirs, mine, targets)  # the engine is compared with the student
             name = "ppl_pytorch_int8_inputs" if rounded else "ppl_pytorch"
-            found[name] = _ppl(mine, targets)
+            found[name] = _ppl(places.teacher_nll)
             if not rounded:
-                found["kl"] = _rounded((mine.exp() * (mine - theirs)).sum(-1).mean().item())
-                found["top1"] = (mine.argmax(-1) == theirs.argmax(-1)).float().mean().item()
+                found["kl"] = _rounded(places.kl.mean().item())
+                found["top1"] = places.agrees.float().mean().item()
     for _, module in student.matrices():
         module.quantize_input = False
-    return {**found, "top1": _rounded(found["top1"]), "ppl_engine": _ppl(theirs, targets)}
+    return {**found, "top1": _rounded(found["top1"]), "ppl_engine": _ppl(places.nll)}
 
 
-def _ppl(log_p: torch.Tensor, targets: torch.Tensor) -> float:
-    return _rounded(math.exp(-log_p.gather(1, targets).double().mean().item()))
+def _ppl(nll: torch.Tensor) -> float:
+    return _rounded(exponential(nll.double().mean().item()))
 
 
 def _rounded(value: float) -> float:
