@@ -217,9 +217,17 @@ def test_damaged_checkpoints_are_named(tmp_path: Path, tiny_bpe: bytes) -> None:
         (folder / "model.safetensors").write_bytes(whole[:cut])
         with pytest.raises(FormatError, match=what):
             open_source(folder)
-    (folder / "config.json").write_text("{")
-    with pytest.raises(FormatError, match=r"config.json"):
-        open_source(folder)
+    deep = b"[" * 100_000
+    endless = b'{"x": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 0]}}'
+    for header, what in ((deep, "not JSON"), (endless, "x has a damaged header")):
+        content = len(header).to_bytes(8, "little") + header
+        (folder / "model.safetensors").write_bytes(content)
+        with pytest.raises(FormatError, match=what):
+            open_source(folder)
+    for text in ("{", deep.decode()):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(FormatError, match=r"config.json"):
+            open_source(folder)
 
 
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:

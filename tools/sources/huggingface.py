@@ -180,7 +180,7 @@ def _read_json(file: Path, *, required: bool = False) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{file.parent.name}: {file.name}: {error}") from None
     if not isinstance(value, dict):
         raise FormatError(f"{file.parent.name}: {file.name} is not a JSON object")

@@ -33,7 +33,7 @@ class SafetensorsFile:
                 raise FormatError(f"{path.name}: truncated, or not a safetensors file")
             try:
                 header = json.loads(file.read(length))
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise FormatError(f"{path.name}: the safetensors header is not JSON") from None
         if not isinstance(header, dict):
             raise FormatError(f"{path.name}: the safetensors header is not a JSON object")
@@ -47,7 +47,7 @@ class SafetensorsFile:
         try:
             dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
             start, stop = (int(n) for n in entry["data_offsets"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):  # the last for Infinity
             raise FormatError(f"{self.path.name}: tensor {name} has a damaged header") from None
         if min(shape, default=0) < 0 or not 0 <= start <= stop <= data_bytes:
             raise FormatError(f"{self.path.name}: tensor {name} lies outside the file")
