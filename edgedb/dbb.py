@@ -33,6 +33,7 @@ from .tensors import (
     MAX_PAIRS,
     PLANE_BYTES,
     TILE,
+    TOKENIZER_PART,
     DenseTensor,
     Int8Tensor,
     Kind,
@@ -55,7 +56,6 @@ __all__ = [
 
 T = TypeVar("T")
 
-TOKENIZER_PART = "tokenizer.file"
 MAX_TOKENIZER_BYTES = 1 << 28
 CHUNK_BYTES = 1 << 20  # per check: stays in the cache between checksum and range check
 

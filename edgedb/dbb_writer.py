@@ -24,9 +24,18 @@ import numpy as np
 from .config import ModelConfig
 from .container import VERSION, Entry, lay_out, render_header
 from .errors import EdgeDBError, FormatError
-from .tensors import DTYPES, Kind, LinearTensor, Part, linear_arrays, linear_parts
+from .tensors import (
+    DTYPES,
+    TOKENIZER_PART,
+    Kind,
+    LinearTensor,
+    Part,
+    linear_arrays,
+    linear_parts,
+)
 from .tokenizer import TokenizerSpec
 
+TOKENIZER_NAME = "tokenizer"
 # Room in the header for the quantization record before the data has to move.
 _RECORD_BYTES = 4096
 _RECORD_BYTES_PER_LINEAR = 256
@@ -272,9 +281,6 @@ class DbbWriter:
         )
 
 
-TOKENIZER_NAME = "tokenizer"
-
-
 def _plan(
     config: ModelConfig, tokenizer: TokenizerSpec, kinds: Mapping[str, Kind]
 ) -> dict[str, list[Part]]:
@@ -287,5 +293,5 @@ def _plan(
         name: linear_parts(name, rows, cols, kinds[name]) for name, (rows, cols) in shapes.items()
     }
     plan |= {name: [Part(name, "F32", (n,))] for name, n in config.norm_shapes().items()}
-    plan[TOKENIZER_NAME] = [Part("tokenizer.file", "U8", (len(tokenizer.data),))]
+    plan[TOKENIZER_NAME] = [Part(TOKENIZER_PART, "U8", (len(tokenizer.data),))]
     return plan

@@ -17,6 +17,7 @@ PLANE_BYTES = GROUP * TILE * 2 // 8  # both bit planes of a block
 BLOCK_BYTES = PLANE_BYTES + 2 * TILE  # and 64 bytes of c1, 64 of c2
 INT8_BLOCK_BYTES = GROUP * TILE
 MAX_PAIRS = 8
+TOKENIZER_PART = "tokenizer.file"  # the array that holds the tokenizer's own file
 
 # How one matrix is stored: an int is the number of plane pairs, two bits a weight each.
 Kind = int | Literal["int8", "float16", "float32"]

@@ -17,7 +17,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-GROUP = 64
+from edgedb.tensors import GROUP
+
 MAX_CODE = 127
 EVEN_CODE = 126  # of a row's largest scale: its half, the pair's other scale, is then a code too
 

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .fdb_kernels import GROUP, scale_factors
+from edgedb.tensors import GROUP
+
+from .fdb_kernels import scale_factors
 from .feedback_kernels import solve_block
 
 Float32 = NDArray[np.float32]

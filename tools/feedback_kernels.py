@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgedb.tensors import GROUP
+
 from .fdb_kernels import (
-    GROUP,
     _jit,
     fit_group,
     nearest,

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgedb.config import ModelConfig
+from edgedb.tensors import GROUP
 
 from . import parallel
 from .decoder import Decoder
 from .parallel import local
 
-GROUP = 64
 MAX_CODE = 127
 # |alpha2| stays below this share of |alpha1|: the four levels keep their order, and nearest level
 # stays the two comparisons of ``planes``.
@@ -55,10 +55,11 @@ def scale_codes(alpha1: Tensor, alpha2: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 
 class _Quantize(torch.autograd.Function):
-    """``unit * (c1*b1 + c2*b2)`` with design.md's gradients for latent and scales.
+    """``unit * (c1*b1 + c2*b2)``: one product per weight, as the format has it, so that export
+    changes no bit.
 
-    The scales' gradients pass the rounding to codes straight through; unit is a constant. One
-    product per weight, as the format has it, so that export changes no bit.
+    A scale's gradient is the sum over its group where the bit is set; it passes the rounding to
+    codes straight through, and unit is a constant. A latent's passes the planes straight through.
     """
 
     @staticmethod

@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edgedb.tensors import GROUP
+
 from .decoder import Decoder
 from .parallel import assign, local, reshard, whole
-from .student import GROUP, MAX_CODE, FDBLinear, empty_student
+from .student import MAX_CODE, FDBLinear, empty_student
 
 if TYPE_CHECKING:
     from edgedb.tensors import PairTensor

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..packing import gather_rows, levels, unpack_int8
+from ..packing import SMALLEST_NORMAL, gather_rows, levels, unpack_int8
 from ..tensors import GROUP, DenseTensor, Int8Tensor, LinearTensor, PairTensor
 from . import Unfused
 from .buffer import Buffer, aligned_zeros
@@ -22,8 +22,6 @@ from .selection import NumpySelection
 
 if TYPE_CHECKING:
     from . import AttentionShape
-
-SMALLEST_NORMAL = np.float32(np.finfo(np.float32).smallest_normal)
 
 
 def quantize(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
