@@ -29,7 +29,7 @@ from .kvcache import KVCache
 from .llama import MAX_BATCH, Llama, RunState
 from .ops import Ops, create
 from .packing import pack_int8, quantize_int8
-from .tensors import BLOCK_BYTES, LinearTensor, PairTensor, tile_grid
+from .tensors import BLOCK_BYTES, MAX_PAIRS, LinearTensor, PairTensor, tile_grid
 
 SHAPES = {
     "llama-2-7b": ModelConfig("llama", 32000, 4096, 11008, 32, 32, 32, 128, 4096),
@@ -98,6 +98,8 @@ def random_weights(shape: str, pairs: int = 1, seed: int = 0) -> Weights:
     """
     if shape not in SHAPES:
         raise EdgeDBError(f"unknown shape {shape!r}; choose one of {', '.join(SHAPES)}")
+    if not 1 <= pairs <= MAX_PAIRS:
+        raise EdgeDBError(f"pairs = {pairs}: expected 1 to {MAX_PAIRS}")
     config = SHAPES[shape]
     rng = np.random.Generator(np.random.PCG64(seed))
     linears: dict[str, LinearTensor] = {}
