@@ -283,6 +283,17 @@ def test_student_without_tokenizer_is_not_exported(tmp_path) -> None:
         export_student.export(path, tmp_path / "out.dbb")
 
 
+def test_a_student_that_cannot_be_saved_leaves_nothing(tmp_path, monkeypatch) -> None:
+    def full(_: object, path: Path, __: object) -> None:
+        path.write_bytes(b"half a student")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save_student(tmp_path / "s", student_of(TinySource()), step=1, provenance={})
+    assert not list(tmp_path.iterdir())
+
+
 def test_decoder_matches_stories260k() -> None:
     shared = Path(__file__).resolve().parents[2] / "shared"
     if not (shared / "models/stories260K").exists():

@@ -122,8 +122,12 @@ def save_student(
     if tokenizer is not None:
         metadata["tokenizer"] = json.dumps(tokenizer.to_metadata())
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata)
-    os.replace(partial, path)
+    try:
+        save_file(tensors, partial, metadata)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def read_student(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
