@@ -12,7 +12,8 @@ torch = pytest.importorskip("torch", reason="needs PyTorch: make test installs i
 from test_distill import OPTIONS, replace  # noqa: E402
 from tiny import TinySource  # noqa: E402
 
-from tools.ablation import ARMS, options_of, run_arm  # noqa: E402
+from edgedb.errors import EdgeDBError  # noqa: E402
+from tools.ablation import ARMS, options_of, read_run, run_arm  # noqa: E402
 from tools.decoder import load_teacher  # noqa: E402
 
 BASE = replace(OPTIONS, steps=2, save_every=10**6, validate_every=10**6)
@@ -27,6 +28,14 @@ def test_arms_differ_from_the_plain_one_as_they_say() -> None:
     assert options_of(ARMS["trial"], 0, BASE).lr_embedding == 0
     tokens = {options_of(arm, 0, BASE).steps * BASE.batch for arm in ARMS.values()}
     assert len(tokens) == 1  # equal compute
+
+
+def test_runs_are_read() -> None:
+    assert read_run("dad-0.3:2") == ("dad-0.3", 2)
+    assert read_run("plain") == ("plain", 0)
+    for run in ("dad-9:1", "plain:x", ":1"):
+        with pytest.raises(EdgeDBError, match=run):
+            read_run(run)
 
 
 @pytest.mark.parametrize("name", ["half-0.1", "searched", "scales"])

@@ -117,6 +117,16 @@ def run_arm(
     return found
 
 
+def read_run(run: str) -> tuple[str, int]:
+    """``"ARM:SEED"`` as its two parts; the seed is 0 if there is none. Raises ``EdgeDBError``."""
+    name, _, seed = run.partition(":")
+    if name not in ARMS:
+        raise EdgeDBError(f"{run}: no such arm; choose one of {', '.join(ARMS)}")
+    if not (seed or "0").isdecimal():
+        raise EdgeDBError(f"{run}: expected ARM:SEED, the seed a whole number")
+    return name, int(seed or 0)
+
+
 @one_line_errors
 def main() -> None:
     """See the module's docstring."""
@@ -134,6 +144,7 @@ def main() -> None:
     parser.add_argument("--until", type=float, default=math.inf, help="begin no run after (epoch)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
+    runs = [read_run(run) for run in args.runs]  # a mistake in the last is seen before the first
     base = TrainOptions(
         steps=args.steps, batch=args.batch, micro_batch=args.batch, length=args.length,
         lr_latent=2e-3, lr_scale=3e-4, lr_embedding=3e-4, warmup=10, final_share=0.02,
@@ -148,16 +159,12 @@ def main() -> None:
         path.stem: torch.from_numpy(np.load(path).astype(np.int64)) for path in args.validation
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    for run in args.runs:
-        name, _, seed = run.partition(":")
-        if name not in ARMS:
-            raise EdgeDBError(f"{run}: no such arm; choose one of {', '.join(ARMS)}")
-        path = args.out / f"{name}-{seed or 0}.json"
+    for name, seed in runs:
+        path = args.out / f"{name}-{seed}.json"
         if path.exists() or time.time() > args.until:
             continue
-        work = args.out / f"{name}-{seed or 0}"
-        number = int(seed or 0)
-        found = run_arm(name, number, teacher, args.text, validation, base, work, keep=args.keep)
+        work = args.out / f"{name}-{seed}"
+        found = run_arm(name, seed, teacher, args.text, validation, base, work, keep=args.keep)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(found, indent=1))
         os.replace(partial, path)
