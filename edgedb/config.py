@@ -15,7 +15,7 @@ from typing import Any
 from .errors import FormatError, UnsupportedModelError
 
 # model_type of the checkpoint -> why it is the same forward pass. A family whose checkpoint differs
-# only in names or defaults is one row here and one name map in tools/sources.py.
+# only in names or defaults is one row here and one name map in tools/sources.
 FAMILIES = {
     "llama": "Llama 1, 2, 3, TinyLlama, SmolLM2",
     "mistral": "Mistral without sliding window",

@@ -177,7 +177,7 @@ def take_loader(options: dict[str, Any]) -> Callable[[str | Path | None], Model]
 
 
 def read_text(source: str | None) -> str:
-    """Text of a file, or of standard input for None or ``-``; without its last line break."""
+    """Text of a file, or of standard input for None or ``-``, to the byte."""
     try:
         raw = sys.stdin.buffer.read() if source in (None, "-") else Path(str(source)).read_bytes()
         return raw.decode("utf-8")

@@ -81,8 +81,9 @@ class Ops(Protocol):
         """Rotate q in place, and store rotated k and plain v at ``position .. position + n - 1``.
 
         qkv ``[n, (n_heads + 2 n_kv_heads) * head_dim]``; caches ``[n_kv_heads, capacity,
-        head_dim]`` in float16 or float32; cos, sin ``[capacity, head_dim / 2]``. Channel i turns
-        with channel ``i + head_dim / 2``.
+        head_dim]`` in float16 or float32, or in int8 ``[n_kv_heads, capacity, row_bytes]`` (see
+        ``narrow_cache``); cos, sin ``[capacity, head_dim / 2]``. Channel i turns with channel
+        ``i + head_dim / 2``.
         """
 
     def attention(

@@ -2,5 +2,5 @@
 
 ``python -m tools.peers METHOD TEACHER OUT --text FILE`` writes a Hugging Face folder of float32
 weights: what the method's two-bit weights stand for. So every method is measured by the same code,
-``tools.quality``, and none by its own kernels.
+``tools.compare``, and none by its own kernels.
 """

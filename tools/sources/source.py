@@ -26,7 +26,7 @@ class Source(abc.ABC):
     """A checkpoint on disk. Tensors are read one at a time, as float32.
 
     ``config_dict`` has the keys of a Hugging Face ``config.json``; ``config`` is what edgedb made
-    of it. Subclasses map edgedb's names to the checkpoint's with ``layout`` (see ``PARTS``).
+    of it. Subclasses map edgedb's names to the checkpoint's with ``layout``.
     """
 
     path: Path
