@@ -166,6 +166,20 @@ def test_llama3_scaling_is_read_back_from_gguf() -> None:
         _llama3_scaling(divisors**2, theta)
 
 
+@pytest.mark.parametrize("sizes", [{"head_count": [4, 2]}, {"key_length": 0}, {"key_length": "x"}])
+def test_impossible_heads_of_a_gguf_are_refused(
+    tmp_path: Path, bpe_metadata: dict, sizes: dict
+) -> None:
+    source = open_source(write_gguf(tmp_path / "a.gguf", bpe_metadata))
+    metadata = dict.fromkeys(("embedding_length", "feed_forward_length", "block_count"), 64)
+    metadata |= {"context_length": 64, "attention.layer_norm_rms_epsilon": 1e-5}
+    heads = {"head_count": 4, "head_count_kv": 4} | sizes
+    metadata |= {f"attention.{name}": value for name, value in heads.items()}
+    metadata = {f"llama.{name}": value for name, value in metadata.items()}
+    with pytest.raises(FormatError, match="sizes of heads"):
+        source._config_dict({"general.architecture": "llama", **metadata})
+
+
 def test_unsupported_ggufs_are_named(tmp_path: Path, bpe_metadata: dict) -> None:
     path = write_gguf(tmp_path / "a.gguf", bpe_metadata, architecture="qwen2")
     with pytest.raises(UnsupportedModelError, match="qwen2"):

@@ -121,9 +121,14 @@ class GGUFSource(Source):
         )
         if missing:
             raise FormatError(f"{self.path.name}: the GGUF metadata do not say {missing[0]}")
-        head_dim = value("attention.key_length", hidden_size // max(n_heads, 1))
-        config["head_dim"] = head_dim
-        config["partial_rotary_factor"] = value("rope.dimension_count", head_dim) / head_dim
+        try:
+            head_dim = value("attention.key_length", hidden_size // max(n_heads, 1))
+            rotary = value("rope.dimension_count", head_dim) / head_dim
+        except (TypeError, ZeroDivisionError):  # a list of sizes, a text, or a 0
+            raise FormatError(
+                f"{self.path.name}: the GGUF metadata hold no plausible sizes of heads"
+            ) from None
+        config["head_dim"], config["partial_rotary_factor"] = head_dim, rotary
         config["rope_scaling"] = self._rope_scaling(value, head_dim, config["rope_theta"])
         return config
 
