@@ -264,10 +264,14 @@ class DbbWriter:
     def _move_data(self, data_start: int) -> None:
         """Copy the data behind a header that outgrew its place, into a second partial file."""
         grown = self.partial.with_name(self.partial.name + ".grown")
-        with open(self.partial, "rb") as source, open(grown, "wb") as target:
-            source.seek(self._data_start)
-            target.seek(data_start)
-            shutil.copyfileobj(source, target, 1 << 22)
+        try:
+            with open(self.partial, "rb") as source, open(grown, "wb") as target:
+                source.seek(self._data_start)
+                target.seek(data_start)
+                shutil.copyfileobj(source, target, 1 << 22)
+        except BaseException:
+            grown.unlink(missing_ok=True)
+            raise
         self.close()
         self.journal.unlink(missing_ok=True)  # its offsets no longer hold
         os.replace(grown, self.partial)

@@ -146,6 +146,20 @@ def test_long_record_moves_the_data(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["m.dbb"]
 
 
+def test_a_full_disk_leaves_no_moved_data(tmp_path, monkeypatch):
+    def full(source, target, size):
+        raise OSError(28, "No space left on device")
+
+    with DbbWriter(tmp_path / "m.dbb", CONFIG, TOKENIZER, KINDS) as writer:
+        for name in writer.remaining:
+            writer.put(name, content(name))
+        monkeypatch.setattr("edgedb.dbb_writer.shutil.copyfileobj", full)
+        with pytest.raises(EdgeDBError, match="No space left"):
+            writer.finish({"notes": "x" * 100_000})
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["m.dbb.partial", "m.dbb.partial.json"]
+
+
 def test_finish_wants_every_tensor(tmp_path):
     with DbbWriter(tmp_path / "m.dbb", CONFIG, TOKENIZER, KINDS) as writer:
         for name in writer.remaining[:-1]:
