@@ -215,9 +215,10 @@ def info(model: str | None, as_json: bool, **options: Any) -> None:
     described = None
     if model is not None:
         from .dbb import read_dbb
+        from .modelfiles import find_model
         from .summary import summarize
 
-        described = summarize(read_dbb(model))
+        described = summarize(read_dbb(find_model(model)))
     if as_json:
         document = {"runtime": runtime} if described is None else described | {"runtime": runtime}
         click.echo(json.dumps(document, indent=2))
@@ -344,8 +345,10 @@ def bench(model: str | None, output: str, threads: tuple[int, ...] | None, **opt
     mean and standard deviation.
     """
     from . import benchmark, ui
+    from .modelfiles import find_model
 
     report = ui.warn if sys.stderr.isatty() else None
     options["threads"] = threads or ()
-    rows = benchmark.run(model, all_kernels=True, progress=report, **options)
+    path = None if model is None else find_model(model)
+    rows = benchmark.run(path, all_kernels=True, progress=report, **options)
     click.echo(benchmark.report(rows, output))

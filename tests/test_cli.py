@@ -169,6 +169,9 @@ def test_models_by_name(run: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPa
     for name in ("small", "small.dbb", "models/small.dbb"):
         assert run("chat", "--model", name, "-n", 3, text="Hi\n").exit_code == 0
         assert run("generate", name, "-n", 3, "-p", "Hi").exit_code == 0
+        assert run("info", name, "--json").exit_code == 0
+        quick = ("--prompt", "2", "--decode", "1", "--repetitions", 1)
+        assert "| small |" in run("bench", name, *quick).stdout
     assert [path.name for path in modelfiles.known_models()] == ["small.dbb"]
     assert "once" in run("chat", "small", "--model", "small").stderr
     refused(run("chat", "large", text="Hi\n"), "large")
