@@ -164,3 +164,7 @@ static void finish_found(const float *found, float *out, int64_t head_dim) {
         v_store_part(out + d, v_div(sum, total), head_dim - d);
     }
 }
+
+/* Everything above that belongs in an edb_kernels. */
+#define ATTENTION_KERNELS \
+    .attend = attend, .merge_found = merge_found, .finish_found = finish_found

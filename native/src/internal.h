@@ -225,9 +225,17 @@ static inline int edb_aligned(const void *p, uintptr_t alignment) {
 
 static inline void *edb_align_up(void *p) { return (void *)(((uintptr_t)p + 63) & ~(uintptr_t)63); }
 
-/* An address to prefetch; it may lie past the end of the weights, where no pointer may point. */
-static inline const char *edb_past(const void *p, int64_t bytes) {
-    return (const char *)((uintptr_t)p + (uintptr_t)bytes);
+/*
+ * What to prefetch while `block` is read, with `blocks_left` to read from it on and then `next`: the
+ * address EDB_PREFETCH_BYTES on, in whole blocks. It may lie past the end of the weights, where no
+ * pointer may point.
+ */
+static EDB_INLINE const char *edb_ahead(const void *block, int64_t blocks_left, const void *next,
+                                        int64_t block_bytes) {
+    int64_t ahead = EDB_PREFETCH_BYTES / block_bytes, beyond = ahead - blocks_left;
+    const void *from = beyond < 0 ? block : next;
+    return (const char *)((uintptr_t)from +
+                          (uintptr_t)((beyond < 0 ? ahead : beyond) * block_bytes));
 }
 
 /* Small tasks that a thread takes at once, few enough that a slow core holds nobody up. */

@@ -274,11 +274,9 @@ static EDB_INLINE void group_64x1(const int8_t *codes, const float *scales, cons
 
 static void int8_tile(const int8_t *codes, const float *scales, int64_t groups, const int8_t *q,
                       const float *sx, int64_t stride, int64_t n, float *acc, const int8_t *next) {
-    enum { BLOCKS_AHEAD = EDB_PREFETCH_BYTES / EDB_CODES_BYTES };
     for (int64_t g = 0; g < groups; g++) {
-        int64_t left = groups - g - BLOCKS_AHEAD, t = 0;
-        const char *ahead = left > 0 ? (const char *)codes + BLOCKS_AHEAD * EDB_CODES_BYTES
-                                     : edb_past(next, -left * EDB_CODES_BYTES);
+        int64_t t = 0;
+        const char *ahead = edb_ahead(codes, groups - g, next, EDB_CODES_BYTES);
         wide_codes wide;
         if (n >= 4) widen(codes, EDB_CODES_BYTES, wide.even, wide.odd);
         for (; t + 4 <= n; t += 4) {
@@ -298,22 +296,10 @@ static void int8_tile(const int8_t *codes, const float *scales, int64_t groups, 
 }
 
 const edb_kernels edb_kernels_avx2 = {
-    .quantize = quantize,
-    .quantize_normed = quantize_normed,
-    .quantize_gated = quantize_gated,
+    OPS_KERNELS,
+    ATTENTION_KERNELS,
     .expand_block = expand_block,
     .int8_tile = int8_tile,
-    .dense_rows = dense_rows,
-    .norm_scale = norm_scale,
-    .rmsnorm = rmsnorm,
-    .swiglu = swiglu,
-    .rotate = rotate,
-    .to_f16 = to_f16,
-    .from_f16 = from_f16,
-    .widen_int8 = widen_int8,
-    .attend = attend,
-    .merge_found = merge_found,
-    .finish_found = finish_found,
     .pairs = {&edb_lookup_avx2, &edb_popcount_avx2, &edb_popcount4_avx2},
 };
 

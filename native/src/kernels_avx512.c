@@ -259,13 +259,10 @@ static EDB_INLINE void tokens_in_fours(const int8_t *codes, const float *scales,
 
 static void int8_tile(const int8_t *codes, const float *scales, int64_t groups, const int8_t *q,
                       const float *sx, int64_t stride, int64_t n, float *acc, const int8_t *next) {
-    enum { BLOCKS_AHEAD = EDB_PREFETCH_BYTES / EDB_CODES_BYTES };
     int64_t rest = n & ~(int64_t)3;
     for (int64_t g = 0; g < groups; g++) {
         if (n >= 4) tokens_in_fours(codes, scales, q, sx, n, acc);
-        int64_t left = groups - g - BLOCKS_AHEAD;
-        const char *ahead = left > 0 ? (const char *)codes + BLOCKS_AHEAD * EDB_CODES_BYTES
-                                     : edb_past(next, -left * EDB_CODES_BYTES);
+        const char *ahead = edb_ahead(codes, groups - g, next, EDB_CODES_BYTES);
         for (int64_t t = rest; t < n; t++)
             group_64x1(codes, scales, q + EDB_GROUP * t, sx[t], acc + EDB_TILE * t, ahead);
         codes += EDB_CODES_BYTES;
@@ -276,22 +273,10 @@ static void int8_tile(const int8_t *codes, const float *scales, int64_t groups, 
 }
 
 const edb_kernels edb_kernels_avx512 = {
-    .quantize = quantize,
-    .quantize_normed = quantize_normed,
-    .quantize_gated = quantize_gated,
+    OPS_KERNELS,
+    ATTENTION_KERNELS,
     .expand_block = expand_block,
     .int8_tile = int8_tile,
-    .dense_rows = dense_rows,
-    .norm_scale = norm_scale,
-    .rmsnorm = rmsnorm,
-    .swiglu = swiglu,
-    .rotate = rotate,
-    .to_f16 = to_f16,
-    .from_f16 = from_f16,
-    .widen_int8 = widen_int8,
-    .attend = attend,
-    .merge_found = merge_found,
-    .finish_found = finish_found,
     .pairs = {&edb_lookup_avx512, &edb_popcount_avx512, &edb_popcount4_avx512},
 };
 

@@ -109,22 +109,18 @@ enum { ATTEND_FLIGHT = 6 }; /* of 32 registers, four a vector */
 #include "ops_body.h"
 #include "attention_body.h"
 
-#define COMMON_KERNELS                                                                     \
-    .quantize = quantize, .quantize_normed = quantize_normed,                              \
-    .quantize_gated = quantize_gated, .dense_rows = dense_rows, .norm_scale = norm_scale,  \
-    .rmsnorm = rmsnorm, .swiglu = swiglu, .rotate = rotate, .to_f16 = to_f16,              \
-    .from_f16 = from_f16, .widen_int8 = widen_int8, .attend = attend,                      \
-    .merge_found = merge_found,                                                            \
-    .finish_found = finish_found, .expand_block = edb_expand_block_neon
-
 const edb_kernels edb_kernels_neon = {
-    COMMON_KERNELS,
+    OPS_KERNELS,
+    ATTENTION_KERNELS,
+    .expand_block = edb_expand_block_neon,
     .int8_tile = edb_int8_tile_neon,
     .pairs = {&edb_lookup_neon, &edb_popcount_neon, &edb_popcount4_neon},
 };
 
 const edb_kernels edb_kernels_neon_dotprod = {
-    COMMON_KERNELS,
+    OPS_KERNELS,
+    ATTENTION_KERNELS,
+    .expand_block = edb_expand_block_neon,
     .int8_tile = edb_int8_tile_dotprod,
     .pairs = {&edb_lookup_neon_dotprod, &edb_popcount_neon, &edb_popcount4_neon},
 };

@@ -74,13 +74,9 @@ static EDB_INLINE void group_32x1(const int8_t *codes, const float *scales, cons
     finish4(acc + 28, vpaddq_s32(h0, h1), sx, scales + 28);
 }
 
-/* Fetches the block that is read EDB_PREFETCH_BYTES after the one at `codes`. */
 static EDB_INLINE void prefetch_codes(const int8_t *codes, int64_t blocks_left,
                                       const int8_t *next) {
-    enum { BLOCKS_AHEAD = EDB_PREFETCH_BYTES / EDB_CODES_BYTES };
-    int64_t left = blocks_left - BLOCKS_AHEAD;
-    const char *ahead =
-        edb_past(left > 0 ? codes : next, (left > 0 ? BLOCKS_AHEAD : -left) * EDB_CODES_BYTES);
+    const char *ahead = edb_ahead(codes, blocks_left, next, EDB_CODES_BYTES);
     for (int line = 0; line < EDB_CODES_BYTES; line += 64) __builtin_prefetch(ahead + line, 0, 2);
 }
 

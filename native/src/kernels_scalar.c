@@ -198,21 +198,9 @@ static const edb_pair_kernel lookup = {
 };
 
 const edb_kernels edb_kernels_scalar = {
-    .quantize = quantize,
-    .quantize_normed = quantize_normed,
-    .quantize_gated = quantize_gated,
+    OPS_KERNELS,
+    ATTENTION_KERNELS,
     .expand_block = expand_block,
     .int8_tile = int8_tile,
-    .dense_rows = dense_rows,
-    .norm_scale = norm_scale,
-    .rmsnorm = rmsnorm,
-    .swiglu = swiglu,
-    .rotate = rotate,
-    .to_f16 = to_f16,
-    .from_f16 = from_f16,
-    .widen_int8 = widen_int8,
-    .attend = attend,
-    .merge_found = merge_found,
-    .finish_found = finish_found,
     .pairs = {&lookup, &edb_popcount_scalar, &edb_popcount4_scalar},
 };

@@ -122,14 +122,11 @@ static EDB_INLINE void finish32(float *acc, __m256 sx, __m256i bias, const uint8
 
 static void tile(const uint8_t *block, int64_t groups, const uint8_t *table,
                  const edb_group_meta *meta, float *out, const uint8_t *next) {
-    enum { BLOCKS_AHEAD = EDB_PREFETCH_BYTES / EDB_BLOCK_BYTES };
     const __m256i nibble = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
     _Alignas(32) float acc[EDB_TILE] = {0};
 
     for (int64_t g = 0; g < groups; g++) {
-        int64_t left = groups - g - BLOCKS_AHEAD;
-        const char *ahead = left > 0 ? (const char *)block + BLOCKS_AHEAD * EDB_BLOCK_BYTES
-                                     : edb_past(next, -left * EDB_BLOCK_BYTES);
+        const char *ahead = edb_ahead(block, groups - g, next, EDB_BLOCK_BYTES);
         __m256i p_low1 = zero, p_high1 = zero, p_low2 = zero, p_high2 = zero;
         __m256i r_low1 = zero, r_high1 = zero, r_low2 = zero, r_high2 = zero;
         for (int quad = 0; quad < EDB_QUADS / 2; quad++) LOOK_UP(quad);

@@ -120,7 +120,6 @@ static EDB_INLINE __m512i join(__m512i low_b_high, __m512i low_a, __m512i bias) 
 
 static void tile(const uint8_t *block, int64_t groups, const uint8_t *table,
                  const edb_group_meta *meta, float *out, const uint8_t *next) {
-    enum { BLOCKS_AHEAD = EDB_PREFETCH_BYTES / EDB_BLOCK_BYTES };
     const __m512i zero = _mm512_setzero_si512();
     const __m512i low_nibble = _mm512_set1_epi64(LOW_NIBBLE);
     const __m512i high_nibble = _mm512_set1_epi64(HIGH_NIBBLE);
@@ -128,9 +127,7 @@ static void tile(const uint8_t *block, int64_t groups, const uint8_t *table,
                      _mm512_setzero_ps()};
 
     for (int64_t g = 0; g < groups; g++) {
-        int64_t left = groups - g - BLOCKS_AHEAD;
-        const char *ahead = left > 0 ? (const char *)block + BLOCKS_AHEAD * EDB_BLOCK_BYTES
-                                     : edb_past(next, -left * EDB_BLOCK_BYTES);
+        const char *ahead = edb_ahead(block, groups - g, next, EDB_BLOCK_BYTES);
         __m512i low1a = zero, low1b = zero, high1 = zero;
         __m512i low2a = zero, low2b = zero, high2 = zero;
         LOOK_UP_4(0, a);

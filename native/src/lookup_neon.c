@@ -153,12 +153,9 @@ static EDB_INLINE void group_32(const uint8_t *block, const uint8_t *table,
 
 static void tile(const uint8_t *block, int64_t groups, const uint8_t *table,
                  const edb_group_meta *meta, float *acc, const uint8_t *next) {
-    enum { BLOCKS_AHEAD = EDB_PREFETCH_BYTES / EDB_BLOCK_BYTES };
     memset(acc, 0, EDB_TILE * sizeof *acc);
     for (int64_t g = 0; g < groups; g++) {
-        int64_t left = groups - g - BLOCKS_AHEAD;
-        const char *ahead =
-            edb_past(left > 0 ? block : next, (left > 0 ? BLOCKS_AHEAD : -left) * EDB_BLOCK_BYTES);
+        const char *ahead = edb_ahead(block, groups - g, next, EDB_BLOCK_BYTES);
         const int8_t *codes = (const int8_t *)block + 1024;
         group_32(block, table, meta + g, codes, acc, ahead);
         group_32(block + 32, table, meta + g, codes + 32, acc + 32, ahead + EDB_BLOCK_BYTES / 2);

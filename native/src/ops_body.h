@@ -279,3 +279,10 @@ static void widen_int8(const void *rows, float *y, int64_t n_rows, int64_t head_
         row += edb_int8_row_bytes(head_dim);
     }
 }
+
+/* Everything above that belongs in an edb_kernels. */
+#define OPS_KERNELS                                                                       \
+    .quantize = quantize, .quantize_normed = quantize_normed,                             \
+    .quantize_gated = quantize_gated, .dense_rows = dense_rows, .norm_scale = norm_scale, \
+    .rmsnorm = rmsnorm, .swiglu = swiglu, .rotate = rotate, .to_f16 = to_f16,             \
+    .from_f16 = from_f16, .widen_int8 = widen_int8

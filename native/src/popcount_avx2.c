@@ -136,12 +136,9 @@ static EDB_INLINE void count_slice(const uint8_t *block, const uint8_t *prepared
 static EDB_INLINE void count_tile(const uint8_t *block, int64_t groups, const uint8_t *prepared,
                                   const edb_group_meta *meta, float *out, const uint8_t *next,
                                   int planes) {
-    enum { BLOCKS_AHEAD = EDB_PREFETCH_BYTES / EDB_BLOCK_BYTES };
     _Alignas(32) float acc[EDB_TILE] = {0};
     for (int64_t g = 0; g < groups; g++) {
-        int64_t left = groups - g - BLOCKS_AHEAD;
-        const char *ahead = left > 0 ? (const char *)block + BLOCKS_AHEAD * EDB_BLOCK_BYTES
-                                     : edb_past(next, -left * EDB_BLOCK_BYTES);
+        const char *ahead = edb_ahead(block, groups - g, next, EDB_BLOCK_BYTES);
         for (int line = 0; line < EDB_BLOCK_BYTES; line += 64)
             _mm_prefetch(ahead + line, _MM_HINT_T1);
         for (int row = 0; row < EDB_TILE; row += 32)

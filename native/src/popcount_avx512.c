@@ -118,14 +118,11 @@ static EDB_INLINE __m512i join_low(__m512i c01_c23) {
 static EDB_INLINE void count_tile(const uint8_t *block, int64_t groups, const uint8_t *prepared,
                                   const edb_group_meta *meta, float *out, const uint8_t *next,
                                   int planes) {
-    enum { BLOCKS_AHEAD = EDB_PREFETCH_BYTES / EDB_BLOCK_BYTES };
     const __m512i zero = _mm512_setzero_si512(), offset = _mm512_set1_epi8(-128);
     row_sums sums = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
                      _mm512_setzero_ps()};
     for (int64_t g = 0; g < groups; g++) {
-        int64_t left = groups - g - BLOCKS_AHEAD;
-        const char *ahead = left > 0 ? (const char *)block + BLOCKS_AHEAD * EDB_BLOCK_BYTES
-                                     : edb_past(next, -left * EDB_BLOCK_BYTES);
+        const char *ahead = edb_ahead(block, groups - g, next, EDB_BLOCK_BYTES);
         both w0 = columns(block, 0, ahead), w1 = columns(block, 1, ahead);
         both w2 = columns(block, 2, ahead), w3 = columns(block, 3, ahead);
         both w4 = columns(block, 4, ahead), w5 = columns(block, 5, ahead);
