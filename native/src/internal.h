@@ -58,8 +58,8 @@ typedef struct {
     int64_t prepared_bytes; /* of one group, a multiple of 64, at most EDB_PREPARED_BYTES */
 
     /*
-     * From this many tokens on, expand_block and int8_tile beat going token by token; INT64_MAX
-     * where they never do.
+     * From this many tokens on, expanding every block once for all of them beats going token by
+     * token; INT64_MAX where it never does.
      */
     int64_t expand_from;
 } edb_pair_kernel;
@@ -82,6 +82,14 @@ typedef struct {
     float *found[EDB_ATTEND_ROWS]; /* written */
 } edb_attend;
 
+/* Quantized activations of n tokens, group-major; `stride` tokens lie between two groups. */
+typedef struct {
+    const int8_t *q;        /* [groups][stride][64] */
+    const float *sx;        /* [groups][stride] */
+    const int32_t *offsets; /* [groups][stride], of the set's `offsets`; unset if it has none */
+    int64_t stride, n;
+} edb_tokens;
+
 /*
  * The kernels of one instruction set. All sets return the same bits. `stride` counts tokens between
  * two groups: quantized activations are group-major, q[groups][stride][64], sx[groups][stride].
@@ -97,13 +105,21 @@ typedef struct {
     void (*quantize_gated)(const float *gate, const float *up, int64_t cols, int8_t *q, float *sx,
                            int64_t stride);
 
-    /* One block of a pair -> its int8 levels c1*b1 + c2*b2 in the layout of EDB_INT8; may be NULL
-     * where every pair kernel's expand_from is INT64_MAX. */
+    /* NULL, or what int8_tile and expand_tile want to know of a token's activations beside sx. */
+    void (*offsets)(const int8_t *q, int64_t stride, int64_t groups, int32_t *offsets);
+
+    /*
+     * acc[n][64] += the tile's rows for n tokens, not yet times row_scale. NULL: expand_block turns
+     * each block into its int8 levels c1*b1 + c2*b2 in the layout of EDB_INT8, and int8_tile
+     * multiplies. Both are NULL where every pair kernel's expand_from is INT64_MAX.
+     */
+    void (*expand_tile)(const uint8_t *blocks, int64_t groups, const edb_tokens *tokens,
+                        float *acc);
     void (*expand_block)(const uint8_t *block, int8_t *codes);
 
     /* acc[n][64] += the tile's rows for n tokens; scales [groups][64]. */
-    void (*int8_tile)(const int8_t *codes, const float *scales, int64_t groups, const int8_t *q,
-                      const float *sx, int64_t stride, int64_t n, float *acc, const int8_t *next);
+    void (*int8_tile)(const int8_t *codes, const float *scales, int64_t groups,
+                      const edb_tokens *tokens, float *acc, const int8_t *next);
 
     /* Rows row_begin..row_end of a dense matrix for n tokens: out[n][matrix->rows]. */
     void (*dense_rows)(const edb_matrix *matrix, int64_t row_begin, int64_t row_end, const float *x,
@@ -168,13 +184,17 @@ extern const edb_kernels edb_kernels_avx2;
 extern const edb_kernels edb_kernels_avx512;
 extern const edb_kernels edb_kernels_neon, edb_kernels_neon_dotprod;
 
-/* Kernels of the two NEON sets that live in a file of their own. */
+/* Kernels that live in a file of their own. */
+void edb_offsets_avx512(const int8_t *q, int64_t stride, int64_t groups, int32_t *offsets);
+void edb_expand_tile_avx512(const uint8_t *blocks, int64_t groups, const edb_tokens *tokens,
+                            float *acc);
+void edb_int8_tile_avx512(const int8_t *codes, const float *scales, int64_t groups,
+                          const edb_tokens *tokens, float *acc, const int8_t *next);
 void edb_expand_block_neon(const uint8_t *block, int8_t *codes);
-void edb_int8_tile_neon(const int8_t *codes, const float *scales, int64_t groups, const int8_t *q,
-                        const float *sx, int64_t stride, int64_t n, float *acc, const int8_t *next);
+void edb_int8_tile_neon(const int8_t *codes, const float *scales, int64_t groups,
+                        const edb_tokens *tokens, float *acc, const int8_t *next);
 void edb_int8_tile_dotprod(const int8_t *codes, const float *scales, int64_t groups,
-                           const int8_t *q, const float *sx, int64_t stride, int64_t n, float *acc,
-                           const int8_t *next);
+                           const edb_tokens *tokens, float *acc, const int8_t *next);
 
 extern const edb_pair_kernel edb_popcount_scalar, edb_popcount4_scalar;
 extern const edb_pair_kernel edb_popcount_avx2, edb_popcount4_avx2;
@@ -225,17 +245,19 @@ static inline int edb_aligned(const void *p, uintptr_t alignment) {
 
 static inline void *edb_align_up(void *p) { return (void *)(((uintptr_t)p + 63) & ~(uintptr_t)63); }
 
+/* An address to prefetch; it may lie past the end of an array, where no pointer may point. */
+static inline const char *edb_past(const void *p, int64_t bytes) {
+    return (const char *)((uintptr_t)p + (uintptr_t)bytes);
+}
+
 /*
  * What to prefetch while `block` is read, with `blocks_left` to read from it on and then `next`: the
- * address EDB_PREFETCH_BYTES on, in whole blocks. It may lie past the end of the weights, where no
- * pointer may point.
+ * address EDB_PREFETCH_BYTES on, in whole blocks.
  */
 static EDB_INLINE const char *edb_ahead(const void *block, int64_t blocks_left, const void *next,
                                         int64_t block_bytes) {
     int64_t ahead = EDB_PREFETCH_BYTES / block_bytes, beyond = ahead - blocks_left;
-    const void *from = beyond < 0 ? block : next;
-    return (const char *)((uintptr_t)from +
-                          (uintptr_t)((beyond < 0 ? ahead : beyond) * block_bytes));
+    return beyond < 0 ? edb_past(block, ahead * block_bytes) : edb_past(next, beyond * block_bytes);
 }
 
 /* Small tasks that a thread takes at once, few enough that a slow core holds nobody up. */
@@ -264,11 +286,12 @@ typedef struct {
     edb_input input;
     float *out; /* [n, rows] */
     int64_t n, tiles, groups, token_blocks;
-    int64_t parts;        /* runs of groups that are prepared apart, for each token */
+    int64_t parts; /* runs of groups that are prepared apart, for each token */
     int32_t add;
     int32_t one_by_one;   /* the pair kernel token by token, else expanded blocks */
     int8_t *q;            /* [groups, n, 64] */
     float *sx;            /* [groups, n] */
+    int32_t *offsets;     /* [groups, n], not one by one, if the set wants them */
     uint8_t *prepared;    /* [n, groups, prepared_bytes], only one by one */
     edb_group_meta *meta; /* [n, groups], only one by one */
     float *dense;         /* [n, cols], what a dense matrix reads in place of q */

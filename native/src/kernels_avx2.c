@@ -272,8 +272,11 @@ static EDB_INLINE void group_64x1(const int8_t *codes, const float *scales, cons
     finish_dots(acc + 56, s7, sx, scales + 56);
 }
 
-static void int8_tile(const int8_t *codes, const float *scales, int64_t groups, const int8_t *q,
-                      const float *sx, int64_t stride, int64_t n, float *acc, const int8_t *next) {
+static void int8_tile(const int8_t *codes, const float *scales, int64_t groups,
+                      const edb_tokens *tokens, float *acc, const int8_t *next) {
+    const int8_t *q = tokens->q;
+    const float *sx = tokens->sx;
+    int64_t stride = tokens->stride, n = tokens->n;
     for (int64_t g = 0; g < groups; g++) {
         int64_t t = 0;
         const char *ahead = edb_ahead(codes, groups - g, next, EDB_CODES_BYTES);

@@ -80,9 +80,11 @@ static EDB_INLINE void prefetch_codes(const int8_t *codes, int64_t blocks_left,
     for (int line = 0; line < EDB_CODES_BYTES; line += 64) __builtin_prefetch(ahead + line, 0, 2);
 }
 
-void edb_int8_tile_neon(const int8_t *codes, const float *scales, int64_t groups, const int8_t *q,
-                        const float *sx, int64_t stride, int64_t n, float *acc,
-                        const int8_t *next) {
+void edb_int8_tile_neon(const int8_t *codes, const float *scales, int64_t groups,
+                        const edb_tokens *tokens, float *acc, const int8_t *next) {
+    const int8_t *q = tokens->q;
+    const float *sx = tokens->sx;
+    int64_t stride = tokens->stride, n = tokens->n;
     for (int64_t g = 0; g < groups; g++) {
         prefetch_codes(codes, groups - g, next);
         for (int64_t t = 0; t < n; t++) {
@@ -217,8 +219,10 @@ static EDB_INLINE void group_64x1(const int8_t *codes, const float *scales, cons
 }
 
 void edb_int8_tile_dotprod(const int8_t *codes, const float *scales, int64_t groups,
-                           const int8_t *q, const float *sx, int64_t stride, int64_t n, float *acc,
-                           const int8_t *next) {
+                           const edb_tokens *tokens, float *acc, const int8_t *next) {
+    const int8_t *q = tokens->q;
+    const float *sx = tokens->sx;
+    int64_t stride = tokens->stride, n = tokens->n;
     for (int64_t g = 0; g < groups; g++) {
         int64_t t = 0;
         prefetch_codes(codes, groups - g, next);

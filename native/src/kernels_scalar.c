@@ -167,8 +167,11 @@ static void expand_block(const uint8_t *block, int8_t *codes) {
     }
 }
 
-static void int8_tile(const int8_t *codes, const float *scales, int64_t groups, const int8_t *q,
-                      const float *sx, int64_t stride, int64_t n, float *acc, const int8_t *next) {
+static void int8_tile(const int8_t *codes, const float *scales, int64_t groups,
+                      const edb_tokens *tokens, float *acc, const int8_t *next) {
+    const int8_t *q = tokens->q;
+    const float *sx = tokens->sx;
+    int64_t stride = tokens->stride, n = tokens->n;
     (void)next;
     for (int64_t g = 0; g < groups; g++) {
         for (int64_t t = 0; t < n; t++) {

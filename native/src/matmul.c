@@ -36,15 +36,18 @@ edb_status edb_check_matrix(const edb_matrix *matrix) {
 static uint64_t lay_out(edb_matmul_job *job, char *scratch) {
     uint64_t n = (uint64_t)job->n, groups = (uint64_t)job->groups, at = 0;
     int quantized = !is_dense(job->matrix);
-    uint64_t sizes[5] = {
+    uint64_t sizes[6] = {
         quantized ? n * groups * EDB_GROUP : 0,
         quantized ? n * groups * sizeof(float) : 0,
         job->one_by_one ? n * groups * (uint64_t)job->pairs->prepared_bytes : 0,
         job->one_by_one ? n * groups * sizeof(edb_group_meta) : 0,
         quantized || job->input.form == EDB_PLAIN ? 0 : n * groups * EDB_GROUP * sizeof(float),
+        job->kernels->offsets != NULL && quantized && !job->one_by_one
+            ? n * groups * sizeof(int32_t)
+            : 0,
     };
-    uint64_t offsets[5];
-    for (int i = 0; i < 5; i++) {
+    uint64_t offsets[6];
+    for (int i = 0; i < 6; i++) {
         offsets[i] = at;
         at += (sizes[i] + 63) & ~(uint64_t)63;
     }
@@ -54,6 +57,7 @@ static uint64_t lay_out(edb_matmul_job *job, char *scratch) {
         job->prepared = (uint8_t *)scratch + offsets[2];
         job->meta = (edb_group_meta *)(void *)(scratch + offsets[3]);
         job->dense = (float *)(void *)(scratch + offsets[4]);
+        job->offsets = (int32_t *)(void *)(scratch + offsets[5]);
     }
     return at + 63; /* the caller's scratch need not be aligned */
 }
@@ -133,6 +137,7 @@ static void quantize_part(const edb_matmul_job *job, int64_t t, int64_t column, 
 /* A task is a run of groups of one token. */
 static void prepare_quantized(void *argument, int64_t begin, int64_t end, int32_t worker) {
     const edb_matmul_job *job = argument;
+    const edb_kernels *kernels = job->kernels;
     (void)worker;
     for (int64_t task = begin; task < end; task++) {
         int64_t t = task / job->parts, part = task % job->parts;
@@ -145,7 +150,11 @@ static void prepare_quantized(void *argument, int64_t begin, int64_t end, int32_
         quantize_part(job, t, column, count, q, sx);
         if (job->pairs != NULL && job->pairs->coarsen != NULL)
             job->pairs->coarsen(q, job->n, groups);
-        if (!job->one_by_one) continue;
+        if (!job->one_by_one) {
+            if (kernels->offsets != NULL)
+                kernels->offsets(q, job->n, groups, job->offsets + group * job->n + t);
+            continue;
+        }
         int64_t at = t * job->groups + group;
         job->pairs->prepare(q, sx, job->n, groups, job->prepared + at * job->pairs->prepared_bytes,
                             job->meta + at);
@@ -203,30 +212,50 @@ static void pairs_one_by_one(void *argument, int64_t begin, int64_t end, int32_t
     }
 }
 
-/* A task is one tile for one block of tokens; neighbouring tasks share the tile. */
-static void pairs_by_expansion(void *argument, int64_t begin, int64_t end, int32_t worker) {
+static edb_tokens tokens_from(const edb_matmul_job *job, int64_t token) {
+    edb_tokens tokens = {.q = job->q + token * EDB_GROUP,
+                         .sx = job->sx + token,
+                         .stride = job->n,
+                         .n = edb_min(EDB_TOKEN_BLOCK, job->n - token)};
+    if (job->kernels->offsets != NULL) tokens.offsets = job->offsets + token;
+    return tokens;
+}
+
+/* expand_tile by expand_block and int8_tile. */
+static void expand_blocks(const edb_kernels *kernels, const uint8_t *block, int64_t groups,
+                          edb_tokens tokens, float *acc) {
     static const float ones[EDB_TILE] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
                                          1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
                                          1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
                                          1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    _Alignas(64) int8_t codes[EDB_CODES_BYTES];
+    for (int64_t g = 0; g < groups; g++, block += EDB_BLOCK_BYTES) {
+        kernels->expand_block(block, codes);
+        kernels->int8_tile(codes, ones, 1, &tokens, acc, codes);
+        tokens.q += EDB_GROUP * tokens.stride;
+        tokens.sx += tokens.stride;
+    }
+}
+
+/* A task is one tile for one block of tokens; neighbouring tasks share the tile. */
+static void pairs_by_expansion(void *argument, int64_t begin, int64_t end, int32_t worker) {
     const edb_matmul_job *job = argument;
     const edb_matrix *matrix = job->matrix;
-    _Alignas(64) int8_t codes[EDB_CODES_BYTES];
     _Alignas(64) float acc[EDB_TOKEN_BLOCK * EDB_TILE], y[EDB_TOKEN_BLOCK * EDB_TILE];
     (void)worker;
     for (int64_t task = begin; task < end; task++) {
         int64_t tile = task / job->token_blocks, token = task % job->token_blocks * EDB_TOKEN_BLOCK;
-        int64_t n = edb_min(EDB_TOKEN_BLOCK, job->n - token);
+        edb_tokens tokens = tokens_from(job, token);
+        int64_t n = tokens.n;
         int64_t row = tile * EDB_TILE, rows = edb_min(EDB_TILE, matrix->rows - row);
         for (int64_t pair = 0; pair < matrix->pairs; pair++) {
             const uint8_t *block = pair_tile(job, pair, tile);
             const float *scales = matrix->scales + pair * matrix->rows + row;
             memset(acc, 0, (size_t)n * EDB_TILE * sizeof *acc);
-            for (int64_t g = 0; g < job->groups; g++, block += EDB_BLOCK_BYTES) {
-                int64_t at = g * job->n + token;
-                job->kernels->expand_block(block, codes);
-                job->kernels->int8_tile(codes, ones, 1, job->q + at * EDB_GROUP, job->sx + at,
-                                        job->n, n, acc, codes);
+            if (job->kernels->expand_tile != NULL) {
+                job->kernels->expand_tile(block, job->groups, &tokens, acc);
+            } else {
+                expand_blocks(job->kernels, block, job->groups, tokens, acc);
             }
             for (int64_t t = 0; t < n; t++)
                 scale_rows(y + t * EDB_TILE, scales, acc + t * EDB_TILE, rows, pair == 0);
@@ -244,15 +273,15 @@ static void int8_tiles(void *argument, int64_t begin, int64_t end, int32_t worke
     (void)worker;
     for (int64_t task = begin; task < end; task++) {
         int64_t tile = task / job->token_blocks, token = task % job->token_blocks * EDB_TOKEN_BLOCK;
-        int64_t n = edb_min(EDB_TOKEN_BLOCK, job->n - token);
+        edb_tokens tokens = tokens_from(job, token);
+        int64_t n = tokens.n;
         int64_t row = tile * EDB_TILE, rows = edb_min(EDB_TILE, matrix->rows - row);
         int64_t next = edb_min(task / job->token_blocks + 1, job->tiles - 1);
         const int8_t *codes = matrix->data;
         memset(acc, 0, (size_t)n * EDB_TILE * sizeof *acc);
         job->kernels->int8_tile(codes + tile * job->groups * EDB_CODES_BYTES,
                                 matrix->scales + tile * job->groups * EDB_TILE, job->groups,
-                                job->q + token * EDB_GROUP, job->sx + token, job->n, n, acc,
-                                codes + next * job->groups * EDB_CODES_BYTES);
+                                &tokens, acc, codes + next * job->groups * EDB_CODES_BYTES);
         for (int64_t t = 0; t < n; t++)
             write_rows(job->out + (token + t) * matrix->rows + row, acc + t * EDB_TILE, rows,
                        job->add);
