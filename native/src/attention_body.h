@@ -80,6 +80,12 @@ static EDB_INLINE void prefetch_row(const void *cache, int is_f16, int64_t at) {
     __builtin_prefetch((const void *)((uintptr_t)cache + (uintptr_t)(at * element)), 0, 2);
 }
 
+/* The values of keys that are being scored: a block is too short for hardware to follow in time. */
+static EDB_INLINE void prefetch_values(const edb_attend *job, int64_t key, int64_t count) {
+    const int64_t line = 64 / 2, end = (key + count) * job->head_dim;
+    for (int64_t at = key * job->head_dim; at < end; at += line) prefetch_row(job->v, 1, at);
+}
+
 /* Columns d .. d + 16*vectors of every row; rows * vectors <= ATTEND_FLIGHT, `count` are real. */
 static EDB_INLINE void weigh_values(const edb_attend *job, int is_f16, int rows, int vectors,
                                     int64_t d, int64_t count, score_rows p) {
@@ -110,7 +116,10 @@ static EDB_INLINE void attend_rows(const edb_attend *job, int is_f16, int rows) 
     const int many = rows == 1 ? 4 : ATTEND_FLIGHT / rows < 4 ? ATTEND_FLIGHT / rows : 4;
     _Alignas(64) score_rows scores;
     int64_t most = job->keys[rows - 1], key = 0, d = 0;
-    for (; key + many <= most; key += many) score_keys(job, is_f16, rows, many, key, scores);
+    for (; key + many <= most; key += many) {
+        if (is_f16) prefetch_values(job, key, many);
+        score_keys(job, is_f16, rows, many, key, scores);
+    }
     for (; key < most; key++) score_keys(job, is_f16, rows, 1, key, scores);
 
     for (int r = 0; r < rows; r++) softmax(scores[r], job->keys[r], job->found[r]);
