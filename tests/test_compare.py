@@ -187,6 +187,49 @@ def test_a_missing_package_is_named(
     assert "pip install no-such-package" in capsys.readouterr().err
 
 
+class Peer(torch.nn.Module):
+    """What a method returns: one rounded matrix under transformers' names."""
+
+    def __init__(self, source, *, saves: bool) -> None:
+        super().__init__()
+        self.saves = saves
+        name = "model.layers.0.self_attn.q_proj.weight"
+        weight = torch.from_numpy(split_tensors(source)[name])
+        layer = torch.nn.Linear(*weight.shape[::-1], bias=False)
+        layer.weight = torch.nn.Parameter((weight * 9).round() / 9)
+        self.model = torch.nn.Module()
+        attention = torch.nn.ModuleDict({"q_proj": layer})
+        self.model.layers = torch.nn.ModuleList([torch.nn.ModuleDict({"self_attn": attention})])
+
+    def save_pretrained(self, folder: Path) -> None:
+        if not self.saves:
+            raise RuntimeError("the disk is full")
+        (folder / "saved").touch()
+
+
+def test_a_peers_folder_is_whole_or_absent(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    source, out = open_source(teacher), tmp_path / "out"
+    saves = False
+    monkeypatch.setattr("tools.peers.methods.version", lambda method: "1")
+    method = {"hqq": lambda folder, ids, **options: (Peer(source, saves=saves), {})}
+    monkeypatch.setattr("tools.peers.methods.METHODS", method)
+    with pytest.raises(RuntimeError):
+        run(monkeypatch, peers_main, "hqq", teacher, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "of a run that was killed").touch()
+    saves = True
+    run(monkeypatch, peers_main, "hqq", teacher, out)
+    assert {"peer.json", "saved", "config.json"} < {path.name for path in out.iterdir()}
+    assert not (out / "of a run that was killed").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "teacher"]
+    with pytest.raises(SystemExit):
+        run(monkeypatch, peers_main, "hqq", teacher, out)
+    assert "exists already" in capsys.readouterr().err
+
+
 def test_weights_that_are_none_are_refused(teacher: Path) -> None:
     from tools.peers.methods import most_levels, weight_error
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +58,27 @@ def settings_of(pairs: list[str]) -> dict[str, Any]:
     return settings
 
 
+@contextmanager
+def complete_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes ``out`` when that is done; after an error nothing is left.
+
+    Raises ``EdgeDBError`` if something is there already.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise EdgeDBError(f"{out} exists already: name another folder, or remove it")
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise EdgeDBError(f"{partial}: {error.strerror}") from None
+    try:
+        yield partial
+        partial.replace(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 @one_line_errors
 def main() -> None:
     args = build_parser().parse_args()
@@ -73,18 +97,19 @@ def main() -> None:
             raise EdgeDBError(f"{args.method} needs --text FILE to calibrate with")
         found = from_text(args.text, source.tokenizer_spec, args.sequences, args.length)
         ids, text = torch.from_numpy(found.ids.astype("int64")), found.record
-    with tempfile.TemporaryDirectory() as scratch:
+    # It starts with the teacher's own weights: they must never be measured as the method's.
+    with complete_folder(args.out) as out, tempfile.TemporaryDirectory() as scratch:
         folder = write_folder(source, Path(scratch) / "teacher")
         started = time.monotonic()
         model, record = methods.METHODS[args.method](folder, ids, device=args.device, **settings)
         seconds = time.monotonic() - started
         lost = methods.weight_error(model, split_tensors(source))
-        write_folder(source, args.out)
-        model.float().cpu().save_pretrained(args.out)
-    record = {"method": args.method, "version": version, "text": text, **record}
-    record |= {"levels": methods.most_levels(model), "error": round(lost, 4)}
-    record |= {"seconds": round(seconds, 1), "device": args.device}
-    (args.out / "peer.json").write_text(json.dumps(record, indent=2))
+        record = {"method": args.method, "version": version, "text": text, **record}
+        record |= {"levels": methods.most_levels(model), "error": round(lost, 4)}
+        record |= {"seconds": round(seconds, 1), "device": args.device}
+        write_folder(source, out)
+        model.float().cpu().save_pretrained(out)
+        (out / "peer.json").write_text(json.dumps(record, indent=2))
     print(json.dumps(record))
 
 
