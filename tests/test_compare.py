@@ -230,6 +230,16 @@ def test_a_peers_folder_is_whole_or_absent(
     assert "exists already" in capsys.readouterr().err
 
 
+def test_a_sentencepiece_teacher_is_refused_in_one_line(
+    tmp_path: Path, tiny_bpe: bytes, tiny_sentencepiece: bytes
+) -> None:
+    folder = write_hf(tmp_path / "hf", tiny_bpe)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(tiny_sentencepiece)
+    with pytest.raises(EdgeDBError, match="SentencePiece"):
+        write_folder(open_source(folder), tmp_path / "copy")
+
+
 def test_weights_that_are_none_are_refused(teacher: Path) -> None:
     from tools.peers.methods import most_levels, weight_error
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from edgedb.errors import EdgeDBError
+
 from ..sources import Source
 from ..sources.huggingface import HuggingFaceSource
 from ..sources.source import Float32
@@ -16,11 +18,14 @@ from ..sources.source import Float32
 def write_folder(source: Source, folder: Path) -> Path:
     """Write config.json, float32 model.safetensors and the tokenizer of ``source``.
 
-    Raises ``ValueError`` for a SentencePiece tokenizer, which would need its model file instead.
+    Raises ``EdgeDBError`` for a SentencePiece tokenizer, which would need its model file instead.
     """
     spec = source.tokenizer_spec
     if spec.kind != "tokenizers":
-        raise ValueError("only a tokenizer.json can be written into the folder")
+        raise EdgeDBError(
+            "the teacher's tokenizer is a SentencePiece model; other packages are given a "
+            "tokenizer.json: take a teacher that has one"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     config = {key: value for key, value in source.config_dict.items() if value is not None}
     config |= {
