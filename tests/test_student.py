@@ -304,3 +304,31 @@ def test_decoder_matches_stories260k() -> None:
     model = load_teacher(open_source(shared / "models/stories260K"))
     logits = model.logits(torch.from_numpy(reference["ids"].astype(np.int64))[None])[0]
     np.testing.assert_allclose(logits.numpy(), reference["logits"], atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": None},
+        {"step": "x"},
+        {"config": None},
+        {"config": "{"},
+        {"config": "[]"},
+        {"config": "{}"},
+        {"provenance": None},
+        {"provenance": "[" * 100_000},
+        {"tokenizer": "{"},
+        {"tokenizer": "{}"},
+    ],
+)
+def test_damaged_metadata_name_the_file(tmp_path: Path, tiny_spec, change: dict) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "student.safetensors"
+    student = student_of(TinySource(vocab_size=320))
+    checkpoint.save_student(path, student, step=1, provenance={}, tokenizer=tiny_spec)
+    tensors, metadata = checkpoint.read_student(path)
+    metadata = {key: text for key, text in {**metadata, **change}.items() if text is not None}
+    save_file(tensors, path, metadata)
+    with pytest.raises(FormatError, match=r"student\.safetensors: "):
+        export_student.export(path, tmp_path / "student.dbb")

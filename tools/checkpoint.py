@@ -131,7 +131,9 @@ def save_student(
 
 
 def read_student(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a student file. Raises ``FormatError`` if damaged or foreign."""
+    """Tensors and metadata of a student file: config, provenance, and tokenizer if it has one, are
+    JSON objects, step is a whole number. Raises ``FormatError`` if damaged or foreign.
+    """
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -142,7 +144,22 @@ def read_student(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise FormatError(f"{path}: not a student checkpoint of version {VERSION}")
     if _checksum(tensors) != metadata.get("sha256"):
         raise FormatError(f"{path}: the checksum does not fit; the file is damaged")
+    # The checksum is the tensors' alone.
+    if not metadata.get("step", "").isdecimal():
+        raise FormatError(f"{path}: the metadata hold no step")
+    for key in ("config", "provenance", *({"tokenizer"} & metadata.keys())):
+        if not _is_object(metadata.get(key, "")):
+            raise FormatError(f"{path}: the metadata hold no {key} as a JSON object")
+    if "tokenizer" in metadata and TOKENIZER not in tensors:
+        raise FormatError(f"{path}: tensor {TOKENIZER} is missing")
     return tensors, metadata
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 @torch.no_grad()
@@ -154,7 +171,10 @@ def load_student(
     Raises ``FormatError`` naming the tensor that is missing or has another shape than the model.
     """
     tensors, metadata = read_student(path)
-    config = ModelConfig.from_dict(json.loads(metadata["config"]))
+    try:
+        config = ModelConfig.from_dict(json.loads(metadata["config"]))
+    except FormatError as error:
+        raise type(error)(f"{path}: {error}") from None
     alphas = tensors.get("embedding.alphas")
     pairs = 0 if alphas is None else alphas.shape[-1] // 2
     student = empty_student(config, device, table_pairs=pairs, sharded=sharded)

@@ -157,7 +157,10 @@ def tokenizer_of(path: Path, metadata: Mapping[str, str]) -> TokenizerSpec:
     if "tokenizer" not in metadata:
         raise FormatError(f"{path}: holds no tokenizer; train with a source that has one")
     data = read_student(path)[0][TOKENIZER].numpy().tobytes()
-    return TokenizerSpec.from_metadata(json.loads(metadata["tokenizer"]), data)
+    try:
+        return TokenizerSpec.from_metadata(json.loads(metadata["tokenizer"]), data)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from None
 
 
 def _packed(student: Decoder, pairs: int | None, text: Path | None) -> dict[str, LinearTensor]:
