@@ -244,6 +244,36 @@ def test_damaged_checkpoints_are_named(tmp_path: Path, tiny_bpe: bytes) -> None:
             open_source(folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "what"),
+    [
+        ("tokenizer.model", b"\x0aand no more", "tokenizer.model is damaged"),
+        ("chat_template.jinja", b"\xff", "chat_template.jinja is not UTF-8"),
+        ("tokenizer_config.json", b'{"chat_template": ["default"]}', "tokenizer_config.json"),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": []}]}', "tokenizer_config.json"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": ["b"]}}', "is missing"),
+    ],
+)
+def test_damaged_companions_are_named(
+    tmp_path: Path, tiny_bpe: bytes, file: str, content: bytes, what: str
+) -> None:
+    folder = write_hf(tmp_path / "m", tiny_bpe)
+    (folder / file).write_bytes(content)
+    with pytest.raises(EdgeDBError, match=what):
+        open_source(folder)
+
+
+@pytest.mark.parametrize("added", ["[3]", "3", '[{"content": "x"}]', '[{"id": "x"}]'])
+def test_added_tokens_without_ids_are_refused(
+    tmp_path: Path, tiny_bpe: bytes, tiny_sentencepiece: bytes, added: str
+) -> None:
+    folder = write_hf(tmp_path / "m", tiny_bpe)
+    (folder / "tokenizer.model").write_bytes(tiny_sentencepiece)
+    (folder / "tokenizer.json").write_text(f'{{"added_tokens": {added}}}')
+    with pytest.raises(FormatError, match="added_tokens without ids"):
+        open_source(folder)
+
+
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(EdgeDBError, match="no such file"):
         open_source(tmp_path / "nothing")

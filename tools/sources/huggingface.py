@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from edgedb.config import ModelConfig
 from edgedb.errors import FormatError
+from edgedb.files import read_text
 from edgedb.tokenizer import TokenizerSpec
 
 from .safetensors import SafetensorsFile
@@ -69,7 +70,7 @@ def _shard_files(path: Path) -> list[Path]:
         if not isinstance(weight_map, dict):
             raise FormatError(f"{path.name}: model.safetensors.index.json has no weight_map")
         # Names come from a downloaded file: keep them inside the directory.
-        files = [path / Path(str(name)).name for name in sorted(set(weight_map.values()))]
+        files = [path / Path(name).name for name in sorted(set(map(str, weight_map.values())))]
     elif (path / "model.safetensors").is_file():
         files = [path / "model.safetensors"]
     else:
@@ -122,7 +123,10 @@ def _tokenizer_file(path: Path, tokens: Mapping[str, str]) -> Any:
         import sentencepiece
 
         data = model.read_bytes()
-        pieces = sentencepiece.SentencePieceProcessor(model_proto=data)
+        try:
+            pieces = sentencepiece.SentencePieceProcessor(model_proto=data)
+        except RuntimeError:
+            raise FormatError(f"{path.name}: tokenizer.model is damaged") from None
 
         def piece_id(text: str | None) -> int | None:
             if text is None:
@@ -131,8 +135,12 @@ def _tokenizer_file(path: Path, tokens: Mapping[str, str]) -> Any:
             return found if pieces.id_to_piece(found) == text else None
 
         # Tokens added after training live in tokenizer.json only (chat markers, for one).
-        added = _read_json(fast).get("added_tokens", [])
-        if all(int(token["id"]) < pieces.vocab_size() for token in added):
+        added = _read_json(fast).get("added_tokens") or []
+        try:
+            known = all(int(token["id"]) < pieces.vocab_size() for token in added)
+        except (TypeError, KeyError, ValueError):
+            raise FormatError(f"{path.name}: tokenizer.json: added_tokens without ids") from None
+        if known:
             return "sentencepiece", data, piece_id, lambda bos_id: bos_id is not None
     if not fast.is_file():
         raise FormatError(f"{path.name}: no tokenizer.json and no SentencePiece tokenizer.model")
@@ -161,11 +169,15 @@ def _is_sentencepiece(file: Path) -> bool:
 def _chat_template(path: Path, settings: Mapping[str, Any]) -> str | None:
     file = path / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return read_text(file)
     template = settings.get("chat_template")
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template}
-        template = named.get("default")
+        try:
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        except (TypeError, KeyError):
+            raise FormatError(
+                f"{path.name}: tokenizer_config.json: chat templates without name and template"
+            ) from None
     return template if isinstance(template, str) else None
 
 
