@@ -274,6 +274,12 @@ def test_added_tokens_without_ids_are_refused(
         open_source(folder)
 
 
+def test_a_merge_of_one_token_is_named(tmp_path: Path, bpe_metadata: dict) -> None:
+    bpe_metadata["token_merges"][3] = "alone"
+    with pytest.raises(FormatError, match=r"m\.gguf: BPE merge 'alone'"):
+        open_source(write_gguf(tmp_path / "m.gguf", bpe_metadata))
+
+
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(EdgeDBError, match="no such file"):
         open_source(tmp_path / "nothing")

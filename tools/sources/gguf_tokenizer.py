@@ -79,6 +79,9 @@ def _byte_level_bpe(name: str, tokens: list[str], types: list[int], value: Any) 
     merges = value("merges")
     if not merges:
         raise FormatError(f"{name}: the GGUF metadata hold no BPE merges")
+    for merge in merges:
+        if not isinstance(merge, str) or " " not in merge:
+            raise FormatError(f"{name}: BPE merge {merge!r} is not two tokens with a space between")
     pre = value("pre", "default")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     bare = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
