@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,15 @@ def test_calibration_with_a_text(tmp_path: Path, source: Source) -> None:
     text.write_text("Too short.")
     with pytest.raises(EdgeDBError, match="too few"):
         export(source, tmp_path / "n.dbb", Options(calibration=str(text), **QUICK))
+
+
+def test_a_sequence_without_room_for_text_is_refused(tmp_path: Path, source: Source) -> None:
+    (tmp_path / "text").write_text("Once upon a time.")
+    spec = replace(source.tokenizer_spec, bos_id=1, add_bos=True)
+    for length in (0, 1):
+        with pytest.raises(EdgeDBError, match=f"{length} tokens has no room"):
+            calibrate.from_text(tmp_path / "text", spec, 2, length)
+    assert calibrate.from_text(tmp_path / "text", spec, 2, 2).ids.shape == (2, 2)
 
 
 def test_without_calibration(tmp_path: Path, source: Source) -> None:

@@ -39,7 +39,8 @@ class Calibration:
 def from_text(file: Path, spec: TokenizerSpec, sequences: int, length: int) -> Calibration:
     """Windows of ``length`` tokens spread evenly over a text file.
 
-    Raises ``EdgeDBError`` when the file cannot be read or holds less than one window.
+    Raises ``EdgeDBError`` when the file cannot be read or holds less than one window, or a window
+    has no room for text.
     """
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
@@ -48,6 +49,8 @@ def from_text(file: Path, spec: TokenizerSpec, sequences: int, length: int) -> C
     ids = np.array(load_tokenizer(spec).encode(text, add_bos=False), np.int32)
     lead = [spec.bos_id] if spec.add_bos and spec.bos_id is not None else []
     step = length - len(lead)
+    if step < 1:
+        raise EdgeDBError(f"a sequence of {length} tokens has no room for text")
     count = min(sequences, len(ids) // step)
     if not count:
         raise EdgeDBError(f"{file}: {len(ids)} tokens are too few to calibrate with, {step} needed")
