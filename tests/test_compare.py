@@ -141,6 +141,20 @@ def test_the_command_measures_once_and_prints_a_table(
     assert capsys.readouterr().out.strip().endswith(table(results).splitlines()[-1])
 
 
+def test_a_line_cut_short_by_a_kill_is_measured_again(
+    teacher: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "results.jsonl"
+    arguments = (teacher, f"a={teacher}", "--text", text, "--window", 16,
+                 "--held-out", text, "--held-out-window", 8, "--skip", 3, "--out", out)  # fmt: skip
+    run(monkeypatch, main, *arguments)
+    with out.open("a") as file:
+        file.write('{"name": "b", "lay')
+    assert [r["name"] for r in read_results(out)] == ["a"]
+    run(monkeypatch, main, *arguments, f"b={teacher}")
+    assert [r["name"] for r in read_results(out)] == ["a", "b"]
+
+
 def test_a_changed_model_is_measured_again(
     teacher: Path, text: Path, tmp_path: Path, tiny_bpe: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

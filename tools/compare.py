@@ -25,6 +25,7 @@ from edgedb.errors import EdgeDBError
 from edgedb.files import read_text
 
 from .command import one_line_errors
+from .curves import mend_log, read_log
 from .decoder import Decoder, load_teacher
 from .quality import CHUNK, Compared, compared, exponential, predicting_states
 from .weights import Weights, open_weights
@@ -145,10 +146,8 @@ class Bench:
 
 
 def read_results(file: Path) -> list[dict[str, Any]]:
-    """The lines of a results file; an absent file has none."""
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+    """The lines of a results file, as ``read_log``; an absent file has none."""
+    return read_log(file) if file.exists() else []
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -219,6 +218,7 @@ def show(name: str, note: str) -> None:
 def main() -> None:
     """``python -m tools.compare TEACHER NAME=MODEL... --out FILE``."""
     args = build_parser().parse_intermixed_args()
+    mend_log(args.out)
     bench = Bench(args)
     for model in args.models:
         name, found, path = model.partition("=")

@@ -13,7 +13,7 @@ from .command import one_line_errors
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of ``log.jsonl``; a last line cut short by a kill is left out.
+    """The lines of a JSON Lines file, ``log.jsonl``; a last one cut short by a kill is left out.
 
     Raises ``EdgeDBError`` if there is no log or a line is no JSON.
     """
@@ -24,11 +24,25 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
+            if line.strip():
+                records.append(json.loads(line))
         except json.JSONDecodeError:
             if number < len(lines):
                 raise EdgeDBError(f"{path}: line {number} is no JSON") from None
     return records
+
+
+def rewrite_log(path: Path, records: list[dict[str, Any]]) -> None:
+    """Replace the lines of ``path`` by ``records``."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(json.dumps(record) + "\n" for record in records))
+    partial.replace(path)
+
+
+def mend_log(path: Path) -> None:
+    """Drop a last line cut short by a kill: it would swallow the next one that is appended."""
+    if path.exists() and not path.read_text().endswith("\n"):
+        rewrite_log(path, read_log(path))
 
 
 def draw(log: Path, out: Path) -> None:

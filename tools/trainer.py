@@ -22,7 +22,7 @@ from edgedb.errors import EdgeDBError
 
 from . import parallel
 from .checkpoint import save_student
-from .curves import read_log
+from .curves import read_log, rewrite_log
 from .dad import IGNORE, TokenLosses, distillation_loss, token_terms
 from .decoder import Decoder
 from .options import TrainOptions, schedule
@@ -139,8 +139,7 @@ class Trainer:
         if (
             log.exists() and not self.rank
         ):  # lines past the saved step are about to be written again
-            kept = [record for record in read_log(log) if record["step"] <= self.step]
-            log.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            rewrite_log(log, [record for record in read_log(log) if record["step"] <= self.step])
         return True
 
     def save(self) -> None:
