@@ -174,6 +174,8 @@ def test_a_changed_model_is_measured_again(
         ({"--window": 10**6}, "less than one window"),
         ({"--text": "missing.txt"}, "No such file"),
         ({"model": "no-equals-sign"}, "NAME=MODEL"),
+        ({"--out": "no/such/folder/r.jsonl"}, "no folder"),
+        ({"--plot": "."}, "is a folder"),
     ],
 )
 def test_impossible_requests_are_one_line(

@@ -70,3 +70,15 @@ def test_the_command_writes_a_report_and_a_picture(
     assert report["models"]["other"]["kl"] > 0.01
     assert report["text_head"][2:] == [1, 1]  # 1,000 tokens are more than the tokenizer has
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_that_cannot_be_written_is_found_before_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tools.sources.open_source", None)  # would raise if called
+    for out, what in (("no/such/folder/r.json", "no folder"), (".", "is a folder")):
+        arguments = ["teacher", "--held-out", "t", "--frequency", "t", "--out", tmp_path / out]
+        monkeypatch.setattr(sys, "argv", ["predictions", *map(str, arguments)])
+        with pytest.raises(SystemExit):
+            main()
+        assert what in capsys.readouterr().err

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from edgedb.errors import EdgeDBError
 
@@ -21,3 +23,16 @@ def one_line_errors(command: Callable[[], None]) -> Callable[[], None]:
             raise SystemExit(2) from None
 
     return run
+
+
+def check_writable(*files: Path | None) -> None:
+    """Raise ``EdgeDBError`` if one of the files cannot be written, before hours are spent on it."""
+    for file in files:
+        if file is None:
+            continue
+        if file.is_dir():
+            raise EdgeDBError(f"{file} is a folder: name a file to write")
+        if not file.parent.is_dir():
+            raise EdgeDBError(f"{file}: there is no folder {file.parent}")
+        if not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise EdgeDBError(f"{file} cannot be written: permission denied")

@@ -24,7 +24,7 @@ from torch import Tensor
 from edgedb.errors import EdgeDBError
 from edgedb.files import read_text
 
-from .command import one_line_errors
+from .command import check_writable, one_line_errors
 from .curves import mend_log, read_log
 from .decoder import Decoder, load_teacher
 from .quality import CHUNK, Compared, compared, exponential, predicting_states
@@ -218,6 +218,7 @@ def show(name: str, note: str) -> None:
 def main() -> None:
     """``python -m tools.compare TEACHER NAME=MODEL... --out FILE``."""
     args = build_parser().parse_intermixed_args()
+    check_writable(args.out, args.plot)
     mend_log(args.out)
     bench = Bench(args)
     for model in args.models:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from edgedb.errors import EdgeDBError
 
-from .command import one_line_errors
+from .command import check_writable, one_line_errors
 from .compare import Recorded, windows
 from .decoder import Decoder, load_teacher
 
@@ -151,6 +151,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="the same as a picture")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_intermixed_args()
+    check_writable(args.out, args.plot)
     pairs: Sequence[tuple[str, str, str]] = [model.partition("=") for model in args.models]
     for name, found, _ in pairs:
         if not found:
