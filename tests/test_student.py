@@ -332,3 +332,22 @@ def test_damaged_metadata_name_the_file(tmp_path: Path, tiny_spec, change: dict)
     save_file(tensors, path, metadata)
     with pytest.raises(FormatError, match=r"student\.safetensors: "):
         export_student.export(path, tmp_path / "student.dbb")
+
+
+def test_only_the_check_text_applies_to_a_student(tmp_path: Path, tiny_spec) -> None:
+    from click.testing import CliRunner
+
+    from edgedb.dbb import read_dbb
+    from tools.export import main
+
+    path, out, text = (tmp_path / name for name in ("s.safetensors", "s.dbb", "text"))
+    student = student_of(TinySource(vocab_size=320))
+    checkpoint.save_student(path, student, step=1, provenance={}, tokenizer=tiny_spec)
+    text.write_text("Once upon a time there was a little girl. " * 9)
+    for options in (("--pairs", "2"), ("--no-calibration",), ("--seed", "0", "--head", "int8")):
+        done = CliRunner().invoke(main, [str(path), str(out), *options])
+        assert done.exit_code == 2 and not out.exists()
+        assert done.stderr.count("\n") == 1 and options[0] in done.stderr
+    done = CliRunner().invoke(main, [str(path), str(out), "--calibration", str(text)])
+    assert done.exit_code == 0, done.stderr
+    assert "engine" in read_dbb(out).quantization["quality"]

@@ -287,6 +287,21 @@ def _summarize(
     )
 
 
+def _refuse_others(context: click.Context, *known: str) -> None:
+    """Raise ``EdgeDBError`` if an option that is not ``known`` was given."""
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in context.params
+        if name not in known
+        and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise EdgeDBError(
+            f"{', '.join(sorted(given))}: a trained student is exported as it is; "
+            "of the options only --calibration applies to it"
+        )
+
+
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
@@ -325,7 +340,9 @@ def _summarize(
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the sampled text.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of the fit  [all cores]")
+@click.pass_context
 def main(
+    context: click.Context,
     source: Path,
     out: Path,
     calibration: Path | None,
@@ -336,7 +353,8 @@ def main(
 ) -> None:
     """Convert SOURCE (a Hugging Face directory, GGUF file or trained student) to OUT.dbb.
 
-    An interrupted run goes on where it stopped when the same command is given again.
+    An interrupted run goes on where it stopped when the same command is given again. A student is
+    taken as it was trained: only --calibration applies, a text to compare engine and PyTorch on.
     """
     console = Console(stderr=True)
     if calibration and no_calibration:
@@ -345,6 +363,7 @@ def main(
     options = Options(calibration=text, sequences=calibration_tokens // 256, **values)
     try:
         if source.suffix == ".safetensors":  # a trained student; Hugging Face's are directories
+            _refuse_others(context, "source", "out", "calibration")
             from .export_student import export as export_trained  # needs torch
 
             export_trained(source, out, check=calibration)
