@@ -24,6 +24,26 @@ def read_text(path: Path) -> str:
         raise EdgeDBError(f"{path} is not UTF-8 text (byte {error.start})") from None
 
 
+def read_regular(path: Path, limit_bytes: int) -> bytes:
+    """The bytes of a regular file. Raises ``EdgeDBError`` if it is none (a FIFO would block for
+    ever, a device may have no end), is larger than ``limit_bytes`` or cannot be read.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise EdgeDBError(f"{path} is not a regular file")
+            with open(fd, "rb", closefd=False) as file:
+                content = file.read(limit_bytes + 1)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise EdgeDBError(f"{path}: {error.strerror}") from None
+    if len(content) > limit_bytes:
+        raise EdgeDBError(f"{path} is larger than {limit_bytes:,} bytes")
+    return content
+
+
 def map_file(path: Path, refuse: Callable[[os.stat_result], str]) -> tuple[mmap.mmap, int]:
     """The bytes of a regular file, read-only, and how many they are.
 

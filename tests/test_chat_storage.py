@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,21 @@ def test_files_that_are_no_conversation(tiny_model: Path, tmp_path: Path, conten
     with pytest.raises(EdgeDBError, match=r"a\.json"):
         storage.load(conversation, path)
     assert conversation.messages == before
+
+
+def test_what_has_no_end_is_not_read(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = begin(tiny_model)
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path):
+        with pytest.raises(EdgeDBError, match=f"^{path} is not a regular file"):
+            storage.load(conversation, path)
+    monkeypatch.setattr(storage, "MOST_BYTES", 20)
+    for size, what in ((20, "not a conversation"), (21, "larger than 20 bytes")):
+        (tmp_path / "long").write_text(" " * size)
+        with pytest.raises(EdgeDBError, match=what):
+            storage.load(conversation, tmp_path / "long")
 
 
 def test_writing_replaces_whole_files(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 from ..engine import Message
 from ..errors import EdgeDBError
-from ..files import replacing
+from ..files import read_regular, replacing
 from .conversation import Conversation
 
 ROLES = ("system", "user", "assistant")
 CACHE_SUFFIX = ".kv"
+MOST_BYTES = 64 << 20  # of a conversation; months of talk are a few
 
 
 def save(conversation: Conversation, path: Path) -> None:
@@ -33,9 +34,7 @@ def load(conversation: Conversation, path: Path) -> None:
     Raises ``EdgeDBError`` if the file is not that; the conversation stays as it was then.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise EdgeDBError(f"{path}: {error.strerror}") from None
+        document = json.loads(read_regular(path, MOST_BYTES).decode("utf-8"))
     except (ValueError, RecursionError):
         raise EdgeDBError(f"{path} is not a conversation: expected JSON with messages") from None
     forgotten: Any = []
