@@ -27,6 +27,7 @@ from .options import (
     take_sampling,
     threads_option,
 )
+from .settings import HELP
 
 
 class _Commands(click.Group):
@@ -81,22 +82,20 @@ def main() -> None:
     type=int,
     default=1024,
     show_default=True,
-    help="Longest answer, in tokens.",
+    help=HELP["max_tokens"],
 )
 @click.option(
     "--trim",
     type=click.Choice(["off", "oldest"]),
     default="off",
     show_default=True,
-    help="When the context is full: refuse, or drop the oldest turns.",
+    help=HELP["trim"],
 )
 # Without it the two-pair SmolLM2 falls into loops (2 of 36 short answers, 0 with it).
 @sampling_options(temperature=0.2, repetition_penalty=1.1)
 @load_options
-@click.option("--stats", is_flag=True, help="Show speeds after every answer.")
-@click.option(
-    "--markdown", is_flag=True, help="Render answers as Markdown, each once it is complete."
-)
+@click.option("--stats", is_flag=True, help=HELP["stats"])
+@click.option("--markdown", is_flag=True, help=HELP["markdown"])
 @click.option(
     "--color",
     type=click.Choice(["auto", "always", "never"]),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from .errors import EdgeDBError
-from .settings import Setting, sampling_settings
+from .settings import HELP, Setting, sampling_settings
 
 if TYPE_CHECKING:
     from .engine import Model
@@ -79,15 +79,13 @@ lookup_option = click.option(
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Tokens to guess at once from earlier text: same answer, faster if it repeats.",
+    help=HELP["prompt_lookup"],
 )
 stop_options = together(
     click.option(
         "--stop", multiple=True, metavar="TEXT", help="End the answer here; may be repeated."
     ),
-    click.option(
-        "--stop-ids", type=IntList(), default="", help="End the answer at one of these tokens."
-    ),
+    click.option("--stop-ids", type=IntList(), default="", help=HELP["stop_ids"]),
 )
 
 

@@ -17,8 +17,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import EdgeDBError
 
-# Help of a field that brings none of its own in ``metadata["help"]``.
-_HELP = {
+# Help of an option, for ``/set`` and the command line; a field's ``metadata["help"]`` goes first.
+HELP = {
     "temperature": "Randomness; 0 always takes the most likely token.",
     "top_k": "Only so many tokens; 0: all.",
     "top_p": "Only so much probability; 1: all.",
@@ -40,8 +40,9 @@ _HELP = {
     "max_tokens": "Longest answer, in tokens.",
     "stop": "End the answer at one of these texts.",
     "stop_ids": "End the answer at one of these tokens.",
-    "prompt_lookup": "Tokens to guess from earlier text: same answer, faster if it repeats.",
-    "trim": "What to do when the context is full: drop the oldest turns, or refuse.",
+    "prompt_lookup": "Tokens to guess at once from earlier text: same answer, faster if it "
+    "repeats.",
+    "trim": "When the context is full: refuse, or drop the oldest turns.",
     "stats": "Show speeds after every answer.",
     "markdown": "Render answers as Markdown, each once it is complete.",
 }
@@ -108,7 +109,7 @@ def settings_of(cls: type) -> dict[str, Setting]:
         default = field.default if field.default is not MISSING else None
         if field.default_factory is not MISSING:
             default = field.default_factory()
-        text = field.metadata.get("help") or _HELP.get(field.name, "")
+        text = field.metadata.get("help") or HELP.get(field.name, "")
         none = _NONE.get(field.name, "off") if optional else None
         found[field.name] = Setting(field.name, text, default, form, none)
     return found
