@@ -7,17 +7,43 @@ Every ``.dbb`` file in the folders of ``$EDGEDB_MODELS`` (by default ``models`` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import llm
-from pydantic import Field
+from pydantic import Field, create_model
 
 from .engine import Model, load
 from .modelfiles import configured_folders
 from .session import Session
+from .settings import HELP, sampling_settings
+
+
+def _options() -> Any:
+    """The sampling settings, and the length and end of the answer, as options of llm.
+
+    What is no plain number is a text in the form of ``/set``.
+    """
+    fields: dict[str, Any] = {
+        "max_tokens": (int | None, Field(None, description=HELP["max_tokens"])),
+        "stop": (str | None, Field(None, description="End the answer at this text.")),
+    }
+    for setting in sampling_settings().values():
+        kind = setting.form.number or str
+        fields[setting.name] = (kind | None, Field(None, description=setting.help))
+    return create_model("Options", __base__=llm.Options, **fields)
+
+
+def _read_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that were given, as ``Session.chat`` takes them."""
+    settings = sampling_settings()
+    return {
+        name: settings[name].read(value) if isinstance(value, str) and name in settings else value
+        for name, value in options.items()
+        if value is not None
+    }
 
 
 class EdgeDB(llm.Model):
@@ -26,24 +52,7 @@ class EdgeDB(llm.Model):
     can_stream = True
     supports_schema = True
 
-    class Options(llm.Options):
-        """Fields of ``SamplingParams`` and the length of the answer."""
-
-        max_tokens: int | None = Field(None, description="Longest answer, in tokens")
-        temperature: float | None = Field(None, description="Randomness; 0: the most likely token")
-        top_k: int | None = Field(None, description="Only so many tokens; 0: all")
-        top_p: float | None = Field(None, description="Only so much probability; 1: all")
-        min_p: float | None = Field(None, description="Only this likely beside the best; 0: all")
-        typical_p: float | None = Field(None, description="Only tokens of average surprise; 1: all")
-        repetition_penalty: float | None = Field(None, description="Recent tokens less likely")
-        presence_penalty: float | None = Field(None, description="Off every recent token's logit")
-        frequency_penalty: float | None = Field(None, description="Off for each occurrence")
-        repetition_window: int | None = Field(None, description="Tokens that count as recent")
-        dry_multiplier: float | None = Field(None, description="Against repeated sequences; 0: off")
-        mirostat: int | None = Field(None, description="2: hold the surprise of the text")
-        mirostat_tau: float | None = Field(None, description="Bits of surprise a token")
-        seed: int | None = Field(None, description="Repeat the same choices")
-        stop: str | None = Field(None, description="End the answer at this text")
+    Options = _options()
 
     def __init__(self, name: str, path: Path) -> None:
         self.model_id = f"edgedb-{name}"
@@ -62,7 +71,7 @@ class EdgeDB(llm.Model):
         conversation: llm.Conversation | None,
     ) -> Iterator[str]:
         """Answer a prompt; a conversation in one process reads only what is new."""
-        options = {name: v for name, v in prompt.options.model_dump().items() if v is not None}
+        options = _read_options(prompt.options.model_dump())
         if prompt.schema:
             options["json_schema"] = prompt.schema
         messages = [

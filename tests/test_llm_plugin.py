@@ -18,6 +18,7 @@ llm = pytest.importorskip("llm", reason="needs pip install 'edgedb-llm[llm]'")
 from llm.plugins import load_plugins, pm  # noqa: E402
 
 from edgedb import llm_plugin  # noqa: E402
+from edgedb.settings import sampling_settings  # noqa: E402
 
 FEW = ("-o", "max_tokens", "6", "-o", "seed", "1")
 
@@ -65,6 +66,38 @@ def test_models_and_options_are_listed(run: Callable[..., Result]) -> None:
     assert "edgedb-tiny-1b-chat (aliases: edgedb-tiny)" in listed
     for name in ("temperature", "top_k", "repetition_penalty", "max_tokens", "seed"):
         assert name in listed.partition("edgedb-tiny-1b-chat")[2]
+
+
+def test_every_sampling_option_is_one_of_llms(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = run("models", "--options").output.partition("edgedb-tiny-1b-chat")[2]
+    for name in sampling_settings():
+        assert f"{name}: " in listed
+    seen: dict[str, Any] = {}
+    chat = edgedb.Session.chat
+
+    def spied(self: Any, messages: Any, **options: Any) -> Any:
+        seen.update(options)
+        return chat(self, messages, **options)
+
+    monkeypatch.setattr(edgedb.Session, "chat", spied)
+    given = {
+        "dry_base": "2",
+        "dry_breakers": '"." ","',
+        "logit_bias": "5=-1.5",
+        "mirostat_eta": "0",
+    }
+    options = [part for item in given.items() for part in ("-o", *item)]
+    result = run("-m", "edgedb-tiny", "Hi", *options, *FEW)
+    assert result.exit_code == 0, result.output
+    assert seen.pop("stream") is True
+    assert seen == {
+        "dry_base": 2, "dry_breakers": (".", ","), "logit_bias": {5: -1.5}, "mirostat_eta": 0,
+        "max_tokens": 6, "seed": 1,
+    }  # fmt: skip
+    result = run("-m", "edgedb-tiny", "Hi", "-o", "logit_bias", "much")
+    assert result.exit_code != 0 and "logit_bias = much: expected ID=NUMBER" in result.output
 
 
 def test_a_conversation_goes_on(
