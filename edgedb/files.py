@@ -14,6 +14,19 @@ from typing import BinaryIO
 from .errors import EdgeDBError, FormatError
 
 
+def user_folder(variable: str, *default: str) -> Path | None:
+    """The folder that an environment variable names, or ``default`` in the user's home.
+
+    None for a user without a home: no ``HOME`` and no entry among the users, as in some containers.
+    """
+    if os.environ.get(variable):
+        return Path(os.environ[variable])
+    try:
+        return Path.home().joinpath(*default)
+    except RuntimeError:
+        return None
+
+
 def read_text(path: Path) -> str:
     """The UTF-8 text of a file. Raises ``EdgeDBError`` if it is none or cannot be read."""
     try:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from .errors import EdgeDBError
+from .files import user_folder
 
 # The first has four bits a weight and answers better; the second is part of the source tree.
 DEFAULT_NAMES = ("smollm2-135m-instruct.dbb", "smollm2-135m-instruct-db2.dbb")
@@ -17,8 +18,9 @@ def configured_folders(*more: Path) -> list[Path]:
     ``more``."""
     if os.environ.get("EDGEDB_MODELS"):
         return [Path(folder) for folder in os.environ["EDGEDB_MODELS"].split(os.pathsep)]
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return [Path("models"), Path(data) / "edgedb" / "models", *more]
+    data = user_folder("XDG_DATA_HOME", ".local", "share")
+    own = [data / "edgedb" / "models"] if data is not None else []
+    return [Path("models"), *own, *more]
 
 
 def folders() -> list[Path]:

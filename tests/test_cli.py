@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 import edgedb
 from edgedb import cli, engine, modelfiles
+from edgedb.chat import lineedit
 from edgedb.sampling import SamplingParams
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
@@ -182,6 +183,17 @@ def test_models_by_name(run: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPa
     assert [path.name for path in modelfiles.known_models()] == ["small.dbb"]
     monkeypatch.setenv("EDGEDB_MODELS", "nowhere:elsewhere")
     refused(run("chat", "small", text="Hi\n"), "small")
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for variable in ("EDGEDB_MODELS", "XDG_DATA_HOME", "XDG_STATE_HOME", "EDGEDB_NO_HISTORY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert modelfiles.configured_folders() == [Path("models")]
+    assert lineedit.history_path() is None
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "~nobody-of-this-name/model.dbb"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import EdgeDBError
+from ..files import user_folder
 
 if TYPE_CHECKING:
     from prompt_toolkit.history import History
@@ -215,8 +216,10 @@ def history_path() -> Path | None:
     """File of the messages typed so far; None if ``EDGEDB_NO_HISTORY`` is set or it cannot be."""
     if os.environ.get("EDGEDB_NO_HISTORY"):
         return None
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    path = Path(state) / "edgedb" / "history"
+    state = user_folder("XDG_STATE_HOME", ".local", "state")
+    if state is None:
+        return None
+    path = state / "edgedb" / "history"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Conversations are private: nobody else reads them, whatever the umask.
