@@ -278,6 +278,9 @@ def test_a_merge_of_one_token_is_named(tmp_path: Path, bpe_metadata: dict) -> No
     bpe_metadata["token_merges"][3] = "alone"
     with pytest.raises(FormatError, match=r"m\.gguf: BPE merge 'alone'"):
         open_source(write_gguf(tmp_path / "m.gguf", bpe_metadata))
+    bpe_metadata["token_merges"][3] = "no-such token"
+    with pytest.raises(FormatError, match=r"m\.gguf: BPE merges: .*no-such"):
+        open_source(write_gguf(tmp_path / "m.gguf", bpe_metadata))
 
 
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:

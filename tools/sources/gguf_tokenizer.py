@@ -96,14 +96,16 @@ def _byte_level_bpe(name: str, tokens: list[str], types: list[int], value: Any) 
     else:
         raise UnsupportedModelError(f"{name}: pre-tokenizer {pre!r} is not supported")
 
-    tokenizer = Tokenizer(
-        models.BPE(
+    try:
+        bpe = models.BPE(
             vocab={token: i for i, token in enumerate(tokens)},
             merges=[tuple(merge.split(" ", 1)) for merge in merges],
             # Llama 3's vocabulary holds words that its merges do not reach.
             ignore_merges=pre in ("llama-bpe", "llama3"),
         )
-    )
+    except Exception as error:  # the package raises plain Exception
+        raise FormatError(f"{name}: BPE merges: {error}") from None
+    tokenizer = Tokenizer(bpe)
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     for token, kind in zip(tokens, types, strict=True):
