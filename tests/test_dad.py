@@ -29,7 +29,9 @@ def oracle(hidden, head, teacher, teacher_head, targets, options: LossOptions, w
             ht, hs = -(pt * lt).sum(-1), -(ps * ls).sum(-1)
             dad = ht**options.gamma * hs ** (1 - options.gamma)
             weight = (1 - options.plain_share) * dad / dad.mean() + options.plain_share
-    return (weight * ((1 - options.ce_share) * kl + options.ce_share * ce)).mean(), weight
+    loss = (weight * ((1 - options.ce_share) * kl + options.ce_share * ce)).mean()
+    apart = ((hidden - teacher) ** 2).mean() / (teacher**2).mean()
+    return loss + options.hidden * apart, weight
 
 
 OPTIONS = [
@@ -41,6 +43,7 @@ OPTIONS = [
     LossOptions(gamma=0.5, plain_share=1.0, chunk=5),
     LossOptions(ce_share=0.3, chunk=6),
     LossOptions(gamma=0.2, plain_share=0.5, ce_share=1.0, chunk=6),
+    LossOptions(gamma=0.3, hidden=0.7, chunk=7),
 ]
 
 

@@ -139,6 +139,22 @@ def test_scales_only_leaves_latents_alone(text: Path, tmp_path: Path) -> None:
     assert not torch.equal(scale, run.student.layers[0].mlp_down.alpha1)
 
 
+def test_latents_stay_in_a_tail_of_scales(text: Path, tmp_path: Path) -> None:
+    run = trainer(text, tmp_path, replace(OPTIONS, steps=4, latents_until=0.5))
+    latents = [m.latent for _, m in run.student.matrices()]
+    seen = []
+    for _ in range(4):
+        run._train_step()
+        run.step += 1
+        seen.append([latent.clone() for latent in latents])
+    scale = run.student.layers[0].mlp_down.alpha1
+    assert not any(torch.equal(a, b) for a, b in zip(seen[0], seen[1], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(seen[1], seen[3], strict=True))
+    before = scale.clone()
+    run._train_step()
+    assert not torch.equal(scale, before)
+
+
 def test_micro_batches_add_up(text: Path, tmp_path: Path) -> None:
     plain = replace(OPTIONS, loss=LossOptions(), steps=2, clip=1e9, stuck_tails=True)
     runs = [trainer(text, tmp_path / str(n), replace(plain, micro_batch=n)) for n in (2, 8)]

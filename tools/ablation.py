@@ -61,6 +61,8 @@ ARMS = {
     "searched": Arm("start: the paper's grid, searched s of free sign", start="searched"),
     "least-squares": Arm("start: least squares", start="least-squares"),
     "scales": Arm("scales only", changes=(("mode", "scales"), ("lr_scale", 2e-3))),
+    "tail": Arm("latents until 80%, then scales alone", changes=(("latents_until", 0.8),)),
+    "hidden": Arm("and the last hidden states' distance", loss=LossOptions(hidden=1.0)),
     "data-free": Arm("no real text", changes=(("real_share", 0.0),)),
     "trial": Arm(
         "searched start, half the rate, embedding frozen",

@@ -26,15 +26,19 @@ class LossOptions:
     """What is minimized: ``weight * ((1 - ce_share) * KL + ce_share * CE)``, averaged over tokens.
 
     weight = ``(1 - plain_share) * dad + plain_share``, where dad is the twin-entropy weight;
-    gamma None means no such weight: plain KL, the control.
+    gamma None means no such weight: plain KL, the control. hidden: that many times the squared
+    distance of the last hidden states, as a share of the teacher's own square, is added.
     """
 
     gamma: float | None = None
     plain_share: float = 0.0
     ce_share: float = 0.0
+    hidden: float = 0.0
     chunk: int = 4096
 
     def __post_init__(self) -> None:
+        if not self.hidden >= 0:
+            raise ValueError(f"hidden = {self.hidden}: expected 0 or more")
         for name in ("gamma", "plain_share", "ce_share"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -188,4 +192,7 @@ def distillation_loss(
         options,
         terms,
     )
+    if options.hidden:
+        difference = (hidden.float() - teacher_hidden.float()).square().mean()
+        loss = loss + options.hidden * difference / teacher_hidden.float().square().mean()
     return loss, TokenLosses(*(term.view_as(targets) for term in per_token[:4]))

@@ -28,6 +28,7 @@ class TrainOptions:
     final_share: float = 0.05  # of the peak, at the last step
     clip: float = 1.0
     mode: str = "scales+latents"
+    latents_until: float = 1.0  # from this share of the schedule on, latent weights stay
     round_scales: bool = True
     stuck_tails: bool = False
     quantize_inputs: bool = False

@@ -62,7 +62,8 @@ def parameter_groups(student: Decoder, options: TrainOptions) -> list[dict[str, 
         for parameter in parameters:
             parameter.requires_grad_(rates[name] > 0)
         if rates[name] > 0 and parameters:
-            groups.append({"params": parameters, "lr": rates[name], "peak": rates[name]})
+            peak = rates[name]
+            groups.append({"params": parameters, "lr": peak, "peak": peak, "kind": name})
     return groups
 
 
@@ -263,8 +264,10 @@ class Trainer:
         rows = self.text.batch(self.step, size, options.length * times)
         real = np.arange(size) < self.text.n_real_rows(self.step, size)
         mine = slice(self.rank, None, self.world)
+        settled = self.progress >= options.latents_until
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * share
+            still = settled and group["kind"] == "latent"
+            group["lr"] = 0.0 if still else group["peak"] * share
         pieces = [
             torch.from_numpy(part).split(options.micro_batch // times)
             for part in (rows[mine], real[mine])
