@@ -1,17 +1,15 @@
 """Chat templates: the only place that renders one.
 
-A template comes from a model file, so it is not trusted: it runs in Jinja's immutable sandbox, and
-its loops and its output are bounded. Names and settings follow Hugging Face transformers, for
-which the templates are written.
+A template comes from a model file, so it is not trusted: it runs in Jinja's immutable sandbox, in
+which every value, the loops and the output are bounded (``bounded_template.py``). Names and
+settings follow Hugging Face transformers, for which the templates are written.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NoReturn
 
@@ -19,17 +17,15 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import SecurityError
 
+from .bounded_template import MAX_SIZE, BoundedEnvironment, Budget, bounded_filter, budget
 from .errors import TemplateError
 from .tokenizer import TokenizerSpec
 
 MAX_OUTPUT_CHARS = 1 << 24
-MAX_LOOP_STEPS = 1_000_000
-MAX_REPEATED = 1 << 16  # characters or items that `*` may make
-_WIDE_FORMAT = re.compile(r"%[^a-zA-Z%]*(\d{5}|\*)")
-
-_steps_left: ContextVar[int] = ContextVar("_steps_left", default=MAX_LOOP_STEPS)
+_MAX_INDENT = 32
+_MAX_DATE_PATTERN = 256
 
 
 def render(
@@ -50,7 +46,7 @@ def render(
             "this model has no chat template; continue plain text with `edgedb generate` instead"
         )
     _check_messages(messages)
-    token = _steps_left.set(MAX_LOOP_STEPS)
+    token = budget.set(Budget())
     try:
         template = _compiled(spec.chat_template)
         stream = template.generate(
@@ -60,7 +56,7 @@ def render(
             documents=None,
             add_generation_prompt=add_generation_prompt,
         )
-        return _bounded(stream)
+        return _bounded(stream, MAX_OUTPUT_CHARS)
     except TemplateError:
         raise
     except jinja2.TemplateSyntaxError as error:
@@ -75,7 +71,7 @@ def render(
         name = type(error).__name__
         raise TemplateError(f"chat template: {name}: {_first_line(error)}") from None
     finally:
-        _steps_left.reset(token)
+        budget.reset(token)
 
 
 def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
@@ -86,55 +82,19 @@ def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
             raise TemplateError(f"message {number}: content must be a string")
 
 
-def _bounded(pieces: Iterable[str]) -> str:
+def _bounded(pieces: Iterable[str], limit: int) -> str:
     kept: list[str] = []
     size = 0
     for piece in pieces:
         kept.append(piece)
         size += len(piece)
-        if size > MAX_OUTPUT_CHARS:
-            raise TemplateError(f"chat template: more than {MAX_OUTPUT_CHARS} characters")
+        if size > limit:
+            raise TemplateError(f"chat template: more than {limit} characters")
     return "".join(kept)
 
 
 def _first_line(error: Exception | str) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
-
-
-def _counted(items: Any) -> Iterator[Any]:
-    """Iterate ``items`` and take one step of the rendering's budget for each."""
-    for item in items:
-        left = _steps_left.get() - 1
-        if left < 0:
-            raise TemplateError(f"chat template: more than {MAX_LOOP_STEPS} loop steps")
-        _steps_left.set(left)
-        yield item
-
-
-def _repeated_size(left: Any, right: Any) -> int:
-    for sequence, times in ((left, right), (right, left)):
-        if isinstance(sequence, (str, list, tuple)) and isinstance(times, int):
-            return len(sequence) * times
-    return 0
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset({"*", "**", "%"})
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**":
-            raise SecurityError("the operator **")
-        if operator == "%" and isinstance(left, str) and _WIDE_FORMAT.search(left):
-            raise SecurityError("a format with a width of more than 4 digits")
-        if operator == "*" and _repeated_size(left, right) > MAX_REPEATED:
-            raise SecurityError(f"more than {MAX_REPEATED} repetitions")
-        return super().call_binop(context, operator, left, right)
-
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        tree = super()._parse(source, name, filename)
-        for loop in list(tree.find_all(nodes.For)):
-            loop.iter = nodes.Filter(loop.iter, "_counted", [], [], None, None, lineno=loop.lineno)
-        return tree
 
 
 class _Generation(Extension):
@@ -147,9 +107,23 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _tojson(value: Any, **options: Any) -> str:
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     # Jinja's own filter escapes HTML characters, which models never saw in training.
-    return json.dumps(value, ensure_ascii=options.pop("ensure_ascii", False), **options)
+    encoder = json.JSONEncoder(
+        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+    if indent is None:
+        return encoder.encode(value)
+    if (len(indent) if isinstance(indent, str) else indent) > _MAX_INDENT:
+        raise SecurityError(f"an indent of more than {_MAX_INDENT}")
+    # Each line is indented by its depth, so the size is known only as the lines come.
+    return _bounded(encoder.iterencode(value), MAX_SIZE)
 
 
 def _raise_exception(message: str) -> NoReturn:
@@ -157,15 +131,16 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _strftime_now(pattern: str) -> str:
+    if len(pattern) > _MAX_DATE_PATTERN:
+        raise SecurityError(f"a date pattern of more than {_MAX_DATE_PATTERN} characters")
     return datetime.datetime.now().strftime(pattern)
 
 
 @lru_cache(maxsize=8)
 def _compiled(source: str) -> jinja2.Template:
-    environment = _Environment(
+    environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
     )
-    filters: dict[str, Callable[..., Any]] = {"tojson": _tojson, "_counted": _counted}
-    environment.filters.update(filters)
+    environment.filters["tojson"] = bounded_filter("tojson", _tojson)
     environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
     return environment.from_string(source)
