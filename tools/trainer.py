@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 
 
 def parameter_groups(student: Decoder, options: TrainOptions) -> list[dict[str, Any]]:
-    """Optimizer groups with their peak rate; what has no rate is frozen."""
+    """Optimizer groups with their peak rate and the share of the schedule until which they learn.
+
+    What has no rate is frozen.
+    """
     kinds = ("latent", "scale", "embedding", "table_scale")
     layers: dict[str, list[nn.Parameter]] = {kind: [] for kind in kinds}
     for _, module in student.matrices():
@@ -62,8 +65,10 @@ def parameter_groups(student: Decoder, options: TrainOptions) -> list[dict[str, 
         for parameter in parameters:
             parameter.requires_grad_(rates[name] > 0)
         if rates[name] > 0 and parameters:
+            until = options.latents_until if name == "latent" else 1.0
+            # Numbers alone: FSDP's state has no room for more in a group.
             peak = rates[name]
-            groups.append({"params": parameters, "lr": peak, "peak": peak, "kind": name})
+            groups.append({"params": parameters, "lr": peak, "peak": peak, "until": until})
     return groups
 
 
@@ -264,10 +269,9 @@ class Trainer:
         rows = self.text.batch(self.step, size, options.length * times)
         real = np.arange(size) < self.text.n_real_rows(self.step, size)
         mine = slice(self.rank, None, self.world)
-        settled = self.progress >= options.latents_until
         for group in self.optimizer.param_groups:
-            still = settled and group["kind"] == "latent"
-            group["lr"] = 0.0 if still else group["peak"] * share
+            learns = self.progress < group["until"] or group["until"] == 1
+            group["lr"] = group["peak"] * share if learns else 0.0
         pieces = [
             torch.from_numpy(part).split(options.micro_batch // times)
             for part in (rows[mine], real[mine])
