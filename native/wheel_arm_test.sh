@@ -8,6 +8,7 @@
 set -eu
 python=$1 dist=$2 cache=$3 model=$4
 shift 4
+python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python") # a link resolved leaves the venv
 mkdir -p "$cache"
 cache=$(realpath "$cache")
 wheel=$(realpath "$dist"/*aarch64.whl)
