@@ -1,0 +1,110 @@
+"""Checkouts of edgedb in turns: how much faster one decodes, or reads a prompt, than another.
+
+    python bench/turns.py MODEL CHECKOUT OTHER... [--threads 1] [--tokens 8] [--prompt 128]
+
+Every checkout (with its C library built in place) runs in a process of its own, and the processes
+take turns, so that a noisy machine disturbs all alike. Printed are medians, and the median of the
+ratios to the first checkout inside a round. Random weights will do: see ``edgedb bench --shape``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+# One line in, one measurement out. Written for the interfaces that checkouts share.
+WORKER = """
+import sys, time
+from edgedb import ops as operations
+from edgedb.dbb import read_dbb
+from edgedb.llama import KVCache, Llama, RunState
+
+model, threads, isa, tokens, prompt = sys.argv[1:]
+file = read_dbb(model, verify=False)
+ops = operations.create(threads=int(threads), isa=isa or None)
+room = int(tokens) + int(prompt) + 1
+llama = Llama(file.config, file.linears, file.norms, ops, room)
+cache, state = KVCache(file.config, ops, room), RunState(file.config, ops)
+ids = [(7 * i + 5) % file.config.vocab_size for i in range(int(prompt))]
+print("ready", flush=True)
+for _ in sys.stdin:
+    cache.length = 0
+    begun = time.perf_counter()
+    for start in range(0, len(ids), 128):
+        llama.forward(ids[start : start + 128], cache, state)
+    read = time.perf_counter()
+    for _ in range(int(tokens)):
+        llama.forward([5], cache, state)
+    print(read - begun, time.perf_counter() - read, flush=True)
+"""
+
+
+class Worker:
+    """A checkout that waits to be measured."""
+
+    def __init__(self, checkout: Path, arguments: list[str]) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(checkout.resolve())}
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", WORKER, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+        self._line()
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"turns: a checkout ended with status {self._process.wait()}")
+        return line
+
+    def measure(self) -> tuple[float, float]:
+        """Seconds for the prompt and for the tokens after it."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        prompt, decode = map(float, self._line().split())
+        return prompt, decode
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def main() -> None:
+    """Print a line for each checkout and what was asked for."""
+    parser = argparse.ArgumentParser(description="Measure checkouts of edgedb in turns.")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("checkouts", type=Path, nargs="+")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--isa", default="", help="instruction set; default: the best")
+    parser.add_argument("--tokens", type=int, default=8, help="decoded, one by one")
+    parser.add_argument("--prompt", type=int, default=0, help="tokens read before them")
+    parser.add_argument("--rounds", type=int, default=15)
+    args = parser.parse_args()
+    passed = [str(x) for x in (args.model, args.threads, args.isa, args.tokens, args.prompt)]
+    workers = [Worker(checkout, passed) for checkout in args.checkouts]
+    for worker in workers:
+        worker.measure()  # fills caches
+    rounds = [[worker.measure() for worker in workers] for _ in range(args.rounds)]
+    for worker in workers:
+        worker.close()
+    for which, (name, count) in enumerate((("prompt", args.prompt), ("decode", args.tokens))):
+        for i, checkout in enumerate(args.checkouts):
+            if not count:
+                continue
+            rate = count / statistics.median(found[i][which] for found in rounds)
+            ratio = statistics.median(found[0][which] / found[i][which] for found in rounds)
+            print(f"{name}: {checkout}: {rate:.1f} tokens/s, {ratio:.3f} of the first's speed")
+
+
+if __name__ == "__main__":
+    main()
