@@ -7,6 +7,19 @@
 
 #include "../include/edgedb.h"
 
+/* Functions between the two are compiled for more than the baseline CPU. */
+#define EDB_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define EDB_TARGET(features) \
+    EDB_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define EDB_TARGET_END EDB_PRAGMA(clang attribute pop)
+#else
+#define EDB_TARGET(features)     \
+    EDB_PRAGMA(GCC push_options) \
+    EDB_PRAGMA(GCC target(features))
+#define EDB_TARGET_END EDB_PRAGMA(GCC pop_options)
+#endif
+
 enum {
     EDB_LANES = 16,         /* width of the portable vector layer; fixes every order of summation */
     EDB_GROUP = 64,         /* columns that share a scale */

@@ -18,12 +18,7 @@
 
 #include <immintrin.h>
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
+EDB_TARGET("avx2,fma,f16c")
 
 typedef struct {
     __m256 a, b; /* lanes 0..7 and 8..15 */
@@ -306,11 +301,7 @@ const edb_kernels edb_kernels_avx2 = {
     .pairs = {&edb_lookup_avx2, &edb_popcount_avx2, &edb_popcount4_avx2},
 };
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+EDB_TARGET_END
 
 #else
 typedef int edb_no_avx2_here; /* an empty file is no valid C */

@@ -8,14 +8,7 @@
 
 #include <immintrin.h>
 
-#if defined(__clang__)
-#pragma clang attribute push(                                                                     \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,fma,f16c"))), \
-    apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,fma,f16c")
-#endif
+EDB_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,fma,f16c")
 
 typedef __m512 v16;
 
@@ -87,11 +80,7 @@ const edb_kernels edb_kernels_avx512 = {
     .pairs = {&edb_lookup_avx512, &edb_popcount_avx512, &edb_popcount4_avx512},
 };
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+EDB_TARGET_END
 
 #else
 typedef int edb_no_avx512_here; /* an empty file is no valid C */

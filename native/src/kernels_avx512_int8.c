@@ -21,13 +21,7 @@
 
 #include <immintrin.h>
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vbmi,avx512vnni"))), \
-                             apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vbmi,avx512vnni")
-#endif
+EDB_TARGET("avx512f,avx512bw,avx512vbmi,avx512vnni")
 
 /* Among the products of four tokens four columns of the next block are expanded. */
 _Static_assert(EDB_TOKEN_BLOCK <= 4 * EDB_QUADS, "a block has no more columns to expand");
@@ -283,11 +277,7 @@ void edb_int8_tile_avx512(const int8_t *codes, const float *scales, int64_t grou
     }
 }
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+EDB_TARGET_END
 
 #else
 typedef int edb_no_avx512_int8_here; /* an empty file is no valid C */

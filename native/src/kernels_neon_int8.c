@@ -130,10 +130,9 @@ void edb_expand_block_neon(const uint8_t *block, int8_t *codes) {
 }
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
+EDB_TARGET("dotprod")
 #else
-#pragma GCC push_options
-#pragma GCC target("arch=armv8.2-a+dotprod")
+EDB_TARGET("arch=armv8.2-a+dotprod")
 #endif
 
 /* Quad `lane` of the four whose activations are in x0..x3: 16 rows by four tokens. */
@@ -238,11 +237,7 @@ void edb_int8_tile_dotprod(const int8_t *codes, const float *scales, int64_t gro
     }
 }
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+EDB_TARGET_END
 
 #else
 typedef int edb_no_neon_int8_here; /* an empty file is no valid C */

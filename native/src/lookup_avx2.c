@@ -31,12 +31,7 @@
 
 #include <immintrin.h>
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
+EDB_TARGET("avx2,fma,f16c")
 
 #include "finish_avx2.h"
 
@@ -155,11 +150,7 @@ const edb_pair_kernel edb_lookup_avx2 = {
     .expand_from = INT64_MAX, /* 100 GMAC/s at any number of tokens; expanded 73, from 128 on */
 };
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+EDB_TARGET_END
 
 #else
 typedef int edb_no_lookup_avx2_here; /* an empty file is no valid C */

@@ -28,13 +28,7 @@
 
 #include <immintrin.h>
 
-#if defined(__clang__)
-#pragma clang attribute push( \
-    __attribute__((target("avx512f,avx512bw,avx512vbmi,avx512vnni,gfni"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vbmi,avx512vnni,gfni")
-#endif
+EDB_TARGET("avx512f,avx512bw,avx512vbmi,avx512vnni,gfni")
 
 #include "finish_avx512.h"
 
@@ -158,11 +152,7 @@ const edb_pair_kernel edb_lookup_avx512 = {
     .expand_from = 12, /* at 8 tokens looking up is as fast */
 };
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+EDB_TARGET_END
 
 #else
 typedef int edb_no_lookup_avx512_here; /* an empty file is no valid C */

@@ -27,12 +27,7 @@
 
 #include <immintrin.h>
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
+EDB_TARGET("avx2,fma")
 
 #include "finish_avx2.h"
 
@@ -176,11 +171,7 @@ const edb_pair_kernel edb_popcount4_avx2 = {
     .expand_from = 8, /* 50 GMAC/s by counting, 57 expanded */
 };
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+EDB_TARGET_END
 
 #else
 typedef int edb_no_popcount_avx2_here; /* an empty file is no valid C */

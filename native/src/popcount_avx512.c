@@ -27,13 +27,7 @@
 
 #include <immintrin.h>
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512bitalg"))), \
-                             apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512bitalg")
-#endif
+EDB_TARGET("avx512f,avx512bw,avx512vl,avx512bitalg")
 
 #include "finish_avx512.h"
 
@@ -191,11 +185,7 @@ const edb_pair_kernel edb_popcount4_avx512 = {
     .expand_from = 5,
 };
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+EDB_TARGET_END
 
 #else
 typedef int edb_no_popcount_avx512_here; /* an empty file is no valid C */
