@@ -37,12 +37,17 @@ def read_text(path: Path) -> str:
         raise EdgeDBError(f"{path} is not UTF-8 text (byte {error.start})") from None
 
 
+def _open(path: Path) -> int:
+    # A FIFO would block the open for ever; non-blocking, it is opened and found to be no file.
+    return os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+
+
 def read_regular(path: Path, limit_bytes: int) -> bytes:
     """The bytes of a regular file. Raises ``EdgeDBError`` if it is none (a FIFO would block for
     ever, a device may have no end), is larger than ``limit_bytes`` or cannot be read.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        fd = _open(path)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise EdgeDBError(f"{path} is not a regular file")
@@ -64,8 +69,7 @@ def map_file(path: Path, refuse: Callable[[os.stat_result], str]) -> tuple[mmap.
     ``FormatError`` with that, or if there is no such file or it cannot be opened.
     """
     try:
-        # A FIFO would block the open for ever; non-blocking, it fails the test below.
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        fd = _open(path)
     except FileNotFoundError:
         raise FormatError("no such file") from None
     except (OSError, ValueError) as error:
