@@ -26,7 +26,7 @@ from tools.distill import build_parser, first_student  # noqa: E402
 from tools.generate import SAMPLED, Sampler, SamplingPlan, Scripts, generate  # noqa: E402
 from tools.generate import main as sample_text  # noqa: E402
 from tools.options import TrainOptions, schedule  # noqa: E402
-from tools.quality import evaluate  # noqa: E402
+from tools.quality import evaluate, read_windows  # noqa: E402
 from tools.student import make_student  # noqa: E402
 from tools.tables import paired_tables  # noqa: E402
 from tools.text import TextMix  # noqa: E402
@@ -265,6 +265,28 @@ def test_shards_of_other_lengths_are_joined(tmp_path: Path) -> None:
     np.save(tmp_path / "sampled-c.npy", ids[:30].reshape(10, 3))
     with pytest.raises(EdgeDBError, match="do not mix"):
         TextMix(tmp_path, 8, real_share=0)
+
+
+def test_validation_texts_are_checked(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.npy", tmp_path / "bad.npy"
+    np.save(good, np.arange(12, dtype=np.uint16).reshape(3, 4))
+    found = read_windows([good], vocab_size=12)
+    assert found["good"].dtype == torch.int64 and found["good"].shape == (3, 4)
+    with pytest.raises(EdgeDBError, match=r"good\.npy: .* from 0 to 10"):
+        read_windows([good], vocab_size=11)
+    for array in (
+        np.arange(4),
+        np.zeros((2, 3), np.float32),
+        np.array([[{}]]),
+        np.zeros((0, 4), int),
+    ):
+        np.save(bad, array)
+        with pytest.raises(EdgeDBError, match=r"bad\.npy"):
+            read_windows([bad], vocab_size=12)
+    for content in (b"", b"no array", good.read_bytes()[:-3]):
+        bad.write_bytes(content)
+        with pytest.raises(EdgeDBError, match=r"bad\.npy"):
+            read_windows([bad], vocab_size=12)
 
 
 def test_a_bad_loss_is_never_saved(text: Path, tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from edgedb.errors import EdgeDBError
@@ -28,7 +27,7 @@ from .command import one_line_errors
 from .dad import LossOptions
 from .decoder import Decoder, load_teacher, mean_square_inputs
 from .options import TrainOptions
-from .quality import evaluate
+from .quality import evaluate, read_windows
 from .student import make_student
 from .text import TextMix
 from .trainer import Trainer
@@ -157,9 +156,7 @@ def main() -> None:
 
     torch.set_float32_matmul_precision("high")
     teacher = load_teacher(open_source(args.source), args.device)
-    validation = {
-        path.stem: torch.from_numpy(np.load(path).astype(np.int64)) for path in args.validation
-    }
+    validation = read_windows(args.validation, teacher.config.vocab_size)
     args.out.mkdir(parents=True, exist_ok=True)
     for name, seed in runs:
         path = args.out / f"{name}-{seed}.json"

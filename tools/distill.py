@@ -14,7 +14,6 @@ import argparse
 import math
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from edgedb.errors import EdgeDBError
@@ -26,6 +25,7 @@ from .curves import draw_if_possible
 from .dad import LossOptions
 from .decoder import Decoder, load_teacher, mean_square_inputs
 from .options import MODES, TrainOptions
+from .quality import read_windows
 from .student import STARTS, make_student
 from .tables import MAX_PAIRS, paired_tables, table_pairs
 from .text import TextMix
@@ -118,6 +118,7 @@ def main() -> None:
     sharded = parallel.is_sharded(args.parallel, source.config, device)
     text = TextMix(args.text, options.length, real_share=options.real_share, seed=options.seed)
     text.check(source.config.vocab_size)
+    validation = read_windows(args.validation, source.config.vocab_size)
     teacher = load_teacher(source, device, sharded=sharded)
     student = first_student(args, teacher, text, sharded=sharded)
     trainer = Trainer(
@@ -126,9 +127,7 @@ def main() -> None:
         options,
         text,
         args.out,
-        validation={
-            path.stem: torch.from_numpy(np.load(path).astype(np.int64)) for path in args.validation
-        },
+        validation=validation,
         provenance={
             "teacher": source.fingerprint(),
             "start": str(args.student.name) if args.student else args.start,

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from edgedb.errors import EdgeDBError
 
 from .decoder import Decoder, uncompiled
 
@@ -17,6 +22,26 @@ CHUNK = 2048
 
 # A model's last hidden states ``[n, hidden]`` and its head ``[vocabulary, hidden]``.
 States = tuple[Tensor, Tensor]
+
+
+def read_windows(paths: Iterable[Path], vocab_size: int) -> dict[str, Tensor]:
+    """Texts to measure on, ``.npy`` files of ids ``[windows, tokens]``: stem -> int64.
+
+    Raises ``EdgeDBError`` for a file that is something else, or of another tokenizer.
+    """
+    return {path.stem: torch.from_numpy(_windows(path, vocab_size)) for path in paths}
+
+
+def _windows(path: Path, vocab_size: int) -> NDArray[np.int64]:
+    try:
+        ids = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise EdgeDBError(f"{path}: cannot be read as .npy ({error})") from None
+    if not isinstance(ids, np.ndarray) or ids.ndim != 2 or ids.dtype.kind not in "iu":
+        raise EdgeDBError(f"{path}: expected token ids, whole numbers of shape [windows, tokens]")
+    if not ids.size or ids.min() < 0 or ids.max() >= vocab_size:
+        raise EdgeDBError(f"{path}: expected token ids from 0 to {vocab_size - 1}")
+    return ids.astype(np.int64)
 
 
 @dataclass(frozen=True)
