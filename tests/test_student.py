@@ -248,6 +248,8 @@ def test_export_measures_the_engine_and_records_it(tmp_path, tiny_spec) -> None:
     assert quality == record["quality"]
     assert quality["held-out"] == {"kl": 0.25}
     engine = quality["engine"]
+    given = export_student.export(path, tmp_path / "given.dbb", quality={"read again": 1})
+    assert given["quality"] == {"read again": 1}
     assert 10 < engine["tokens"] <= 1000
     assert 0 <= engine["kl"] < 0.05 and engine["top1"] > 0.8
     assert engine["ppl_engine"] == pytest.approx(engine["ppl_pytorch_int8_inputs"], rel=0.05)

@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,15 +23,13 @@ from torch import Tensor
 
 from edgedb.config import ModelConfig
 from edgedb.errors import FormatError
+from edgedb.tokenizer import TokenizerSpec
 
 from .command import one_line_errors
 from .decoder import Decoder
 from .parallel import assign
 from .student import FDBLinear, empty_student, planes, scale_codes
 from .tables import FDBTable, decode_table, encode_table, table_codes
-
-if TYPE_CHECKING:
-    from edgedb.tokenizer import TokenizerSpec
 
 FORMAT = "edgedb-student"
 VERSION = "1"
@@ -212,6 +210,21 @@ def load_student(
         assign(module.alpha2, alpha2)
         assign(module.sign, torch.where(alpha1 < 0, -1.0, 1.0))
     return student, metadata
+
+
+def tokenizer_of(path: Path, metadata: Mapping[str, str]) -> TokenizerSpec:
+    """The tokenizer that a file read before carries, with its metadata.
+
+    Raises ``FormatError`` if it has none.
+    """
+    if "tokenizer" not in metadata:
+        raise FormatError(f"{path}: holds no tokenizer; train with a source that has one")
+    with safe_open(path, "np") as file:
+        data = file.get_tensor(TOKENIZER).tobytes()
+    try:
+        return TokenizerSpec.from_metadata(json.loads(metadata["tokenizer"]), data)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from None
 
 
 @one_line_errors

@@ -20,9 +20,8 @@ from edgedb.errors import EdgeDBError, FormatError
 from edgedb.files import read_text
 from edgedb.packing import dequantize, pack_int8, pack_planes, quantize_int8
 from edgedb.tensors import LinearTensor, PairTensor
-from edgedb.tokenizer import TokenizerSpec
 
-from .checkpoint import TOKENIZER, load_student, read_student
+from .checkpoint import load_student, tokenizer_of
 from .command import one_line_errors
 from .decoder import Decoder
 from .fdb import fit
@@ -63,16 +62,17 @@ def export(
 
     Embedding and head that were trained as pairs are taken as they are; plain ones become int8, or
     ``pairs`` pairs fitted to what the head sees on a few windows of the training text in folder
-    ``text``. The record's ``quality`` holds what the training measured last, ``quality``, and, with
-    a text file ``check``, how far the engine on this file is from the student in PyTorch. Raises
-    ``FormatError`` if a packed matrix does not decode to the student's bit for bit.
+    ``text``. The record's ``quality`` holds ``quality``, or else what the training measured last,
+    and, with a text file ``check``, how far the engine on this file is from the student in PyTorch.
+    Raises ``FormatError`` if a packed matrix does not decode to the student's bit for bit.
     """
     student, metadata = load_student(path)
     trained = table_pairs(student)
     if trained and pairs:
         raise FormatError(f"{path}: embedding and head are trained as {trained} pairs already")
     provenance = json.loads(metadata["provenance"])
-    measured: dict[str, Any] = {**provenance.pop("quality", {}), **(quality or {})}
+    trained_quality = provenance.pop("quality", {})
+    measured: dict[str, Any] = dict(trained_quality if quality is None else quality)
     record = {
         "group": 64,
         "method": "FDB, trained",
@@ -150,17 +150,6 @@ def _ppl(nll: torch.Tensor) -> float:
 
 def _rounded(value: float) -> float:
     return float(f"{value:.5g}")
-
-
-def tokenizer_of(path: Path, metadata: Mapping[str, str]) -> TokenizerSpec:
-    """The tokenizer that a student file carries; ``FormatError`` if it has none."""
-    if "tokenizer" not in metadata:
-        raise FormatError(f"{path}: holds no tokenizer; train with a source that has one")
-    data = read_student(path)[0][TOKENIZER].numpy().tobytes()
-    try:
-        return TokenizerSpec.from_metadata(json.loads(metadata["tokenizer"]), data)
-    except FormatError as error:
-        raise FormatError(f"{path}: {error}") from None
 
 
 def _packed(student: Decoder, pairs: int | None, text: Path | None) -> dict[str, LinearTensor]:

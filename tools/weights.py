@@ -109,8 +109,8 @@ def _from_dbb(path: Path) -> Weights:
 def _from_student(path: Path) -> Weights:
     from torch.nn import Module
 
-    from .checkpoint import load_student, read_student
-    from .export_student import tokenizer_of
+    from .checkpoint import load_student, tokenizer_of
+    from .tables import table_pairs
 
     student, metadata = load_student(path)
     matrices = dict(student.matrices())
@@ -126,10 +126,8 @@ def _from_student(path: Path) -> Weights:
     shapes = config.linear_shapes().items()
     rows = sum(r for name, (r, _) in shapes if name.startswith("layers."))
     layer_bits = 2 + 16 / 64 + 32 * rows / layer_weights(config)
-    table_bits: float = PLAIN_BITS
-    planes = read_student(path)[0].get("embedding.alphas")
-    if planes is not None:
-        table_bits = planes.shape[-1] // 2 * (2 + 16 / 64 + 32 / config.hidden_size)
+    pairs = table_pairs(student)
+    table_bits = pairs * (2 + 16 / 64 + 32 / config.hidden_size) if pairs else PLAIN_BITS
     return Weights(
         config,
         tensor,
