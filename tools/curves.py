@@ -11,6 +11,8 @@ from edgedb.errors import EdgeDBError
 
 from .command import one_line_errors
 
+TICKS = (1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8)  # of a decade; few runs span one
+
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSON Lines file, ``log.jsonl``; a last one cut short by a kill is left out.
@@ -57,7 +59,7 @@ def draw(log: Path, out: Path) -> None:
             "curves need matplotlib: pip install 'edgedb-llm[train]', or pip install matplotlib"
         ) from None
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     records = read_log(log)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -75,6 +77,9 @@ def draw(log: Path, out: Path) -> None:
     right.set(xlabel="step", ylabel="perplexity (dotted: the teacher)", yscale="log")
     for axes in (left, right):
         axes.grid(alpha=0.3, which="both")
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=TICKS))
+        axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.3g}"))
+        axes.yaxis.set_minor_locator(ticker.NullLocator())
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
     figure.savefig(out, dpi=110)
