@@ -1,4 +1,5 @@
-# make chat    set up once, then talk to SmolLM2-135M at two pairs of binaries a weight
+# make chat    set up once, then talk to SmolLM2-135M, trained at two bits a weight (PAIRS=2: four
+#              bits, untrained, which knows more; it is fetched and converted first)
 # make test    set up once, then the whole test suite
 # make bench   prompt and decode speed of a model (MODEL=file) or of a shape (SHAPE=llama-1.1b)
 # make bench-peers
@@ -13,8 +14,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PAIRS ?= 2
-MODEL ?= models/smollm2-135m-instruct.dbb
+PAIRS ?=
+SMOLLM2 := models/smollm2-135m-instruct
+MODEL ?= $(SMOLLM2)$(if $(PAIRS),$(patsubst %,-%,$(filter-out 2,$(PAIRS))),-db2).dbb
 GGUF := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 NATIVE := $(wildcard native/src/* native/include/*) native/build.py setup.py
 BENCH ?=
@@ -48,7 +50,7 @@ wheel-arm: $(BIN)/.installed
 	@native/wheel_arm.sh $(BIN)/python dist
 
 test-wheel-arm: wheel-arm
-	@native/wheel_arm_test.sh $(BIN)/python dist .cache/arm64 models/smollm2-135m-instruct-db2.dbb
+	@native/wheel_arm_test.sh $(BIN)/python dist .cache/arm64 $(SMOLLM2)-db2.dbb
 
 bench: $(BIN)/.installed $(if $(SHAPE),,$(MODEL))
 	@$(BIN)/edgedb bench $(if $(SHAPE),--shape $(SHAPE),$(MODEL)) $(BENCH)
@@ -56,7 +58,7 @@ bench: $(BIN)/.installed $(if $(SHAPE),,$(MODEL))
 bench-kernels: $(BIN)/.installed-test
 	$(BIN)/python -m pytest bench/bench_kernels.py --benchmark-only --benchmark-group-by=func
 
-bench-peers: $(BIN)/.installed-bench $(PEERS_DIR)/venv/.installed models/smollm2-135m-instruct.dbb
+bench-peers: $(BIN)/.installed-bench $(PEERS_DIR)/venv/.installed $(SMOLLM2).dbb
 	@$(BIN)/python -m tools.fetch_smollm2 $(GGUF) </dev/null
 	@$(BIN)/python -m bench.peers $(PEERS)
 
@@ -108,8 +110,8 @@ $(PEERS_DIR)/venv/.installed: | $(BIN)/.created
 $(GGUF): | $(BIN)/.installed
 	@$(BIN)/python -m tools.fetch_smollm2 $@ </dev/null
 
-models/smollm2-135m-instruct.dbb: | $(BIN)/.installed $(GGUF)
-	@$(BIN)/python -m tools.export $(GGUF) $@ --pairs $(PAIRS) </dev/null
+$(SMOLLM2).dbb $(SMOLLM2)-1.dbb $(SMOLLM2)-3.dbb $(SMOLLM2)-4.dbb: | $(BIN)/.installed $(GGUF)
+	@$(BIN)/python -m tools.export $(GGUF) $@ --pairs $(or $(filter 1 3 4,$(@:$(SMOLLM2)-%.dbb=%)),2) </dev/null
 
 clean:
 	rm -rf $(VENV) build *.egg-info .cache edgedb/*.so native/*.o

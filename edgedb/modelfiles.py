@@ -8,8 +8,9 @@ from pathlib import Path
 from .errors import EdgeDBError
 from .files import user_folder
 
-# The first has four bits a weight and answers better; the second is part of the source tree.
-DEFAULT_NAMES = ("smollm2-135m-instruct.dbb", "smollm2-135m-instruct-db2.dbb")
+# The first, trained at two bits a weight, is part of the source tree; `make chat PAIRS=2` makes the
+# second, of four bits and untrained, which knows more.
+DEFAULT_NAMES = ("smollm2-135m-instruct-db2.dbb", "smollm2-135m-instruct.dbb")
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -38,8 +39,8 @@ def default_model() -> Path:
             if os.path.isfile(folder / name):
                 return folder / name
     raise EdgeDBError(
-        f"name a model file: there is no models/{DEFAULT_NAMES[0]} in this folder; `make chat` in "
-        "the source tree makes it, `python -m tools.export CHECKPOINT OUT.dbb` converts others"
+        f"name a model file: there is no models/{DEFAULT_NAMES[0]} in this folder; the source tree "
+        "has it, and `python -m tools.export CHECKPOINT OUT.dbb` there converts others"
     )
 
 

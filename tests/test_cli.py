@@ -153,9 +153,9 @@ def test_chat_takes_the_default_model(
 ) -> None:
     checkout = tmp_path / "checkout"
     monkeypatch.setattr(modelfiles, "CHECKOUT", checkout)
-    refused(run("chat", text="Hi\n"), "models/smollm2-135m-instruct.dbb")
-    best, committed = modelfiles.DEFAULT_NAMES
-    for path in (checkout / "models" / committed, checkout / "models" / best, Path("models", best)):
+    refused(run("chat", text="Hi\n"), "models/smollm2-135m-instruct-db2.dbb")
+    first, second = modelfiles.DEFAULT_NAMES
+    for path in (checkout / "models" / second, checkout / "models" / first, Path("models", first)):
         path.parent.mkdir(parents=True, exist_ok=True)
         (checkout / "pyproject.toml").touch()
         path.symlink_to(tiny_model)

@@ -2,9 +2,9 @@
 threads, the prompt read at once and token by token, greedily and drawn with a seed.
 
 ``tests/golden/NAME.json`` holds the texts and a digest of every logit behind them.
-``EDGEDB_WRITE_GOLDEN=1 pytest tests/test_golden_text.py`` writes them anew: for a deliberate change
-of the numerics only. The C library alone has a golden text of its own (``native/tests``), which
-runs as Arm code too.
+``EDGEDB_WRITE_GOLDEN=1 pytest tests/test_golden_text.py`` writes them anew: for another model, or a
+deliberate change of the numerics. The C library alone has a golden text of its own
+(``native/tests``), which runs as Arm code too.
 """
 
 from __future__ import annotations
