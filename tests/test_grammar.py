@@ -167,10 +167,9 @@ def test_the_same_text_without_a_word_to_forbid(model: edgedb.Model) -> None:
     assert not ascii_only or held.tokens == free.tokens
 
 
-REAL = Path(__file__).resolve().parent.parent / "models" / "smollm2-135m-instruct.dbb"
+REAL = Path(__file__).resolve().parent.parent / "models" / "smollm2-135m-instruct-db2.dbb"
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="SmolLM2 is not here; `make chat` makes it")
 def test_a_real_model_describes_a_person() -> None:
     model = edgedb.load(REAL, context=1024)
     schema = SCHEMAS[13]

@@ -47,7 +47,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def smollm2(convert: Convert) -> Path:
     if not SMOLLM2_GGUF.exists():
-        pytest.skip("SmolLM2's GGUF is not here; `make chat` fetches it")
+        pytest.skip("SmolLM2's GGUF is not here; `make test` fetches it")
     # The reference rounded the GGUF's weights to float16.
     return convert(SMOLLM2_GGUF, "dense16")
 
