@@ -235,7 +235,7 @@ static EDB_INLINE void group_16x4(const wide_codes *codes, int row, const float 
 
 /* 64 rows of one token and group, straight from memory. */
 static EDB_INLINE void group_64x1(const int8_t *codes, const float *scales, const int8_t *q,
-                                  float sx, float *acc, const char *ahead) {
+                                  float sx, float *acc) {
     __m256i s0, s1, s2, s3, s4, s5, s6, s7;
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = _mm256_setzero_si256();
 #define DOT(sum, slice)                                         \
@@ -253,8 +253,7 @@ static EDB_INLINE void group_64x1(const int8_t *codes, const float *scales, cons
         DOT(s5, 5);
         DOT(s6, 6);
         DOT(s7, 7);
-        for (int line = 0; line < 4; line++)
-            _mm_prefetch(ahead + 256 * quad + 64 * line, _MM_HINT_T1);
+        edb_fetch_scales(scales, quad);
     }
 #undef DOT
     finish_dots(acc, s0, sx, scales);
@@ -272,9 +271,9 @@ static void int8_tile(const int8_t *codes, const float *scales, int64_t groups,
     const int8_t *q = tokens->q;
     const float *sx = tokens->sx;
     int64_t stride = tokens->stride, n = tokens->n;
+    (void)next;
     for (int64_t g = 0; g < groups; g++) {
         int64_t t = 0;
-        const char *ahead = edb_ahead(codes, groups - g, next, EDB_CODES_BYTES);
         wide_codes wide;
         if (n >= 4) widen(codes, EDB_CODES_BYTES, wide.even, wide.odd);
         for (; t + 4 <= n; t += 4) {
@@ -285,7 +284,7 @@ static void int8_tile(const int8_t *codes, const float *scales, int64_t groups,
                 group_16x4(&wide, row, scales + row, &x, sx + t, acc + EDB_TILE * t + row);
         }
         for (; t < n; t++)
-            group_64x1(codes, scales, q + EDB_GROUP * t, sx[t], acc + EDB_TILE * t, ahead);
+            group_64x1(codes, scales, q + EDB_GROUP * t, sx[t], acc + EDB_TILE * t);
         codes += EDB_CODES_BYTES;
         scales += EDB_TILE;
         q += EDB_GROUP * stride;

@@ -199,23 +199,20 @@ static EDB_INLINE __m512i dot(__m512i sum, __m512i codes, __m512i activations) {
     return sum;
 }
 
-/* 64 rows of one token and group. flip: 0x80 where codes are not shifted yet; ahead: if `fetch`. */
-static EDB_INLINE void multiply_one(const void *codes, __m512i flip, const float *scales,
-                                    const edb_tokens *tokens, int64_t t, float *acc, int fetch,
-                                    const char *ahead) {
+/* 64 rows of one token and group, codes that are shifted. */
+static EDB_INLINE void multiply_one(const uint8_t *codes, const float *scales,
+                                    const edb_tokens *tokens, int64_t t, float *acc) {
     __m512i s0, s1, s2, s3;
     s0 = s1 = s2 = s3 = _mm512_set1_epi32(tokens->offsets[t]);
     const int8_t *q = tokens->q + EDB_GROUP * t;
 #pragma GCC unroll 4
     for (int quad = 0; quad < EDB_QUADS; quad++) {
-        const uint8_t *w = (const uint8_t *)codes + 256 * quad;
+        const uint8_t *w = codes + 256 * quad;
         __m512i x = four_activations(q + 4 * quad);
-        s0 = dot(s0, _mm512_xor_si512(load512(w), flip), x);
-        s1 = dot(s1, _mm512_xor_si512(load512(w + 64), flip), x);
-        s2 = dot(s2, _mm512_xor_si512(load512(w + 128), flip), x);
-        s3 = dot(s3, _mm512_xor_si512(load512(w + 192), flip), x);
-        for (int line = 0; line < 4 && fetch; line++)
-            _mm_prefetch(ahead + 256 * quad + 64 * line, _MM_HINT_T1);
+        s0 = dot(s0, load512(w), x);
+        s1 = dot(s1, load512(w + 64), x);
+        s2 = dot(s2, load512(w + 128), x);
+        s3 = dot(s3, load512(w + 192), x);
     }
     finish64(acc + EDB_TILE * t, s0, s1, s2, s3, tokens->sx[t], scales);
 }
@@ -250,8 +247,7 @@ void edb_expand_tile_avx512(const uint8_t *block, int64_t groups, const edb_toke
             _mm_prefetch(edb_past(block, EDB_BLOCK_BYTES + line), _MM_HINT_T1);
         if (fours > 0) multiply_levels(levels, &x, fours, acc, &next);
         expand_from_quad(&next, fours / 4);
-        for (int64_t t = fours; t < x.n; t++)
-            multiply_one(levels, _mm512_setzero_si512(), NULL, &x, t, acc, 0, NULL);
+        for (int64_t t = fours; t < x.n; t++) multiply_one(levels, NULL, &x, t, acc);
     }
 }
 
@@ -262,16 +258,13 @@ void edb_int8_tile_avx512(const int8_t *codes, const float *scales, int64_t grou
     edb_tokens x = *tokens;
     for (int64_t g = 0; g < groups; g++, x = next_group(x)) {
         const char *ahead = edb_ahead(codes, groups - g, next, EDB_CODES_BYTES);
-        if (fours > 0) {
-            _Alignas(64) uint8_t shifted[EDB_CODES_BYTES];
-            for (int i = 0; i < EDB_CODES_BYTES; i += 64) {
-                _mm512_store_si512(shifted + i, _mm512_xor_si512(load512(codes + i), flip));
-                _mm_prefetch(ahead + i, _MM_HINT_T1);
-            }
-            multiply_codes(shifted, scales, &x, fours, acc);
+        _Alignas(64) uint8_t shifted[EDB_CODES_BYTES];
+        for (int i = 0; i < EDB_CODES_BYTES; i += 64) {
+            _mm512_store_si512(shifted + i, _mm512_xor_si512(load512(codes + i), flip));
+            _mm_prefetch(ahead + i, _MM_HINT_T1);
         }
-        for (int64_t t = fours; t < x.n; t++)
-            multiply_one(codes, flip, scales, &x, t, acc, 1, ahead);
+        multiply_codes(shifted, scales, &x, fours, acc);
+        for (int64_t t = fours; t < x.n; t++) multiply_one(shifted, scales, &x, t, acc);
         codes += EDB_CODES_BYTES;
         scales += EDB_TILE;
     }
