@@ -59,7 +59,7 @@ def draw(log: Path, out: Path) -> None:
             "curves need matplotlib: pip install 'edgedb-llm[train]', or pip install matplotlib"
         ) from None
     matplotlib.use("Agg")
-    from matplotlib import pyplot, ticker
+    from matplotlib import pyplot
 
     records = read_log(log)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -77,13 +77,20 @@ def draw(log: Path, out: Path) -> None:
     right.set(xlabel="step", ylabel="perplexity (dotted: the teacher)", yscale="log")
     for axes in (left, right):
         axes.grid(alpha=0.3, which="both")
-        axes.yaxis.set_major_locator(ticker.LogLocator(subs=TICKS))
-        axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.3g}"))
-        axes.yaxis.set_minor_locator(ticker.NullLocator())
+        label_log_axis(axes.yaxis)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
     figure.savefig(out, dpi=110)
     pyplot.close(figure)
+
+
+def label_log_axis(axis: Any) -> None:
+    """Plain numbers at ``TICKS`` of every decade, on a logarithmic axis of matplotlib."""
+    from matplotlib import ticker
+
+    axis.set_major_locator(ticker.LogLocator(subs=TICKS))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axis.set_minor_locator(ticker.NullLocator())
 
 
 def _smooth(points: list[tuple[int, float]], window: int = 20) -> list[tuple[int, float]]:

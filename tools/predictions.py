@@ -23,6 +23,7 @@ from edgedb.errors import EdgeDBError
 
 from .command import check_writable, one_line_errors
 from .compare import Recorded, windows
+from .curves import label_log_axis
 from .decoder import Decoder, load_teacher
 
 HEADS = (10, 100, 1000, 10000)  # the most frequent so many tokens
@@ -118,9 +119,10 @@ def plot(report: dict[str, Any], path: Path) -> None:
         shares = np.array(model["head_mass"]) / teacher["head_mass"]
         right.plot(report["heads"], 100 * (shares - 1), "o-", label=name)
     left.set(xlabel="teacher's entropy, nats", ylabel="KL to the teacher, nats", yscale="log")
+    label_log_axis(left.yaxis)
     right.set(
         xlabel="the most frequent so many tokens",
-        ylabel="probability mass against the teacher's, %",
+        ylabel="mass against the teacher's, %",
         xscale="log",
     )
     right.axhline(0, color="gray", linewidth=0.8)
