@@ -289,6 +289,18 @@ def test_validation_texts_are_checked(tmp_path: Path) -> None:
             read_windows([bad], vocab_size=12)
 
 
+def test_text_that_is_no_text_is_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "sampled-a.npy", np.arange(64, dtype=np.uint16).reshape(8, 8))
+    for name, array in (("sampled-b", np.arange(8)), ("real-a", np.zeros((2, 3), int))):
+        np.save(tmp_path / f"{name}.npy", array)
+        with pytest.raises(EdgeDBError, match=rf"{name}\.npy: expected token ids"):
+            TextMix(tmp_path, 8, real_share=0)
+        (tmp_path / f"{name}.npy").write_bytes(b"cut short")
+        with pytest.raises(EdgeDBError, match=rf"{name}\.npy: cannot be read"):
+            TextMix(tmp_path, 8, real_share=0)
+        (tmp_path / f"{name}.npy").unlink()
+
+
 def test_a_bad_loss_is_never_saved(text: Path, tmp_path: Path) -> None:
     """Saves do not fall on lines of the log here."""
     run = trainer(text, tmp_path, replace(OPTIONS, log_every=7, save_every=2))

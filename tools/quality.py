@@ -16,6 +16,7 @@ from torch import Tensor
 from edgedb.errors import EdgeDBError
 
 from .decoder import Decoder, uncompiled
+from .text import load_ids
 
 # Rows of logits that exist at one time: 400 MB for a vocabulary of 49,152.
 CHUNK = 2048
@@ -33,12 +34,7 @@ def read_windows(paths: Iterable[Path], vocab_size: int) -> dict[str, Tensor]:
 
 
 def _windows(path: Path, vocab_size: int) -> NDArray[np.int64]:
-    try:
-        ids = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise EdgeDBError(f"{path}: cannot be read as .npy ({error})") from None
-    if not isinstance(ids, np.ndarray) or ids.ndim != 2 or ids.dtype.kind not in "iu":
-        raise EdgeDBError(f"{path}: expected token ids, whole numbers of shape [windows, tokens]")
+    ids = load_ids(path, ndim=2)
     if not ids.size or ids.min() < 0 or ids.max() >= vocab_size:
         raise EdgeDBError(f"{path}: expected token ids from 0 to {vocab_size - 1}")
     return ids.astype(np.int64)

@@ -38,8 +38,8 @@ class TextMix:
         self.folder, self.length = folder, length
         self.real_share, self.seed = real_share, seed
         sampled, streams = (
-            [np.load(path, mmap_mode="r") for path in sorted(folder.glob(pattern))]
-            for pattern in ("sampled-*.npy", "real-*.npy")
+            [load_ids(path, ndim) for path in sorted(folder.glob(pattern))]
+            for pattern, ndim in (("sampled-*.npy", 2), ("real-*.npy", 1))
         )
         widest = max((shard.shape[1] for shard in sampled), default=1)
         self._sampled = [_widened(shard, widest, folder) for shard in sampled]
@@ -114,6 +114,19 @@ class TextMix:
         shard = int(np.searchsorted(self._ends, row, side="right"))
         first = int(self._ends[shard - 1]) if shard else 0
         return np.asarray(self._sampled[shard][row - first], np.int64)
+
+
+def load_ids(path: Path, ndim: int) -> NDArray[Any]:
+    """Token ids of a ``.npy`` file, mapped. Raises ``EdgeDBError`` for one that holds no whole
+    numbers of ``ndim`` axes.
+    """
+    try:
+        ids = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise EdgeDBError(f"{path}: cannot be read as .npy ({error})") from None
+    if not isinstance(ids, np.ndarray) or ids.ndim != ndim or ids.dtype.kind not in "iu":
+        raise EdgeDBError(f"{path}: expected token ids, whole numbers of {ndim} axes")
+    return ids
 
 
 def _widened(shard: NDArray[Any], width: int, folder: Path) -> NDArray[Any]:
