@@ -18,7 +18,7 @@ from pydantic import Field, create_model
 from .engine import Model, load
 from .modelfiles import configured_folders
 from .session import Session
-from .settings import HELP, sampling_settings
+from .settings import HELP, sampling_settings, unescape
 
 
 def _options() -> Any:
@@ -28,7 +28,7 @@ def _options() -> Any:
     """
     fields: dict[str, Any] = {
         "max_tokens": (int | None, Field(None, description=HELP["max_tokens"])),
-        "stop": (str | None, Field(None, description="End the answer at this text.")),
+        "stop": (str | None, Field(None, description=HELP["stop"])),
     }
     for setting in sampling_settings().values():
         kind = setting.form.number or str
@@ -39,11 +39,13 @@ def _options() -> Any:
 def _read_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those that were given, as ``Session.chat`` takes them."""
     settings = sampling_settings()
-    return {
-        name: settings[name].read(value) if isinstance(value, str) and name in settings else value
-        for name, value in options.items()
-        if value is not None
-    }
+
+    def read(name: str, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return settings[name].read(value) if name in settings else unescape(value)
+
+    return {name: read(name, value) for name, value in options.items() if value is not None}
 
 
 class EdgeDB(llm.Model):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from .errors import EdgeDBError
-from .settings import HELP, Setting, sampling_settings
+from .settings import HELP, Setting, sampling_settings, unescape
 
 if TYPE_CHECKING:
     from .engine import Model
@@ -32,6 +32,15 @@ class IntList(click.ParamType):
             return tuple(int(part) for part in value.split(",") if part.strip())
         except ValueError:
             self.fail(f"{value!r} is not a list of whole numbers like 1,2", param, ctx)
+
+
+class OneLine(click.ParamType):
+    """A text in which escapes stand for what one line cannot hold."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        return unescape(value)
 
 
 def together(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
@@ -82,9 +91,7 @@ lookup_option = click.option(
     help=HELP["prompt_lookup"],
 )
 stop_options = together(
-    click.option(
-        "--stop", multiple=True, metavar="TEXT", help="End the answer here; may be repeated."
-    ),
+    click.option("--stop", multiple=True, type=OneLine(), help=f"{HELP['stop']} May be repeated."),
     click.option("--stop-ids", type=IntList(), default="", help=HELP["stop_ids"]),
 )
 

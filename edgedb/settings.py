@@ -7,7 +7,7 @@ both places by itself, as long as its type has a row in ``_form``.
 from __future__ import annotations
 
 import difflib
-import shlex
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -38,7 +38,7 @@ HELP = {
     "logit_bias": "Added to the logits of tokens by id; -inf forbids one.",
     "seed": "Repeat the same choices.",
     "max_tokens": "Longest answer, in tokens.",
-    "stop": "End the answer at one of these texts.",
+    "stop": "End the answer at this text; \\n in it is a new line.",
     "stop_ids": "End the answer at one of these tokens.",
     "prompt_lookup": "Tokens to guess at once from earlier text: same answer, faster if it "
     "repeats.",
@@ -49,6 +49,14 @@ HELP = {
 # Word for None, where "off" would mislead.
 _NONE = {"seed": "random", "max_tokens": "unlimited"}
 _OFF = ("off", "none")
+
+# How a text that is a value is written on one line, wherever it is typed or shown.
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", '"': '"', "'": "'"}
+_NAMES = {character: name for name, character in _ESCAPES.items() if name not in "\"'"}
+_ESCAPED = re.compile(r"""\\(?:x([0-9A-Fa-f]{2})|([ntr\\"']))""")
+_UNSEEN = re.compile(r"[\\\x00-\x1f\x7f-\x9f]")
+_WORD = re.compile(r"""(?:\\.|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[^\s"'\\]|\\$)+""")
+_QUOTED = re.compile(r"""(\\.)|"((?:\\.|[^"\\])*)"|'((?:\\.|[^'\\])*)'""")
 
 
 @dataclass(frozen=True)
@@ -194,13 +202,27 @@ def _read_map(text: str) -> dict[int, float]:
     return {int(key): float(value) for key, value in pairs}
 
 
+def unescape(text: str) -> str:
+    r"""``\n``, ``\t``, ``\r``, ``\\``, ``\"``, ``\'`` and ``\xNN`` in ``text`` become what they
+    stand for; any other backslash is one."""
+    return _ESCAPED.sub(
+        lambda found: chr(int(found[1], 16)) if found[1] else _ESCAPES[found[2]], text
+    )
+
+
+def escape(text: str) -> str:
+    """``text`` without control characters, so that ``unescape`` gives it back."""
+    return _UNSEEN.sub(lambda found: "\\" + _NAMES.get(found[0], f"x{ord(found[0]):02x}"), text)
+
+
 def _read_texts(text: str) -> tuple[str, ...]:
-    # shlex takes quotes; \n and \t are how one line writes the others.
+    """Words with spaces between them; quotes hold one together."""
     if text.lower() in _OFF:
         return ()
-    lexer = shlex.shlex(text, posix=True, punctuation_chars=False)
-    lexer.whitespace_split, lexer.escape, lexer.commenters = True, "", ""
-    return tuple(part.replace("\\n", "\n").replace("\\t", "\t") for part in lexer)
+    if _WORD.sub("", text).strip():
+        raise ValueError  # a quote that nothing ends
+    words = (_QUOTED.sub(lambda found: found[found.lastindex or 0], w) for w in _WORD.findall(text))
+    return tuple(map(unescape, words))
 
 
 def _show_ints(value: Sequence[int]) -> str:
@@ -212,5 +234,11 @@ def _show_map(value: Mapping[int, float]) -> str:
 
 
 def _show_texts(value: Sequence[str]) -> str:
-    shown = [part.replace("\n", "\\n").replace("\t", "\\t") for part in value]
-    return " ".join(f"'{part}'" if '"' in part else f'"{part}"' for part in shown) or "off"
+    return " ".join(map(_quoted, value)) or "off"
+
+
+def _quoted(text: str) -> str:
+    shown = escape(text)
+    if '"' in text and "'" not in text:
+        return f"'{shown}'"
+    return '"' + shown.replace('"', '\\"') + '"'

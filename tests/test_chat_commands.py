@@ -57,6 +57,7 @@ def test_set_lists_explains_changes_and_refuses(chat: Terminal) -> None:
     say(chat, "/set top_k default", r"top_k 40 \(was 7\)")
     say(chat, "/set top_p default", r"top_p 0.95")
     say(chat, '/set stop "###" "a b"', r'stop "###" "a b" \(was off\)')
+    say(chat, r'/set stop \n\t "\\"', r'stop "\\n\\t" "\\\\" \(was "###" "a b"\)')
     say(chat, "/set stop off", r"stop off")
     say(chat, "/set logit_bias 5=-inf, 7=2", r"logit_bias 5=-inf,7=2 \(was off\)")
     say(chat, "/set logit-bias=off", r"logit_bias off \(was 5=-inf,7=2\)")

@@ -87,6 +87,7 @@ def test_every_sampling_option_is_one_of_llms(
         "dry_breakers": '"." ","',
         "logit_bias": "5=-1.5",
         "mirostat_eta": "0",
+        "stop": r"\n\n",
     }
     options = [part for item in given.items() for part in ("-o", *item)]
     result = run("-m", "edgedb-tiny", "Hi", *options, *FEW)
@@ -94,7 +95,7 @@ def test_every_sampling_option_is_one_of_llms(
     assert seen.pop("stream") is True
     assert seen == {
         "dry_base": 2, "dry_breakers": (".", ","), "logit_bias": {5: -1.5}, "mirostat_eta": 0,
-        "max_tokens": 6, "seed": 1,
+        "max_tokens": 6, "seed": 1, "stop": "\n\n",
     }  # fmt: skip
     result = run("-m", "edgedb-tiny", "Hi", "-o", "logit_bias", "much")
     assert result.exit_code != 0 and "logit_bias = much: expected ID=NUMBER" in result.output

@@ -10,7 +10,7 @@ import pytest
 
 from edgedb import EdgeDBError
 from edgedb.sampling import SamplingParams
-from edgedb.settings import sampling_settings, settings_of, suggestion
+from edgedb.settings import escape, sampling_settings, settings_of, suggestion, unescape
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,15 @@ class Sample:
         ("ids", "3,4 5", (3, 4, 5)),
         ("ids", "off", ()),
         ("texts", '"a b" c\\n', ("a b", "c\n")),
+        ("texts", r"""'it"s' "it's" a'b c'""", ('it"s', "it's", "ab c")),
+        (
+            "texts",
+            r"""\n \\n "\t\r" \d "\"" '\'' \x1b[""",
+            ("\n", r"\n", "\t\r", r"\d", '"', "'", "\x1b["),
+        ),
+        ("texts", r"""'"' \\ a\ """, ('"', "\\", "a\\")),
         ("texts", "it's", None),
+        ("texts", r'"it\"', None),
         ("texts", "off", ()),
         ("switch", "perhaps", None),
         ("count", "2.5", None),
@@ -67,6 +75,16 @@ def test_reading_and_showing(name: str, text: str, value: Any) -> None:
     else:
         assert setting.read(text) == value
         assert setting.read(setting.show(value)) == value
+
+
+def test_every_character_survives_its_text_form() -> None:
+    everything = "".join(map(chr, range(0x250))) + r"\n\\n \x41 \" "
+    shown = escape(everything)
+    assert unescape(shown) == everything
+    assert not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in shown)
+    texts = settings_of(Sample)["texts"]
+    for value in ((everything,), ("off",), ("'", '"', "\"'"), ("\n", "\\n", "\\")):
+        assert texts.read(texts.show(value)) == value
 
 
 def test_fields_without_a_text_are_left_out() -> None:
