@@ -11,6 +11,13 @@ from .files import user_folder
 # The first, trained at two bits a weight, is part of the source tree; `make chat PAIRS=2` makes the
 # second, of four bits and untrained, which knows more.
 DEFAULT_NAMES = ("smollm2-135m-instruct-db2.dbb", "smollm2-135m-instruct.dbb")
+# What to know before talking to a model, by its fingerprint: of the first one above. A file that
+# takes its place says nothing until it has a line of its own.
+_REMARKS = {
+    "aa0c9337bd1dd713200fe9af85eec9af9e8e85e8b459b650f4c47cb117787f82": (
+        "a very small model at two bits, often wrong; `make chat PAIRS=2` answers better"
+    )
+}
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -42,6 +49,11 @@ def default_model() -> Path:
         f"name a model file: there is no models/{DEFAULT_NAMES[0]} in this folder; the source tree "
         "has it, and `python -m tools.export CHECKPOINT OUT.dbb` there converts others"
     )
+
+
+def remark(fingerprint: str) -> str | None:
+    """What to know before talking to the model whose ``DbbFile.fingerprint`` this is, one line."""
+    return _REMARKS.get(fingerprint)
 
 
 def find_model(name: str) -> Path:

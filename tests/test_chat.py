@@ -12,6 +12,7 @@ from edgedb import ContextFullError
 from edgedb.chat import ChatOptions, Conversation, reports
 from edgedb.sampling import SamplingParams
 
+DB2 = Path(__file__).parent.parent / "models" / "smollm2-135m-instruct-db2.dbb"
 SYSTEM = {"role": "system", "content": "Be brief."}
 PARAMS = SamplingParams(temperature=1.5, seed=2)
 
@@ -24,6 +25,15 @@ def say(conversation: Conversation, text: str) -> str:
 def conversation(tiny_model: Path) -> Conversation:
     model = edgedb.load(tiny_model, backend="numpy", context=200)
     return Conversation(model, ChatOptions(PARAMS, max_tokens=8, system="Be brief."))
+
+
+def test_the_greeting_says_what_the_default_model_is(conversation: Conversation) -> None:
+    assert reports.banner(conversation).count("\n") == 0
+    default = Conversation(edgedb.load(DB2, backend="numpy"), ChatOptions())
+    _, remark = reports.banner(default).split("\n")
+    assert "two bits" in remark and "`make chat PAIRS=2` answers better" in remark
+    first_screen = (DB2.parent.parent / "README.md").read_text(encoding="utf-8")[:2500]
+    assert f"\n{remark}\n" in first_screen and "<sub>" not in first_screen.partition(remark)[0]
 
 
 def test_turns_follow_each_other(conversation: Conversation) -> None:

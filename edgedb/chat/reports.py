@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..modelfiles import remark
 from ..session import Stats
 from .conversation import Conversation, Turn
 
@@ -15,12 +16,14 @@ _LISTED = 12  # messages
 
 
 def banner(conversation: Conversation) -> str:
-    """The first line of a conversation."""
+    """The first line of a conversation; a second if there is something to know of the model."""
     model = conversation.model
-    return (
+    line = (
         f"{model.file.path.stem}: {_runs(conversation)}, context {model.context}. "
         "/help for commands"
     )
+    known = remark(model.file.fingerprint)
+    return line if known is None else f"{line}\n({known})"
 
 
 def model(conversation: Conversation) -> Rows:
