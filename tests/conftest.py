@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,23 @@ def tiny_bpe() -> bytes:
     )
     tokenizer.train_from_iterator(TEXT, trainer)
     return str(tokenizer.to_str()).encode()
+
+
+@pytest.fixture
+def bpe_metadata(tiny_bpe: bytes) -> dict:
+    """The tiny BPE tokenizer as GGUF writer calls."""
+    raw = json.loads(tiny_bpe)
+    tokens = sorted(raw["model"]["vocab"], key=raw["model"]["vocab"].get)
+    return {
+        "tokenizer_model": "gpt2",
+        "tokenizer_pre": "gpt-2",
+        "token_list": tokens,
+        "token_types": [3] * 3 + [1] * (len(tokens) - 3),
+        "token_merges": [m if isinstance(m, str) else " ".join(m) for m in raw["model"]["merges"]],
+        "bos_token_id": 1,
+        "eos_token_id": 0,
+        "chat_template": "{{ messages[0]['content'] }}",
+    }
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,103 @@
+"""Hugging Face directories: one file or many, companions, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import weights, write_hf
+
+from edgedb.errors import EdgeDBError, FormatError, UnsupportedModelError
+from tools.sources import open_source
+
+
+def test_fused_tensors_have_rows_in_order(tmp_path: Path, tiny_bpe: bytes) -> None:
+    tensors = weights()
+    source = open_source(write_hf(tmp_path / "m", tiny_bpe, tensors=tensors))
+    prefix = "model.layers.1."
+    parts = [tensors[f"{prefix}self_attn.{x}_proj.weight"] for x in "qkv"]
+    np.testing.assert_array_equal(source.tensor("layers.1.attn_qkv"), np.concatenate(parts))
+    parts = [tensors[f"{prefix}mlp.{x}_proj.weight"] for x in ("gate", "up")]
+    np.testing.assert_array_equal(source.tensor("layers.1.mlp_gate_up"), np.concatenate(parts))
+    embedding = tensors["model.embed_tokens.weight"]
+    np.testing.assert_array_equal(source.tensor("embedding", slice(7, 19)), embedding[7:19])
+    with pytest.raises(ValueError, match="fused"):
+        source.tensor("layers.0.attn_qkv", slice(0, 2))
+
+
+def test_shards_equal_one_file(tmp_path: Path, tiny_bpe: bytes) -> None:
+    one = open_source(write_hf(tmp_path / "one", tiny_bpe))
+    many = open_source(write_hf(tmp_path / "many", tiny_bpe, shards=3))
+    assert len(many.files()) == 3
+    for name in [*one.config.linear_shapes(), *one.config.norm_shapes()]:
+        np.testing.assert_array_equal(one.tensor(name), many.tensor(name))
+
+
+@pytest.mark.parametrize(
+    ("changes", "feature"),
+    [
+        ({"model_type": "mamba"}, "mamba"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"sliding_window": 4096}, "sliding"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"hidden_act": "gelu"}, "gelu"),
+    ],
+)
+def test_unsupported_configurations_are_named(
+    tmp_path: Path, tiny_bpe: bytes, changes: dict, feature: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=feature):
+        open_source(write_hf(tmp_path / "m", tiny_bpe, tensors=weights(), **changes))
+
+
+def test_damaged_checkpoints_are_named(tmp_path: Path, tiny_bpe: bytes) -> None:
+    missing = weights()
+    del missing["model.layers.1.mlp.up_proj.weight"]
+    with pytest.raises(FormatError, match=r"layers.1.mlp.up_proj.weight is missing"):
+        open_source(write_hf(tmp_path / "a", tiny_bpe, tensors=missing))
+    wrong = weights() | {"model.norm.weight": np.ones(95, np.float32)}
+    with pytest.raises(FormatError, match=r"model.norm.weight has shape \[95\]"):
+        open_source(write_hf(tmp_path / "b", tiny_bpe, tensors=wrong))
+    extra = weights() | {"model.layers.0.self_attn.q_norm.weight": np.ones(24, np.float32)}
+    with pytest.raises(UnsupportedModelError, match="q_norm"):
+        open_source(write_hf(tmp_path / "c", tiny_bpe, tensors=extra))
+    folder = write_hf(tmp_path / "d", tiny_bpe, shards=2)
+    next(folder.glob("*-00002-*")).unlink()
+    with pytest.raises(FormatError, match="shard model-00002"):
+        open_source(folder)
+    folder = write_hf(tmp_path / "e", tiny_bpe)
+    for text in ("{", "[" * 100_000):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(FormatError, match=r"config.json"):
+            open_source(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "what"),
+    [
+        ("tokenizer.model", b"\x0aand no more", "tokenizer.model is damaged"),
+        ("chat_template.jinja", b"\xff", "chat_template.jinja is not UTF-8"),
+        ("tokenizer_config.json", b'{"chat_template": ["default"]}', "tokenizer_config.json"),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": []}]}', "tokenizer_config.json"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": ["b"]}}', "is missing"),
+    ],
+)
+def test_damaged_companions_are_named(
+    tmp_path: Path, tiny_bpe: bytes, file: str, content: bytes, what: str
+) -> None:
+    folder = write_hf(tmp_path / "m", tiny_bpe)
+    (folder / file).write_bytes(content)
+    with pytest.raises(EdgeDBError, match=what):
+        open_source(folder)
+
+
+@pytest.mark.parametrize("added", ["[3]", "3", '[{"content": "x"}]', '[{"id": "x"}]'])
+def test_added_tokens_without_ids_are_refused(
+    tmp_path: Path, tiny_bpe: bytes, tiny_sentencepiece: bytes, added: str
+) -> None:
+    folder = write_hf(tmp_path / "m", tiny_bpe)
+    (folder / "tokenizer.model").write_bytes(tiny_sentencepiece)
+    (folder / "tokenizer.json").write_text(f'{{"added_tokens": {added}}}')
+    with pytest.raises(FormatError, match="added_tokens without ids"):
+        open_source(folder)

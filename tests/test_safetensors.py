@@ -1,0 +1,59 @@
+"""Reading safetensors: every float type, and damaged files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import weights, write_hf
+from safetensors.numpy import save_file
+
+from edgedb.errors import FormatError
+from tools.sources import open_source
+
+
+def write_bfloat16(file: Path, tensors: dict[str, np.ndarray]) -> None:
+    """safetensors by hand: numpy has no bfloat16."""
+    header, data = {}, b""
+    for name, tensor in tensors.items():
+        raw = (tensor.view(np.uint32) >> 16).astype("<u2").tobytes()
+        header[name] = {
+            "dtype": "BF16",
+            "shape": tensor.shape,
+            "data_offsets": [len(data), len(data) + len(raw)],
+        }
+        data += raw
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def test_half_precision_is_widened_exactly(tmp_path: Path, tiny_bpe: bytes) -> None:
+    tensors = weights()
+    folder = write_hf(tmp_path / "m", tiny_bpe, tensors=tensors)
+    write_bfloat16(folder / "model.safetensors", tensors)
+    name = "model.layers.0.mlp.down_proj.weight"
+    upper = (tensors[name].view(np.uint32) & 0xFFFF0000).view(np.float32)
+    np.testing.assert_array_equal(open_source(folder).tensor("layers.0.mlp_down"), upper)
+
+    halves = {key: value.astype(np.float16) for key, value in tensors.items()}
+    save_file(halves, folder / "model.safetensors")
+    expected = halves[name].astype(np.float32)
+    np.testing.assert_array_equal(open_source(folder).tensor("layers.0.mlp_down"), expected)
+
+
+def test_damaged_files_are_named(tmp_path: Path, tiny_bpe: bytes) -> None:
+    folder = write_hf(tmp_path / "e", tiny_bpe)
+    whole = (folder / "model.safetensors").read_bytes()
+    for cut, what in ((4, "truncated"), (100, "truncated"), (len(whole) - 1, "outside the file")):
+        (folder / "model.safetensors").write_bytes(whole[:cut])
+        with pytest.raises(FormatError, match=what):
+            open_source(folder)
+    deep = b"[" * 100_000
+    endless = b'{"x": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 0]}}'
+    for header, what in ((deep, "not JSON"), (endless, "x has a damaged header")):
+        content = len(header).to_bytes(8, "little") + header
+        (folder / "model.safetensors").write_bytes(content)
+        with pytest.raises(FormatError, match=what):
+            open_source(folder)
