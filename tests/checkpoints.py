@@ -112,11 +112,17 @@ def write_gguf(
     tensors: dict[str, np.ndarray] | None = None,
     architecture: str = "llama",
     extra: dict[str, np.ndarray] | None = None,
+    parts: int = 1,
 ) -> Path:
-    """The model of ``CONFIG`` as llama.cpp's converter writes it: rows of q and k interleaved."""
+    """The model of ``CONFIG`` as llama.cpp's converter writes it: rows of q and k interleaved.
+
+    Split into ``parts`` files, the first is returned.
+    """
     import gguf
 
-    writer = gguf.GGUFWriter(path, architecture)
+    tensors = weights() if tensors is None else tensors
+    most = -(-len(tensors) // parts) if parts > 1 else 0
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=most)
     writer.add_block_count(CONFIG["num_hidden_layers"])
     writer.add_context_length(CONFIG["max_position_embeddings"])
     writer.add_embedding_length(CONFIG["hidden_size"])
@@ -129,7 +135,7 @@ def write_gguf(
     writer.add_key_length(CONFIG["head_dim"])
     for key, value in tokenizer.items():
         getattr(writer, f"add_{key}")(value)
-    for name, tensor in (weights() if tensors is None else tensors).items():
+    for name, tensor in tensors.items():
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             tensor = interleave(tensor, CONFIG["head_dim"])
         writer.add_tensor(_gguf_name(name), tensor)
@@ -139,7 +145,7 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return path if parts == 1 else path.with_name(f"{path.stem}-00001-of-{parts:05}.gguf")
 
 
 def interleave(weight: np.ndarray, head_dim: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A GGUF file (architecture ``llama``): weights of any type dequantized, rows of q and k put back.
+"""A GGUF model (architecture ``llama``): weights of any type dequantized, rows of q and k put back.
 
 llama.cpp's converter interleaves the rows of q and k within each head, because its rotary
 embedding turns neighbours (2i, 2i+1) where Hugging Face's turns (i, i + head_dim/2).
@@ -16,19 +16,13 @@ import numpy as np
 from edgedb.config import ModelConfig
 from edgedb.errors import FormatError, UnsupportedModelError
 
+from .gguf_file import StoredTensor, open_parts
 from .gguf_tokenizer import tokenizer_spec
 from .source import Float32, Source
 
-try:
-    import gguf
-except ImportError:  # an optional dependency of the exporter
-    raise UnsupportedModelError(
-        "reading GGUF needs the package gguf: pip install 'edgedb-llm[export]'"
-    ) from None
-
 
 class GGUFSource(Source):
-    """See ``Source``. The file is mapped; a tensor is dequantized when it is asked for."""
+    """See ``Source``. The files are mapped; a tensor is dequantized when it is asked for."""
 
     layout: ClassVar = {
         "embedding": ("token_embd.weight",),
@@ -43,25 +37,21 @@ class GGUFSource(Source):
     }
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            reader = gguf.GGUFReader(path)
-            metadata = {name: field.contents() for name, field in reader.fields.items()}
-        except Exception as error:  # the package lets struct, index and value errors through
-            raise FormatError(f"{path.name}: damaged GGUF: {error}") from None
-        # GGUF lists the fastest axis first.
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self._shapes = {
-            name: tuple(int(n) for n in reversed(tensor.shape))
-            for name, tensor in self._tensors.items()
-        }
+        parts = open_parts(path)
+        self._files = [part.path for part in parts]
+        self.path = self._files[0]
+        metadata = parts[0].metadata
+        self._tensors: dict[str, StoredTensor] = {}
+        for part in parts:
+            self._tensors |= part.tensors
+        self._shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
         self.config_dict = self._config_dict(metadata)
         self.config = ModelConfig.from_hf(self.config_dict)
         self.check()
         self.tokenizer_spec = tokenizer_spec(path.name, metadata)
 
     def files(self) -> list[Path]:
-        return [self.path]
+        return self._files
 
     def stored_shapes(self) -> Mapping[str, tuple[int, ...]]:
         return self._shapes
@@ -77,16 +67,10 @@ class GGUFSource(Source):
         return super().ignorable(stored) or stored == "rope_freqs.weight"
 
     def _dequantize(self, stored: str, start: int, stop: int) -> Float32:
-        tensor = self._tensors[stored]
         try:
-            values = gguf.quants.dequantize(tensor.data[start:stop], tensor.tensor_type)
-        except NotImplementedError:
-            raise UnsupportedModelError(
-                f"{self.path.name}: tensor {stored} has type {tensor.tensor_type.name}, "
-                "which the package gguf cannot dequantize"
-            ) from None
-        shape = (stop - start, *self._shapes[stored][1:])
-        return np.ascontiguousarray(values, dtype=np.float32).reshape(shape)
+            return self._tensors[stored].read(start, stop)
+        except UnsupportedModelError as error:
+            raise UnsupportedModelError(f"{self.path.name}: tensor {stored} {error}") from None
 
     def _config_dict(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """Hyper-parameters under the names of a Hugging Face config.json."""
