@@ -24,6 +24,7 @@ import numpy as np
 from . import __version__
 from .config import ModelConfig
 from .dbb import read_dbb
+from .display import NAME_CHARS, one_line
 from .errors import EdgeDBError
 from .kvcache import KVCache
 from .llama import MAX_BATCH, Llama, RunState
@@ -184,7 +185,8 @@ def run(
     else:
         assert model is not None
         file = read_dbb(model)
-        name, weights = Path(model).stem, Weights(file.config, file.linears, file.norms)
+        name = one_line(Path(model).stem, NAME_CHARS)
+        weights = Weights(file.config, file.linears, file.norms)
     longest = max([*prompt, *decode], default=1)
     if longest > weights.config.max_position_embeddings:
         raise EdgeDBError(
@@ -257,7 +259,7 @@ def _measure(
 
 
 _COLUMNS: dict[str, Callable[[BenchRow], str]] = {
-    "model": lambda r: r.model,
+    "model": lambda r: r.model.replace("|", "\\|"),
     "MB": lambda r: f"{r.size_mb:.0f}",
     "bits/weight": lambda r: f"{r.bits_per_weight:.2f}",
     "backend": lambda r: r.backend,

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from .display import one_line
+
 
 class EdgeDBError(Exception):
-    """Base of every error that edgedb raises on purpose; the command line prints it and exits 2."""
+    """Base of every error that edgedb raises on purpose; the command line prints it and exits 2.
+
+    A message often quotes a file that nobody vouches for. Whatever that holds, the message is one
+    line, of bounded length, without characters that steer a terminal.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message)))
 
 
 class FormatError(EdgeDBError):

@@ -15,6 +15,7 @@ from typing import Any
 import llm
 from pydantic import Field, create_model
 
+from .display import NAME_CHARS, one_line, printable
 from .engine import Model, load
 from .modelfiles import configured_folders
 from .session import Session
@@ -82,7 +83,7 @@ class EdgeDB(llm.Model):
         ]
         last = None
         for last in self._session(conversation).chat(messages, stream=True, **options):
-            yield last.text
+            yield printable(last.text)  # llm prints it as it is
         if last is not None:
             response.set_usage(input=last.stats.prompt_tokens, output=last.stats.completion_tokens)
 
@@ -125,7 +126,7 @@ def model_files() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in configured_folders(llm.user_dir() / "edgedb"):
         for path in sorted(folder.glob("*.dbb")):
-            found.setdefault(path.stem, path.absolute())
+            found.setdefault(one_line(path.stem, NAME_CHARS), path.absolute())
     return found
 
 

@@ -1,33 +1,37 @@
-"""Everything that the commands print."""
+"""Everything that the commands print.
+
+Text of others goes through ``display`` on its way: an answer through ``printable``, everything else
+through ``say``, ``warn`` or ``_table``, a line each.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from .display import NAME_CHARS, one_line, printable
 
 if TYPE_CHECKING:
     from .choices import ChoiceResult
     from .evaluate import PerplexityResult
     from .session import Chunk, Stats
 
-# A model's answer must not move the cursor, recolour the terminal or write to its clipboard.
-_CONTROL = {
-    code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in ("\n", "\t")
-}
+_ROWS = 100  # of a table: nobody reads more, and a file's metadata may hold a million
 
 
-def without_controls(text: str) -> str:
-    """``text`` without characters that steer a terminal."""
-    return text.translate(_CONTROL)
+def say(text: str) -> None:
+    """One line of the output proper."""
+    click.echo(one_line(text))
 
 
 def warn(text: str) -> None:
-    """A remark or an error beside the output proper."""
-    click.echo(f"edgedb: {text}", err=True)
+    """A remark or an error beside the output proper, one line."""
+    click.echo(f"edgedb: {one_line(text)}", err=True)
 
 
 def answer(chunks: Iterable[Chunk]) -> Chunk | None:
@@ -37,7 +41,7 @@ def answer(chunks: Iterable[Chunk]) -> Chunk | None:
     ended = True
     try:
         for last in chunks:
-            text = without_controls(last.text) if terminal else last.text
+            text = printable(last.text) if terminal else last.text
             if text:
                 write(text)
                 sys.stdout.flush()
@@ -68,11 +72,12 @@ def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
 
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), Remaining())
-    with Progress(
-        *columns, TextColumn("{task.fields[remark]}"), console=Console(stderr=True), transient=True
-    ) as bars:
-        task = bars.add_task(label, total=None, remark="")
+    name, more = (
+        TextColumn(f"{{task.{what}}}", markup=False) for what in ("description", "fields[remark]")
+    )
+    columns = (name, BarColumn(), MofNCompleteColumn(), Remaining(), more)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(one_line(label, NAME_CHARS), total=None, remark="")
         yield lambda done, total, remark: bars.update(
             task, completed=done, total=total, remark=remark
         )
@@ -105,11 +110,13 @@ def choices(results: dict[str, ChoiceResult]) -> None:
     )
 
 
-def _flat(values: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Rows of a nested record: keys joined by spaces."""
+def _flat(values: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Rows of a nested record: keys joined by spaces, and shortened as they are joined."""
     if not isinstance(values, dict):
-        return [(prefix.strip(), str(values))]
-    return [row for key, value in values.items() for row in _flat(value, f"{prefix} {key}")]
+        yield name, str(values)
+        return
+    for key, value in values.items():
+        yield from _flat(value, one_line(f"{name} {key}".strip(), NAME_CHARS))
 
 
 def model_info(info: dict[str, Any]) -> None:
@@ -117,7 +124,7 @@ def model_info(info: dict[str, Any]) -> None:
     config, bits = info["config"], info["bits_per_weight"]
     scaling = config["rope_scaling"]["type"]
     rope = f"theta {config['rope_theta']:g}" + (f", {scaling}" if scaling != "default" else "")
-    click.echo(info["path"])
+    say(info["path"])
     _table(
         [
             ("model", f"{config['model_type']}, {info['parameters'] / 1e6:,.1f}M parameters"),
@@ -147,14 +154,13 @@ def model_info(info: dict[str, Any]) -> None:
                 for row in info["sparsity"]
             ]
         )
-    quality = _flat(info["quantization"].get("quality", {}))
-    if quality:
+    if info["quantization"].get("quality"):
         click.echo("\nmeasured quality")
-        _table(quality)
+        _table(_flat(info["quantization"]["quality"]))
     provenance = {k: v for k, v in info["quantization"].items() if not isinstance(v, (dict, list))}
     if provenance:
         click.echo("\nprovenance")
-        _table([(str(key), str(value)) for key, value in provenance.items()])
+        _table(_flat(provenance))
 
 
 def runtime_info(info: dict[str, Any]) -> None:
@@ -186,7 +192,12 @@ def _mark(available: bool) -> str:
     return "yes  " if available else "no   "
 
 
-def _table(rows: list[tuple[str, str]]) -> None:
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        click.echo(f"  {name:<{width}}  {value}".rstrip().translate(_CONTROL))
+def _table(rows: Iterable[tuple[str, str]]) -> None:
+    """Names and values, a line each."""
+    rest = iter(rows)
+    shown = [(one_line(k, NAME_CHARS), one_line(v)) for k, v in islice(rest, _ROWS)]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, value in shown:
+        click.echo(f"  {name:<{width}}  {value}".rstrip())
+    if next(rest, None) is not None:
+        click.echo(f"  only the first {_ROWS} are shown")

@@ -12,6 +12,9 @@ import pytest
 from chats import CUT, FIVE, READY, begin, leave, say, start
 from terminal import Terminal
 
+from edgedb.chat.screen import Screen
+from edgedb.session import Chunk, Stats
+
 ENDLESS = ["--temperature", "1.5", "--seed", "1", "--max-tokens", "400"]
 
 
@@ -118,6 +121,15 @@ def test_keys_stay_silent_after_a_suspension(tmp_path: Path, tiny_model: Path) -
         chat.expect(r"\(stopped\)")
         chat.expect(READY)
         leave(chat)
+
+
+def test_markdown_entities_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen(rich=True, apart=False, color="always")
+    screen.markdown = True
+    answer = Chunk("*a*&#x202e;b&#27;[2Jc &#x2066;d", None, "stop", Stats())
+    screen.answer(lambda _: iter([answer]))
+    shown = capsys.readouterr().out
+    assert "\x1b[3ma\x1b[0mb" in shown and "\u202e" not in shown and "\x1b[2J" not in shown
 
 
 def test_markdown_appears_once_complete(tmp_path: Path, tiny_model: Path) -> None:

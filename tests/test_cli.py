@@ -272,12 +272,6 @@ def test_a_reader_that_goes_away_is_quiet(tiny_model: Path) -> None:
     assert done.stderr == b""
 
 
-def test_answers_cannot_steer_the_terminal() -> None:
-    from edgedb.ui import _CONTROL
-
-    assert "a\x1b[2J\x07b\x9b1m\r\n\tc é".translate(_CONTROL) == "a[2Jb1m\n\tc é"
-
-
 def test_sampling_options_are_those_of_the_library() -> None:
     for command, changed in (
         (cli.generate, {}),

@@ -63,7 +63,7 @@ def edit(repl: Repl, argument: str) -> None:
     text = _in_editor(str(editor), before) if elsewhere else repl.read(before)
     if text.strip() and text != before:
         if elsewhere:
-            repl.screen.note("> " + text.replace("\n", "\n  "))
+            repl.screen.quote(text, "> ", "  ")
         repl.answer(lambda: repl.conversation.ask_again(text))
     else:
         repl.screen.note("nothing changed; /regen answers the same message again")
@@ -89,7 +89,7 @@ def system(repl: Repl, argument: str) -> None:
     conversation = repl.conversation
     before = conversation.options.system
     if not argument:
-        repl.screen.note(before or "no system message; the model's template may have its own")
+        repl.screen.quote(before or "no system message; the model's template may have its own")
         return
     conversation.set_system(None if argument == "off" else unquote(argument))
     repl.changed()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..display import one_line
 from ..errors import EdgeDBError
 from ..settings import suggestion
 from . import actions
@@ -56,7 +57,9 @@ def complete(repl: Repl, line: str) -> list[str]:
     if command is None:
         return []
     found = command.complete(repl, argument.lstrip())
-    return [f"/{name} {word}" for word in found if word.startswith(argument.lstrip())]
+    # A file whose name would steer the terminal is not offered: the line editor shows it as it is.
+    plain = (word for word in found if one_line(word, len(word)) == word)
+    return [f"/{name} {word}" for word in plain if word.startswith(argument.lstrip())]
 
 
 def help_(repl: Repl, argument: str) -> None:

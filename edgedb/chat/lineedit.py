@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..display import one_line
 from ..errors import EdgeDBError
 from ..files import user_folder
 
@@ -83,7 +84,7 @@ class PlainReader:
 
     def confirm(self, question: str) -> bool:
         """Ask on standard error."""
-        return self._line(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        return self._line(f"{one_line(question)} [y/N] ").strip().lower() in ("y", "yes")
 
     def _line(self, prompt: str) -> str:
         if self._prompting:
@@ -126,7 +127,7 @@ class LineEditor:
         """Ask on a line of its own, which the history does not keep."""
         from prompt_toolkit import prompt
 
-        return prompt(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        return prompt(f"{one_line(question)} [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _is_command(text: str) -> bool:

@@ -10,8 +10,8 @@ from typing import Literal, TextIO
 
 import click
 
+from ..display import NAME_CHARS, one_line, printable
 from ..session import Chunk, Progress
-from ..ui import without_controls
 from .wrapping import WordWrapper
 
 ColorChoice = Literal["auto", "always", "never"]
@@ -54,13 +54,17 @@ class Screen:
             return _WIDTH
 
     def note(self, text: str) -> None:
-        """A remark of the program: every line of it is wrapped by itself."""
-        for line in text.split("\n"):
-            self._dim(self._wrapped(without_controls(line)))
+        """A remark of the program, one line of the text that it may quote."""
+        self._dim(self._wrapped(one_line(text)))
+
+    def quote(self, text: str, first: str = "", later: str = "") -> None:
+        """A text of several lines among the remarks, each behind its mark."""
+        for number, line in enumerate(printable(text).split("\n")):
+            self._dim(self._wrapped((later if number else first) + line))
 
     def table(self, rows: Iterable[tuple[str, str]]) -> None:
         """Names and values in two columns; in a narrow window each value goes below its name."""
-        rows = [(name, without_controls(value)) for name, value in rows]
+        rows = [(one_line(name, NAME_CHARS), one_line(value)) for name, value in rows]
         margin = max((len(name) for name, _ in rows), default=0) + 4
         if self.rich and self.width() < margin + _NARROWEST:
             margin = 0
@@ -73,7 +77,7 @@ class Screen:
 
     def text(self, text: str) -> None:
         """A text of the conversation, printed again."""
-        text = without_controls(text)
+        text = printable(text)
         if self.rich:
             wrapper = WordWrapper(self.width)
             text = wrapper.push(text) + wrapper.finish()
@@ -91,7 +95,7 @@ class Screen:
         ended = True
         try:
             for last in start(line.reading):
-                text = without_controls(last.text) if self._out.isatty() else last.text
+                text = printable(last.text) if self._out.isatty() else last.text
                 if page is not None:
                     page.append(text)
                     line.show(f"{last.stats.completion_tokens:,} tokens written")
@@ -115,12 +119,16 @@ class Screen:
         """Print Markdown; only a whole answer has a form that later text cannot change."""
         from rich.console import Console
         from rich.markdown import Markdown
+        from rich.segment import Segment, Segments
 
         system: Literal["standard"] | None = "standard" if self.color else None
         console = Console(
             file=self._out, width=self.width(), force_terminal=self.color, color_system=system
         )
-        console.print(Markdown(page.strip(), code_theme="ansi_dark", hyperlinks=False))
+        answer = Markdown(page.strip(), code_theme="ansi_dark", hyperlinks=False)
+        # Cleaned once it is rendered: in Markdown &#x202e; is a character, too.
+        cleaned = (Segment(printable(part.text), part.style) for part in console.render(answer))
+        console.print(Segments(cleaned), end="")
 
     def draw(self, line: str) -> None:
         """Put ``line`` in the place of the terminal's last one; the cursor stays in it."""
