@@ -228,6 +228,16 @@ def test_the_embedding_is_read_in_chunks(
     assert largest <= 2 * CONFIG["intermediate_size"] * CONFIG["hidden_size"]
 
 
+def test_names_are_no_markup(tmp_path: Path, source: Source) -> None:
+    """``[/x]`` would be the end of a style that never began, and ``[red]`` would not be seen."""
+    done = CliRunner().invoke(exporter.main, [f"{tmp_path}/no[/x]\x9b1m", str(tmp_path / "n.dbb")])
+    assert done.exit_code == 2 and "no[/x]\\x9b1m" in done.stderr
+    shown = io.StringIO()
+    out = tmp_path / "m[red]\u202e.dbb"
+    export(source, out, Options(method="int8"), console=Console(file=shown))
+    assert "m[red]\\u202e.dbb: " in shown.getvalue()
+
+
 def test_command_line(tmp_path: Path, source: Source) -> None:
     runner = CliRunner()
     done = runner.invoke(

@@ -1,4 +1,5 @@
-"""What the command lines of ``tools`` share: an error is one line and exit code 2."""
+"""What the command lines of ``tools`` share: an error is one line and exit code 2, and what they
+print steers no terminal."""
 
 from __future__ import annotations
 
@@ -7,8 +8,25 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from edgedb.display import one_line
 from edgedb.errors import EdgeDBError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def say(text: str) -> None:
+    """One line on standard output, at once."""
+    print(one_line(text), flush=True)
+
+
+def new_console() -> Console:
+    """Standard error for progress and remarks, where ``[x]`` in a name is no markup."""
+    from rich.console import Console
+
+    return Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def one_line_errors(command: Callable[[], None]) -> Callable[[], None]:

@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgedb.display import one_line
 from edgedb.errors import EdgeDBError
 from edgedb.files import read_text
 
-from .command import check_writable, one_line_errors
+from .command import check_writable, one_line_errors, say
 from .curves import mend_log, read_log
 from .decoder import Decoder, load_teacher
 from .quality import CHUNK, Compared, compared, exponential, predicting_states
@@ -159,8 +160,8 @@ def table(results: list[dict[str, Any]]) -> str:
     for r in {r["name"]: r for r in results}.values():
         whole = f"{r['ppl']:,.2f}" if r["windows"] > FIRST_WINDOWS else "-"
         rows.append(
-            f"| {r['name']} | {r['layer_bits']:.2f} | {r['all_bits']:.2f} | {r['ppl_first']:,.2f} "
-            f"| {whole} | {r['kl']:.3f} | {r['top1']:.3f} |"
+            f"| {one_line(r['name'])} | {r['layer_bits']:.2f} | {r['all_bits']:.2f} "
+            f"| {r['ppl_first']:,.2f} | {whole} | {r['kl']:.3f} | {r['top1']:.3f} |"
         )
     return "\n".join(rows)
 
@@ -211,7 +212,7 @@ def build_parser() -> argparse.ArgumentParser:
 def show(name: str, note: str) -> None:
     """Progress on one line, for a person."""
     if sys.stdout.isatty():
-        print(f"\r{name}: {note}   ", end="", flush=True)
+        print(f"\r{one_line(name)}: {note}   ", end="", flush=True)
 
 
 @one_line_errors
@@ -239,7 +240,7 @@ def main() -> None:
             line |= {"device": args.device, "record": weights.record}
         with args.out.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        print(f"{name}: perplexity {line['ppl_first']:.2f}, KL {line['kl']:.4f}")
+        say(f"{name}: perplexity {line['ppl_first']:.2f}, KL {line['kl']:.4f}")
     if args.table:
         print(table(read_results(args.out)))
     if args.plot:

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgedb.errors import EdgeDBError
 
-from .command import one_line_errors
+from .command import one_line_errors, say
 
 TICKS = (1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8)  # of a decade; few runs span one
 
@@ -108,7 +108,7 @@ def draw_if_possible(run: Path) -> None:
     try:
         draw(run / "log.jsonl", run / "curves.png")
     except (EdgeDBError, OSError) as error:
-        print(f"no curves drawn: {error}", flush=True)
+        say(f"no curves drawn: {error}")
 
 
 @one_line_errors

@@ -21,10 +21,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from edgedb.dbb import DbbWriter, LinearTensor
+from edgedb.display import one_line
 from edgedb.errors import EdgeDBError, FormatError
 from edgedb.tensors import GROUP, Kind
 
 from . import calibrate, sample
+from .command import new_console
 from .fdb import MAX_FIT_PAIRS, Method, fit
 from .sources import Source, open_source
 from .store import rounded, store_plain
@@ -161,11 +163,11 @@ class _Job:
         self.state, self.threads, self.console = state, threads, console
         self.calibration: dict[str, Any] | None = None
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=console,
         )
 
@@ -274,7 +276,8 @@ def _summarize(
     n_weights = sum(rows * cols for rows, cols in shapes.values())
     layers = [facts for name, facts in record["tensors"].items() if name.startswith("layers.")]
     console.print(
-        f"{out}: {size / 1e6:.1f} MB, {8 * size / n_weights:.2f} bits a weight in all, "
+        f"{one_line(str(out))}: {size / 1e6:.1f} MB, "
+        f"{8 * size / n_weights:.2f} bits a weight in all, "
         f"mean error of a layer's matrices {np.mean([f['error'] for f in layers]):.3g}"
         + (
             f" (of their outputs {np.mean([f['output_error'] for f in layers]):.3g})"
@@ -282,6 +285,7 @@ def _summarize(
             else ""
         )
         + f", {seconds:.0f} s",
+        markup=False,
         highlight=False,
         soft_wrap=True,
     )
@@ -356,7 +360,7 @@ def main(
     An interrupted run goes on where it stopped when the same command is given again. A student is
     taken as it was trained: only --calibration applies, a text to compare engine and PyTorch on.
     """
-    console = Console(stderr=True)
+    console = new_console()
     if calibration and no_calibration:
         raise click.UsageError("--calibration and --no-calibration exclude each other")
     text = "none" if no_calibration else str(calibration) if calibration else "sample"
@@ -370,7 +374,7 @@ def main(
         else:
             export(open_source(source), out, options, threads=threads, console=console)
     except EdgeDBError as error:
-        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
+        console.print(f"error: {error}", style="red")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         console.print("Interrupted. The same command goes on from here.")

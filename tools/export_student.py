@@ -22,7 +22,7 @@ from edgedb.packing import dequantize, pack_int8, pack_planes, quantize_int8
 from edgedb.tensors import LinearTensor, PairTensor
 
 from .checkpoint import load_student, tokenizer_of
-from .command import one_line_errors
+from .command import one_line_errors, say
 from .decoder import Decoder
 from .fdb import fit
 from .quality import Compared, exponential
@@ -205,7 +205,7 @@ def main() -> None:
         check=args.check,
         quality=args.quality,
     )
-    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
+    say(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
     print(json.dumps(record.get("quality", {}), indent=1))
 
 

