@@ -19,7 +19,9 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import SecurityError
 
-from .bounded_template import MAX_SIZE, BoundedEnvironment, Budget, bounded_filter, budget
+from . import bounded_filters
+from .bounded_template import BoundedEnvironment, bounded_filter
+from .bounds import MAX_SIZE, Budget, budget
 from .errors import TemplateError
 from .tokenizer import TokenizerSpec
 
@@ -102,9 +104,10 @@ class _Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012 - the base class has it so
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
 
 
 def _tojson(
@@ -141,6 +144,7 @@ def _compiled(source: str) -> jinja2.Template:
     environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
     )
+    environment.filters.update(bounded_filters.filters())
     environment.filters["tojson"] = bounded_filter("tojson", _tojson)
     environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
     return environment.from_string(source)
