@@ -1,7 +1,8 @@
 """The operations in C (``native/include/edgedb.h``), called through cffi.
 
 Every pointer is prepared once, in ``buffer``, ``wrap`` and ``matrix``; an operation is then one
-call, which releases the interpreter's lock, and a look at its status.
+call, which releases the interpreter's lock, and a look at its status. That no memory goes while C
+works in it is the business of the pointers: see ``library``.
 """
 
 from __future__ import annotations
@@ -23,18 +24,11 @@ from ..tensors import (
     PairTensor,
     tile_grid,
 )
+from . import library
 from .buffer import ALIGNMENT, Buffer, aligned_zeros
 from .cores import physical_cores
+from .library import array_pointer, ffi, lib, owned, struct_pointer, text_of
 from .native_selection import NativeSelection
-
-try:
-    from .._native import ffi, lib
-except ModuleNotFoundError as error:
-    ffi = lib = None
-    _problem = f"the C library was not built (no C compiler at installation?): {error}"
-except ImportError as error:
-    ffi = lib = None
-    _problem = f"the C library cannot be loaded (damaged, or built for another machine?): {error}"
 
 if TYPE_CHECKING:
     from ..llama import Layer
@@ -43,13 +37,11 @@ if TYPE_CHECKING:
 # Beyond this many cores decoding has long met the memory's limit and only the joins get dearer.
 MAX_DEFAULT_THREADS = 16
 
-_CTYPES = {np.dtype(np.float32): "float *", np.dtype(np.int32): "int32_t *"}
-
 
 def available() -> tuple[bool, str]:
     """Whether the C library can be used here, and which instruction set or why not."""
     if lib is None:
-        return False, " ".join(_problem.split())
+        return False, " ".join(library.problem.split())
     return True, f"instruction set {next(name for name, _, runs in instruction_sets() if runs)}"
 
 
@@ -57,8 +49,8 @@ def instruction_sets() -> list[tuple[str, str, bool]]:
     """``(name, description, runs on this CPU)`` of every set in the library, best first."""
     return [
         (
-            _text(lib.edb_isa_name(i)),
-            _text(lib.edb_isa_description(i)),
+            text_of(lib.edb_isa_name(i)),
+            text_of(lib.edb_isa_description(i)),
             bool(lib.edb_isa_supported(i)),
         )
         for i in range(lib.edb_isa_count())
@@ -71,7 +63,7 @@ def kernels(isa: str | None = None) -> list[str]:
     name = isa.encode() if isa else ffi.NULL
     found: list[str] = []
     while (text := lib.edb_kernel_name(name, len(found))) != ffi.NULL:
-        found.append(_text(text))
+        found.append(text_of(text))
     return found
 
 
@@ -86,54 +78,55 @@ class NativeBuffer(Buffer):
     def __init__(self, array: np.ndarray) -> None:
         if not array.flags.c_contiguous:
             raise NativeError(f"array {array.shape} is not C-contiguous")
-        super().__init__(array, _pointer(array, _CTYPES.get(array.dtype, "void *")))
+        super().__init__(array, array_pointer(array))
         kinds = {np.dtype(np.float16): lib.EDB_F16, np.dtype(np.int8): lib.EDB_INT8}
         self.kind = kinds.get(array.dtype, lib.EDB_F32)
         self.width = array.shape[-1] if array.ndim else 1
 
 
 class NativeMatrix:
-    """A weight matrix as C sees it; keeps the arrays alive that ``struct`` points into."""
+    """A weight matrix as C sees it."""
 
-    __slots__ = ("arrays", "cols", "rows", "struct")
+    __slots__ = ("cols", "rows", "struct")
 
     def __init__(self, tensor: LinearTensor) -> None:
         rows, cols = self.rows, self.cols = tensor.rows, tensor.cols
         grid = tile_grid(rows, cols)
-        scales: np.ndarray | None = None
-        struct = self.struct = ffi.new("edb_matrix *", {"rows": rows, "cols": cols})
+        pairs, scales = 0, None
         if isinstance(tensor, PairTensor):
-            struct.kind, struct.pairs = lib.EDB_PAIRS, tensor.pairs
-            data = _checked(tensor.blocks, np.uint8, (tensor.pairs, *grid, BLOCK_BYTES))
-            scales = _checked(tensor.row_scale, np.float32, (tensor.pairs, rows))
+            kind, pairs = lib.EDB_PAIRS, tensor.pairs
+            data = _checked(tensor.blocks, np.uint8, (pairs, *grid, BLOCK_BYTES))
+            scales = _checked(tensor.row_scale, np.float32, (pairs, rows))
         elif isinstance(tensor, Int8Tensor):
-            struct.kind = lib.EDB_INT8
+            kind = lib.EDB_INT8
             data = _checked(tensor.codes, np.int8, (*grid, INT8_BLOCK_BYTES))
             scales = _checked(tensor.scales, np.float32, (*grid, TILE))
         elif tensor.weight.dtype == np.float16:
-            struct.kind = lib.EDB_F16
+            kind = lib.EDB_F16
             data = _checked(tensor.weight, np.float16, (rows, cols))
         else:
-            struct.kind = lib.EDB_F32
+            kind = lib.EDB_F32
             data = _checked(tensor.weight, np.float32, (rows, cols))
-        data = _aligned(data)
-        self.arrays = (data, scales)
-        struct.data = _pointer(data, "void *")
-        struct.scales = ffi.NULL if scales is None else _pointer(scales, "float *")
+        fields = {
+            "kind": kind,
+            "pairs": pairs,
+            "rows": rows,
+            "cols": cols,
+            "data": array_pointer(_aligned(data)),
+            "scales": ffi.NULL if scales is None else array_pointer(scales),
+        }
+        self.struct = struct_pointer("edb_matrix *", fields)
 
 
 class _Scratch(threading.local):
     """Memory that one thread's operations work in; grows when one asks for more."""
 
     def __init__(self) -> None:
-        self.size = 0
-        self.ptr = ffi.NULL
         self.grow(1 << 16)
 
     def grow(self, size: int) -> None:
-        self.array = aligned_zeros((size,), np.uint8)
-        self.ptr = _pointer(self.array, "void *")
-        self.size = size
+        # Both at once: Ctrl-C may come between any two steps.
+        self.memory = array_pointer(aligned_zeros((size,), np.uint8)), size
 
 
 class NativeOps(NativeSelection):
@@ -156,21 +149,21 @@ class NativeOps(NativeSelection):
         self.threads = threads or min(physical_cores(), MAX_DEFAULT_THREADS)
         self._requested = (isa, kernel)
         self._start()
-        self.isa = _text(lib.edb_context_isa(self._context))
-        self.kernel = _text(lib.edb_context_kernel(self._context))
+        self.isa = text_of(lib.edb_context_isa(self._context))
+        self.kernel = text_of(lib.edb_context_kernel(self._context))
         self._scratch = _Scratch()
         self._shape: tuple[AttentionShape | None, int, Any] = (None, 0, None)
         _running.add(self)
 
     def _start(self) -> None:
         isa, kernel = (name.encode() if name else ffi.NULL for name in self._requested)
-        pool = ffi.new("edb_pool **")
-        status = lib.edb_pool_create(self.threads, pool)
+        created = ffi.new("edb_pool **")
+        status = lib.edb_pool_create(self.threads, created)
         if status:
-            raise NativeError(f"{self.threads} threads: {_text(lib.edb_status_text(status))}")
-        self._pool = ffi.gc(pool[0], lib.edb_pool_destroy)
-        context = ffi.new("edb_context **")
-        status = lib.edb_context_create(isa, kernel, self._pool, context)
+            raise NativeError(f"{self.threads} threads: {text_of(lib.edb_status_text(status))}")
+        pool = owned(created[0], lib.edb_pool_destroy)
+        created = ffi.new("edb_context **")
+        status = lib.edb_context_create(isa, kernel, pool, created)
         if status == lib.EDB_ERR_KERNEL:
             listed = ", ".join(kernels(self._requested[0]))
             raise NativeError(f"unknown kernel {self._requested[1]!r}; choose one of {listed}")
@@ -179,7 +172,7 @@ class NativeOps(NativeSelection):
             raise NativeError(
                 f"instruction set {self._requested[0]!r} cannot run here; this CPU runs {usable}"
             )
-        self._context = ffi.gc(context[0], lib.edb_context_destroy)
+        self._context = owned(created[0], lib.edb_context_destroy, pool)
 
     def buffer(self, shape: tuple[int, ...], dtype: Any = np.float32) -> NativeBuffer:
         """A zeroed array on a 64-byte boundary."""
@@ -214,7 +207,7 @@ class NativeOps(NativeSelection):
             )
         scratch = self._scratch
         status = lib.edb_matmul(
-            self._context, matrix.struct, x.ptr, out.ptr, n, add, scratch.ptr, scratch.size
+            self._context, matrix.struct, x.ptr, out.ptr, n, add, *scratch.memory
         )
         if status:
             if status != lib.EDB_ERR_SCRATCH:
@@ -270,8 +263,7 @@ class NativeOps(NativeSelection):
             out.ptr,
             n,
             position,
-            scratch.ptr,
-            scratch.size,
+            *scratch.memory,
         )
         if status:
             if status != lib.EDB_ERR_SCRATCH:
@@ -288,8 +280,8 @@ class NativeOps(NativeSelection):
             _fail("swiglu", status)
 
     def fuse_layer(self, layer: Layer, cos: Buffer, sin: Buffer, eps: float) -> Any:
-        """The struct that ``fused_layer`` reads; it points into ``layer``, so keep both."""
-        return ffi.new(
+        """The struct that ``fused_layer`` reads."""
+        return struct_pointer(
             "edb_layer *",
             {
                 "attn_norm": layer.attn_norm.ptr,
@@ -305,8 +297,9 @@ class NativeOps(NativeSelection):
         )
 
     def fuse_buffers(self, x: Buffer, qkv: Buffer, att: Buffer, gate_up: Buffer) -> Any:
-        """The struct of a sequence's buffers, which must outlive it."""
-        return ffi.new("edb_layer_buffers *", [x.ptr, qkv.ptr, att.ptr, gate_up.ptr])
+        """The struct of a sequence's buffers."""
+        fields = {"x": x.ptr, "qkv": qkv.ptr, "att": att.ptr, "gate_up": gate_up.ptr}
+        return struct_pointer("edb_layer_buffers *", fields)
 
     def fused_layer(
         self,
@@ -330,8 +323,7 @@ class NativeOps(NativeSelection):
             v_cache.ptr,
             n,
             position,
-            scratch.ptr,
-            scratch.size,
+            *scratch.memory,
         )
         if status:
             if status != lib.EDB_ERR_SCRATCH:
@@ -354,10 +346,6 @@ class NativeOps(NativeSelection):
         return struct
 
 
-def _pointer(array: np.ndarray, ctype: str) -> Any:
-    return ffi.cast(ctype, ffi.from_buffer(array))
-
-
 def _checked(array: np.ndarray, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
     """The array, which C will read without looking back."""
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
@@ -375,12 +363,8 @@ def _aligned(array: np.ndarray) -> np.ndarray:
     return copy
 
 
-def _text(string: Any) -> str:
-    return str(ffi.string(string).decode())
-
-
 def _fail(operation: str, status: int) -> NoReturn:
-    raise NativeError(f"{operation}: {_text(lib.edb_status_text(status))}")
+    raise NativeError(f"{operation}: {text_of(lib.edb_status_text(status))}")
 
 
 # A forked child has none of its parent's threads: the C library then works on the calling thread,

@@ -5,13 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import NativeError
+from .library import array_pointer, lib, text_of
 from .selection import Doubles, Floats, Ids, NumpySelection
-
-try:
-    from .._native import ffi, lib
-except ImportError:  # ops/native.py says so
-    ffi = lib = None
-
 
 # From here on a partition by numpy is quicker than a heap.
 _MANY = 512
@@ -31,14 +26,14 @@ class NativeSelection(NumpySelection):
         logits = np.ascontiguousarray(logits, np.float32)
         ids, values = np.empty(k, np.int32), np.empty(k, np.float32)
         status = lib.edb_select(
-            ffi.from_buffer("float[]", logits),
+            array_pointer(logits),
             len(logits),
             k,
-            ffi.from_buffer("int32_t[]", ids),
-            ffi.from_buffer("float[]", values),
+            array_pointer(ids),
+            array_pointer(values),
         )
         if status:
-            raise NativeError(f"select: {ffi.string(lib.edb_status_text(status)).decode()}")
+            raise NativeError(f"select: {text_of(lib.edb_status_text(status))}")
         return ids, values
 
     def softmax_weights(self, logits: Floats, top: float, temperature: float = 1.0) -> Doubles:
@@ -46,12 +41,12 @@ class NativeSelection(NumpySelection):
         logits = np.ascontiguousarray(logits, np.float32)
         weights = np.empty(len(logits), np.float64)
         status = lib.edb_softmax_weights(
-            ffi.from_buffer("float[]", logits),
+            array_pointer(logits),
             len(logits),
             top,
             temperature,
-            ffi.from_buffer("double[]", weights),
+            array_pointer(weights),
         )
         if status:
-            raise NativeError(f"weights: {ffi.string(lib.edb_status_text(status)).decode()}")
+            raise NativeError(f"weights: {text_of(lib.edb_status_text(status))}")
         return weights

@@ -1,0 +1,62 @@
+"""The C library, and the pointers that it is given.
+
+A call into C lets go of the interpreter's lock, so while it runs anything may happen in Python:
+another thread drops the last reference to an array, or the process ends around a daemon thread,
+which frees whatever that thread keeps outside its frames. Only the arguments of the call itself are
+sure to live until it returns. Hence one rule: a pointer keeps alive all memory that C reaches
+through it. ``array_pointer``, ``struct_pointer`` and ``owned`` make such pointers, and nothing else
+in this package makes any; a cast (``ffi.cast``) loses what it points to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+try:
+    from .._native import ffi, lib
+except ModuleNotFoundError as error:
+    ffi = lib = None
+    problem = f"the C library was not built (no C compiler at installation?): {error}"
+except ImportError as error:
+    ffi = lib = None
+    problem = f"the C library cannot be loaded (damaged, or built for another machine?): {error}"
+
+_ELEMENTS = {
+    np.dtype(np.float64): "double[]",
+    np.dtype(np.float32): "float[]",
+    np.dtype(np.int32): "int32_t[]",
+}
+
+
+def array_pointer(array: np.ndarray) -> Any:
+    """Pointer to a C-contiguous array, typed if it holds floats, doubles or int32."""
+    return ffi.from_buffer(_ELEMENTS.get(array.dtype, "char[]"), array)
+
+
+def struct_pointer(ctype: str, fields: dict[str, Any]) -> Any:
+    """Pointer to a new struct, which keeps alive what its fields point to."""
+    return owned(ffi.new(ctype, fields), _forget, tuple(fields.values()))
+
+
+def owned(pointer: Any, destroy: Callable[[Any], None], *needed: Any) -> Any:
+    """``pointer`` together with what it is good for nothing without.
+
+    When nobody holds it any more, ``destroy`` is called, and only then what it needed may go.
+    """
+
+    def end(pointer: Any, destroy: Callable[[Any], None] = destroy, needed: Any = needed) -> None:
+        destroy(pointer)
+
+    return ffi.gc(pointer, end)
+
+
+def _forget(pointer: Any) -> None:
+    """The end of memory that cffi owns."""
+
+
+def text_of(string: Any) -> str:
+    """A string of the library."""
+    return str(ffi.string(string).decode())
