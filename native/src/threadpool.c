@@ -50,21 +50,21 @@ typedef struct {
 
 /* `next`: the job's number in the high half; in the low half the first task that nobody took. */
 typedef struct {
-    _Alignas(64) atomic_ullong next;
-    atomic_llong end;
+    _Alignas(64) _Atomic uint64_t next;
+    _Atomic int64_t end;
 } edb_range;
 
 /* A stage as the workers see it; `left` counts its tasks that are not done. */
 typedef struct {
-    _Alignas(64) atomic_llong left;
-    _Alignas(64) atomic_llong chunk;
+    _Alignas(64) _Atomic int64_t left;
+    _Alignas(64) _Atomic int64_t chunk;
     edb_stage stage; /* valid for who took one of its chunks */
 } edb_open_stage;
 
 struct edb_pool {
     _Alignas(64) atomic_uint job; /* number of the last job */
     atomic_int n_stages;
-    atomic_llong waited; /* ns in long waits of all threads, in this window */
+    _Atomic int64_t waited; /* ns in long waits of all threads, in this window */
     edb_open_stage stages[EDB_MAX_STAGES];
     edb_range *ranges; /* [EDB_MAX_STAGES, n_threads] */
 
