@@ -3,7 +3,7 @@
 Data goes to ``OUT.partial`` at its final place, and each finished tensor is one line of
 ``OUT.partial.json``. A resumed run believes a line only if the checksum of the bytes agrees, so
 neither a kill nor a power failure needs costly flushes in between. The final name appears by one
-rename.
+rename, after the reader has opened the file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 
 from .config import ModelConfig
 from .container import VERSION, Entry, lay_out, render_header
-from .errors import EdgeDBError, FormatError
+from .errors import EdgeDBError, FormatError, UnsupportedModelError
 from .tensors import (
     DTYPES,
     TOKENIZER_PART,
@@ -153,7 +153,8 @@ class DbbWriter:
     def finish(self, quantization: Mapping[str, Any]) -> Path:
         """Write the header, flush to disk, and give the file its final name, which is returned.
 
-        Raises ``EdgeDBError`` naming the first tensor that was never put.
+        Raises ``EdgeDBError`` naming the first tensor that was never put, and ``FormatError`` if
+        what was written is nothing that ``read_dbb`` opens; it keeps the name ``.partial`` then.
         """
         if self.remaining:
             raise EdgeDBError(f"{self.remaining[0]}: never written; the file would be incomplete")
@@ -163,6 +164,7 @@ class DbbWriter:
                 self._move_data(len(header))
             self._pwrite(np.frombuffer(header, np.uint8), 0)
             os.fsync(self._fd)
+            self._read_back()
             os.replace(self.partial, self.path)
             self.journal.unlink(missing_ok=True)
             directory = os.open(self.path.parent, os.O_RDONLY)
@@ -175,6 +177,14 @@ class DbbWriter:
         finally:
             self.close()
         return self.path
+
+    def _read_back(self) -> None:
+        from .dbb import read_dbb  # which offers this writer
+
+        try:
+            read_dbb(self.partial)
+        except (FormatError, UnsupportedModelError) as error:
+            raise type(error)(f"what was written cannot be read: {error}") from None
 
     def close(self) -> None:
         """Release the file; what is written stays for the next run."""

@@ -18,7 +18,7 @@ from .completion import Chunk
 from .config import ModelConfig
 from .dbb import DbbFile, read_dbb
 from .embedding import embed
-from .errors import EdgeDBError
+from .errors import EdgeDBError, FormatError, UnsupportedModelError
 from .head import HEADS, TwoStageHead
 from .kvcache import KV_DTYPES
 from .llama import Llama
@@ -57,6 +57,13 @@ def load(
     return Model(file, operations.create(backend, isa, threads), context, kv_dtype, head)
 
 
+def _open_tokenizer(file: DbbFile) -> Tokenizer:
+    try:
+        return load_tokenizer(file.tokenizer, file.config.vocab_size)
+    except (FormatError, UnsupportedModelError) as error:
+        raise type(error)(f"{file.path}: {error}") from None
+
+
 class Model(Answers):
     """A loaded model: immutable, memory-mapped, safe to share between threads."""
 
@@ -78,12 +85,7 @@ class Model(Answers):
         self.context = context or min(longest, DEFAULT_CONTEXT)
         if not 1 <= self.context <= longest:
             raise EdgeDBError(f"context = {self.context}: this model takes 1 to {longest}")
-        self.tokenizer: Tokenizer = load_tokenizer(file.tokenizer)
-        if self.tokenizer.vocab_size > file.config.vocab_size:
-            raise EdgeDBError(
-                f"{file.path}: the tokenizer has {self.tokenizer.vocab_size} tokens, the model "
-                f"only {file.config.vocab_size}; export it again with its own tokenizer"
-            )
+        self.tokenizer = _open_tokenizer(file)
         self.llama = Llama(file.config, file.linears, file.norms, ops, self.context)
         if head not in HEADS:
             raise EdgeDBError(f"unknown head {head!r}; choose {' or '.join(HEADS)}")

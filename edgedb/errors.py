@@ -42,3 +42,7 @@ class BusyError(EdgeDBError):
 
 class SlowBackendWarning(RuntimeWarning):
     """The C library cannot be used, and a slower backend runs in its place."""
+
+
+class CheckpointWarning(UserWarning):
+    """Something in a checkpoint may not mean what was assumed; the message says what."""

@@ -18,9 +18,9 @@ from .errors import EdgeDBError, FormatError, UnsupportedModelError
 
 Kind = Literal["sentencepiece", "tokenizers"]
 KINDS = ("sentencepiece", "tokenizers")
+MAX_TEMPLATE_CHARS = 1 << 20
 
 _METADATA_KEYS = ("kind", "bos_id", "eos_ids", "add_bos", "chat_template", "special_tokens")
-_MAX_TEMPLATE_CHARS = 1 << 20
 _MAX_SPECIAL_TOKENS = 1 << 16
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE_MARK = "\u2581"  # SentencePiece writes a space as this character
@@ -75,7 +75,7 @@ class TokenizerSpec:
             raise FormatError("tokenizer: add_bos is set but there is no bos_id")
         if template is not None and not isinstance(template, str):
             raise FormatError("tokenizer: chat_template must be a string")
-        if template is not None and len(template) > _MAX_TEMPLATE_CHARS:
+        if template is not None and len(template) > MAX_TEMPLATE_CHARS:
             raise FormatError(f"tokenizer: chat_template of {len(template)} characters is too long")
         if (
             not isinstance(special, Mapping)
@@ -343,10 +343,11 @@ def _decoding_rules(decoder: Any) -> tuple[bool, int]:
     raise UnsupportedModelError(f"tokenizer.json: decoder {names} is not supported")
 
 
-def load_tokenizer(spec: TokenizerSpec) -> Tokenizer:
-    """Open the tokenizer of ``spec``.
+def load_tokenizer(spec: TokenizerSpec, vocab_size: int | None = None) -> Tokenizer:
+    """Open the tokenizer of ``spec``, for a model of ``vocab_size`` tokens.
 
-    Raises ``FormatError`` if its file cannot be read or its special ids lie outside the vocabulary.
+    Raises ``FormatError`` if its file cannot be read, its special ids lie outside the vocabulary,
+    or it has more tokens than the model.
     """
     tokenizer = _SentencePiece(spec) if spec.kind == "sentencepiece" else _Tokenizers(spec)
     for name, token in (("bos_id", spec.bos_id), *(("eos_ids", i) for i in spec.eos_ids)):
@@ -354,4 +355,9 @@ def load_tokenizer(spec: TokenizerSpec) -> Tokenizer:
             raise FormatError(
                 f"tokenizer: {name} {token} is outside the vocabulary of {tokenizer.vocab_size}"
             )
+    if vocab_size is not None and tokenizer.vocab_size > vocab_size:
+        raise FormatError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {vocab_size}; "
+            "it is another model's"
+        )
     return tokenizer

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -180,3 +181,18 @@ def test_put_refuses_what_was_not_planned(tmp_path):
             writer.put("final_norm", np.zeros(24))
         with pytest.raises(FormatError, match="final_norm: NaN"):
             writer.put("final_norm", np.full(24, np.nan, np.float32))
+
+
+def test_the_finished_file_is_opened_before_it_gets_its_name(tmp_path):
+    path = tmp_path / "m.dbb"
+    unusable = replace(TOKENIZER, bos_id=None, add_bos=True)
+    for tokenizer, record, what in (
+        (unusable, {}, "add_bos is set but there is no bos_id"),
+        (TOKENIZER, {"error": float("nan")}, "NaN is not a number"),
+    ):
+        with DbbWriter(path, CONFIG, tokenizer, KINDS) as writer:
+            for name in writer.remaining:
+                writer.put(name, content(name))
+            with pytest.raises(FormatError, match=f"what was written cannot be read: .*{what}"):
+                writer.finish(record)
+        assert not path.exists()

@@ -259,6 +259,30 @@ def test_command_line(tmp_path: Path, source: Source) -> None:
     assert done.exit_code == 2 and "exclude" in done.stderr
 
 
+def test_the_command_shows_what_was_left_out(tmp_path: Path, tiny_bpe: bytes) -> None:
+    for name in ("one", "two"):  # the second time as well
+        folder = write_hf(tmp_path / name, tiny_bpe, eos_token_id=[2, 99999])
+        arguments = [str(folder), str(tmp_path / "m.dbb"), "--method", "int8"]
+        done = CliRunner().invoke(exporter.main, arguments)
+        assert done.exit_code == 0
+        line = f"warning: {name}: EOS token 99999 is none of the 320 tokens; it is left out\n"
+        assert line in done.stderr
+
+
+def test_weights_larger_than_any_model_has_are_named(tmp_path: Path, tiny_bpe: bytes) -> None:
+    """Their error is no number, and a file that says so would be refused."""
+    for name, stored, method in (
+        ("embedding", "model.embed_tokens.weight", "int8"),
+        ("layers.1.attn_out", "model.layers.1.self_attn.o_proj.weight", "fdb"),
+    ):
+        tensors = weights()
+        tensors[stored] *= np.float32(1e30)
+        source = open_source(write_hf(tmp_path / name, tiny_bpe, tensors=tensors))
+        with pytest.raises(FormatError, match=f"{name}: weights far larger"):
+            export(source, tmp_path / "m.dbb", Options(method=method, calibration="none"))
+    assert not (tmp_path / "m.dbb").exists()
+
+
 def test_fetch_checks_what_it_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fake(scratch: Path) -> Path:
         with zipfile.ZipFile(scratch / "x.whl", "w") as archive:

@@ -6,12 +6,14 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgedb.display import one_line
-from edgedb.errors import EdgeDBError
+from edgedb.errors import CheckpointWarning, EdgeDBError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,3 +56,27 @@ def check_writable(*files: Path | None) -> None:
             raise EdgeDBError(f"{file}: there is no folder {file.parent}")
         if not os.access(file if file.exists() else file.parent, os.W_OK):
             raise EdgeDBError(f"{file} cannot be written: permission denied")
+
+
+@contextmanager
+def shown_warnings(show: Callable[[str], None]) -> Iterator[None]:
+    """What a checkpoint makes one wonder about is shown as a line, each time."""
+
+    def show_one(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: Any = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, CheckpointWarning):
+            show(one_line(f"warning: {message}"))
+        else:
+            usual(message, category, filename, lineno, file, line)
+
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+        warnings.simplefilter("always", CheckpointWarning)
+        warnings.showwarning = show_one
+        yield

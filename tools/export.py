@@ -26,10 +26,10 @@ from edgedb.errors import EdgeDBError, FormatError
 from edgedb.tensors import GROUP, Kind
 
 from . import calibrate, sample
-from .command import new_console
+from .command import new_console, shown_warnings
 from .fdb import MAX_FIT_PAIRS, Method, fit
 from .sources import Source, open_source
-from .store import rounded, store_plain
+from .store import facts, store_plain
 
 # Part of the provenance: raised when the same source and options would give other weights.
 VERSION = 1
@@ -173,7 +173,8 @@ class _Job:
 
     def run(self, kinds: dict[str, Kind]) -> None:
         """Put every tensor that the writer does not have yet."""
-        with self.progress:
+        # What overflows is refused by name.
+        with self.progress, np.errstate(over="ignore", invalid="ignore"):
             text = self._calibration_text() if self.options.calibrated else None
             task = self.progress.add_task(
                 "Fitting" if text else "Converting", total=len(kinds), note=""
@@ -245,18 +246,17 @@ class _Job:
                 method=cast(Method, o.method if o.method == "rtn" else "fdb"),
                 threads=self.threads,
             )
-        except FormatError as error:
+        except (FormatError, np.linalg.LinAlgError) as error:
             raise FormatError(f"{name}: {error}") from None
-        facts = {"error": rounded(found.error)}
-        if found.output_error is not None:
-            facts["output_error"] = rounded(found.output_error)
-        self._put(name, found.tensor, facts)
+        self._put(
+            name, found.tensor, facts(name, error=found.error, output_error=found.output_error)
+        )
         return found.quantized
 
-    def _put(self, name: str, tensor: LinearTensor, facts: dict[str, Any]) -> None:
+    def _put(self, name: str, tensor: LinearTensor, errors: dict[str, Any]) -> None:
         again = name in self.writer.done
-        self.writer.put(name, tensor, facts)
-        note = f"{name}  error {facts['error']:.3g}"
+        self.writer.put(name, tensor, errors)
+        note = f"{name}  error {errors['error']:.3g}"
         self.progress.update(self._task, advance=0 if again else 1, note=note)
 
 
@@ -372,7 +372,9 @@ def main(
 
             export_trained(source, out, check=calibration)
         else:
-            export(open_source(source), out, options, threads=threads, console=console)
+            with shown_warnings(lambda text: console.print(text, style="yellow")):
+                checkpoint = open_source(source)
+            export(checkpoint, out, options, threads=threads, console=console)
     except EdgeDBError as error:
         console.print(f"error: {error}", style="red")
         raise SystemExit(2) from None

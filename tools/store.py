@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,7 +43,7 @@ def store_plain(source: Source, name: str, kind: Kind) -> tuple[LinearTensor, di
         lost += float(np.dot(difference, difference))
         total += float(np.dot(weight.ravel(), weight.ravel()))
     tensor: LinearTensor = pack_int8(codes, scales) if kind == "int8" else DenseTensor(dense)
-    return tensor, {"error": rounded(lost / total if total else 0.0)}
+    return tensor, facts(name, error=lost / total if total else 0.0)
 
 
 def _row_chunks(source: Source, name: str) -> Iterator[tuple[slice, np.ndarray]]:
@@ -55,6 +56,12 @@ def _row_chunks(source: Source, name: str) -> Iterator[tuple[slice, np.ndarray]]
         yield s, source.tensor(name, s)
 
 
-def rounded(value: float) -> float:
-    """Four digits, as errors are recorded."""
-    return float(f"{value:.4g}")
+def facts(name: str, **errors: float | None) -> dict[str, Any]:
+    """The errors of matrix ``name`` as a file records them, in four digits; None is left out.
+
+    Raises ``FormatError`` if they are no numbers: squares of the weights overflow.
+    """
+    known = {key: value for key, value in errors.items() if value is not None}
+    if not all(map(math.isfinite, known.values())):
+        raise FormatError(f"{name}: weights far larger than any model's; the source is damaged")
+    return {key: float(f"{value:.4g}") for key, value in known.items()}

@@ -48,7 +48,7 @@ class GGUFSource(Source):
         self.config_dict = self._config_dict(metadata)
         self.config = ModelConfig.from_hf(self.config_dict)
         self.check()
-        self.tokenizer_spec = tokenizer_spec(path.name, metadata)
+        self.take_tokenizer(tokenizer_spec(self.path.name, metadata))
 
     def files(self) -> list[Path]:
         return self._files

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import struct
+import warnings
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from edgedb.errors import FormatError, UnsupportedModelError
+import numpy as np
+
+from edgedb.errors import CheckpointWarning, FormatError, UnsupportedModelError
 from edgedb.tokenizer import Kind, TokenizerSpec
 
-# Values of tokenizer.ggml.token_type; SentencePiece's own enumeration.
-_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
+from . import sentencepiece_proto as proto
+
+_PREFIX = "tokenizer.ggml."
 
 # Llama 3's split into words, in the syntax of the package tokenizers (tokenizer.json of the model).
 _LLAMA3_SPLIT = (
@@ -21,32 +25,35 @@ _LLAMA3_SPLIT = (
 # Control tokens that end an answer, for files whose metadata name only one of several.
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>")
 
+# What llama.cpp takes where the metadata of a SentencePiece model do not say.
+_SENTENCEPIECE_IDS = {"unknown_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
 
 def tokenizer_spec(name: str, metadata: Mapping[str, Any]) -> TokenizerSpec:
     """The tokenizer of the GGUF file ``name``.
 
-    Raises ``FormatError`` when the metadata are incomplete and ``UnsupportedModelError`` for a
-    kind of tokenizer (or a pre-tokenizer) that is not known.
+    Special ids and the template are as the file has them, of any type. Raises ``FormatError`` when
+    the metadata are incomplete or of the wrong kind, ``UnsupportedModelError`` for a kind of
+    tokenizer (or a pre-tokenizer) that is not known.
     """
-
-    def value(key: str, default: Any = None) -> Any:
-        return metadata.get(f"tokenizer.ggml.{key}", default)
-
-    model, tokens, types = value("model"), value("tokens"), value("token_type")
-    if not tokens or types is None or len(types) != len(tokens):
-        raise FormatError(f"{name}: the GGUF metadata hold no complete tokenizer")
-    bos_id = value("bos_token_id")
+    values = _Values(name, metadata)
+    model = values.text("model", "?")
+    if model not in ("gpt2", "llama"):
+        raise UnsupportedModelError(f"{name}: tokenizer {model!r} is not supported (gpt2, llama)")
+    tokens, types = _vocabulary(values)
     kind: Kind
     if model == "gpt2":
-        kind, data = "tokenizers", _byte_level_bpe(name, tokens, types, value)
-    elif model == "llama":
-        kind, data = "sentencepiece", _sentencepiece_model(name, tokens, types, value)
+        kind, data = "tokenizers", _byte_level_bpe(values, tokens, types)
     else:
-        raise UnsupportedModelError(f"{name}: tokenizer {model!r} is not supported (gpt2, llama)")
+        defaults = {_PREFIX + key: index for key, index in _SENTENCEPIECE_IDS.items()}
+        values = _Values(name, {**defaults, **metadata})
+        kind, data = "sentencepiece", _sentencepiece_model(values, tokens, types)
 
-    eos_ids = [value(key) for key in ("eos_token_id", "eot_token_id", "eom_token_id")]
+    eos_ids = [values.raw(key) for key in ("eos_token_id", "eot_token_id", "eom_token_id")]
     eos_ids += [
-        i for i, token in enumerate(tokens) if token in _END_OF_TURN and types[i] == _CONTROL
+        i for i, token in enumerate(tokens) if token in _END_OF_TURN and types[i] == proto.CONTROL
     ]
     special = {}
     for key, field in (
@@ -55,34 +62,117 @@ def tokenizer_spec(name: str, metadata: Mapping[str, Any]) -> TokenizerSpec:
         ("unk_token", "unknown_token_id"),
         ("pad_token", "padding_token_id"),
     ):
-        index = value(field)
-        if type(index) is int and 0 <= index < len(tokens):
+        index = values.token_id(field)
+        if index is not None and index < len(tokens):
             special[key] = tokens[index]
     # llama.cpp's defaults where the file is silent: SentencePiece models begin with BOS, and so
     # do those with Llama 3's pre-tokenizer.
-    begins = model == "llama" or value("pre") in ("llama-bpe", "llama3")
+    begins = model == "llama" or values.text("pre", "") in ("llama-bpe", "llama3")
     return TokenizerSpec(
         kind=kind,
         data=data,
-        bos_id=bos_id,
-        eos_ids=tuple(dict.fromkeys(i for i in eos_ids if i is not None)),
-        add_bos=bool(value("add_bos_token", begins)) and bos_id is not None,
+        bos_id=values.raw("bos_token_id"),
+        eos_ids=tuple(i for i in eos_ids if i is not None),
+        add_bos=values.flag("add_bos_token", begins),
         chat_template=metadata.get("tokenizer.chat_template"),
         special_tokens=special,
     )
 
 
-def _byte_level_bpe(name: str, tokens: list[str], types: list[int], value: Any) -> bytes:
+class _Values:
+    """``tokenizer.ggml.*`` of one file, as the types that are asked for; else ``FormatError``."""
+
+    def __init__(self, name: str, metadata: Mapping[str, Any]) -> None:
+        self.name, self._metadata = name, metadata
+
+    def raw(self, key: str) -> Any:
+        return self._metadata.get(_PREFIX + key)
+
+    def text(self, key: str, default: str) -> str:
+        found = self.raw(key)
+        if found is None:
+            return default
+        if not isinstance(found, str):
+            raise self.error(key, "is no text")
+        return found
+
+    def flag(self, key: str, default: bool) -> bool:
+        found = self.raw(key)
+        if found is None:
+            return default
+        if type(found) is not bool:
+            raise self.error(key, "is neither true nor false")
+        return found
+
+    def token_id(self, key: str) -> int | None:
+        found = self.raw(key)
+        return found if type(found) is int and 0 <= found < 1 << 31 else None
+
+    def texts(self, key: str) -> list[str]:
+        """A list of texts; empty if the file has none."""
+        found = self._list(key)
+        for number, item in enumerate(found):
+            if not isinstance(item, str):
+                raise self.error(key, f"entry {number} is no UTF-8 text")
+        return found
+
+    def integers(self, key: str, low: int, high: int) -> list[int]:
+        found = self._list(key)
+        if not all(type(item) is int and low <= item <= high for item in found):
+            raise self.error(key, f"expected integers from {low} to {high}")
+        return found
+
+    def floats(self, key: str) -> list[float]:
+        found = self._list(key)
+        if not all(type(item) is float and abs(item) <= _FLOAT32_MAX for item in found):
+            raise self.error(key, "expected finite numbers")
+        return found
+
+    def _list(self, key: str) -> list[Any]:
+        found = self.raw(key)
+        if found is not None and not isinstance(found, list):
+            raise self.error(key, "is no list")
+        return found or []
+
+    def error(self, key: str, problem: str) -> FormatError:
+        return FormatError(f"{self.name}: {_PREFIX}{key}: {problem}")
+
+
+def _vocabulary(values: _Values) -> tuple[list[str], list[int]]:
+    """Tokens, each of its own, and their types."""
+    tokens = values.texts("tokens")
+    # 0 is llama.cpp's "undefined".
+    types = [kind or proto.NORMAL for kind in values.integers("token_type", 0, proto.BYTE)]
+    if not tokens or len(types) != len(tokens):
+        raise FormatError(f"{values.name}: the GGUF metadata hold no complete tokenizer")
+    empty = [i for i, token in enumerate(tokens) if not token]
+    for i in empty:  # llama.cpp's name for them
+        tokens[i] = f"[EMPTY_{i}]"
+    if empty:
+        text = f"{values.name}: token {empty[0]} has no text; it is called {tokens[empty[0]]}"
+        warnings.warn(text, CheckpointWarning, stacklevel=4)
+    if len(set(tokens)) < len(tokens):
+        twice = Counter(tokens).most_common(1)[0][0]
+        raise values.error("tokens", f"{twice[:40]!r} is there twice")
+    return tokens, types
+
+
+def _byte_level_bpe(values: _Values, tokens: list[str], types: list[int]) -> bytes:
     """tokenizer.json of a GPT-2-like tokenizer."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    merges = value("merges")
+    name, merges = values.name, values.texts("merges")
     if not merges:
         raise FormatError(f"{name}: the GGUF metadata hold no BPE merges")
+    pairs = []
     for merge in merges:
-        if not isinstance(merge, str) or " " not in merge:
-            raise FormatError(f"{name}: BPE merge {merge!r} is not two tokens with a space between")
-    pre = value("pre", "default")
+        left, space, right = merge.partition(" ")
+        if not space:
+            raise FormatError(
+                f"{name}: BPE merge {merge[:80]!r} is not two tokens with a space between"
+            )
+        pairs.append((left, right))
+    pre = values.text("pre", "default")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     bare = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     pre_tokenizer: pre_tokenizers.PreTokenizer
@@ -99,7 +189,7 @@ def _byte_level_bpe(name: str, tokens: list[str], types: list[int], value: Any) 
     try:
         bpe = models.BPE(
             vocab={token: i for i, token in enumerate(tokens)},
-            merges=[tuple(merge.split(" ", 1)) for merge in merges],
+            merges=pairs,
             # Llama 3's vocabulary holds words that its merges do not reach.
             ignore_merges=pre in ("llama-bpe", "llama3"),
         )
@@ -108,31 +198,26 @@ def _byte_level_bpe(name: str, tokens: list[str], types: list[int], value: Any) 
     tokenizer = Tokenizer(bpe)
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
-    for token, kind in zip(tokens, types, strict=True):
-        if kind in (_CONTROL, _UNKNOWN):
-            tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-        elif kind == _USER_DEFINED:
-            tokenizer.add_tokens([AddedToken(token, special=False, normalized=False)])
+    typed = list(zip(tokens, types, strict=True))
+    special = [token for token, kind in typed if kind in (proto.CONTROL, proto.UNKNOWN)]
+    plain = [token for token, kind in typed if kind == proto.USER_DEFINED]
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in plain])
     return tokenizer.to_str().encode()
 
 
-def _sentencepiece_model(name: str, tokens: list[str], types: list[int], value: Any) -> bytes:
-    """A SentencePiece ModelProto with the pieces of the GGUF file.
-
-    Written out in protobuf's wire format (sentencepiece_model.proto): it needs ten fields, and
-    the protobuf package would be a dependency for them alone.
-    """
-    scores = value("scores")
-    if scores is None or len(scores) != len(tokens):
-        raise FormatError(f"{name}: the GGUF metadata hold no scores for the SentencePiece tokens")
-    pieces = b"".join(
-        _message(1, _text(1, token) + _float(2, score) + _integer(3, kind))
-        for token, score, kind in zip(tokens, scores, types, strict=True)
-    )
+def _sentencepiece_model(values: _Values, tokens: list[str], types: list[int]) -> bytes:
+    """A SentencePiece ModelProto with the pieces of the GGUF file."""
+    scores = values.floats("scores")
+    if len(scores) != len(tokens):
+        raise FormatError(
+            f"{values.name}: the GGUF metadata hold no scores for the SentencePiece tokens"
+        )
+    pieces = b"".join(map(proto.piece, tokens, scores, types))
     trainer = (
-        _integer(3, 2)  # model_type: BPE
-        + _integer(4, len(tokens))
-        + _integer(35, int(_BYTE in types))  # byte_fallback
+        proto.integer(3, 2)  # model_type: BPE
+        + proto.integer(4, len(tokens))
+        + proto.integer(35, int(proto.BYTE in types))  # byte_fallback
     )
     for field, key in (
         (40, "unknown_token_id"),
@@ -140,38 +225,14 @@ def _sentencepiece_model(name: str, tokens: list[str], types: list[int], value: 
         (42, "eos_token_id"),
         (43, "padding_token_id"),
     ):
-        trainer += _integer(field, value(key, 0 if field == 40 else -1))
+        found = values.token_id(key)
+        trainer += proto.integer(field, -1 if found is None else found)
+    charsmap = bytes(i & 0xFF for i in values.integers("precompiled_charsmap", -128, 255))
     normalizer = (
-        _text(1, "identity")
-        + _message(2, bytes(value("precompiled_charsmap", b"")))
-        + _integer(3, int(value("add_space_prefix", True)))  # add_dummy_prefix
-        + _integer(4, int(value("remove_extra_whitespaces", False)))
-        + _integer(5, 1)  # escape_whitespaces
+        proto.text(1, "identity")
+        + proto.message(2, charsmap)
+        + proto.integer(3, int(values.flag("add_space_prefix", True)))  # add_dummy_prefix
+        + proto.integer(4, int(values.flag("remove_extra_whitespaces", False)))
+        + proto.integer(5, 1)  # escape_whitespaces
     )
-    return pieces + _message(2, trainer) + _message(3, normalizer)
-
-
-def _varint(number: int) -> bytes:
-    number &= (1 << 64) - 1  # negative int32 are sign-extended to ten bytes
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-def _integer(field: int, number: int) -> bytes:
-    return _varint(field << 3) + _varint(number)
-
-
-def _message(field: int, body: bytes) -> bytes:
-    return _varint(field << 3 | 2) + _varint(len(body)) + body
-
-
-def _text(field: int, text: str) -> bytes:
-    return _message(field, text.encode())
-
-
-def _float(field: int, number: float) -> bytes:
-    return _varint(field << 3 | 5) + struct.pack("<f", number)
+    return pieces + proto.message(2, trainer) + proto.message(3, normalizer)

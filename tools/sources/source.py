@@ -15,6 +15,8 @@ from edgedb.config import ModelConfig
 from edgedb.errors import FormatError, UnsupportedModelError
 from edgedb.tokenizer import TokenizerSpec
 
+from .tokenizer_spec import runnable
+
 Float32 = NDArray[np.float32]
 
 # Files up to this size are hashed whole; of larger ones (a 7B checkpoint would take a minute) the
@@ -119,6 +121,10 @@ class Source(abc.ABC):
                 raise UnsupportedModelError(
                     f"{self.path.name}: tensor {part} has no place in a Llama forward pass"
                 )
+
+    def take_tokenizer(self, found: TokenizerSpec) -> None:
+        """Make ``tokenizer_spec`` of what the checkpoint says about its tokenizer."""
+        self.tokenizer_spec = runnable(found, self.config.vocab_size, self.path.name)
 
     def ignorable(self, stored: str) -> bool:
         """Whether a tensor that the forward pass does not read may be left out without harm."""
