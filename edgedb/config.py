@@ -1,27 +1,24 @@
-"""What a model is: its hyper-parameters, and the refusal of what the forward pass cannot run.
+"""What a model is: its hyper-parameters, and the bounds of what the forward pass can run.
 
-``ModelConfig.from_hf`` is the only reader of a checkpoint's ``config.json``; the same dictionary,
-built from GGUF metadata by ``tools``, takes the same road. A ``.dbb`` carries ``to_dict()``.
+A ``.dbb`` carries ``to_dict()``; a checkpoint's config.json is read by ``checkpoint_config.py``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .display import quoted
 from .errors import FormatError, UnsupportedModelError
+from .families import FAMILIES, ROPE_KEYS
 
-# model_type of the checkpoint -> why it is the same forward pass. A family whose checkpoint differs
-# only in names or defaults is one row here and one name map in tools/sources.
-FAMILIES = {
-    "llama": "Llama 1, 2, 3, TinyLlama, SmolLM2",
-    "mistral": "Mistral without sliding window",
-}
-
-ROPE_TYPES = ("default", "linear", "llama3")
+# Tokens that go through the layers together. A weight tile is expanded once for all of them; more
+# than this gains nothing and delays a cancel.
+MAX_BATCH = 128
+# A cache as long as the longest published context would reserve gigabytes that a chat never uses.
+DEFAULT_CONTEXT = 8192
 
 # Bounds of plausibility: far above every published Llama, far below what could exhaust memory
 # or overflow a 32-bit index in the kernels.
@@ -35,11 +32,22 @@ _BOUNDS = {
     "head_dim": (2, 1024),
     "max_position_embeddings": (1, 1 << 24),
 }
+# No frequency is above 4 radians a position: 2^24 of them reach exactmath's largest angle.
+_FLOAT_BOUNDS = {"norm_eps": (1e-20, 1.0), "rope_theta": (1.0, 1e15)}
+_SCALING_BOUNDS = {
+    "factor": (0.25, 1e6),
+    "low_freq_factor": (1e-3, 1e6),
+    "high_freq_factor": (1e-3, 1e6),
+    "original_max_position_embeddings": (1, 1 << 24),
+}
+# What a session takes beside the weights: 512 MiB are for any model, 8 bytes a weight for large
+# ones. SmolLM2-135M takes 0.2 GB of the 1.6 that are its, Llama 2 7B 2.2 of 54.
+_FREE_BYTES, _BYTES_PER_WEIGHT = 1 << 29, 8
 
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Frequency scaling of the rotary embedding; ``type`` is one of ``ROPE_TYPES``.
+    """Frequency scaling of the rotary embedding; ``type`` is a key of ``families.ROPE_KEYS``.
 
     ``linear`` divides every frequency by ``factor``. ``llama3`` (Llama 3.1) divides low
     frequencies by ``factor``, keeps high ones, and blends in between.
@@ -50,6 +58,33 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+
+    @classmethod
+    def from_dict(cls, raw: object) -> RopeScaling:
+        """Read the form that ``dataclasses.asdict`` gives, trusting nothing.
+
+        Raises ``FormatError`` for anything but an object with these keys.
+        """
+        if not isinstance(raw, Mapping):
+            raise FormatError("config: rope_scaling must be a JSON object")
+        unknown = sorted(set(map(str, raw)) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise FormatError(
+                f"config: unknown key rope_scaling.{unknown[0]}; a newer edgedb may read it"
+            )
+        return cls(**raw)
+
+    def check(self) -> None:
+        """Raise ``FormatError`` for values that no model has, and for an unknown ``type``
+        ``UnsupportedModelError``: what passes has a finite angle at every position."""
+        if not isinstance(self.type, str) or self.type not in ROPE_KEYS:
+            raise UnsupportedModelError(
+                f"rope scaling {quoted(self.type)} is not supported; "
+                f"this version runs {', '.join(ROPE_KEYS)}"
+            )
+        _check_floats("rope_scaling.", self, _SCALING_BOUNDS)
+        if self.type == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+            raise FormatError("config: rope_scaling needs high_freq_factor above low_freq_factor")
 
 
 @dataclass(frozen=True)
@@ -125,9 +160,11 @@ class ModelConfig:
         names = {f.name for f in dataclasses.fields(cls)}
         unknown = sorted(set(map(str, raw)) - names)
         if unknown:
-            raise FormatError(f"config: unknown key {unknown[0]!r}; a newer edgedb may read it")
+            raise FormatError(
+                f"config: unknown key {quoted(unknown[0])}; a newer edgedb may read it"
+            )
         values = dict(raw)
-        values["rope_scaling"] = _rope_scaling(values.get("rope_scaling") or {})
+        values["rope_scaling"] = RopeScaling.from_dict(values.get("rope_scaling") or {})
         missing = sorted(
             f.name
             for f in dataclasses.fields(cls)
@@ -135,57 +172,34 @@ class ModelConfig:
         )
         if missing:
             raise FormatError(f"config: {missing[0]} is missing")
-        return cls(**values)._checked()
+        return cls(**values).checked()
 
-    @classmethod
-    def from_hf(cls, raw: Mapping[str, Any]) -> ModelConfig:
-        """Read a Hugging Face ``config.json`` (already parsed).
+    def session_bytes(self) -> int:
+        """Bytes that a session of the usual context takes beside the weights.
 
-        Keys that do not change the forward pass are ignored. Raises ``UnsupportedModelError``
-        naming the feature that is not supported, ``FormatError`` for a missing or impossible value.
+        Buffers of a batch (float32, logits of all tokens included), a full float16 cache, and the
+        tables of the rotary embedding.
         """
-        model_type = raw.get("model_type", "?")
-        if not isinstance(model_type, str) or model_type not in FAMILIES:
-            known = ", ".join(FAMILIES)
-            raise UnsupportedModelError(
-                f"model_type {model_type!r} is not supported; this version runs {known}"
-            )
-        _refuse_unsupported(raw)
-        try:
-            n_heads = raw["num_attention_heads"]
-            hidden_size = raw["hidden_size"]
-            values: dict[str, Any] = {
-                "model_type": model_type,
-                "vocab_size": raw["vocab_size"],
-                "hidden_size": hidden_size,
-                "intermediate_size": raw["intermediate_size"],
-                "n_layers": raw["num_hidden_layers"],
-                "n_heads": n_heads,
-                "n_kv_heads": raw.get("num_key_value_heads") or n_heads,
-                "head_dim": raw.get("head_dim") or _divide(hidden_size, n_heads),
-                "max_position_embeddings": raw.get("max_position_embeddings", 2048),
-                "norm_eps": raw.get("rms_norm_eps", 1e-6),
-                "tie_word_embeddings": bool(raw.get("tie_word_embeddings", False)),
-            }
-        except KeyError as missing:
-            raise FormatError(f"config.json: {missing.args[0]} is missing") from None
-        # transformers 5 keeps theta and scaling together in rope_parameters.
-        rope = raw.get("rope_parameters") or {}
-        values["rope_theta"] = raw.get("rope_theta", rope.get("rope_theta", 10000.0))
-        values["rope_scaling"] = _rope_scaling(raw.get("rope_scaling") or rope)
-        return cls(**values)._checked()
+        context = min(self.max_position_embeddings, DEFAULT_CONTEXT)
+        floats = 2 * self.hidden_size + self.qkv_size + self.q_size
+        floats += 3 * self.intermediate_size + self.vocab_size
+        cache = 2 * 2 * self.n_layers * self.kv_size * context
+        return 4 * MAX_BATCH * floats + cache + 4 * self.head_dim * context
 
-    def _checked(self) -> ModelConfig:
+    def checked(self) -> ModelConfig:
+        """The same, if this version can run it.
+
+        Raises ``FormatError`` for a value that no model has, or for a shape that asks for far more
+        memory than its weights justify, ``UnsupportedModelError`` for another family.
+        """
         if not isinstance(self.model_type, str) or self.model_type not in FAMILIES:
-            raise UnsupportedModelError(f"model_type {self.model_type!r} is not supported")
+            raise UnsupportedModelError(f"model_type {quoted(self.model_type)} is not supported")
         for name, (low, high) in _BOUNDS.items():
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:
-                raise FormatError(f"config: {name} = {value!r}, expected {low} to {high}")
-        for name in ("norm_eps", "rope_theta"):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
-                raise FormatError(f"config: {name} = {value!r}, expected a positive number")
+                raise FormatError(f"config: {name} = {quoted(value)}, expected {low} to {high}")
+        _check_floats("", self, _FLOAT_BOUNDS)
+        self.rope_scaling.check()
         if type(self.tie_word_embeddings) is not bool:
             raise FormatError("config: tie_word_embeddings must be true or false")
         if self.n_heads % self.n_kv_heads:
@@ -196,67 +210,19 @@ class ModelConfig:
             raise FormatError(
                 f"config: head_dim = {self.head_dim} is odd; rotary embedding needs pairs"
             )
+        n_weights = sum(rows * cols for rows, cols in self.linear_shapes().values())
+        if self.session_bytes() > _FREE_BYTES + _BYTES_PER_WEIGHT * n_weights:
+            raise FormatError(
+                f"config: {n_weights:,} weights would need {self.session_bytes() / 1e9:.1f} GB "
+                "beside them; no model has such a shape"
+            )
         return self
 
 
-def _divide(hidden_size: Any, n_heads: Any) -> int:
-    if type(hidden_size) is not int or type(n_heads) is not int or n_heads <= 0:
-        raise FormatError(
-            "config.json: hidden_size and num_attention_heads must be positive integers"
-        )
-    if hidden_size % n_heads:
-        raise FormatError(
-            f"config.json: hidden_size {hidden_size} is no multiple of {n_heads} heads"
-        )
-    return hidden_size // n_heads
-
-
-def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
-    """Name the first feature that would make our logits wrong if it were ignored."""
-    refusals = [
-        (raw.get("attention_bias"), "biases in the attention projections (attention_bias)"),
-        (raw.get("mlp_bias"), "biases in the feed-forward projections (mlp_bias)"),
-        (
-            raw.get("sliding_window"),
-            f"sliding-window attention (sliding_window={raw.get('sliding_window')})",
-        ),
-        (
-            raw.get("hidden_act", "silu") not in ("silu", "swish"),
-            f"activation {raw.get('hidden_act')!r} (only silu)",
-        ),
-        (raw.get("num_local_experts") or raw.get("num_experts"), "mixture of experts"),
-        (raw.get("partial_rotary_factor", 1.0) != 1.0, "partial rotary embedding"),
-        (
-            raw.get("quantization_config"),
-            "checkpoints that are already quantized; export the original",
-        ),
-    ]
-    for present, feature in refusals:
-        if present:
-            raise UnsupportedModelError(f"this model needs {feature}, which is not supported")
-
-
-def _rope_scaling(raw: object) -> RopeScaling:
-    if not isinstance(raw, Mapping):
-        raise FormatError("config: rope_scaling must be a JSON object")
-    kind = raw.get("rope_type", raw.get("type", "default"))
-    if kind not in ROPE_TYPES:
-        raise UnsupportedModelError(
-            f"rope scaling {kind!r} is not supported; this version runs {', '.join(ROPE_TYPES)}"
-        )
-    values: dict[str, Any] = {"type": kind}
-    if kind != "default":
-        for field in dataclasses.fields(RopeScaling)[1:]:
-            if raw.get(field.name) is not None:
-                values[field.name] = raw[field.name]
-        for name, value in values.items():
-            if name != "type" and (
-                type(value) not in (int, float) or not math.isfinite(value) or value <= 0
-            ):
-                raise FormatError(
-                    f"config: rope_scaling.{name} = {value!r}, expected a positive number"
-                )
-    scaling = RopeScaling(**values)
-    if kind == "llama3" and scaling.high_freq_factor <= scaling.low_freq_factor:
-        raise FormatError("config: rope_scaling needs high_freq_factor above low_freq_factor")
-    return scaling
+def _check_floats(prefix: str, of: object, bounds: Mapping[str, tuple[float, float]]) -> None:
+    for name, (low, high) in bounds.items():
+        value = getattr(of, name)
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise FormatError(
+                f"config: {prefix}{name} = {quoted(value)}, expected {low:g} to {high:g}"
+            )

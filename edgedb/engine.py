@@ -15,7 +15,7 @@ import numpy as np
 from . import ops as operations
 from .answers import Answers, Message, Prompt
 from .completion import Chunk
-from .config import ModelConfig
+from .config import DEFAULT_CONTEXT, ModelConfig
 from .dbb import DbbFile, read_dbb
 from .embedding import embed
 from .errors import EdgeDBError, FormatError, UnsupportedModelError
@@ -24,9 +24,6 @@ from .kvcache import KV_DTYPES
 from .llama import Llama
 from .session import Session
 from .tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
-
-# A cache as long as the longest published context would reserve gigabytes that a chat never uses.
-DEFAULT_CONTEXT = 8192
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")

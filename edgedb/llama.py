@@ -12,17 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .config import ModelConfig
+from .config import MAX_BATCH, ModelConfig
 from .head import Needed, TwoStageHead
 from .kvcache import KVCache
 from .ops import AttentionShape, Ops
 from .ops.buffer import Buffer
 from .rope import RopeTables
 from .tensors import LinearTensor
-
-# Tokens that go through the layers together. A weight tile is expanded once for all of them; more
-# than this gains nothing and delays a cancel.
-MAX_BATCH = 128
 
 LogitsWanted = Literal["last", "all"] | Needed
 

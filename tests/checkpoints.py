@@ -113,10 +113,11 @@ def write_gguf(
     architecture: str = "llama",
     extra: dict[str, np.ndarray] | None = None,
     parts: int = 1,
+    more: dict[str, bool | float | str] | None = None,
 ) -> Path:
     """The model of ``CONFIG`` as llama.cpp's converter writes it: rows of q and k interleaved.
 
-    Split into ``parts`` files, the first is returned.
+    Split into ``parts`` files, the first is returned. ``more``: metadata under their full names.
     """
     import gguf
 
@@ -135,6 +136,9 @@ def write_gguf(
     writer.add_key_length(CONFIG["head_dim"])
     for key, value in tokenizer.items():
         getattr(writer, f"add_{key}")(value)
+    kinds = {bool: writer.add_bool, float: writer.add_float32, str: writer.add_string}
+    for name, setting in (more or {}).items():
+        kinds[type(setting)](name, setting)
     for name, tensor in tensors.items():
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             tensor = interleave(tensor, CONFIG["head_dim"])

@@ -1,113 +1,45 @@
-"""ModelConfig: what is read, and what is refused by name."""
+"""ModelConfig as a file carries it: round trips, bounds, shapes that ask for too much memory."""
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pytest
 
-from edgedb.config import ModelConfig, RopeScaling
+from edgedb import ops
+from edgedb.config import DEFAULT_CONTEXT, ModelConfig, RopeScaling
 from edgedb.errors import FormatError, UnsupportedModelError
+from edgedb.exactmath import sincos
+from edgedb.kvcache import KVCache
+from edgedb.llama import RunState
+from edgedb.rope import RopeTables, inverse_frequencies, rope_tables
 
-LLAMA_2_7B = {
-    "model_type": "llama",
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5,
-    "rope_scaling": None,
-    "tie_word_embeddings": False,
-}
-LLAMA_31_ROPE = {
-    "factor": 8.0,
-    "high_freq_factor": 4.0,
-    "low_freq_factor": 1.0,
-    "original_max_position_embeddings": 8192,
-    "rope_type": "llama3",
-}
-
-
-def test_llama_2() -> None:
-    config = ModelConfig.from_hf(LLAMA_2_7B)
-    assert (config.head_dim, config.qkv_size, config.rope_theta) == (128, 3 * 4096, 10000.0)
-    shapes = config.linear_shapes()
-    assert shapes["layers.31.mlp_gate_up"] == (22016, 4096)
-    assert shapes["head"] == (32000, 4096)
-    assert len(config.norm_shapes()) == 65
-
-
-def test_grouped_queries_and_tied_head() -> None:
-    config = ModelConfig.from_hf(
-        LLAMA_2_7B | {"num_key_value_heads": 8, "tie_word_embeddings": True}
-    )
-    assert config.qkv_size == 4096 + 2 * 1024
-    assert "head" not in config.linear_shapes()
-
-
-@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
-def test_llama_3_scaling(key: str) -> None:
-    config = ModelConfig.from_hf(LLAMA_2_7B | {key: LLAMA_31_ROPE | {"rope_theta": 5e5}})
-    assert config.rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
-
-
-def test_mistral_without_window_is_a_llama() -> None:
-    raw = LLAMA_2_7B | {"model_type": "mistral", "sliding_window": None}
-    assert ModelConfig.from_hf(raw).model_type == "mistral"
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"model_type": "gpt2"}, "gpt2"),
-        ({"model_type": ["llama"]}, "llama"),
-        ({"attention_bias": True}, "attention_bias"),
-        ({"mlp_bias": True}, "mlp_bias"),
-        ({"model_type": "mistral", "sliding_window": 4096}, "sliding_window=4096"),
-        ({"hidden_act": "gelu"}, "gelu"),
-        ({"num_local_experts": 8}, "mixture of experts"),
-        ({"partial_rotary_factor": 0.5}, "partial rotary"),
-        ({"quantization_config": {"bits": 4}}, "already quantized"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
-    ],
+CONFIG = ModelConfig(
+    model_type="llama",
+    vocab_size=32000,
+    hidden_size=4096,
+    intermediate_size=11008,
+    n_layers=32,
+    n_heads=32,
+    n_kv_heads=32,
+    head_dim=128,
+    max_position_embeddings=4096,
 )
-def test_unsupported_features_are_named(change: dict[str, object], named: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=named):
-        ModelConfig.from_hf(LLAMA_2_7B | change)
+LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
+SMALL = {"hidden_size": 64, "intermediate_size": 64, "n_layers": 2, "vocab_size": 64}
+# 8 MB in float16, whatever else they say.
+WIDE = {"hidden_size": 1, "n_layers": 1, "n_heads": 1024, "n_kv_heads": 1024, "head_dim": 1024}
+DEEP = {"hidden_size": 64, "n_layers": 1024, "n_heads": 8, "n_kv_heads": 8}
+GATED = {"hidden_size": 1, "intermediate_size": 1 << 19, "n_layers": 1, "head_dim": 2}
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"num_hidden_layers": 10**9}, "n_layers"),
-        ({"num_hidden_layers": True}, "n_layers"),
-        ({"vocab_size": 0}, "vocab_size"),
-        ({"hidden_size": "4096"}, "hidden_size"),
-        ({"hidden_size": 4097}, "multiple"),
-        ({"num_attention_heads": 0}, "num_attention_heads"),
-        ({"num_key_value_heads": 5}, "key/value"),
-        ({"head_dim": 33}, "odd"),
-        ({"rms_norm_eps": float("nan")}, "norm_eps"),
-        ({"rope_theta": -1.0}, "rope_theta"),
-        ({"rope_scaling": [8.0]}, "rope_scaling"),
-        ({"rope_scaling": LLAMA_31_ROPE | {"factor": 0.0}}, "factor"),
-        ({"rope_scaling": LLAMA_31_ROPE | {"high_freq_factor": 1.0}}, "high_freq_factor"),
-    ],
-)
-def test_impossible_values_are_named(change: dict[str, object], named: str) -> None:
-    with pytest.raises(FormatError, match=named):
-        ModelConfig.from_hf(LLAMA_2_7B | change)
-
-
-@pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "num_attention_heads"])
-def test_missing_values_are_named(key: str) -> None:
-    with pytest.raises(FormatError, match=key):
-        ModelConfig.from_hf({k: v for k, v in LLAMA_2_7B.items() if k != key})
+def changed(**changes: object) -> ModelConfig:
+    return ModelConfig.from_dict(CONFIG.to_dict() | changes)
 
 
 def test_dictionary_round_trip() -> None:
-    config = ModelConfig.from_hf(LLAMA_2_7B | {"rope_scaling": LLAMA_31_ROPE})
+    config = dataclasses.replace(CONFIG, rope_scaling=LLAMA3)
     assert ModelConfig.from_dict(config.to_dict()) == config
 
 
@@ -118,6 +50,89 @@ def test_a_file_without_a_config_is_refused(raw: object) -> None:
 
 
 def test_unknown_keys_in_a_file_are_refused() -> None:
-    raw = ModelConfig.from_hf(LLAMA_2_7B).to_dict() | {"sliding_window": 4096}
     with pytest.raises(FormatError, match="sliding_window"):
-        ModelConfig.from_dict(raw)
+        changed(sliding_window=4096)
+    with pytest.raises(FormatError, match=r"rope_scaling\.beta_fast"):
+        changed(rope_scaling={"type": "linear", "factor": 2.0, "beta_fast": 32})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rope_theta", 1e-9),
+        ("rope_theta", 0.99),
+        ("rope_theta", 1e300),
+        ("rope_theta", 10**400),
+        ("rope_theta", True),
+        ("norm_eps", 1e-300),
+        ("norm_eps", 2.0),
+        ("rope_scaling", {"type": "linear", "factor": 1e-9}),
+        ("rope_scaling", {"type": "linear", "factor": 1e39}),
+        ("rope_scaling", {"type": "llama3", "low_freq_factor": 1e-300}),
+        ("rope_scaling", {"type": "llama3", "low_freq_factor": 4.0}),
+        ("rope_scaling", {"type": "llama3", "original_max_position_embeddings": 1 << 60}),
+    ],
+)
+def test_values_that_no_model_has_are_refused(name: str, value: object) -> None:
+    with pytest.raises(FormatError, match=name):
+        changed(**{name: value})
+
+
+@pytest.mark.parametrize("kind", ["yarn", ["linear"], 3])
+def test_another_rotary_scaling_is_refused(kind: object) -> None:
+    with pytest.raises(UnsupportedModelError, match="rope scaling"):
+        changed(rope_scaling={"type": kind})
+
+
+@pytest.mark.parametrize("theta", [1, 1e15])
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        RopeScaling(),
+        RopeScaling("linear", 0.25),
+        RopeScaling("linear", 1e6),
+        RopeScaling("llama3", 0.25, 1e-3, 1.01e-3, 1),
+        RopeScaling("llama3", 1e6, 1e-3, 1e6, 1 << 24),
+    ],
+)
+@pytest.mark.parametrize("head_dim", [2, 1024])
+def test_rotary_tables_are_finite_wherever_a_config_is_accepted(
+    theta: float, scaling: RopeScaling, head_dim: int
+) -> None:
+    shape = {"head_dim": head_dim, "max_position_embeddings": 1 << 24}
+    config = changed(**shape, rope_theta=theta, rope_scaling=dataclasses.asdict(scaling))
+    last = inverse_frequencies(config).astype(np.float64) * ((1 << 24) - 1)
+    for values in (*rope_tables(config, 2), *sincos(last)):  # the first positions, and the last
+        assert np.isfinite(values).all() and np.abs(values).max() <= 1
+
+
+@pytest.mark.parametrize("shape", [WIDE, DEEP, GATED], ids=["wide", "deep", "gated"])
+def test_a_shape_that_asks_for_far_more_memory_than_its_weights_is_refused(shape: dict) -> None:
+    with pytest.raises(FormatError, match=r"would need \d+\.\d GB beside them"):
+        changed(**SMALL | shape | {"max_position_embeddings": 1 << 24})
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"n_layers": 80, "hidden_size": 8192, "n_heads": 64, "n_kv_heads": 64},  # Llama 65B
+        {"hidden_size": 576, "n_layers": 30, "n_heads": 9, "n_kv_heads": 3, "head_dim": 64},
+        SMALL | {"n_layers": 8, "n_heads": 8, "n_kv_heads": 8, "head_dim": 8},
+        {"hidden_size": 640, "vocab_size": 262144, "n_layers": 18, "n_heads": 4, "n_kv_heads": 1},
+    ],
+)
+def test_shapes_of_models_are_accepted(shape: dict) -> None:
+    changed(**shape, max_position_embeddings=131072)
+
+
+def test_session_bytes_are_those_that_are_allocated() -> None:
+    config = changed(**SMALL, n_heads=4, n_kv_heads=2, head_dim=16)
+    backend = ops.create("numpy")
+    state = RunState(config, backend)
+    state.logits_batch = backend.buffer((len(state.ids.array), config.vocab_size))
+    context = min(config.max_position_embeddings, DEFAULT_CONTEXT)
+    cache = KVCache(config, backend, context)
+    tables = RopeTables(config, context)
+    allocated = state.size_bytes + cache.size_bytes + tables.cos.nbytes + tables.sin.nbytes
+    assert allocated == pytest.approx(config.session_bytes(), rel=0.01)

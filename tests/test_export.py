@@ -283,6 +283,17 @@ def test_weights_larger_than_any_model_has_are_named(tmp_path: Path, tiny_bpe: b
     assert not (tmp_path / "m.dbb").exists()
 
 
+def test_what_is_odd_in_a_checkpoint_is_one_line(tmp_path: Path, tiny_bpe: bytes) -> None:
+    folder = write_hf(tmp_path / "odd", tiny_bpe, **{"warp_factor": 9, "[/x]": 1})
+    done = CliRunner().invoke(
+        exporter.main, [str(folder), str(tmp_path / "m.dbb"), "--method", "int8"]
+    )
+    lines = [line for line in done.stderr.splitlines() if "warp_factor" in line]
+    assert done.exit_code == 0
+    assert len(lines) == 1 and lines[0].startswith("warning: config.json: ignored")
+    assert lines[0].endswith("'warp_factor', '[/x]'")
+
+
 def test_fetch_checks_what_it_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fake(scratch: Path) -> Path:
         with zipfile.ZipFile(scratch / "x.whl", "w") as archive:

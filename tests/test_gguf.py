@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from checkpoints import weights, write_gguf, write_hf
 
-from edgedb.errors import FormatError, UnsupportedModelError
+from edgedb.errors import CheckpointWarning, UnsupportedModelError
 from edgedb.tokenizer import load_tokenizer
 from tools.sources import open_source
-from tools.sources.gguf import _llama3_scaling
 
 SENTENCE = "What is 12 + 3? The café's answer:\n\tfifteen — 日本語."
 
@@ -54,36 +53,6 @@ def test_gguf_types_are_dequantized(tmp_path: Path, bpe_metadata: dict) -> None:
     assert np.abs(gguf.quants.dequantize(raw, gguf.GGMLQuantizationType.Q8_0) - got).max() < 0.01
 
 
-def test_llama3_scaling_is_read_back_from_gguf() -> None:
-    theta, n, factor = 500000.0, 64, 8.0
-    divisors = np.ones(n, np.float32)
-    for i in range(n):  # transformers' rule, one frequency at a time
-        wavelength = 2 * np.pi * theta ** (i / n)
-        if wavelength > 8192:
-            divisors[i] = factor
-        elif wavelength > 8192 / 4:
-            smooth = (8192 / wavelength - 1) / 3
-            divisors[i] = 1 / ((1 - smooth) / factor + smooth)
-    scaling = _llama3_scaling(divisors, theta)
-    assert scaling["rope_type"] == "llama3" and scaling["factor"] == factor
-    with pytest.raises(UnsupportedModelError, match="rope_freqs"):
-        _llama3_scaling(divisors**2, theta)
-
-
-@pytest.mark.parametrize("sizes", [{"head_count": [4, 2]}, {"key_length": 0}, {"key_length": "x"}])
-def test_impossible_heads_of_a_gguf_are_refused(
-    tmp_path: Path, bpe_metadata: dict, sizes: dict
-) -> None:
-    source = open_source(write_gguf(tmp_path / "a.gguf", bpe_metadata))
-    metadata = dict.fromkeys(("embedding_length", "feed_forward_length", "block_count"), 64)
-    metadata |= {"context_length": 64, "attention.layer_norm_rms_epsilon": 1e-5}
-    heads = {"head_count": 4, "head_count_kv": 4} | sizes
-    metadata |= {f"attention.{name}": value for name, value in heads.items()}
-    metadata = {f"llama.{name}": value for name, value in metadata.items()}
-    with pytest.raises(FormatError, match="sizes of heads"):
-        source._config_dict({"general.architecture": "llama", **metadata})
-
-
 def test_unsupported_ggufs_are_named(tmp_path: Path, bpe_metadata: dict) -> None:
     path = write_gguf(tmp_path / "a.gguf", bpe_metadata, architecture="qwen2")
     with pytest.raises(UnsupportedModelError, match="qwen2"):
@@ -94,4 +63,27 @@ def test_unsupported_ggufs_are_named(tmp_path: Path, bpe_metadata: dict) -> None
         open_source(path)
     path = write_gguf(tmp_path / "c.gguf", {**bpe_metadata, "tokenizer_pre": "deepseek-coder"})
     with pytest.raises(UnsupportedModelError, match="deepseek-coder"):
+        open_source(path)
+
+
+def test_metadata_and_tensors_together(tmp_path: Path, bpe_metadata: dict) -> None:
+    more: dict = {"llama.rope.scaling.factor": 4.0, "llama.warp_factor": 9.0}
+    with pytest.warns(CheckpointWarning, match=r"m\.gguf: ignored.*'llama\.warp_factor'$"):
+        source = open_source(write_gguf(tmp_path / "m.gguf", bpe_metadata, more=more))
+    assert source.config.rope_scaling.factor == 4.0
+    more = {"llama.attention.causal": False}
+    with pytest.raises(UnsupportedModelError, match=r"llama\.attention\.causal = False"):
+        open_source(write_gguf(tmp_path / "b.gguf", bpe_metadata, more=more))
+    divisors = {"rope_freqs.weight": np.full(12, 2, np.float32)}
+    with pytest.raises(UnsupportedModelError, match=r"rope_freqs\.weight"):
+        open_source(write_gguf(tmp_path / "c.gguf", bpe_metadata, extra=divisors))
+
+
+def test_a_type_that_cannot_be_dequantized_is_named_at_once(
+    tmp_path: Path, bpe_metadata: dict
+) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors = weights() | {name: np.ones((96, 160), np.int8)}
+    path = write_gguf(tmp_path / "m.gguf", bpe_metadata, tensors=tensors)
+    with pytest.raises(UnsupportedModelError, match=r"blk\.1\.ffn_down\.weight has type I8"):
         open_source(path)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from checkpoints import weights, write_hf
 
-from edgedb.errors import EdgeDBError, FormatError, UnsupportedModelError
+from edgedb.errors import CheckpointWarning, EdgeDBError, FormatError, UnsupportedModelError
 from tools.sources import open_source
 
 
@@ -38,8 +38,7 @@ def test_shards_equal_one_file(tmp_path: Path, tiny_bpe: bytes) -> None:
     ("changes", "feature"),
     [
         ({"model_type": "mamba"}, "mamba"),
-        ({"attention_bias": True}, "attention_bias"),
-        ({"sliding_window": 4096}, "sliding"),
+        ({"sliding_window": 128}, "sliding"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
         ({"hidden_act": "gelu"}, "gelu"),
     ],
@@ -49,6 +48,16 @@ def test_unsupported_configurations_are_named(
 ) -> None:
     with pytest.raises(UnsupportedModelError, match=feature):
         open_source(write_hf(tmp_path / "m", tiny_bpe, tensors=weights(), **changes))
+
+
+def test_names_on_no_list_are_warned_of(tmp_path: Path, tiny_bpe: bytes) -> None:
+    folder = write_hf(tmp_path / "m", tiny_bpe, warp_factor=9, **{"\x1b[31m": 1})
+    with pytest.warns(CheckpointWarning, match=r"'warp_factor', '\\x1b\[31m'$") as caught:
+        open_source(folder)
+    assert len(caught) == 1
+    folder = write_hf(tmp_path / "n", tiny_bpe, **{f"k{i}": i for i in range(10_000)})
+    with pytest.warns(CheckpointWarning, match="and 9990 more$"):
+        open_source(folder)
 
 
 def test_damaged_checkpoints_are_named(tmp_path: Path, tiny_bpe: bytes) -> None:

@@ -10,7 +10,7 @@ import pytest
 from checkpoints import weights, write_hf
 from safetensors.numpy import save_file
 
-from edgedb.errors import FormatError
+from edgedb.errors import FormatError, UnsupportedModelError
 from tools.sources import open_source
 
 
@@ -41,6 +41,30 @@ def test_half_precision_is_widened_exactly(tmp_path: Path, tiny_bpe: bytes) -> N
     save_file(halves, folder / "model.safetensors")
     expected = halves[name].astype(np.float32)
     np.testing.assert_array_equal(open_source(folder).tensor("layers.0.mlp_down"), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.bool_])
+def test_other_types_are_named_before_anything_is_read(
+    tmp_path: Path, tiny_bpe: bytes, dtype: type
+) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors = weights() | {name: np.ones((96, 160), dtype)}
+    folder = write_hf(tmp_path / "m", tiny_bpe, tensors=tensors)
+    with pytest.raises(UnsupportedModelError, match=rf"{name} is \w+; export from BF16"):
+        open_source(folder)
+
+
+def test_float8_is_named_before_anything_is_read(tmp_path: Path, tiny_bpe: bytes) -> None:
+    folder = write_hf(tmp_path / "m", tiny_bpe)
+    file = folder / "model.safetensors"
+    raw = file.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    header["lm_head.weight"]["dtype"] = "F8_E4M3"
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
+    with pytest.raises(UnsupportedModelError, match=r"lm_head\.weight is F8_E4M3"):
+        open_source(folder)
 
 
 def test_damaged_files_are_named(tmp_path: Path, tiny_bpe: bytes) -> None:

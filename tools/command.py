@@ -32,12 +32,16 @@ def new_console() -> Console:
 
 
 def one_line_errors(command: Callable[[], None]) -> Callable[[], None]:
-    """Print an ``EdgeDBError`` of ``command`` to standard error and exit with 2."""
+    """Print an ``EdgeDBError`` of ``command`` to standard error and exit with 2.
+
+    What a checkpoint makes one wonder about is shown there, too.
+    """
 
     @functools.wraps(command)
     def run() -> None:
         try:
-            command()
+            with shown_warnings(lambda text: print(text, file=sys.stderr)):
+                command()
         except EdgeDBError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None

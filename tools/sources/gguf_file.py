@@ -18,6 +18,7 @@ believes the lengths, is asked for the sizes of the types and to dequantize.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import struct
@@ -66,6 +67,16 @@ _STRING, _ARRAY = 8, 9
 _PART = re.compile(r"(?s)(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
+@functools.cache
+def _dequantizable(kind: GGMLQuantizationType) -> bool:
+    """The package keeps no public list: it is tried with one block of zeros."""
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
+
+
 class StoredTensor(NamedTuple):
     """shape: slowest axis first, as numpy has it; raw: uint8 ``[rows, bytes of the last axis]``, a
     view of the mapped file."""
@@ -73,6 +84,12 @@ class StoredTensor(NamedTuple):
     type: GGMLQuantizationType
     shape: tuple[int, ...]
     raw: NDArray[np.uint8]
+
+    def unreadable(self) -> str | None:
+        """Why ``read`` cannot give this tensor, or None."""
+        if _dequantizable(self.type):
+            return None
+        return f"has type {self.type.name}, which the package gguf cannot dequantize"
 
     def read(self, start: int, stop: int) -> Float32:
         """Slices ``start`` to ``stop`` of the first axis, dequantized.
@@ -82,12 +99,9 @@ class StoredTensor(NamedTuple):
         flat = len(self.shape) == 1  # one row, of which a part is wanted
         rows_each = math.prod(self.shape[1:-1])
         raw = self.raw if flat else self.raw[start * rows_each : stop * rows_each]
-        try:
-            values = dequantize(raw, self.type)
-        except NotImplementedError:
-            raise UnsupportedModelError(
-                f"has type {self.type.name}, which the package gguf cannot dequantize"
-            ) from None
+        if reason := self.unreadable():
+            raise UnsupportedModelError(reason)
+        values = dequantize(raw, self.type)
         values = values.reshape(self.shape if flat else (stop - start, *self.shape[1:]))
         # A file may lay its tensors at any byte.
         return np.require(values[start:stop] if flat else values, np.float32, ["C", "A"])

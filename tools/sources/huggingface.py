@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from edgedb.config import ModelConfig
 from edgedb.errors import FormatError
 
 from .folder import exists, read_json
@@ -43,8 +42,7 @@ class HuggingFaceSource(Source):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config_dict = read_json(path / "config.json", required=True)
-        self.config = ModelConfig.from_hf(self.config_dict)
+        self.read_config("config.json", read_json(path / "config.json", required=True), [])
         self._shards = {file.name: SafetensorsFile(file) for file in _shard_files(path)}
         self._shard_of = {name: shard for shard in self._shards.values() for name in shard.shapes}
         self.check()
@@ -60,9 +58,12 @@ class HuggingFaceSource(Source):
     def read_stored(self, stored: str, start: int, stop: int) -> Float32:
         return self._shard_of[stored].read(stored, start, stop)
 
+    def unreadable(self, stored: str) -> str | None:
+        return self._shard_of[stored].unreadable(stored)
+
     def ignorable(self, stored: str) -> bool:
         # Old Llama checkpoints carry the rotary frequencies, which follow from rope_theta.
-        return super().ignorable(stored) or stored.endswith(".rotary_emb.inv_freq")
+        return stored.endswith(".rotary_emb.inv_freq")
 
 
 def _shard_files(path: Path) -> list[Path]:

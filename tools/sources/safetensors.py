@@ -59,13 +59,18 @@ class SafetensorsFile:
         self.shapes[name] = shape
         self._where[name] = (dtype, data_start + start)
 
+    def unreadable(self, name: str) -> str | None:
+        """Why ``read`` cannot give this tensor, or None."""
+        dtype, _ = self._where[name]
+        if dtype in _DTYPES:
+            return None
+        return f"is {dtype}; export from BF16, F16 or F32 weights"
+
     def read(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows ``start`` to ``stop`` (first axis) of one tensor, as float32."""
         dtype, offset = self._where[name]
-        if dtype not in _DTYPES:
-            raise UnsupportedModelError(
-                f"{self.path.name}: tensor {name} is {dtype}; export from BF16, F16 or F32 weights"
-            )
+        if reason := self.unreadable(name):
+            raise UnsupportedModelError(f"{self.path.name}: tensor {name} {reason}")
         row_size = math.prod(self.shapes[name][1:])
         stored = np.dtype(_DTYPES[dtype])
         raw = np.fromfile(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import hashlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,8 +13,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from edgedb.checkpoint_config import read_config
 from edgedb.config import ModelConfig
-from edgedb.errors import FormatError, UnsupportedModelError
+from edgedb.display import quoted
+from edgedb.errors import CheckpointWarning, FormatError, UnsupportedModelError
 from edgedb.tokenizer import TokenizerSpec
 
 from .tokenizer_spec import runnable
@@ -23,6 +27,11 @@ Float32 = NDArray[np.float32]
 # first such stretch, which holds the header with every tensor's name and shape, and the size.
 _HASH_WHOLE_BYTES = 1 << 28
 
+# Rows of two tables that are compared at a time: 128 MB of float32 at a width of 4,096.
+_COMPARED_ROWS = 4096
+
+_NAMED = 10  # keys that a warning names, of any number
+
 
 class Source(abc.ABC):
     """A checkpoint on disk. Tensors are read one at a time, as float32.
@@ -32,7 +41,7 @@ class Source(abc.ABC):
     """
 
     path: Path
-    config_dict: Mapping[str, Any]
+    config_dict: dict[str, Any]
     config: ModelConfig
     tokenizer_spec: TokenizerSpec
 
@@ -47,6 +56,10 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def read_stored(self, stored: str, start: int, stop: int) -> Float32:
         """Rows ``start`` to ``stop`` of one stored tensor, float32, in edgedb's row order."""
+
+    @abc.abstractmethod
+    def unreadable(self, stored: str) -> str | None:
+        """Why ``read_stored`` cannot give this tensor as floats, or None."""
 
     @abc.abstractmethod
     def files(self) -> list[Path]:
@@ -95,11 +108,29 @@ class Source(abc.ABC):
             "hashed": "whole" if whole else "first 256 MiB of each file",
         }
 
+    def read_config(self, file: str, settings: dict[str, Any], unknown: list[str]) -> None:
+        """Set ``config_dict`` and ``config`` from ``settings`` in the names of config.json.
+
+        ``unknown``: names in ``file`` that are on no list already; a warning says them all.
+        """
+        self.config_dict = settings
+        self.config, more = read_config(settings)
+        listed = [quoted(name) for name in unknown + more]
+        if listed:
+            rest = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
+            warnings.warn(
+                f"{file}: ignored, because it is not known whether they change the forward pass: "
+                f"{', '.join(listed[:_NAMED])}{rest}",
+                CheckpointWarning,
+                stacklevel=2,
+            )
+
     def check(self) -> None:
         """Compare the checkpoint's tensors with what ``config`` asks for.
 
         Raises ``FormatError`` for a missing tensor or a wrong shape, ``UnsupportedModelError`` for
-        one that the forward pass would not use (a bias, a norm of q and k, an adapter).
+        one that cannot be read as floats, or that the forward pass would not use (a bias, a norm of
+        q and k, an adapter).
         """
         shapes = self.stored_shapes()
         wanted: dict[str, tuple[int, ...]] = {}
@@ -108,6 +139,9 @@ class Source(abc.ABC):
                 wanted[part] = (n_rows, cols)
         for name, length in self.config.norm_shapes().items():
             wanted[self.stored_names(name)[0]] = (length,)
+        embedding, head = self.layout["embedding"][0], self.layout["head"][0]
+        if head in shapes:
+            wanted[head] = wanted[embedding]
         for part, shape in wanted.items():
             if part not in shapes:
                 raise FormatError(f"{self.path.name}: tensor {part} is missing")
@@ -116,11 +150,17 @@ class Source(abc.ABC):
                     f"{self.path.name}: tensor {part} has shape {list(shapes[part])}, "
                     f"the configuration asks for {list(shape)}"
                 )
+            if reason := self.unreadable(part):
+                raise UnsupportedModelError(f"{self.path.name}: tensor {part} {reason}")
         for part in shapes:
             if part not in wanted and not self.ignorable(part):
                 raise UnsupportedModelError(
                     f"{self.path.name}: tensor {part} has no place in a Llama forward pass"
                 )
+        if self.config.tie_word_embeddings and head in shapes and not self._equal(embedding, head):
+            # As in transformers: what the file holds counts, not what config.json says of it.
+            self.config = dataclasses.replace(self.config, tie_word_embeddings=False)
+            self.config_dict = {**self.config_dict, "tie_word_embeddings": False}
 
     def take_tokenizer(self, found: TokenizerSpec) -> None:
         """Make ``tokenizer_spec`` of what the checkpoint says about its tokenizer."""
@@ -128,7 +168,17 @@ class Source(abc.ABC):
 
     def ignorable(self, stored: str) -> bool:
         """Whether a tensor that the forward pass does not read may be left out without harm."""
-        return self.config.tie_word_embeddings and stored == self.layout["head"][0]
+        return False
+
+    def _equal(self, stored: str, other: str) -> bool:
+        n_rows = self.stored_shapes()[stored][0]
+        return all(
+            np.array_equal(
+                self.read_stored(stored, start, min(start + _COMPARED_ROWS, n_rows)),
+                self.read_stored(other, start, min(start + _COMPARED_ROWS, n_rows)),
+            )
+            for start in range(0, n_rows, _COMPARED_ROWS)
+        )
 
     def _part_rows(self, name: str) -> tuple[int, ...]:
         kind = name.rpartition(".")[2]

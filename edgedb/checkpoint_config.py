@@ -1,0 +1,116 @@
+"""From a checkpoint's config.json to a ``ModelConfig``, by the tables of ``families.py``.
+
+The same dictionary, built from GGUF metadata by ``tools``, takes the same road.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .config import ModelConfig, RopeScaling
+from .display import quoted
+from .errors import FormatError, UnsupportedModelError
+from .families import FAMILIES, ROPE_KEYS, Family
+
+
+def read_config(raw: Mapping[str, Any]) -> tuple[ModelConfig, list[str]]:
+    """Hyper-parameters of a Hugging Face ``config.json`` (already parsed), and the names in it that
+    this version does not know.
+
+    Raises ``UnsupportedModelError`` naming the feature that is not supported, ``FormatError`` for a
+    missing or impossible value.
+    """
+    model_type = raw.get("model_type", "?")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise UnsupportedModelError(
+            f"model_type {quoted(model_type)} is not supported; this version runs {known}"
+        )
+    family = FAMILIES[model_type]
+    given = {key: value for key, value in raw.items() if value is not None or key in family.nulls}
+    settings = {**family.defaults, **given}
+    unknown = family.config.check(settings) + _unknown_classes(settings, family)
+
+    rope, theta, unknown_of_rope = _read_rope(settings)
+    fields: dict[str, Any] = {
+        field: settings.get(key) for key, field in family.config.fields.items()
+    }
+    if fields["head_dim"] is None:
+        fields["head_dim"] = _divide(settings)
+    if fields["n_kv_heads"] is None:
+        fields["n_kv_heads"] = fields["n_heads"]
+    for key, field in family.config.fields.items():
+        if fields[field] is None:
+            raise FormatError(f"config.json: {key} is missing")
+    config = ModelConfig(model_type=model_type, rope_theta=theta, rope_scaling=rope, **fields)
+    return config.checked(), unknown + unknown_of_rope
+
+
+def _unknown_classes(settings: Mapping[str, Any], family: Family) -> list[str]:
+    """A class of its own may compute something of its own."""
+    classes = settings.get("architectures", [])
+    classes = classes if isinstance(classes, list) else [classes]
+    return [f"architectures: {name}" for name in classes if name not in family.classes]
+
+
+def _read_rope(settings: Mapping[str, Any]) -> tuple[RopeScaling, Any, list[str]]:
+    """``(scaling, theta, unknown names)``.
+
+    transformers 5 keeps theta and scaling together in ``rope_parameters``; ``rope_scaling``, as
+    transformers 4 called it, stands for all of that where it is present. A theta inside counts.
+    """
+    name = "rope_scaling" if settings.get("rope_scaling") else "rope_parameters"
+    raw = settings.get(name) or {}
+    if not isinstance(raw, Mapping):
+        raise FormatError(f"config.json: {name} must be a JSON object")
+    rope = {key: value for key, value in raw.items() if value is not None}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if not isinstance(kind, str) or kind not in ROPE_KEYS:
+        raise UnsupportedModelError(
+            f"rope scaling {quoted(kind)} is not supported; "
+            f"this version runs {', '.join(ROPE_KEYS)}"
+        )
+    for key, value in rope.items():
+        if isinstance(value, Mapping):
+            raise UnsupportedModelError(
+                f"this model needs a rotary embedding for each kind of layer ({name}.{key}), "
+                "which is not supported"
+            )
+    unknown = ROPE_KEYS[kind].check(rope, f"{name}.")
+    theta = rope.get("rope_theta", settings["rope_theta"])
+    if kind == "default":
+        return RopeScaling(), theta, unknown
+    values: dict[str, Any] = {"factor": rope.get("factor")}
+    if kind == "llama3":
+        values |= {
+            "low_freq_factor": rope.get("low_freq_factor"),
+            "high_freq_factor": rope.get("high_freq_factor"),
+            "original_max_position_embeddings": _original_context(settings, rope),
+        }
+    for key, value in values.items():
+        if value is None:
+            raise FormatError(f"config.json: {name} of type {kind} lacks {key}")
+    return RopeScaling(kind, **values), theta, unknown
+
+
+def _original_context(settings: Mapping[str, Any], rope: Mapping[str, Any]) -> Any:
+    """Positions that llama3's scaling starts from; transformers looks outside first."""
+    key = "original_max_position_embeddings"
+    return settings.get(key, rope.get(key, settings["max_position_embeddings"]))
+
+
+def _divide(settings: Mapping[str, Any]) -> int | None:
+    """hidden_size / heads, or None if one of them is missing."""
+    hidden_size, n_heads = settings.get("hidden_size"), settings.get("num_attention_heads")
+    if hidden_size is None or n_heads is None:
+        return None
+    if type(hidden_size) is not int or type(n_heads) is not int or n_heads <= 0:
+        raise FormatError(
+            "config.json: hidden_size and num_attention_heads must be positive integers"
+        )
+    if hidden_size % n_heads:
+        raise FormatError(
+            f"config.json: hidden_size {hidden_size} is no multiple of {n_heads} heads"
+        )
+    return hidden_size // n_heads
