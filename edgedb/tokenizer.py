@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast
 
 from .errors import EdgeDBError, FormatError, UnsupportedModelError
+from .tokenizer_json import encode, open_tokenizer_json
 
 Kind = Literal["sentencepiece", "tokenizers"]
 KINDS = ("sentencepiece", "tokenizers")
@@ -277,17 +278,8 @@ class _SentencePiece(_Vocabulary):
 
 class _Tokenizers(_Vocabulary):
     def __init__(self, spec: TokenizerSpec) -> None:
-        import tokenizers
-
         super().__init__(spec)
-        try:
-            self._model = tokenizers.Tokenizer.from_buffer(spec.data)
-        except Exception as error:  # the library raises bare Exception for some files
-            reason = str(error).splitlines()[0] if str(error) else "unreadable"
-            raise FormatError(f"tokenizer.file: not a tokenizer.json ({reason})") from None
-        # Limits for training batches that some checkpoints carry along.
-        self._model.no_truncation()
-        self._model.no_padding()
+        self._model = open_tokenizer_json(spec.data)
         added = self._model.get_added_tokens_decoder()
         self.vocab_size = max(self._model.get_vocab_size(), *(i + 1 for i in added), 0)
         self._hidden |= {i for i, token in added.items() if token.special}
@@ -299,7 +291,12 @@ class _Tokenizers(_Vocabulary):
     def _encode(self, text: str, special: bool) -> list[int]:
         with self._lock:
             self._model.encode_special_tokens = not special
-            return list(self._model.encode(text, add_special_tokens=False).ids)
+            ids = encode(self._model, text, add_special_tokens=False)
+        if ids and max(ids) >= self.vocab_size:
+            raise EdgeDBError(
+                f"tokenizer.json: the id {max(ids)} is outside its vocabulary of {self.vocab_size}"
+            )
+        return ids
 
     def _piece_bytes(self, token: int) -> bytes:
         if token in self._added:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import settings
+from tiny_tokenizers import byte_level_bpe, sentencepiece_bpe
 
 from edgedb.config import ModelConfig
 from edgedb.dbb import DbbWriter, PairTensor
@@ -25,12 +25,6 @@ CHATML = (
     " + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-TEXT = [
-    "Once upon a time there was a little girl named Lily.",
-    "She lived in a small house near the sea, and she liked to play outside with her friends.",
-    "What is the capital of France? The capital of France is Paris, a city on the river Seine.",
-    "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. Ça va? 日本語も少し。",
-] * 3
 
 
 @pytest.fixture(scope="session")
@@ -45,19 +39,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def tiny_bpe() -> bytes:
     """A byte-level BPE ``tokenizer.json`` of 320 tokens; ids 0 to 2 are special."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        show_progress=False,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator(TEXT, trainer)
-    return str(tokenizer.to_str()).encode()
+    return byte_level_bpe()
 
 
 @pytest.fixture
@@ -80,21 +62,7 @@ def bpe_metadata(tiny_bpe: bytes) -> dict:
 @pytest.fixture(scope="session")
 def tiny_sentencepiece() -> bytes:
     """A SentencePiece model of 400 pieces with byte fallback: <unk>, <s>, </s>, then the bytes."""
-    import sentencepiece
-
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXT),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=400,
-        byte_fallback=True,
-        character_coverage=0.98,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
-    return model.getvalue()
+    return sentencepiece_bpe()
 
 
 @pytest.fixture(scope="session")

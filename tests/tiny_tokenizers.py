@@ -1,0 +1,48 @@
+"""Tokenizers small enough to train in a test, of the two kinds that checkpoints have."""
+
+from __future__ import annotations
+
+import io
+
+TEXT = [
+    "Once upon a time there was a little girl named Lily.",
+    "She lived in a small house near the sea, and she liked to play outside with her friends.",
+    "What is the capital of France? The capital of France is Paris, a city on the river Seine.",
+    "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. Ça va? 日本語も少し。",
+] * 3
+
+
+def byte_level_bpe() -> bytes:
+    """A byte-level BPE ``tokenizer.json`` of 320 tokens; ids 0 to 2 are special."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        show_progress=False,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    return str(tokenizer.to_str()).encode()
+
+
+def sentencepiece_bpe() -> bytes:
+    """A SentencePiece model of 400 pieces with byte fallback: <unk>, <s>, </s>, then the bytes."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=400,
+        byte_fallback=True,
+        character_coverage=0.98,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return model.getvalue()
