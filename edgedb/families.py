@@ -25,7 +25,7 @@ class Family:
     """
 
     models: str
-    classes: frozenset[str]
+    classes: tuple[str, ...]
     config: Keys
     defaults: Mapping[str, Any]
     nulls: frozenset[str]
@@ -197,7 +197,7 @@ _LLAMA_METADATA = Keys(
 FAMILIES = {
     "llama": Family(
         models="Llama 1, 2, 3, TinyLlama, SmolLM2",
-        classes=names("LlamaForCausalLM LLaMAForCausalLM"),
+        classes=("LlamaForCausalLM", "LLaMAForCausalLM"),
         config=_LLAMA_CONFIG,
         defaults={
             "max_position_embeddings": 2048,
@@ -210,8 +210,8 @@ FAMILIES = {
         metadata=_LLAMA_METADATA,
     ),
     "mistral": Family(
-        models="Mistral without sliding window",
-        classes=names("MistralForCausalLM"),
+        models="Mistral, if its window covers the context",
+        classes=("MistralForCausalLM",),
         config=_LLAMA_CONFIG,
         defaults={
             "max_position_embeddings": 131072,

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import numpy as np
 import pytest
+from anything import VALUES
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgedb.checkpoint_config import read_config
 from edgedb.config import ModelConfig, RopeScaling
-from edgedb.errors import FormatError, UnsupportedModelError
+from edgedb.errors import EdgeDBError, FormatError, UnsupportedModelError
+from edgedb.exactmath import sincos
+from edgedb.families import FAMILIES
+from edgedb.rope import inverse_frequencies
 
 LLAMA_2_7B: dict[str, Any] = {
     "model_type": "llama",
@@ -155,6 +163,7 @@ def test_what_changes_nothing_is_accepted() -> None:
     [
         ({"model_type": "gpt2"}, "gpt2"),
         ({"model_type": ["llama"]}, "llama"),
+        ({"architectures": [["x"]], "is_causal": False}, "is_causal"),
         ({"is_causal": False}, "not causal.*is_causal = False"),
         ({"is_causal": None}, "is_causal = None"),  # transformers reads it as false
         ({"hidden_act": "gelu"}, "activation.*gelu"),
@@ -228,3 +237,21 @@ def test_impossible_values_are_named(change: dict[str, object], named: str) -> N
 def test_missing_values_are_named(key: str, there: bool) -> None:
     with pytest.raises(FormatError, match=f"{key} is missing"):
         without(key, **({key: None} if there else {}))
+
+
+KEYS = sorted({*FAMILIES["llama"].config.fields, *FAMILIES["llama"].config.honoured})
+ROPE = st.dictionaries(
+    st.sampled_from(["rope_type", "type", "rope_theta", *LLAMA_31_ROPE]),
+    st.sampled_from(["linear", "llama3"]) | VALUES,
+)
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), ROPE | VALUES, max_size=3))
+def test_whatever_a_value_is_the_error_is_ours(changes: dict[str, Any]) -> None:
+    try:
+        config, _ = read_config(LLAMA_2_7B | changes)
+    except EdgeDBError:
+        return
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    last = inverse_frequencies(config).astype(np.float64) * config.max_position_embeddings
+    assert np.isfinite(sincos(last)).all()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
 import pytest
+from anything import VALUES
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgedb.checkpoint_config import read_config
 from edgedb.config import ModelConfig, RopeScaling
-from edgedb.errors import FormatError, UnsupportedModelError
+from edgedb.errors import EdgeDBError, FormatError, UnsupportedModelError
+from edgedb.families import FAMILIES
 from tools.sources.gguf_metadata import config_of, llama3_scaling
 
 LLAMA: dict[str, Any] = {
@@ -197,7 +202,21 @@ def test_divisors_that_cannot_be_are_refused() -> None:
     divisors = llama3_divisors(500000.0, 12, 8.0)
     with pytest.raises(FormatError, match="12 divisors for heads of 32"):
         read({"rope.freq_base": 500000.0, "attention.key_length": 32}, divisors=divisors)
+    with pytest.raises(FormatError, match="12 divisors"):
+        read({"rope.freq_base": 500000.0}, divisors=divisors.reshape(3, 4))
     with pytest.raises(FormatError, match="divisors"):
         read({"rope.freq_base": "x"}, divisors=divisors)
     with pytest.raises(UnsupportedModelError, match=r"beside rope\.scaling\.factor"):
         read({"rope.freq_base": 500000.0, "rope.scaling.factor": 2.0}, divisors=divisors)
+
+
+KEYS = sorted(
+    {*FAMILIES["llama"].metadata.fields, *FAMILIES["llama"].metadata.refused, "rope.scaling.type"}
+)
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=3), st.booleans())
+def test_whatever_a_value_is_the_error_is_ours(changes: dict[str, Any], scaled: bool) -> None:
+    divisors = llama3_divisors(10000.0, 12, 8.0) if scaled else None
+    with contextlib.suppress(EdgeDBError):
+        read(changes, divisors=divisors)

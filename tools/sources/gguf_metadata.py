@@ -118,7 +118,7 @@ def llama3_scaling(divisors: Float32, head_dim: Any, theta: Any) -> dict[str, An
     Llama 3. Raises ``UnsupportedModelError`` when they do not reproduce the divisors.
     """
     n = divisors.size
-    if head_dim != 2 * n or type(theta) not in (int, float):
+    if divisors.ndim != 1 or head_dim != 2 * n or type(theta) not in (int, float):
         raise FormatError(f"rope_freqs.weight holds {n} divisors for heads of {quoted(head_dim)}")
     factor, low, high, original = float(divisors.max()), 1.0, 4.0, 8192
     with np.errstate(all="ignore"):  # whatever a file says
