@@ -11,6 +11,8 @@ Four rules bound a rendering's memory and time, whatever the template combines:
    Filters that need more than that are in ``bounded_filters.py``. What is refused here alone is
    refused by name, and never an undefined value that a template could go on with.
 4. A rendering has a budget of loop steps, of bytes made or written, and of seconds.
+
+The same places see to it that what is made of a message's text is known to be (``quotation.py``).
 """
 
 from __future__ import annotations
@@ -19,12 +21,11 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from types import BuiltinMethodType, MethodType
-from typing import Any, cast
+from typing import Any, NoReturn
 
+from jinja2 import Environment, nodes, pass_context, pass_environment
 from jinja2 import filters as jinja_filters
-from jinja2 import nodes, pass_context, pass_eval_context
-from jinja2.nodes import EvalContext
-from jinja2.runtime import Context, LoopContext, Undefined, markup_join, str_join
+from jinja2.runtime import Context, LoopContext, Macro, Undefined
 from jinja2.sandbox import (
     ImmutableSandboxedEnvironment,
     SandboxedEscapeFormatter,
@@ -51,37 +52,65 @@ from .bounds import (
     repeated_size,
     too_large,
 )
-from .permitted import FILTERS, LINEAR, METHODS, READING
+from .permitted import FILTERS, LINEAR, METHODS, READING, TRACKED
+from .quotation import (
+    TRACKED_METHODS,
+    Placeholders,
+    Quoted,
+    derived,
+    joined,
+    percent,
+    source_of,
+    sources,
+    text_of,
+)
 from .template_globals import GLOBALS
 
 
 @pass_context  # so that it is never folded into a constant, which would be written unpaid
 def _written(_: Context, value: Any) -> str:
-    text = value if isinstance(value, str) else str(value)
+    text = text_of(value)
     budget.get().spend(sys.getsizeof(text))
     return text
 
 
-@pass_eval_context
-def _concatenated(context: EvalContext, values: list[Any]) -> str:
+def _concatenated(values: list[Any]) -> str:
     texts = []
     size = 0
     for value in values:
-        texts.append(value if isinstance(value, str) else str(value))
+        texts.append(text_of(value))
         size += len(texts[-1])
         if size > MAX_SIZE:
             raise too_large()
-    join = markup_join if context.autoescape else str_join
-    return cast(str, checked(join(texts)))
+    return str(checked(joined(texts)))
+
+
+@pass_environment
+def _join(environment: Environment, value: Any, d: Any = "", attribute: Any = None) -> str:
+    if attribute is not None:
+        value = map(jinja_filters.make_attrgetter(environment, attribute), value)
+    separator = text_of(d)
+    return Quoted(separator, sources(separator)).join(map(text_of, value))
+
+
+def _format(pattern: Any, *args: Any, **kwargs: Any) -> str:
+    if args and kwargs:
+        return jinja_filters.do_format(pattern, *args, **kwargs)  # which refuses that
+    return percent(text_of(pattern), kwargs or args)
+
+
+def _safe(value: Any) -> Any:
+    return value if isinstance(value, Quoted) else jinja_filters.FILTERS["safe"](value)
 
 
 def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that foresees and measures what it makes, and reads iterators step by step."""
+    """A filter that foresees and measures what it makes, reads iterators step by step, and quotes
+    what it makes of quoted text."""
     first = 1 if hasattr(function, "jinja_pass_arg") else 0
 
     @wraps(function)  # keeps the mark that asks for a context or environment
     def bounded(*args: Any, **kwargs: Any) -> Any:
-        given = list(args)
+        given = [text_of(value) if isinstance(value, MethodType) else value for value in args]
         if len(given) > first and name in READING:
             given[first] = held(given[first])
         subject = given[first] if len(given) > first else None
@@ -92,7 +121,12 @@ def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
             raise SecurityError("a sum of collections")
         elif name not in LINEAR:
             foresee(subject, others)
-        return checked(function(*given, **kwargs))
+        if isinstance(subject, str) and source_of(*others):
+            given[first] = Quoted(subject, sources(subject))
+        result = function(*given, **kwargs)
+        if name not in TRACKED:
+            result = derived(result, subject, *others)
+        return checked(result)
 
     return bounded
 
@@ -107,9 +141,18 @@ def _bounded_test(function: Any) -> Callable[..., Any]:
 
 
 class _BoundedFields(SandboxedFormatter):
+    def __init__(self, environment: Environment, **options: Any) -> None:
+        super().__init__(environment, **options)
+        self.held = Placeholders()
+
+    def convert_field(self, value: Any, conversion: Any) -> Any:
+        return derived(super().convert_field(value, conversion), value)
+
     def format_field(self, value: Any, format_spec: str) -> Any:
         budget.get().spend(refuse_width(format_spec, MAX_NUMBER))
-        return super().format_field(value, format_spec)
+        text = super().format_field(value, format_spec)
+        quoted = source_of(value, format_spec)
+        return self.held.hold(derived(text, value, format_spec)) if quoted else text
 
 
 class _EscapingFields(_BoundedFields, SandboxedEscapeFormatter):
@@ -138,6 +181,12 @@ class _Bounding(NodeTransformer):
         node.filter = node.filter or _passed(None, "_checked", node.lineno)
         return node
 
+    def _refuse_escaping(self, node: nodes.Node) -> NoReturn:
+        # Escaped text is of Jinja's own class, which does not know what it quotes.
+        raise SecurityError("autoescape")
+
+    visit_EvalContextModifier = visit_ScopedEvalContextModifier = _refuse_escaping
+
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
         return _passed(nodes.List(node.nodes, lineno=node.lineno), "_concatenated", node.lineno)
@@ -161,6 +210,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     an exhausted budget is ``TemplateError``."""
 
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
+    concat = staticmethod(joined)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(optimized=False, **options)
@@ -172,6 +222,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.tests = {name: _bounded_test(function) for name, function in self.tests.items()}
         private = {"_checked": checked, "_concatenated": _concatenated, "_counted": counted}
         self.filters.update(private, _written=_written)
+        own: dict[str, Callable[..., Any]]
+        own = {"format": _format, "join": _join, "safe": _safe, "string": text_of}
+        self.filters.update({name: bounded_filter(name, f) for name, f in own.items()})
         self.globals.update(GLOBALS)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -197,9 +250,6 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         pattern = getattr(value, "__self__", None)
         if name not in ("format", "format_map") or not isinstance(pattern, str):
             return None
-        fields = _BoundedFields(self)
-        if isinstance(pattern, Markup):
-            fields = _EscapingFields(self, escape=pattern.escape)
 
         def bounded_format(*args: Any, **kwargs: Any) -> str:
             foresee(pattern, (*args, *kwargs.values()), numbers=False)
@@ -207,7 +257,13 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             if name == "format_map":
                 (named,) = args
                 args = ()
-            return type(pattern)(fields.vformat(pattern, args, named))
+            fields = _BoundedFields(self)
+            if isinstance(pattern, Markup):
+                fields = _EscapingFields(self, escape=pattern.escape)
+            text = fields.held.fill(fields.vformat(str.__str__(pattern), args, named))
+            if isinstance(pattern, Markup) and not isinstance(text, Quoted):
+                return type(pattern)(text)
+            return str(derived(text, pattern))
 
         return bounded_format
 
@@ -219,7 +275,12 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             foresee_percent(pattern, right if isinstance(right, tuple) else (right,))
         if operator == "*" and repeated_size(left, right) > MAX_NUMBER:
             raise SecurityError(f"more than {MAX_NUMBER} repetitions")
-        return checked(super().call_binop(context, operator, left, right))
+        if operator == "%" and isinstance(left, str):
+            return checked(percent(left, right))
+        result = super().call_binop(context, operator, left, right)
+        if isinstance(result, str) and not isinstance(result, Quoted):
+            result = derived(result, left, right)
+        return checked(result)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(__obj, LoopContext) and args:
@@ -235,5 +296,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             checked(given)  # macros and `cycler` hand them on as a collection
         elif name not in LINEAR:
             foresee(owner, given)
+        if isinstance(owner, str) and source_of(*given):
+            __obj = getattr(Quoted(owner, sources(owner)), name)
         result = super().call(__context, __obj, *args, **kwargs)
+        if isinstance(owner, (str, bytes)) and name not in TRACKED_METHODS:
+            result = derived(result, owner, *given)
+        elif owner is None and type(result) is str and not isinstance(__obj, Macro):
+            result = derived(result, *given)
         return checked(result, new_strings=isinstance(owner, str))

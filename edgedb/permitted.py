@@ -22,6 +22,13 @@ FILTERS = _names(
     "rejectattr replace reverse round safe select selectattr slice sort string sum title trim "
     "truncate unique upper urlencode wordcount xmlattr"
 )
+# Filters that hand on what they are given, or make their text by operations that say what of it is
+# quoted (``quotation.py``).
+TRACKED = _names(
+    "attr batch capitalize d default dictsort first format groupby items join last list lower map "
+    "max min reject rejectattr replace reverse safe select selectattr slice sort string trim "
+    "truncate unique upper"
+)
 # What these make or look at does not grow with their arguments.
 LINEAR = _names(
     "attr d default difference endswith get intersection isdisjoint issubset issuperset map reject "

@@ -23,6 +23,7 @@ from . import bounded_filters
 from .bounded_template import BoundedEnvironment, bounded_filter
 from .bounds import MAX_SIZE, Budget, budget
 from .errors import TemplateError
+from .quotation import Quoted, joined, quote_message, sources
 from .tokenizer import TokenizerSpec
 
 MAX_OUTPUT_CHARS = 1 << 24
@@ -35,10 +36,11 @@ def render(
     messages: Sequence[Mapping[str, Any]],
     *,
     add_generation_prompt: bool = True,
-) -> str:
+) -> Quoted:
     """The text of a conversation as the model was trained to read it.
 
     Encode it with ``add_bos=False, special=True``: the template writes BOS and the special tokens.
+    The text knows what it quotes from messages, where special tokens are not read.
     ``add_generation_prompt`` ends the text where the model's answer begins. Raises
     ``TemplateError`` if there is no template, it is broken, it refuses the messages, or it exceeds
     the bounds.
@@ -53,12 +55,13 @@ def render(
         template = _compiled(spec.chat_template)
         stream = template.generate(
             **spec.special_tokens,
-            messages=[dict(message) for message in messages],
+            messages=[quote_message(message) for message in messages],
             tools=None,
             documents=None,
             add_generation_prompt=add_generation_prompt,
         )
-        return _bounded(stream, MAX_OUTPUT_CHARS)
+        text = _bounded(stream, MAX_OUTPUT_CHARS)
+        return Quoted(text, sources(text))
     except TemplateError:
         raise
     except jinja2.TemplateSyntaxError as error:
@@ -92,7 +95,7 @@ def _bounded(pieces: Iterable[str], limit: int) -> str:
         size += len(piece)
         if size > limit:
             raise TemplateError(f"chat template: more than {limit} characters")
-    return "".join(kept)
+    return joined(kept)
 
 
 def _first_line(error: Exception | str) -> str:

@@ -12,10 +12,15 @@ import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from .errors import EdgeDBError, FormatError, UnsupportedModelError
+from .quotation import TEMPLATE, Quoted, any_of, own_matches, source_of, sources
 from .tokenizer_json import encode, open_tokenizer_json
+
+if TYPE_CHECKING:
+    from .guarded import GuardedEncoder
 
 Kind = Literal["sentencepiece", "tokenizers"]
 KINDS = ("sentencepiece", "tokenizers")
@@ -25,6 +30,10 @@ _METADATA_KEYS = ("kind", "bos_id", "eos_ids", "add_bos", "chat_template", "spec
 _MAX_SPECIAL_TOKENS = 1 << 16
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE_MARK = "\u2581"  # SentencePiece writes a space as this character
+_MARKER = re.compile(r"[^\w\s].*\w.*[^\w\s]")
+_CONTROL_MARKER = re.compile("<[|\uff5c].*[|\uff5c]>")
+# Characters of a token of their own, to stand before a text.
+_SEPARATE = ("\x02", "~", "龍")
 
 
 @dataclass(frozen=True)
@@ -110,14 +119,26 @@ class Tokenizer(Protocol):
         """Ids of special tokens, which are no part of a text."""
         ...
 
+    @property
+    def marker_ids(self) -> frozenset[int]:
+        """Ids of tokens that are text by their flag, but by which the chat template or their
+        spelling marks who speaks: ``<think>``, ``<｜User｜>``."""
+        ...
+
     def encode(self, text: str, *, add_bos: bool | None = None, special: bool = False) -> list[int]:
         """Token ids of ``text``.
 
         ``add_bos``: begin with the BOS token; None does what the model was trained with. Pass False
         for a rendered chat template, which writes its own. ``special``: special tokens spelled in
-        ``text`` become their ids (chat templates); otherwise they are ordinary text, so that a
-        user cannot forge them. Raises ``EdgeDBError`` if ``text`` is not valid Unicode.
+        ``text`` become their ids (chat templates), but not in what a ``Quoted`` text quotes, and
+        neither do markers there; otherwise they are ordinary text, so that a user cannot forge
+        them. Raises ``EdgeDBError`` if ``text`` is not valid Unicode.
         """
+        ...
+
+    def encode_inside(self, text: str) -> list[int]:
+        """Token ids of ``text`` behind other text: without BOS and without the space that encoding
+        may put before a text."""
         ...
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
@@ -177,10 +198,19 @@ class _Vocabulary:
         self._spec = spec
         self._bytes: dict[int, bytes] = {}
         self._hidden = {i for i in (spec.bos_id, *spec.eos_ids) if i is not None}
+        self._markers: dict[int, str] = {}
 
     @property
     def special_ids(self) -> frozenset[int]:
         return frozenset(self._hidden)
+
+    @property
+    def marker_ids(self) -> frozenset[int]:
+        return frozenset(self._markers)
+
+    def _is_marker(self, spelling: str) -> bool:
+        used = spelling in (self._spec.chat_template or "") and _MARKER.fullmatch(spelling)
+        return bool(used or _CONTROL_MARKER.fullmatch(spelling))
 
     def encode(self, text: str, *, add_bos: bool | None = None, special: bool = False) -> list[int]:
         try:
@@ -189,10 +219,21 @@ class _Vocabulary:
             raise EdgeDBError(
                 f"the text is not valid Unicode: lone surrogate at character {error.start}"
             ) from None
-        ids = self._encode(text, special) if text else []
+        if special and source_of(text):
+            ids = self._encode_quoting(cast(Quoted, text))
+        else:
+            ids = self._encode(str.__str__(text), special) if text else []
         if (self._spec.add_bos if add_bos is None else add_bos) and self._spec.bos_id is not None:
             ids.insert(0, self._spec.bos_id)
         return ids
+
+    def encode_inside(self, text: str) -> list[int]:
+        for character in _SEPARATE:
+            lead = self._encode(character, False)
+            ids = self._encode(character + text, False)
+            if ids[: len(lead)] == lead and self.token_bytes(lead[-1]) == character.encode():
+                return ids[len(lead) :]
+        return self._encode(text, False)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         stream = Detokenizer(self, self.leading, skip_special)
@@ -212,6 +253,10 @@ class _Vocabulary:
         return data
 
     def _encode(self, text: str, special: bool) -> list[int]:
+        raise NotImplementedError
+
+    def _encode_quoting(self, text: Quoted) -> list[int]:
+        """Ids of ``text`` with control tokens where nothing is quoted."""
         raise NotImplementedError
 
     def _piece_bytes(self, token: int) -> bytes:
@@ -244,9 +289,16 @@ class _SentencePiece(_Vocabulary):
             if i is not None and i < self.vocab_size:
                 specials[i] = model.id_to_piece(i)
         self._id_of_special = {piece: i for i, piece in specials.items() if piece}
-        # The longest spelling first: one special token may begin like another.
-        spellings = sorted(self._id_of_special, key=len, reverse=True)
-        self._specials = re.compile("(" + "|".join(map(re.escape, spellings)) + ")")
+        self._specials = any_of(self._id_of_special)
+        self._markers = {
+            i: piece
+            for i, piece in enumerate(map(model.id_to_piece, range(self.vocab_size)))
+            if i not in self._hidden and self._is_marker(piece) and i in model.encode(piece)
+        }
+        # The model reads these in any text.
+        eager = [piece for piece, i in self._id_of_special.items() if i in model.encode(piece)]
+        self._eager_specials = any_of(eager)
+        self._eager = any_of([*eager, *self._markers.values()])
         self.leading = self._leading_rule()
 
     def _leading_rule(self) -> int:
@@ -260,14 +312,30 @@ class _SentencePiece(_Vocabulary):
         return 1 if model.decode([space, word]).startswith(" ") else _STRIP_ALL
 
     def _encode(self, text: str, special: bool) -> list[int]:
-        if not special or not self._id_of_special:
-            return list(self._model.encode(text))
+        if special:
+            return self._encode_quoting(Quoted(text, TEMPLATE))
+        return self._encode_plain(Quoted(text), self._eager_specials)
+
+    def _encode_quoting(self, text: Quoted) -> list[int]:
         ids: list[int] = []
-        for part in self._specials.split(text):
-            if part in self._id_of_special:
-                ids.append(self._id_of_special[part])
-            elif part:
-                ids.extend(self._model.encode(part))
+        end = 0
+        for match in own_matches(self._specials, text):
+            ids += self._encode_plain(text[end : match.start()], self._eager)
+            ids.append(self._id_of_special[match[0]])
+            end = match.end()
+        return ids + self._encode_plain(text[end:], self._eager)
+
+    def _encode_plain(self, text: Quoted, refused: re.Pattern[str]) -> list[int]:
+        """Ids of ``text``; what it quotes of ``refused`` is cut after the first character."""
+        marks = sources(text)
+        found = (match.span() for match in refused.finditer(text))
+        cuts = [start + 1 for start, end in found if end - start > 1 and any(marks[start:end])]
+        first, *rest = (
+            str.__str__(text[a:b]) for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)
+        )
+        ids = list(self._model.encode(first)) if first else []
+        for part in rest:
+            ids += self.encode_inside(part)
         return ids
 
     def _piece_bytes(self, token: int) -> bytes:
@@ -282,21 +350,54 @@ class _Tokenizers(_Vocabulary):
         self._model = open_tokenizer_json(spec.data)
         added = self._model.get_added_tokens_decoder()
         self.vocab_size = max(self._model.get_vocab_size(), *(i + 1 for i in added), 0)
+        self._flag_ends(added)
+        added = self._model.get_added_tokens_decoder()
         self._hidden |= {i for i, token in added.items() if token.special}
         self._added = {i: token.content for i, token in added.items()}
+        self._markers = {
+            i: text
+            for i, text in self._added.items()
+            if i not in self._hidden and self._is_marker(text)
+        }
         self._byte_level, self.leading = _decoding_rules(self._model.decoder)
         # The library keeps "parse special tokens" as a state of the tokenizer.
         self._lock = threading.Lock()
 
+    def _flag_ends(self, added: Mapping[int, Any]) -> None:
+        """Make BOS and the ends of a text special tokens, whatever the file says of them."""
+        from tokenizers import AddedToken
+
+        for i in sorted(self._hidden):
+            token = added.get(i)
+            text = self._model.id_to_token(i) if token is None else token.content
+            if text and _MARKER.fullmatch(text) and not (token and token.special):
+                flagged = AddedToken(text, special=True, normalized=False)
+                self._model.add_special_tokens([flagged])
+
     def _encode(self, text: str, special: bool) -> list[int]:
         with self._lock:
-            self._model.encode_special_tokens = not special
-            ids = encode(self._model, text, add_special_tokens=False)
+            if not special:
+                return self._known(self._guarded.encode_plain(text))
+            self._model.encode_special_tokens = False
+            return self._known(encode(self._model, text).ids)
+
+    def _encode_quoting(self, text: Quoted) -> list[int]:
+        with self._lock:
+            return self._known(self._guarded.encode(text))
+
+    def _known(self, ids: list[int]) -> list[int]:
         if ids and max(ids) >= self.vocab_size:
             raise EdgeDBError(
                 f"tokenizer.json: the id {max(ids)} is outside its vocabulary of {self.vocab_size}"
             )
         return ids
+
+    @cached_property
+    def _guarded(self) -> GuardedEncoder:
+        from .guarded import GuardedEncoder
+
+        special = self._hidden & self._added.keys()
+        return GuardedEncoder(self._model, sorted(special), sorted(self._markers))
 
     def _piece_bytes(self, token: int) -> bytes:
         if token in self._added:

@@ -55,13 +55,14 @@ def open_tokenizer_json(data: bytes) -> tokenizers.Tokenizer:
     return _open(document, json.dumps(document["model"]).encode())
 
 
-def encode(tokenizer: tokenizers.Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
-    """Ids of ``text``. Raises ``EdgeDBError`` if the tokenizer fails at it."""
-    encoding = _guarded(
-        lambda: tokenizer.encode(text, add_special_tokens=add_special_tokens),
+def encode(
+    tokenizer: tokenizers.Tokenizer, text: str, *, add_special_tokens: bool = False
+) -> tokenizers.Encoding:
+    """``text`` as ids and where they are from. Raises ``EdgeDBError`` if the tokenizer fails."""
+    return _guarded(
+        lambda: tokenizer.encode(str.__str__(text), add_special_tokens=add_special_tokens),
         lambda reason: EdgeDBError(f"the tokenizer fails at this text ({reason})"),
     )
-    return list(encoding.ids)
 
 
 def _split(data: bytes) -> tuple[dict[str, Any], bytes] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
+from .quotation import MODEL, OTHERS, TEMPLATE, sources
 from .tokenizer import Tokenizer
 
 
@@ -16,9 +17,21 @@ def encode_keeping(tokenizer: Tokenizer, text: str, held: Sequence[int]) -> list
     again. The ids change over from ``held`` to a new encoding only in front of a special token,
     where every tokenizer begins afresh, or at the end. Bytes of ``held`` that are no UTF-8 count as
     the U+FFFD that they are in ``text``.
+
+    In what ``text`` quotes, a held special token stands for nothing, and a held marker only where
+    the model itself wrote it.
     """
     specials = {i: tokenizer.token_bytes(i, skip_special=False) for i in tokenizer.special_ids}
     spellings = tuple(data.decode("utf-8", "replace") for data in specials.values() if data)
+    marks, markers = sources(text), tokenizer.marker_ids
+
+    def begins_afresh(at: int) -> bool:
+        """Whether the template wrote a special token at ``at``."""
+        return text.startswith(spellings, at) and any(
+            text.startswith(spelling, at) and not any(marks[at : at + len(spelling)])
+            for spelling in spellings
+        )
+
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     n_kept = kept = at = 0  # ids, characters of text that they spell; characters looked at
     begins = True  # at a token in front of which encoding may have put a space
@@ -29,7 +42,7 @@ def encode_keeping(tokenizer: Tokenizer, text: str, held: Sequence[int]) -> list
                 break
             at += len(tail)
         half_a_character = decoder.getstate()[0]
-        if not half_a_character and (at == len(text) or text.startswith(spellings, at)):
+        if not half_a_character and (at == len(text) or begins_afresh(at)):
             n_kept, kept = i, at
         if token is None or at == len(text):
             break
@@ -38,6 +51,9 @@ def encode_keeping(tokenizer: Tokenizer, text: str, held: Sequence[int]) -> list
             data = data.removeprefix(b" ")
         piece = decoder.decode(data)
         if not text.startswith(piece, at):
+            break
+        trust = TEMPLATE if token in specials else MODEL if token in markers else OTHERS
+        if max(marks[at : at + len(piece)], default=TEMPLATE) > trust:
             break
         at += len(piece)
         begins = token in specials
