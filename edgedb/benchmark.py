@@ -29,6 +29,7 @@ from .errors import EdgeDBError
 from .kvcache import KVCache
 from .llama import MAX_BATCH, Llama, RunState
 from .ops import Ops, create
+from .ops.cores import usable_cpus
 from .packing import pack_int8, quantize_int8
 from .tensors import BLOCK_BYTES, MAX_PAIRS, LinearTensor, PairTensor, tile_grid
 
@@ -75,7 +76,7 @@ class Machine:
         """This machine and this build."""
         return cls(
             cpu=_cpu_name(),
-            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+            cores=usable_cpus(),
             system=f"{platform.system()} {platform.machine()}",
             python=platform.python_version(),
             version=__version__,

@@ -9,7 +9,6 @@ the fit.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedb.errors import FormatError
+from edgedb.ops.cores import usable_cpus
 from edgedb.packing import pack_planes
 from edgedb.tensors import GROUP, PairTensor
 
@@ -80,7 +80,7 @@ def fit(
     c = np.zeros((rows, groups, 2 * pairs), np.int8)
     codes = np.zeros((rows, width), np.uint8)
     quantized = np.empty((rows, cols), np.float32)
-    threads = threads or os.cpu_count() or 1
+    threads = threads or usable_cpus()
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, rows, CHUNK_ROWS):
             s = slice(start, min(start + CHUNK_ROWS, rows))

@@ -18,6 +18,7 @@ from ..packing import gather_rows
 from ..tensors import DenseTensor, Int8Tensor, LinearTensor
 from . import Unfused, jit_layers, jit_matmul
 from .buffer import Buffer, aligned_zeros
+from .cores import usable_cpus
 from .reference import ReferenceOps
 from .selection import NumpySelection
 
@@ -76,9 +77,8 @@ class NumbaOps(Unfused, NumpySelection):
     kernel = ""
 
     def __init__(self, threads: int | None = None) -> None:
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
         most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-        self.threads = max(1, min(threads or usable or most, most))
+        self.threads = max(1, min(threads or usable_cpus(), most))
         self.isa = f"llvm-{llvmlite.binding.get_host_cpu_name()}"
         self._scratch: dict[tuple[int, int], tuple[np.ndarray, ...]] = {}
 
