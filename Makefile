@@ -5,8 +5,9 @@
 # make bench-peers
 #              against llama.cpp (built here, some minutes): bench/results/peers-*; PEERS="--help"
 # make lint    ruff and mypy
-# make test-native, test-arm, test-sanitize
-#              the C library alone: here, as 64-bit Arm code under qemu, under sanitizers
+# make test-native, test-clang, test-arm, test-sanitize
+#              the C library alone: here, by a current clang, as 64-bit Arm code under qemu, under
+#              sanitizers
 # make wheel-arm, test-wheel-arm
 #              cross-build the wheel for 64-bit Arm; run it under qemu on Debian 12
 
@@ -21,6 +22,7 @@ GGUF := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 NATIVE := $(wildcard native/src/* native/include/*) native/build.py setup.py
 BENCH ?=
 TORCH ?= torch==2.13.0
+ZIGLANG ?= ziglang==0.17.1
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PEERS ?=
 PEERS_DIR := .cache/peers
@@ -28,7 +30,7 @@ LLAMA_CPP ?= llama-cpp-python==0.3.36
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: chat test test-native test-arm test-sanitize wheel-arm test-wheel-arm bench bench-kernels \
+.PHONY: chat test test-native test-clang test-arm test-sanitize wheel-arm test-wheel-arm bench bench-kernels \
 	bench-peers lint clean
 .DELETE_ON_ERROR:
 
@@ -42,6 +44,9 @@ test: $(BIN)/.installed-test $(BIN)/.installed-torch
 
 test-native:
 	@$(MAKE) --no-print-directory -C native/tests test
+
+test-clang: $(BIN)/.installed-clang
+	@native/test_clang.sh $(BIN)/python
 
 test-arm test-sanitize:
 	@$(MAKE) --no-print-directory -C native/tests $@
@@ -92,6 +97,12 @@ $(BIN)/.installed-torch: $(BIN)/.installed-test
 		$$pip --no-deps --retries 1 --timeout 20 --index-url $(TORCH_INDEX) $(TORCH); \
 	} 2>/dev/null </dev/null && $$pip $(TORCH) 'matplotlib>=3.8' </dev/null || \
 		echo "edgedb: no CPU build of $(TORCH) to be had; the training tests are skipped"
+	@touch $@
+
+# A current clang that needs no system package: the one that zig carries.
+$(BIN)/.installed-clang: $(BIN)/.installed-test
+	@echo "edgedb: installing clang ($(ZIGLANG)); about 100 MB to fetch"
+	@$(BIN)/python -m pip install --quiet --progress-bar off '$(ZIGLANG)' </dev/null
 	@touch $@
 
 $(BIN)/.installed-bench: $(BIN)/.installed pyproject.toml

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 
 import edgedb
+from edgedb import ops
 
 PACKAGE = Path(edgedb.__file__).parent
 LIBRARY = next(PACKAGE.glob("_native*.so"), None)
@@ -43,6 +47,27 @@ def run(folder: Path, *arguments: str, backend: str = "") -> subprocess.Complete
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=folder
     )
+
+
+def test_native_is_there_where_a_compiler_is() -> None:
+    """The extension is optional: without this, a library that fails to compile is missed by all."""
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
+    if not any(map(shutil.which, (compiler, "cc", "gcc", "clang"))):
+        pytest.skip("no C compiler here")
+    assert ops.statuses()[0].available, ops.statuses()[0].reason
+
+
+@pytest.mark.parametrize(
+    ("compiler", "strict", "optional"),
+    [("sh", "1", False), ("sh", "0", True), ("no-such-compiler", "1", True)],
+)
+def test_a_build_that_asks_for_errors_gets_them(
+    monkeypatch: pytest.MonkeyPatch, compiler: str, strict: str, optional: bool
+) -> None:
+    monkeypatch.setenv("CC", f"{compiler} -pipe")
+    monkeypatch.setenv("EDGEDB_WERROR", strict)
+    build = runpy.run_path(str(PACKAGE.parent / "native" / "build.py"))
+    assert build["ffibuilder"]._assigned_source[3]["optional"] is optional
 
 
 def test_fallback_says_why_once(broken: tuple[Path, str]) -> None:
