@@ -42,9 +42,10 @@ def _open(path: Path) -> int:
     return os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
 
 
-def read_regular(path: Path, limit_bytes: int) -> bytes:
-    """The bytes of a regular file. Raises ``EdgeDBError`` if it is none (a FIFO would block for
-    ever, a device may have no end), is larger than ``limit_bytes`` or cannot be read.
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """A regular file to read. Raises ``EdgeDBError`` if it is none (a FIFO would block for ever, a
+    device may have no end) or cannot be read.
     """
     try:
         fd = _open(path)
@@ -52,11 +53,19 @@ def read_regular(path: Path, limit_bytes: int) -> bytes:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise EdgeDBError(f"{path} is not a regular file")
             with open(fd, "rb", closefd=False) as file:
-                content = file.read(limit_bytes + 1)
+                yield file
         finally:
             os.close(fd)
     except OSError as error:
         raise EdgeDBError(f"{path}: {error.strerror}") from None
+
+
+def read_regular(path: Path, limit_bytes: int) -> bytes:
+    """The bytes of a regular file. Raises ``EdgeDBError`` if it is none, is larger than
+    ``limit_bytes`` or cannot be read.
+    """
+    with open_regular(path) as file:
+        content = file.read(limit_bytes + 1)
     if len(content) > limit_bytes:
         raise EdgeDBError(f"{path} is larger than {limit_bytes:,} bytes")
     return content

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +82,49 @@ def test_damaged_checkpoints_are_named(tmp_path: Path, tiny_bpe: bytes) -> None:
         (folder / "config.json").write_text(text)
         with pytest.raises(FormatError, match=r"config.json"):
             open_source(folder)
+
+
+def test_shards_are_found_without_an_index(tmp_path: Path, tiny_bpe: bytes) -> None:
+    folder = write_hf(tmp_path / "m", tiny_bpe)
+    whole = open_source(folder)
+    want = whole.tensor("final_norm")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    assert [f.name for f in open_source(folder).files()] == ["model-00001-of-00001.safetensors"]
+    np.testing.assert_array_equal(open_source(folder).tensor("final_norm"), want)
+    folder = write_hf(tmp_path / "many", tiny_bpe, shards=3)
+    (folder / "model.safetensors.index.json").unlink()
+    assert len(open_source(folder).files()) == 3
+    (folder / "model-00001-of-00003.safetensors").unlink()
+    with pytest.raises(FormatError, match=r"shard model-00001-of-00003\.safetensors is missing"):
+        open_source(folder)
+
+
+def test_a_whole_file_counts_beside_an_index(tmp_path: Path, tiny_bpe: bytes) -> None:
+    folder = write_hf(tmp_path / "m", tiny_bpe)
+    index = folder / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "gone.safetensors"}}')
+    assert [file.name for file in open_source(folder).files()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "..", "", "a\0b", "\ud800", ["b"], None])
+def test_impossible_names_of_shards_are_refused(
+    tmp_path: Path, tiny_bpe: bytes, name: object
+) -> None:
+    folder = write_hf(tmp_path / "m", tiny_bpe)
+    (folder / "model.safetensors").unlink()
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(FormatError, match=r"^m: shard .* is missing$"):
+        open_source(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja"])
+def test_companions_that_are_no_files(tmp_path: Path, tiny_bpe: bytes, name: str) -> None:
+    folder = write_hf(tmp_path / "m", tiny_bpe)
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(FormatError, match=f"{name} is not a regular file"):
+        open_source(folder)
 
 
 @pytest.mark.parametrize(

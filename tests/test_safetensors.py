@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from checkpoints import weights, write_hf
 from safetensors.numpy import save_file
 
-from edgedb.errors import FormatError, UnsupportedModelError
+from edgedb.errors import EdgeDBError, FormatError, UnsupportedModelError
 from tools.sources import open_source
+from tools.sources.safetensors import SafetensorsFile
 
 
 def write_bfloat16(file: Path, tensors: dict[str, np.ndarray]) -> None:
@@ -67,17 +69,61 @@ def test_float8_is_named_before_anything_is_read(tmp_path: Path, tiny_bpe: bytes
         open_source(folder)
 
 
-def test_damaged_files_are_named(tmp_path: Path, tiny_bpe: bytes) -> None:
+def write_header(file: Path, header: bytes, data: bytes = b"") -> None:
+    file.write_bytes(len(header).to_bytes(8, "little") + header + data)
+
+
+def test_cut_files_are_named(tmp_path: Path, tiny_bpe: bytes) -> None:
     folder = write_hf(tmp_path / "e", tiny_bpe)
     whole = (folder / "model.safetensors").read_bytes()
-    for cut, what in ((4, "truncated"), (100, "truncated"), (len(whole) - 1, "outside the file")):
+    for cut in (0, 4, 100, len(whole) - 1):
         (folder / "model.safetensors").write_bytes(whole[:cut])
-        with pytest.raises(FormatError, match=what):
+        with pytest.raises(FormatError, match=r"^model.safetensors: .*truncated"):
             open_source(folder)
-    deep = b"[" * 100_000
-    endless = b'{"x": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 0]}}'
-    for header, what in ((deep, "not JSON"), (endless, "x has a damaged header")):
-        content = len(header).to_bytes(8, "little") + header
-        (folder / "model.safetensors").write_bytes(content)
-        with pytest.raises(FormatError, match=what):
-            open_source(folder)
+
+
+@pytest.mark.parametrize(
+    ("header", "what"),
+    [
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[]", "not a JSON object"),
+        (b'{"x": 1, "x": 1}', "'x' is there twice"),
+        (b'{"x": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 0]}}', "not a number"),
+        (b'{"x": []}', "x has a damaged header"),
+        (b'{"x": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}', "damaged header"),
+        (b'{"x": {"dtype": "F32", "shape": ["2"], "data_offsets": [0, 8]}}', "damaged header"),
+        (b'{"x": {"dtype": "F32", "shape": [2.9], "data_offsets": [0, 8]}}', "damaged header"),
+        (b'{"x": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}', "damaged header"),
+        (b'{"x": {"dtype": "F32", "shape": "2", "data_offsets": [0, 8]}}', "damaged header"),
+        (b'{"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, true]}}', "damaged header"),
+        (b'{"x": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}', "damaged header"),
+        (b'{"x": {"dtype": "F32", "shape": [2], "data_offsets": [0]}}', "damaged header"),
+        (b'{"x": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}', "unlike its shape"),
+        (b'{"x": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}}', "expected 0"),
+        (b'{"x": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}', "truncated"),
+        (b'{"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}', "data is 8 bytes"),
+        (
+            b'{"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},'
+            b' "y": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
+            "tensor y starts at byte 4 of the data, expected 8",
+        ),
+    ],
+)
+def test_false_headers_are_named(tmp_path: Path, header: bytes, what: str) -> None:
+    write_header(tmp_path / "x.safetensors", header, bytes(8))
+    with pytest.raises(FormatError, match=rf"^x.safetensors: .*{what}"):
+        SafetensorsFile(tmp_path / "x.safetensors")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.safetensors")
+    with pytest.raises(EdgeDBError, match="not a regular file"):
+        SafetensorsFile(tmp_path / "x.safetensors")
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path, tiny_bpe: bytes) -> None:
+    folder = write_hf(tmp_path / "m", tiny_bpe)
+    source = open_source(folder)
+    os.truncate(folder / "model.safetensors", 10_000)
+    with pytest.raises(FormatError, match="has changed"):
+        source.tensor("layers.1.mlp_down")

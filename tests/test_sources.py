@@ -17,6 +17,9 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
         open_source(tmp_path / "nothing")
     with pytest.raises(FormatError, match=r"config.json is missing"):
         open_source(tmp_path)
+    for name in ("x" * 300, "a\0b"):
+        with pytest.raises(EdgeDBError, match="no such file"):
+            open_source(tmp_path / name)
     (tmp_path / "x.safetensors").write_bytes(b"12345678{}")
     with pytest.raises(FormatError, match="pass the directory"):
         open_source(tmp_path / "x.safetensors")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgedb import ops
 from edgedb.config import ModelConfig
-from edgedb.errors import TemplateError
+from edgedb.errors import FormatError, TemplateError
 from edgedb.kvcache import KVCache
 from edgedb.packing import pack_int8, quantize_int8
 from edgedb.rope import rope_tables
@@ -130,7 +130,10 @@ class _Writer:
         ]
 
     def _matrix(self, source: Source, name: str) -> Any:
-        return self.ops.matrix(pack_int8(*quantize_int8(source.tensor(name))))
+        try:
+            return self.ops.matrix(pack_int8(*quantize_int8(source.tensor(name))))
+        except ValueError as error:
+            raise FormatError(f"{name}: {error}") from None
 
     def step(self, ids: Ids, position: int) -> Float32:
         """Logits ``[n, vocab]`` after ``ids [n]`` at ``position``; the next call overwrites."""

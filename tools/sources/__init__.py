@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from edgedb.errors import EdgeDBError, FormatError
@@ -12,18 +13,25 @@ __all__ = ["Source", "open_source"]
 
 
 def open_source(path: str | Path) -> Source:
-    """Open a checkpoint: a Hugging Face directory (with config.json) or one ``.gguf`` file.
+    """Open a checkpoint: a Hugging Face directory (with config.json) or one ``.gguf`` file, or
+    any part of a split one.
 
     Only headers are read here. Raises ``EdgeDBError`` if there is nothing at ``path``,
     ``FormatError`` for a damaged or incomplete checkpoint (names the tensor), and
     ``UnsupportedModelError`` for a model that the forward pass cannot run (names the feature).
     """
-    path = Path(path)
-    if path.is_dir():
+    try:
+        return _open(Path(path))
+    except OSError as error:  # no permission, a bad disk, a file that has gone meanwhile
+        raise EdgeDBError(f"{error.filename or path}: {error.strerror or error}") from None
+
+
+def _open(path: Path) -> Source:
+    if os.path.isdir(path):
         from .huggingface import HuggingFaceSource
 
         return HuggingFaceSource(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise EdgeDBError(f"{path}: no such file or directory")
     with path.open("rb") as file:
         magic = file.read(4)

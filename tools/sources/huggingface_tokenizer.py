@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from edgedb.dbb import MAX_TOKENIZER_BYTES
 from edgedb.errors import CheckpointWarning, EdgeDBError, FormatError
 from edgedb.tokenizer import Kind, TokenizerSpec, load_tokenizer
+from edgedb.tokenizer_json import encode, open_tokenizer_json
 
 from . import sentencepiece_proto as proto
 from .folder import exists, read_bytes, read_json, read_text
@@ -100,14 +101,12 @@ def _sentencepiece(data: bytes) -> _Tokenizer:
 
 
 def _tokenizers(file: Path) -> _Tokenizer:
-    from tokenizers import Tokenizer
-
     data = read_bytes(file, MAX_TOKENIZER_BYTES)
     _checked("tokenizers", data, file)
-    library = Tokenizer.from_str(data.decode())
+    library = open_tokenizer_json(data)
 
     def puts_first(bos_id: Any) -> bool:
-        return list(library.encode("a").ids[:1]) == [bos_id]
+        return encode(library, "a", add_special_tokens=True).ids[:1] == [bos_id]
 
     return _Tokenizer("tokenizers", data, library.token_to_id, puts_first)
 
