@@ -249,7 +249,7 @@ def test_a_peers_folder_is_whole_or_absent(
 def test_a_sentencepiece_teacher_is_refused_in_one_line(
     tmp_path: Path, tiny_bpe: bytes, tiny_sentencepiece: bytes
 ) -> None:
-    folder = write_hf(tmp_path / "hf", tiny_bpe)
+    folder = write_hf(tmp_path / "hf", tiny_bpe, vocab_size=400)
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.model").write_bytes(tiny_sentencepiece)
     with pytest.raises(EdgeDBError, match="SentencePiece"):
