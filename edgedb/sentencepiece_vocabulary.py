@@ -46,12 +46,16 @@ class SentencePieceVocabulary(Vocabulary):
     def _leading_rule(self) -> int:
         """What the model's own decoder does with leading spaces (flags inside its file)."""
         model = self._model
-        pieces = ((i, model.id_to_piece(i)) for i in range(self.vocab_size))
-        word = next((i for i, p in pieces if p[:1] == SPACE_MARK and len(p) > 1), None)
+        # Pieces that are nothing but marks would lose all of themselves, or one mark of several.
+        word = next((i for i in range(self.vocab_size) if self._begins_a_word(i)), None)
         if word is None or model.decode([word]).startswith(" "):
             return 0
         space = model.piece_to_id(SPACE_MARK)
         return 1 if model.decode([space, word]).startswith(" ") else STRIP_ALL
+
+    def _begins_a_word(self, token: int) -> bool:
+        piece = self._model.id_to_piece(token)
+        return piece.startswith(SPACE_MARK) and piece.strip(SPACE_MARK) != ""
 
     def _encode(self, text: str, special: bool) -> list[int]:
         if special:

@@ -75,7 +75,11 @@ class TokenizersVocabulary(Vocabulary):
 
     def _piece_bytes(self, token: int) -> bytes:
         if token in self._added:
-            return self._added[token].encode("utf-8")
+            text = self._added[token]
+            # An added token may be a run of spaces: then it is spelled like any other piece.
+            is_text = token not in self._hidden and token not in self._markers
+            by_marks = is_text and not self._byte_level
+            return bytes_of_piece(text) if by_marks else text.encode("utf-8")
         piece = self._model.id_to_token(token)
         if piece is None:
             return b""
