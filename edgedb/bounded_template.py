@@ -1,6 +1,6 @@
 """Jinja's immutable sandbox with a bound on every value, for templates that nobody vouches for.
 
-Four rules bound a rendering's memory and time, whatever the template combines:
+Five rules bound a rendering's memory and time, whatever the template combines:
 
 1. Every value that an operator, filter, call, literal, slice or block makes is measured, with all
    it holds, and refused above ``MAX_SIZE``. What is shared counts each time, as in its ``repr``.
@@ -11,6 +11,7 @@ Four rules bound a rendering's memory and time, whatever the template combines:
    Filters that need more than that are in ``bounded_filters.py``. What is refused here alone is
    refused by name, and never an undefined value that a template could go on with.
 4. A rendering has a budget of loop steps, of bytes made or written, and of seconds.
+5. Only a template of at most ``MAX_TEMPLATE_TOKENS`` is compiled.
 
 The same places see to it that what is made of a message's text is known to be (``quotation.py``).
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import wraps
+from itertools import islice
 from types import BuiltinMethodType, MethodType
 from typing import Any, NoReturn
 
@@ -40,6 +42,8 @@ from .bounds import (
     DATA,
     MAX_NUMBER,
     MAX_SIZE,
+    MAX_TEMPLATE_CHARS,
+    MAX_TEMPLATE_TOKENS,
     budget,
     checked,
     counted,
@@ -52,6 +56,7 @@ from .bounds import (
     repeated_size,
     too_large,
 )
+from .errors import TemplateError
 from .permitted import FILTERS, LINEAR, METHODS, READING, TRACKED
 from .quotation import (
     TRACKED_METHODS,
@@ -228,9 +233,20 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.globals.update(GLOBALS)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        self._refuse_long(source)
         tree = super()._parse(source, name, filename)
         _Bounding().visit(tree)
         return tree
+
+    def _refuse_long(self, source: str) -> None:
+        """Compiling costs time and memory for each token, which no budget watches."""
+        if len(source) > MAX_TEMPLATE_CHARS:
+            raise TemplateError(
+                f"chat template: {len(source)} characters, more than {MAX_TEMPLATE_CHARS}"
+            )
+        tokens = self.lexer.tokeniter(source, None)
+        if sum(1 for _ in islice(tokens, MAX_TEMPLATE_TOKENS + 1)) > MAX_TEMPLATE_TOKENS:
+            raise TemplateError(f"chat template: more than {MAX_TEMPLATE_TOKENS} tokens")
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if not super().is_safe_attribute(obj, attr, value):

@@ -53,6 +53,7 @@ def render(
     token = budget.set(Budget())
     try:
         template = _compiled(spec.chat_template)
+        budget.set(Budget())  # compiling took from the first one
         stream = template.generate(
             **spec.special_tokens,
             messages=[quote_message(message) for message in messages],
