@@ -8,6 +8,7 @@ rename, after the reader has opened the file.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -67,6 +68,7 @@ class DbbWriter:
         self.path = Path(path)
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.journal = self.path.with_name(self.path.name + ".partial.json")
+        self._grown = self.path.with_name(self.path.name + ".partial.grown")
         self._kinds = dict(kinds)
         self._parts = _plan(config, tokenizer, self._kinds)
         flat = [part for parts in self._parts.values() for part in parts]
@@ -215,11 +217,10 @@ class DbbWriter:
 
     def _open(self) -> None:
         try:
-            self._fd = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise EdgeDBError(f"{self.path}: another process is writing this file") from None
+            if self.path.is_dir():
+                raise EdgeDBError(f"{self.path} is a directory: name a file to write")
+            self._fd = self._open_locked()
+            self._grown.unlink(missing_ok=True)  # of a run that was killed
             self._resume()
             if not self._records:
                 os.ftruncate(self._fd, 0)
@@ -233,6 +234,22 @@ class DbbWriter:
         except OSError as error:
             raise self._disk_error(error) from None
 
+    def _open_locked(self) -> int:
+        """The partial file, locked: it belongs to one process at a time."""
+        while True:
+            fd = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(fd)
+                raise EdgeDBError(f"{self.path}: another process is writing this file") from None
+            try:
+                if os.path.samestat(os.fstat(fd), os.stat(self.partial)):
+                    return fd
+            except FileNotFoundError:
+                pass
+            os.close(fd)  # finished by another process before it was locked
+
     def _resume(self) -> None:
         """Take over the finished tensors of an earlier run whose bytes are really there."""
         try:
@@ -241,19 +258,22 @@ class DbbWriter:
                 return
         except (OSError, ValueError, LookupError, TypeError):
             return
-        kept = lines[:1]
-        for line in lines[1:]:
-            try:
-                item = json.loads(line)
-            except ValueError:  # the line that was being written when the power went
-                continue
-            if item["name"] in self._parts and all(
-                self._crc_on_disk(self._entries[name]) == crc for name, crc in item["crcs"].items()
-            ):
-                self._records[item["name"]] = item["facts"]
-                self._crcs.update(item["crcs"])
-                kept.append(line)
+        kept = lines[:1] + [line for line in lines[1:] if self._take_over(line)]
         self.journal.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def _take_over(self, line: str) -> bool:
+        try:
+            item = json.loads(line)
+            name, crcs, facts = item["name"], dict(item["crcs"]), dict(item["facts"])
+            if {part.name for part in self._parts[name]} != crcs.keys():
+                return False
+        except (ValueError, LookupError, TypeError):  # being written when the power went
+            return False
+        if any(self._crc_on_disk(self._entries[part]) != crc for part, crc in crcs.items()):
+            return False
+        self._records[name] = facts
+        self._crcs.update(crcs)
+        return True
 
     def _crc_on_disk(self, entry: Entry) -> int:
         crc = 0
@@ -273,26 +293,30 @@ class DbbWriter:
 
     def _move_data(self, data_start: int) -> None:
         """Copy the data behind a header that outgrew its place, into a second partial file."""
-        grown = self.partial.with_name(self.partial.name + ".grown")
+        grown = os.open(self._grown, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
-            with open(self.partial, "rb") as source, open(grown, "wb") as target:
+            fcntl.flock(grown, fcntl.LOCK_EX)
+            with (
+                open(self._fd, "rb", closefd=False) as source,
+                open(grown, "wb", closefd=False) as target,
+            ):
                 source.seek(self._data_start)
                 target.seek(data_start)
                 shutil.copyfileobj(source, target, 1 << 22)
+            self.journal.unlink(missing_ok=True)  # its offsets no longer hold
+            os.replace(self._grown, self.partial)
         except BaseException:
-            grown.unlink(missing_ok=True)
+            os.close(grown)
+            self._grown.unlink(missing_ok=True)
             raise
-        self.close()
-        self.journal.unlink(missing_ok=True)  # its offsets no longer hold
-        os.replace(grown, self.partial)
-        self._fd = os.open(self.partial, os.O_RDWR)
-        self._data_start = data_start
+        os.close(self._fd)
+        self._fd, self._data_start = grown, data_start
 
     def _disk_error(self, error: OSError) -> EdgeDBError:
-        return EdgeDBError(
-            f"{self.partial}: {error.strerror or error}; "
-            f"{self._size / 1e6:.0f} MB are needed. Run the same command again to go on"
-        )
+        reason = f"{self.partial}: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reason += f"; {self._size / 1e6:.0f} MB are needed. Run the same command again to go on"
+        return EdgeDBError(reason)
 
 
 def _plan(

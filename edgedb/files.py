@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
+import re
+import secrets
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from .errors import EdgeDBError, FormatError
+
+_TEMPORARY = "~edgedb"  # how the names of files end that are being written
 
 
 def user_folder(variable: str, *default: str) -> Path | None:
@@ -99,16 +103,44 @@ def map_file(path: Path, refuse: Callable[[os.stat_result], str]) -> tuple[mmap.
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write that takes the place of ``path`` once it is complete and on the disk.
 
-    After an error, of whoever writes too, ``path`` is as it was. Raises ``OSError``.
+    After an error, of whoever writes too, ``path`` is as it was. What a writer left that was killed
+    is removed by the next one. Raises ``OSError``.
     """
-    # Made for the owner alone: a conversation is private, whatever the umask.
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    _remove_abandoned(path)
+    fd, temporary = _new_temporary(path)
     try:
-        with open(fd, "wb") as file:
+        with open(fd, "wb") as file:  # the lock goes with it, so after the rename
             yield file
             file.flush()
             os.fsync(fd)
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def _new_temporary(path: Path) -> tuple[int, Path]:
+    """A new file beside ``path``, open and locked: so others know that its writer lives."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+        # For the owner alone: a conversation is private, whatever the umask.
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        with suppress(OSError):  # a file system without locks: nobody will take it for abandoned
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return fd, temporary
+        os.close(fd)  # taken for abandoned before it was locked
+
+
+def _remove_abandoned(path: Path) -> None:
+    begin = f".{path.name}."
+    name = re.compile(re.escape(begin) + "[0-9a-f]{8}" + re.escape(_TEMPORARY))
+    with suppress(OSError):
+        for found in filter(name.fullmatch, os.listdir(path.parent)):
+            with suppress(OSError):  # locked: another one is at work
+                fd = os.open(path.with_name(found), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(path.with_name(found))
+                finally:
+                    os.close(fd)

