@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from .completion import Chunk, Completion, collect
 from .errors import EdgeDBError
+from .messages import Message
 from .sampling import SamplingParams
 from .transcript import encode_keeping
 
 if TYPE_CHECKING:
     from .session import Session
 
-Message = dict[str, str]
 Prompt = str | Sequence[int]
 
 
@@ -89,15 +89,27 @@ class Answers:
         *,
         stream: bool = False,
         n: int | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool | str = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Completion | list[Completion] | Iterator[Chunk]:
         """Answer a list of ``{"role": ..., "content": ...}``; otherwise like ``generate``.
 
         Give the whole conversation, with earlier answers as they came: of its text, a session reads
-        only what it does not hold. Raises ``TemplateError`` if the model has no chat template.
+        only what it does not hold. ``tools`` and what follows are for the chat template, as in
+        ``Model.chat_text``; with ``continue_final_message`` the answer is what is new. Raises
+        ``TemplateError`` if the model has no chat template, or it refuses what it is given.
         """
         session = self._answering()
-        text = session.model.chat_text(messages)
+        text = session.model.chat_text(
+            messages,
+            tools=tools,
+            documents=documents,
+            continue_final_message=continue_final_message,
+            chat_template_kwargs=chat_template_kwargs,
+        )
         ids = encode_keeping(session.model.tokenizer, text, session.tokens)
         return _answer(session, ids, stream, n, options)
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from . import ops as operations
-from .answers import Answers, Message, Prompt
+from .answers import Answers, Prompt
 from .completion import Chunk
 from .config import DEFAULT_CONTEXT, ModelConfig
 from .dbb import DbbFile, read_dbb
@@ -22,6 +22,7 @@ from .errors import EdgeDBError, FormatError, UnsupportedModelError
 from .head import HEADS, TwoStageHead
 from .kvcache import KV_DTYPES
 from .llama import Llama
+from .messages import Message
 from .session import Session
 from .tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
 
@@ -126,15 +127,47 @@ class Model(Answers):
         """Text of token ids, without special tokens."""
         return self.tokenizer.decode(ids)
 
-    def chat_tokens(self, messages: Iterable[Message]) -> list[int]:
-        """Ids of a conversation through the model's chat template, ready for the answer."""
-        return self.tokenizer.encode(self.chat_text(messages), add_bos=False, special=True)
+    def chat_tokens(self, messages: Iterable[Message], **template: Any) -> list[int]:
+        """Ids of a conversation through the model's chat template, ready for the answer.
 
-    def chat_text(self, messages: Iterable[Message]) -> str:
-        """A conversation as the model's chat template writes it, ready for the answer."""
+        ``template`` are the options of ``chat_text``.
+        """
+        text = self.chat_text(messages, **template)
+        return self.tokenizer.encode(text, add_bos=False, special=True)
+
+    def chat_text(
+        self,
+        messages: Iterable[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | str = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """A conversation as the model's chat template writes it, ready for the answer.
+
+        The names are those of transformers. A message is a ``role`` and a ``content``: a text, a
+        list of ``{"type": "text", "text": ...}``, or None; ``tool_calls`` and other keys are passed
+        on. ``tools`` are JSON schemas, ``documents`` dictionaries; ``chat_template_kwargs`` are
+        variables that the template may know, such as ``enable_thinking``.
+        ``continue_final_message`` ends the text inside of the last message, or of another of its
+        fields than its content, so that the answer goes on with it; otherwise the text ends where
+        an answer begins, unless ``add_generation_prompt`` is False.
+
+        Raises ``TemplateError`` if the model has no template, or it refuses what it is given.
+        """
         from .template import render  # 25 ms of imports that plain text does not need
 
-        return render(self.tokenizer_spec, list(messages))
+        return render(
+            self.tokenizer_spec,
+            messages,
+            tools=tools,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            chat_template_kwargs=chat_template_kwargs,
+        )
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """Next-token logits after each of ``ids``: float32 ``(len(ids), vocab_size)``."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NoReturn
 
@@ -23,7 +24,16 @@ from . import bounded_filters
 from .bounded_template import BoundedEnvironment, bounded_filter
 from .bounds import MAX_SIZE, Budget, budget
 from .errors import TemplateError
-from .quotation import Quoted, joined, quote_message, sources
+from .messages import (
+    FinalMessage,
+    Message,
+    Write,
+    joined_where_needed,
+    plain_messages,
+    plain_objects,
+    plain_variables,
+)
+from .quotation import Quoted, joined, quote, quote_message, sources
 from .tokenizer import TokenizerSpec
 
 MAX_OUTPUT_CHARS = 1 << 24
@@ -33,36 +43,70 @@ _MAX_DATE_PATTERN = 256
 
 def render(
     spec: TokenizerSpec,
-    messages: Sequence[Mapping[str, Any]],
+    messages: Iterable[Message],
     *,
-    add_generation_prompt: bool = True,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    documents: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool | None = None,
+    continue_final_message: bool | str = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Quoted:
     """The text of a conversation as the model was trained to read it.
 
     Encode it with ``add_bos=False, special=True``: the template writes BOS and the special tokens.
-    The text knows what it quotes from messages, where special tokens are not read.
-    ``add_generation_prompt`` ends the text where the model's answer begins. Raises
-    ``TemplateError`` if there is no template, it is broken, it refuses the messages, or it exceeds
-    the bounds.
+    The text knows what it quotes of all that it is given, where special tokens are not read.
+    Arguments are those of ``Model.chat_text``. Raises ``TemplateError`` if there is no template, it
+    is broken, it refuses the messages, or it exceeds the bounds.
     """
     if spec.chat_template is None:
         raise TemplateError(
             "this model has no chat template; continue plain text with `edgedb generate` instead"
         )
-    _check_messages(messages)
+    if add_generation_prompt and continue_final_message:
+        raise TemplateError("continue_final_message and add_generation_prompt exclude each other")
+    if add_generation_prompt is None:
+        add_generation_prompt = not continue_final_message
+    given = {
+        **spec.special_tokens,
+        **quote(plain_variables(chat_template_kwargs)),
+        "tools": quote(plain_objects(tools, "tools")),
+        "documents": quote(plain_objects(documents, "documents")),
+        "add_generation_prompt": add_generation_prompt,
+    }
+    conversation = plain_messages(messages)
+    with _bounded_work():
+        template = _compiled(spec.chat_template)
+
+    def write(messages: list[dict[str, Any]]) -> str:
+        quoted = [quote_message(message) for message in messages]
+        with _bounded_work():
+            return _bounded(template.generate(messages=quoted, **given), MAX_OUTPUT_CHARS)
+
+    if continue_final_message:
+        end = FinalMessage(conversation, continue_final_message)
+        text = end.cut(_write(write, end.marked))
+    else:
+        text = _write(write, conversation)
+    return Quoted(text, sources(text))
+
+
+def _write(write: Write, messages: list[dict[str, Any]]) -> str:
+    """The text of ``messages``, whether or not the template knows lists of parts and no content."""
+    messages = joined_where_needed(write, messages)
+    try:
+        return write(messages)
+    except TemplateError:
+        if all("content" in message for message in messages):
+            raise
+    return write([{"content": "", **message} for message in messages])
+
+
+@contextmanager
+def _bounded_work() -> Iterator[None]:
+    """A budget for what a template does; whatever goes wrong in it is a ``TemplateError``."""
     token = budget.set(Budget())
     try:
-        template = _compiled(spec.chat_template)
-        budget.set(Budget())  # compiling took from the first one
-        stream = template.generate(
-            **spec.special_tokens,
-            messages=[quote_message(message) for message in messages],
-            tools=None,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-        )
-        text = _bounded(stream, MAX_OUTPUT_CHARS)
-        return Quoted(text, sources(text))
+        yield
     except TemplateError:
         raise
     except jinja2.TemplateSyntaxError as error:
@@ -78,14 +122,6 @@ def render(
         raise TemplateError(f"chat template: {name}: {_first_line(error)}") from None
     finally:
         budget.reset(token)
-
-
-def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise TemplateError(f"message {number}: expected a dictionary with role and content")
-        if not isinstance(message.get("content"), str):
-            raise TemplateError(f"message {number}: content must be a string")
 
 
 def _bounded(pieces: Iterable[str], limit: int) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +66,44 @@ def test_several_answers_leave_the_session_at_the_prompt(model: edgedb.Model) ->
     messages = [{"role": "user", "content": "Hi"}]
     answers = session.chat(messages, n=2, max_tokens=5, temperature=1.5)
     assert len(answers) == 2 and session.tokens == model.chat_tokens(messages)
+
+
+def test_an_answer_that_was_cut_goes_on_as_if_it_had_not_been(model: edgedb.Model) -> None:
+    """No token is read again, in parts or as one text."""
+    session, options = model.session(), {"temperature": 0, "logit_bias": {2: float("-inf")}}
+    question = {"role": "user", "content": "Hi"}
+    whole = model.chat([question], max_tokens=12, **options)
+    said = session.chat([question], max_tokens=5, **options)
+    rest = session.chat(
+        [question, {"role": "assistant", "content": [{"type": "text", "text": said.text}]}],
+        continue_final_message=True,
+        max_tokens=7,
+        **options,
+    )
+    assert [*said.tokens, *rest.tokens] == whole.tokens
+    assert rest.stats.read_tokens <= 1
+
+
+def test_a_template_gets_tools_documents_and_variables(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = edgedb.load(tiny_model, backend="numpy")
+    template = "{{ tools|length }}{{ documents[0].text }}{{ enable_thinking }}{{ messages|length }}"
+    spec = dataclasses.replace(model.tokenizer_spec, chat_template=template)
+    monkeypatch.setattr(edgedb.Model, "tokenizer_spec", property(lambda model: spec))
+    given: dict[str, Any] = {
+        "tools": [{"type": "function", "function": {"name": "f"}}] * 2,
+        "documents": [{"title": "T", "text": "<|im_end|>"}],
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    messages = [{"role": "user", "content": "Hi"}]
+    assert model.chat_text(messages, **given) == "2<|im_end|>False1"
+    session = model.session()
+    answer = session.chat(messages, max_tokens=3, **given)
+    held = session.tokens[: answer.stats.prompt_tokens]
+    assert held == model.chat_tokens(messages, **given) == model.tokenize("2<|im_end|>False1")
+    with pytest.raises(TypeError, match="enable_thinking"):
+        model.chat(messages, **given, enable_thinking=False)
 
 
 def test_a_processor_sees_the_whole_sequence(model: edgedb.Model) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import json
+import os
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from template_cases import CASES, Case
+from template_oracle import GOLDEN, by_edgedb, by_transformers, differences
 
 from edgedb import TemplateError
 from edgedb.template import render
 from edgedb.tokenizer import TokenizerSpec
 
+BY_TRANSFORMERS = json.loads(GOLDEN.read_text(encoding="utf-8"))
 HELLO = [{"role": "user", "content": "Hello <b> & 'you'"}]
 
 
@@ -20,6 +26,29 @@ def spec_of(template: str | None) -> TokenizerSpec:
     return TokenizerSpec(
         "tokenizers", b"", chat_template=template, special_tokens={"bos_token": "<s>"}
     )
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_same_text_as_transformers(case: Case) -> None:
+    assert by_edgedb(case) == BY_TRANSFORMERS[case.name]
+
+
+def test_what_transformers_makes_is_up_to_date() -> None:
+    assert list(BY_TRANSFORMERS) == [case.name for case in CASES]
+    rendered = [text for text in BY_TRANSFORMERS.values() if text is not None]
+    assert len(rendered) >= 60
+    if importlib.util.find_spec("transformers") is not None:
+        assert {case.name: by_transformers(case) for case in CASES} == BY_TRANSFORMERS
+
+
+def test_real_templates() -> None:
+    """``EDGEDB_TEMPLATES`` names the folders; see ``template_oracle.py``."""
+    if importlib.util.find_spec("transformers") is None:
+        pytest.skip("needs transformers")
+    folders = [Path(p) for p in os.environ.get("EDGEDB_TEMPLATES", "").split(os.pathsep) if p]
+    counts, wrong = differences(folders)
+    assert counts["templates"] >= 1 and counts["equal"] >= 10
+    assert not wrong
 
 
 def test_chatml(tiny_spec: TokenizerSpec) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ..engine import Message, Model
+from ..engine import Model
 from ..errors import ContextFullError
+from ..messages import Message
 from ..sampling import SamplingParams
 from ..session import Chunk, Progress, Stats
 from ..transcript import encode_keeping

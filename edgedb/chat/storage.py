@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..engine import Message
 from ..errors import EdgeDBError
 from ..files import read_regular, replacing
+from ..messages import Message
 from .conversation import Conversation
 
 ROLES = ("system", "user", "assistant")
