@@ -66,20 +66,27 @@ class SentencePieceVocabulary(Vocabulary):
         ids: list[int] = []
         end = 0
         for match in own_matches(self._specials, text):
-            ids += self._encode_plain(text[end : match.start()], self._eager)
+            ids += self._encode_plain(text[end : match.start()], self._eager, end > 0)
             ids.append(self._id_of_special[match[0]])
             end = match.end()
-        return ids + self._encode_plain(text[end:], self._eager)
+        return ids + self._encode_plain(text[end:], self._eager, end > 0)
 
-    def _encode_plain(self, text: Quoted, refused: re.Pattern[str]) -> list[int]:
-        """Ids of ``text``; what it quotes of ``refused`` is cut after the first character."""
+    def _encode_plain(
+        self, text: Quoted, refused: re.Pattern[str], behind: bool = False
+    ) -> list[int]:
+        """Ids of ``text``, which may be ``behind`` a special token; what it quotes of ``refused``
+        is cut after the first character."""
         marks = sources(text)
         found = (match.span() for match in refused.finditer(text))
         cuts = [start + 1 for start, end in found if end - start > 1 and any(marks[start:end])]
         first, *rest = (
             str.__str__(text[a:b]) for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)
         )
-        ids = list(self._model.encode(first)) if first else []
+        ids: list[int] = []
+        if behind and self._spec.prefix == "first":
+            rest.insert(0, first)
+        elif first:
+            ids += self._model.encode(first)
         for part in rest:
             ids += self.encode_inside(part)
         return ids

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from .vocabulary import Detokenizer
 
 Kind = Literal["sentencepiece", "tokenizers"]
+Prefix = Literal["always", "first"]
 KINDS = ("sentencepiece", "tokenizers")
 MAX_TEMPLATE_CHARS = 1 << 20
 
-_METADATA_KEYS = ("kind", "bos_id", "eos_ids", "add_bos", "chat_template", "special_tokens")
+_METADATA_KEYS = (
+    *("kind", "bos_id", "eos_ids", "add_bos", "chat_template", "special_tokens", "prefix"),
+)
 _MAX_SPECIAL_TOKENS = 1 << 16
 
 
@@ -29,6 +32,8 @@ class TokenizerSpec:
 
     ``data`` is the tokenizer's own file: a SentencePiece model or a ``tokenizer.json``.
     ``special_tokens`` are the names a chat template may use (``bos_token``, ``eos_token``, ...).
+    ``prefix``: where a SentencePiece model puts a space before a text, whether it also puts one
+    behind every special token (``always``).
     """
 
     kind: Kind
@@ -38,6 +43,7 @@ class TokenizerSpec:
     add_bos: bool = False
     chat_template: str | None = None
     special_tokens: Mapping[str, str] = field(default_factory=dict)
+    prefix: Prefix = "always"
 
     def to_metadata(self) -> dict[str, Any]:
         """The file's ``tokenizer`` entry: plain JSON values, without ``data``."""
@@ -48,6 +54,7 @@ class TokenizerSpec:
             "add_bos": self.add_bos,
             "chat_template": self.chat_template,
             "special_tokens": dict(self.special_tokens),
+            **({} if self.prefix == "always" else {"prefix": self.prefix}),
         }
 
     @classmethod
@@ -80,6 +87,8 @@ class TokenizerSpec:
             or not all(isinstance(v, str) for item in special.items() for v in item)
         ):
             raise FormatError("tokenizer: special_tokens must map names to strings")
+        if raw.get("prefix", "always") not in ("always", "first"):
+            raise FormatError("tokenizer: prefix must be always or first")
         return cls(
             kind=cast(Kind, kind),
             data=data,
@@ -88,6 +97,7 @@ class TokenizerSpec:
             add_bos=raw.get("add_bos", False),
             chat_template=template,
             special_tokens=dict(special),
+            prefix=raw.get("prefix", "always"),
         )
 
 

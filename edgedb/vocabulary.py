@@ -98,6 +98,8 @@ class Vocabulary:
         return ids
 
     def encode_inside(self, text: str) -> list[int]:
+        if not text:
+            return []
         for character in _SEPARATE:
             lead = self._encode(character, False)
             ids = self._encode(character + text, False)

@@ -221,6 +221,9 @@ def test_llama_style_tokenizer_json() -> None:
 def test_metadata_round_trip(tiny_spec: TokenizerSpec) -> None:
     raw = json.loads(json.dumps(tiny_spec.to_metadata()))
     assert TokenizerSpec.from_metadata(raw, tiny_spec.data) == tiny_spec
+    assert "prefix" not in raw  # an older edgedb reads the file
+    first = dataclasses.replace(tiny_spec, prefix="first")
+    assert TokenizerSpec.from_metadata(first.to_metadata(), tiny_spec.data) == first
 
 
 @pytest.mark.parametrize(
@@ -238,6 +241,8 @@ def test_metadata_round_trip(tiny_spec: TokenizerSpec) -> None:
         ({"chat_template": "x" * (1 << 21)}, "chat_template"),
         ({"special_tokens": ["<s>"]}, "special_tokens"),
         ({"special_tokens": {"bos_token": 1}}, "special_tokens"),
+        ({"prefix": "never"}, "prefix"),
+        ({"prefix": []}, "prefix"),
         ({"merges": []}, "merges"),
     ],
 )

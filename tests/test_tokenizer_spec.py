@@ -151,9 +151,10 @@ def test_an_unusable_sentencepiece_model_is_refused(
     tmp_path: Path, tiny_bpe: bytes, tiny_sentencepiece: bytes
 ) -> None:
     folder = write_hf(tmp_path / "m", tiny_bpe)
+    (folder / "tokenizer.json").unlink()
     first = tiny_sentencepiece.index(b"<unk>")
     twice = tiny_sentencepiece + b"\n\x07\n\x05<unk>"
-    for content in (b"\n", b"\n\x00", tiny_sentencepiece[: first + 20], twice):
+    for content in (b"\n", b"\nand no more", b"\n\x00", tiny_sentencepiece[: first + 20], twice):
         (folder / "tokenizer.model").write_bytes(content)
         with pytest.raises(FormatError, match=r"^m: tokenizer\.model is damaged"):
             open_source(folder)

@@ -1,4 +1,8 @@
-"""The tokenizer of a Hugging Face directory: which of its files counts, and its special tokens."""
+"""The tokenizer of a Hugging Face directory: which of its files counts, and its special tokens.
+
+As in transformers, a tokenizer.json counts wherever there is one: a SentencePiece model beside it
+may split otherwise, above all behind control tokens.
+"""
 
 from __future__ import annotations
 
@@ -55,28 +59,23 @@ def tokenizer_spec(path: Path, config: Mapping[str, Any], vocab_size: int) -> To
         add_bos=tokenizer.puts_first(bos_id) if add_bos is None else bool(add_bos),
         chat_template=_chat_template(path, settings),
         special_tokens=tokens,
+        prefix="first" if settings.get("legacy") is False else "always",
     )
 
 
 def _open(path: Path, settings: Mapping[str, Any], vocab_size: int) -> _Tokenizer:
     model, fast = path / "tokenizer.model", path / "tokenizer.json"
-    has_fast = exists(fast)
-    if exists(model):
-        data = read_bytes(model, MAX_TOKENIZER_BYTES)
-        # A tiktoken file (Llama 3's original/tokenizer.model) is base64 text; a SentencePiece model
-        # is a protobuf whose first field is the first piece.
-        if data.startswith(b"\x0a"):
-            n_pieces = _checked("sentencepiece", data, model)
-            # Tokens added after training are in tokenizer.json (chat markers, for one), or in files
-            # of their own beside a model that has none.
-            if not has_fast:
-                added = _added_tokens(path, settings, vocab_size)
-                return _sentencepiece(_with_added(data, n_pieces, added))
-            if all(token < n_pieces for token in _added_ids(fast)):
-                return _sentencepiece(data)
-    if not has_fast:
+    if exists(fast):
+        return _tokenizers(fast)
+    data = read_bytes(model, MAX_TOKENIZER_BYTES) if exists(model) else b""
+    # A tiktoken file (Llama 3's original/tokenizer.model) is base64 text; a SentencePiece model is
+    # a protobuf whose first field is the first piece.
+    if not data.startswith(b"\x0a"):
         raise FormatError(f"{path.name}: no tokenizer.json and no SentencePiece tokenizer.model")
-    return _tokenizers(fast)
+    n_pieces = _checked("sentencepiece", data, model)
+    # Tokens added after training (chat markers, for one) are in files of their own.
+    added = _added_tokens(path, settings, vocab_size)
+    return _sentencepiece(_with_added(data, n_pieces, added))
 
 
 def _checked(kind: Kind, data: bytes, file: Path) -> int:
@@ -109,13 +108,6 @@ def _tokenizers(file: Path) -> _Tokenizer:
         return encode(library, "a", add_special_tokens=True).ids[:1] == [bos_id]
 
     return _Tokenizer("tokenizers", data, library.token_to_id, puts_first)
-
-
-def _added_ids(fast: Path) -> list[int]:
-    try:
-        return [int(token["id"]) for token in read_json(fast).get("added_tokens") or []]
-    except (TypeError, LookupError, ValueError, OverflowError):
-        raise FormatError(f"{fast.parent.name}: {fast.name}: added_tokens without ids") from None
 
 
 def _added_tokens(

@@ -60,6 +60,7 @@ def _runnable(found: TokenizerSpec, vocab_size: int, name: str) -> TokenizerSpec
         add_bos=bool(found.add_bos) and bos_id is not None,
         chat_template=_template(found.chat_template, warn),
         special_tokens={k: v for k, v in found.special_tokens.items() if is_text(v)},
+        prefix=found.prefix,
     )
     spec = TokenizerSpec.from_metadata(json.loads(json.dumps(spec.to_metadata())), data)
     load_tokenizer(spec, vocab_size)
