@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from .arguments import flag, optional, whole
 from .completion import Chunk, Completion, collect
-from .errors import EdgeDBError
 from .messages import Message
-from .sampling import SamplingParams
+from .request import Request
 from .transcript import encode_keeping
 
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ class Answers:
         and answer i has the seed ``seed + i``.
         """
         session = self._answering()
-        ids = session.model.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
-        return _answer(session, ids, stream, n, options)
+        return _answer(session, session.model.prompt_ids(prompt), stream, n, options)
 
     @overload
     def chat(
@@ -117,28 +116,25 @@ class Answers:
 def _answer(
     session: Session, ids: list[int], stream: bool, n: int | None, options: dict[str, Any]
 ) -> Completion | list[Completion] | Iterator[Chunk]:
+    stream, n = flag("stream", stream), optional(whole(1))("n", n)
+    request = Request.of(**options)
     if n is None:
-        chunks = session.stream(ids, **options)
+        chunks = session._start(ids, request)
         return chunks if stream else collect(chunks)
-    if type(n) is not int or n < 1:
-        raise EdgeDBError(f"n = {n!r}: expected a whole number of at least 1")
-    answers = _several(session, ids, n, options)
+    answers = _several(session, ids, n, request)
     if not stream:
         return [collect(answer) for answer in answers]
     return (chunk for answer in answers for chunk in answer)
 
 
 def _several(
-    session: Session, ids: list[int], n: int, options: dict[str, Any]
+    session: Session, ids: list[int], n: int, request: Request
 ) -> Iterator[Iterator[Chunk]]:
     """``n`` streams from one reading of the prompt."""
-    names = {field.name for field in fields(SamplingParams)}
-    sampling = {name: options.pop(name) for name in names & options.keys()}
-    params = replace(options.pop("params", None) or SamplingParams(), **sampling)
-    reading = {name: options.get(name) for name in ("progress", "cancelled")}
-    for _ in session.stream(ids, params=params, **{**options, **reading, "max_tokens": 0}):
+    for _ in session._start(ids, replace(request, max_tokens=0)):
         pass
+    params = request.params
     for index in range(n):
         seed = None if params.seed is None else params.seed + index
-        chunks = session.fork().stream(ids, params=replace(params, seed=seed), **options)
-        yield (replace(chunk, index=index) for chunk in chunks)
+        own = replace(request, params=replace(params, seed=seed))
+        yield (replace(chunk, index=index) for chunk in session.fork()._start(ids, own))

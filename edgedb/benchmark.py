@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__
+from . import __version__, arguments
 from .config import ModelConfig
 from .dbb import read_dbb
 from .display import NAME_CHARS, one_line
@@ -40,6 +40,9 @@ SHAPES = {
         "llama", 49152, 576, 1536, 30, 9, 3, 64, 8192, rope_theta=1e5, tie_word_embeddings=True
     ),
 }
+
+
+_COUNTS = arguments.each(arguments.whole(1), "a list of token counts")
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,8 @@ def random_weights(shape: str, pairs: int = 1, seed: int = 0) -> Weights:
 
     Random bytes cost the kernels what real ones cost: nothing skips or branches on values.
     """
-    if shape not in SHAPES:
-        raise EdgeDBError(f"unknown shape {shape!r}; choose one of {', '.join(SHAPES)}")
-    if not 1 <= pairs <= MAX_PAIRS:
-        raise EdgeDBError(f"pairs = {pairs}: expected 1 to {MAX_PAIRS}")
+    shape = arguments.choice(*SHAPES)("shape", shape)
+    pairs = arguments.whole(1, MAX_PAIRS)("pairs", pairs)
     config = SHAPES[shape]
     rng = np.random.Generator(np.random.PCG64(seed))
     linears: dict[str, LinearTensor] = {}
@@ -179,8 +180,8 @@ def run(
     """
     if (model is None) == (shape is None):
         raise EdgeDBError("give either a model file or --shape")
-    if repetitions < 1 or min([*prompt, *decode], default=1) < 1:
-        raise EdgeDBError("repetitions and token counts must be 1 or more")
+    repetitions = arguments.whole(1)("repetitions", repetitions)
+    prompt, decode, threads = _COUNTS("prompt", prompt), _COUNTS("decode", decode), tuple(threads)
     if shape is not None:
         name, weights = shape, random_weights(shape, pairs)
     else:
@@ -288,8 +289,7 @@ def report(rows: Sequence[BenchRow], output: str = "md") -> str:
         writer.writeheader()
         writer.writerows(records)
         return text.getvalue().rstrip("\n")
-    if output != "md":
-        raise EdgeDBError(f"unknown output {output!r}; choose md, csv or json")
+    arguments.choice("md", "csv", "json")("output", output)
     lines = [
         f"{machine.cpu}, {machine.cores} cores, {machine.system}; "
         f"edgedb {machine.version}, commit {machine.commit}",

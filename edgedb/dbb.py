@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from . import arguments
 from .config import ModelConfig
 from .container import PAD_NAME, Entry, parse_json, read_header
 from .dbb_writer import DbbWriter
@@ -89,7 +90,7 @@ def read_dbb(path: str | os.PathLike[str], *, verify: bool = True) -> DbbFile:
     version cannot run. The file must not be truncated while it is open; replacing it by rename is
     safe.
     """
-    path = Path(path)
+    path = arguments.path("path", path)
     try:
         return _read(path, verify)
     except (FormatError, UnsupportedModelError) as error:

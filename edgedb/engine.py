@@ -12,19 +12,23 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from . import arguments
 from . import ops as operations
 from .answers import Answers, Prompt
 from .completion import Chunk
 from .config import DEFAULT_CONTEXT, ModelConfig
 from .dbb import DbbFile, read_dbb
 from .embedding import embed
-from .errors import EdgeDBError, FormatError, UnsupportedModelError
+from .errors import FormatError, UnsupportedModelError
 from .head import HEADS, TwoStageHead
 from .kvcache import KV_DTYPES
 from .llama import Llama
 from .messages import Message
 from .session import Session
 from .tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
+
+_BOS = arguments.optional(arguments.flag)
+_TEXTS = arguments.each(arguments.text, "a text or a list of texts", alone=str)
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -51,7 +55,7 @@ def load(
     Raises ``FormatError`` for a damaged file, ``UnsupportedModelError`` for a model this version
     cannot run, ``NativeError`` if a forced backend cannot run.
     """
-    file = read_dbb(path, verify=verify)
+    file = read_dbb(path, verify=arguments.flag("verify", verify))
     return Model(file, operations.create(backend, isa, threads), context, kv_dtype, head)
 
 
@@ -76,17 +80,16 @@ class Model(Answers):
         self.file = file
         self.ops = ops
         self._derived: dict[Any, Any] = {}
-        self.kv_dtype = kv_dtype
-        if kv_dtype not in KV_DTYPES:
-            raise EdgeDBError(f"unknown cache type {kv_dtype!r}; choose {' or '.join(KV_DTYPES)}")
+        self.kv_dtype = arguments.choice(*KV_DTYPES)("kv_dtype", kv_dtype)
+        head = arguments.choice(*HEADS)("head", head)
         longest = file.config.max_position_embeddings
-        self.context = context or min(longest, DEFAULT_CONTEXT)
-        if not 1 <= self.context <= longest:
-            raise EdgeDBError(f"context = {self.context}: this model takes 1 to {longest}")
+        room = arguments.optional(arguments.whole(1, longest), min(longest, DEFAULT_CONTEXT))
+        self.context: int = room("context", context)
+        vocab_size = file.config.vocab_size
+        self.check_ids = arguments.token_ids(vocab_size)
+        self._prompt_ids = arguments.token_ids(vocab_size, "a text or a list of token ids")
         self.tokenizer = _open_tokenizer(file)
         self.llama = Llama(file.config, file.linears, file.norms, ops, self.context)
-        if head not in HEADS:
-            raise EdgeDBError(f"unknown head {head!r}; choose {' or '.join(HEADS)}")
         if head == "two-stage":
             linears = file.linears
             self.llama.two_stage = TwoStageHead(linears.get("head", linears["embedding"]), ops)
@@ -121,11 +124,18 @@ class Model(Answers):
 
     def tokenize(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """Token ids of ``text``; special tokens in it are plain text. BOS as the model wants it."""
-        return self.tokenizer.encode(text, add_bos=add_bos)
+        text = arguments.text("text", text)
+        return self.tokenizer.encode(text, add_bos=_BOS("add_bos", add_bos))
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
-        return self.tokenizer.decode(ids)
+        return self.tokenizer.decode(self.check_ids("ids", ids))
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Token ids of ``prompt``, a text or ids."""
+        if isinstance(prompt, str):
+            return self.tokenize(prompt)
+        return self._prompt_ids("prompt", prompt)
 
     def chat_tokens(self, messages: Iterable[Message], **template: Any) -> list[int]:
         """Ids of a conversation through the model's chat template, ready for the answer.
@@ -192,7 +202,7 @@ class Model(Answers):
         divided by its length. Compare two by their dot product. Raises ``EdgeDBError`` for a text
         without tokens, ``ContextFullError`` for one that is longer than the context.
         """
-        return embed(self, [texts] if isinstance(texts, str) else list(texts))
+        return embed(self, _TEXTS("texts", texts))
 
     def stream(self, prompt: Prompt, **options: Any) -> Iterator[Chunk]:
         """``generate(..., stream=True)``."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from . import arguments
 from .engine import Model
 from .errors import EdgeDBError
 from .kvcache import KVCache
@@ -52,9 +53,9 @@ def perplexity(
     """
     bos = model.tokenizer_spec.add_bos and model.tokenizer_spec.bos_id is not None
     ids = model.tokenize(text, add_bos=False)
-    window = min(2048, model.context) if window is None else window
-    if not 2 <= window <= model.context:
-        raise EdgeDBError(f"window = {window}: expected 2 to the context of {model.context}")
+    default = min(2048, model.context)
+    window = arguments.optional(arguments.whole(2, model.context), default)("window", window)
+    max_windows = arguments.optional(arguments.whole(1))("max_windows", max_windows)
     body = window - bos  # tokens of the text in each window
     if len(ids) < body:
         body = len(ids)
@@ -63,8 +64,6 @@ def perplexity(
         raise EdgeDBError("the text has fewer than two tokens; there is nothing to predict")
     n_windows = len(ids) // body
     if max_windows is not None:
-        if max_windows < 1:
-            raise EdgeDBError(f"max_windows = {max_windows}: expected 1 or more")
         n_windows = min(n_windows, max_windows)
 
     scorer = _Scorer(model, window)

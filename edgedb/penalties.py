@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .arguments import LARGEST
 from .errors import EdgeDBError
 from .ops.selection import Floats, Ids
 from .tokenizer import Tokenizer
 
 # A repetition so many tokens longer than allowed is as bad as any longer one.
 _LONGEST = 32
-_WORST = 1e30  # finite in float32
 
 
 def add_bias(scores: Floats, tokens: Ids, values: Floats) -> None:
@@ -39,7 +39,8 @@ def penalize_repetition(
     tokens, counts = np.unique(np.asarray(recent, np.intp), return_counts=True)
     values = scores[tokens]
     factor = np.float32(repetition)
-    values = np.where(values > 0, values / factor, values * factor)
+    with np.errstate(over="ignore"):  # of a huge bias: no logit may become +inf
+        values = np.minimum(np.where(values > 0, values / factor, values * factor), LARGEST)
     taken = counts.astype(np.float32) * np.float32(frequency) + np.float32(presence)
     scores[tokens] = values - taken
 
@@ -78,7 +79,7 @@ def penalize_sequences(
             power = 1.0
             for _ in range(length - allowed):  # not **, whose last bit is the C library's choice
                 power *= base
-            scores[token] = np.float32(float(scores[token]) - min(multiplier * power, _WORST))
+            scores[token] = np.float32(float(scores[token]) - min(multiplier * power, LARGEST))
 
 
 def breaker_mask(tokenizer: Tokenizer, breakers: Sequence[str]) -> np.ndarray:

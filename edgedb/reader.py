@@ -50,21 +50,16 @@ class Reader:
         """Bytes of memory once the context is full."""
         return self.cache.size_bytes + self._state.size_bytes + self._ids.nbytes
 
-    def check(self, ids: Sequence[int]) -> None:
-        """Raises ``EdgeDBError`` for an id that is no token."""
-        vocab_size = self.model.config.vocab_size
-        wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
-        if wrong is not None:
-            raise EdgeDBError(f"token id {wrong} is not in the vocabulary of {vocab_size}")
-
     def append(self, ids: Sequence[int]) -> None:
-        """Put ``ids`` at the end. Raises ``ContextFullError`` if they do not fit."""
+        """Put ``ids``, tokens of the vocabulary, at the end.
+
+        Raises ``ContextFullError`` if they do not fit.
+        """
         end = self.length + len(ids)
         if end > self.cache.capacity:
             raise ContextFullError(
                 f"{end} tokens do not fit into a context of {self.cache.capacity}"
             )
-        self.check(ids)
         if len(ids):
             self._ids[self.length : end] = ids
             self.length = end

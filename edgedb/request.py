@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from .arguments import Rule, each, function, instance, optional, token_id, unicode, whole, words
 from .errors import EdgeDBError
 from .grammar import Grammar
 from .llama import MAX_BATCH
@@ -17,6 +18,19 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]  # tokens read, tokens to read
 MAX_LOGPROBS = 100
+RULES: dict[str, Rule[Any]] = {
+    "max_tokens": optional(whole()),
+    "stop": optional(each(words, "a text or a list of texts", alone=str), ()),
+    "stop_ids": optional(each(token_id, "a list of token ids"), ()),
+    "params": optional(instance(SamplingParams, "SamplingParams")),
+    "logprobs": optional(whole(0, MAX_LOGPROBS)),
+    "processors": optional(each(function, "a function or a list of functions", alone=Callable), ()),
+    "regex": optional(unicode),
+    "grammar": optional(unicode),
+    "prompt_lookup": optional(whole(0, MAX_BATCH - 1)),
+    "progress": optional(function),
+    "cancelled": optional(function),
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +39,7 @@ class Request:
 
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
-    stop_ids: frozenset[int] = frozenset()
+    stop_ids: tuple[int, ...] = ()
     params: SamplingParams = field(default_factory=SamplingParams)
     logprobs: int | None = None
     processors: tuple[Processor, ...] = ()
@@ -35,50 +49,31 @@ class Request:
     cancelled: Callable[[], bool] | None = None
 
     @classmethod
-    def of(
-        cls,
-        *,
-        stop: str | Sequence[str] = (),
-        stop_ids: Sequence[int] = (),
-        params: SamplingParams | None = None,
-        processors: Processor | Sequence[Processor] = (),
-        max_tokens: int | None = None,
-        logprobs: int | None = None,
-        json_schema: str | Mapping[str, Any] | None = None,
-        regex: str | None = None,
-        grammar: str | None = None,
-        prompt_lookup: int | None = None,
-        progress: Progress | None = None,
-        cancelled: Callable[[], bool] | None = None,
-        **sampling: Any,
-    ) -> Request:
-        """From the options as callers may write them. Raises ``EdgeDBError`` for wrong values,
-        ``TypeError`` for an option that there is not."""
-        if max_tokens is not None and max_tokens < 0:
-            raise EdgeDBError(f"max_tokens = {max_tokens}: expected 0 or more")
-        if logprobs is not None and not 0 <= logprobs <= MAX_LOGPROBS:
-            raise EdgeDBError(f"logprobs = {logprobs}: expected 0 to {MAX_LOGPROBS}")
-        if prompt_lookup is not None and not 0 <= prompt_lookup < MAX_BATCH:
-            raise EdgeDBError(f"prompt_lookup = {prompt_lookup}: expected 0 to {MAX_BATCH - 1}")
-        forms = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
-        given = [(kind, source) for kind, source in forms.items() if source is not None]
-        if len(given) > 1:
+    def of(cls, **options: Any) -> Request:
+        """From the options of ``Session.stream`` as callers may write them; None is the default.
+
+        Raises ``EdgeDBError`` for wrong values, ``TypeError`` for an option that there is not.
+        """
+        given = {name: rule(name, options.pop(name, None)) for name, rule in RULES.items()}
+        forms = {"json_schema": options.pop("json_schema", None)}
+        forms |= {kind: given.pop(kind) for kind in ("regex", "grammar")}
+        wanted = [(kind, source) for kind, source in forms.items() if source is not None]
+        if len(wanted) > 1:
             raise EdgeDBError("give only one of json_schema, regex and grammar")
-        return cls(
-            max_tokens=max_tokens,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
-            stop_ids=frozenset(stop_ids),
-            params=replace(params or SamplingParams(), **sampling),
-            logprobs=logprobs,
-            processors=(processors,) if callable(processors) else tuple(processors),
-            grammar=Grammar(*given[0]) if given else None,
-            prompt_lookup=prompt_lookup,
-            progress=progress,
-            cancelled=cancelled,
-        )
+        params = replace(given.pop("params") or SamplingParams(), **options)
+        return cls(**given, params=params, grammar=Grammar(*wanted[0]) if wanted else None)
 
     def sampler(self, model: Model) -> Sampler:
-        """A new sampler for one answer."""
+        """A new sampler for one answer.
+
+        Raises ``EdgeDBError`` if an option names a token that the model does not have.
+        """
+        vocab_size = model.config.vocab_size
+        for name, ids in (("stop_ids", self.stop_ids), ("logit_bias", self.params.logit_bias)):
+            if max(ids, default=0) >= vocab_size:
+                raise EdgeDBError(
+                    f"{name}: token {max(ids)} is not in the vocabulary of {vocab_size}"
+                )
         breakers = None
         if self.params.dry_multiplier:
             breakers = model.cached(breaker_mask, self.params.dry_breakers)

@@ -12,10 +12,11 @@ import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from . import arguments
 from .candidates import Candidates, Limits, draw, surprise
 from .errors import EdgeDBError
 from .ops.selection import Floats, Ids, NumpySelection
@@ -50,48 +51,32 @@ class SamplingParams:
     seed: int | None = None  # None: another one each time
 
     def __post_init__(self) -> None:
-        for name in ("typical_p", "top_p", "min_p"):
-            _check(name, getattr(self, name), 0, 1)
-        for name in ("temperature", "repetition_penalty", "dry_multiplier", "mirostat_tau"):
-            _check(name, getattr(self, name), 0, math.inf)
-        for name in ("presence_penalty", "frequency_penalty"):
-            _check(name, getattr(self, name), -math.inf, math.inf)
-        _check("dry_base", self.dry_base, 1, math.inf)
-        _check("mirostat_eta", self.mirostat_eta, 0, 1)
-        for name in ("repetition_penalty", "mirostat_tau"):
-            if not getattr(self, name):
-                raise EdgeDBError(f"{name} = 0: expected more than 0")
-        for name in ("top_k", "repetition_window", "dry_allowed_length"):
-            _check_int(name, getattr(self, name))
-        if self.seed is not None:
-            _check_int("seed", self.seed)
-        if type(self.mirostat) is bool or self.mirostat not in (0, 2):
-            raise EdgeDBError(f"mirostat = {self.mirostat!r}: expected 0 (off) or 2")
-        if isinstance(self.dry_breakers, str) or not all(
-            isinstance(text, str) and text for text in self.dry_breakers
-        ):
-            raise EdgeDBError("dry_breakers: expected a list of texts that are not empty")
-        object.__setattr__(self, "dry_breakers", tuple(self.dry_breakers))
-        if not isinstance(self.logit_bias, Mapping):
-            raise EdgeDBError("logit_bias: expected a mapping of token ids to numbers")
-        for token, bias in self.logit_bias.items():
-            _check_int("logit_bias: token", token)
-            if bias != -math.inf:
-                _check(f"logit_bias of token {token}", bias, -math.inf, math.inf)
+        for name, rule in _RULES.items():
+            object.__setattr__(self, name, rule(name, getattr(self, name)))
 
 
-def _check(name: str, value: object, low: float, high: float) -> None:
-    number = isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)
-    if not number or not low <= float(value) <= high or math.isinf(float(value)):  # type: ignore[arg-type]
-        wanted = f"{low:g} to {high:g}"
-        if high == math.inf:
-            wanted = "a finite number" if low == -math.inf else f"a number of at least {low:g}"
-        raise EdgeDBError(f"{name} = {value!r}: expected {wanted}")
-
-
-def _check_int(name: str, value: object) -> None:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 0:
-        raise EdgeDBError(f"{name} = {value!r}: expected a whole number of at least 0")
+_RULES: dict[str, arguments.Rule[Any]] = {
+    "temperature": arguments.number(0),
+    "top_k": arguments.whole(),
+    "typical_p": arguments.number(0, 1),
+    "top_p": arguments.number(0, 1),
+    "min_p": arguments.number(0, 1),
+    "repetition_penalty": arguments.number(arguments.SMALLEST),
+    "presence_penalty": arguments.number(),
+    "frequency_penalty": arguments.number(),
+    "repetition_window": arguments.whole(),
+    "dry_multiplier": arguments.number(0),
+    "dry_base": arguments.number(1),
+    "dry_allowed_length": arguments.whole(),
+    "dry_breakers": arguments.each(arguments.words, "a list of texts"),
+    "mirostat": arguments.choice(0, 2),
+    "mirostat_tau": arguments.number(arguments.SMALLEST),
+    "mirostat_eta": arguments.number(0, 1),
+    "logit_bias": arguments.pairs(
+        arguments.token_id, arguments.number(also=-math.inf), "a mapping of token ids to numbers"
+    ),
+    "seed": arguments.optional(arguments.whole()),
+}
 
 
 class Selection(Protocol):

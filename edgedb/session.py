@@ -1,7 +1,7 @@
 """A sequence of tokens: read a prompt, write an answer.
 
 Each ``Session`` owns a cache and is used by one thread at a time. Everything that makes text goes
-through ``Session.stream``.
+through ``Session._start``, once its arguments are checked.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .answers import Answers, Prompt
+from .arguments import instance, optional, whole
 from .completion import Chunk, Completion, FinishReason, Stats, TokenLogprobs, collect
 from .errors import BusyError, ContextFullError, EdgeDBError
 from .head import Needed, needed
 from .logprobs import token_logprobs
 from .reader import Reader
-from .request import Progress, Request
+from .request import RULES, Progress, Request
 from .sampling import Processor, Sampler, SamplingParams
 from .session_file import read_session, write_session
 from .stopping import StopMatcher
 
 if TYPE_CHECKING:
     from .engine import Model
+
+_SAMPLER = optional(instance(Sampler, "a Sampler"))
 
 __all__ = ["Chunk", "Completion", "FinishReason", "Progress", "Session", "Stats", "collect"]
 
@@ -80,6 +83,9 @@ class Session(Answers):
 
         After a cancel the sequence ends with the last token that was read.
         """
+        RULES["progress"]("progress", progress)
+        RULES["cancelled"]("cancelled", cancelled)
+        ids = self.model.check_ids("ids", ids)
         with self._exclusive():
             self._reader.append(ids)
             if self._reader.length:
@@ -87,6 +93,7 @@ class Session(Answers):
 
     def decode(self, sampler: Sampler | None = None) -> int:
         """Choose the next token (greedily without a sampler), append it and return it."""
+        sampler = _SAMPLER("sampler", sampler)
         with self._exclusive():
             sampler = sampler or Sampler(SamplingParams(temperature=0), self.model.ops)
             return self._decode(sampler, self._reader.logits(self._needed_by(sampler)))
@@ -98,17 +105,14 @@ class Session(Answers):
 
     def logits_of(self, ids: Sequence[int]) -> np.ndarray:
         """Append ``ids``; logits after each of them, float32 ``(len(ids), vocab_size)``."""
+        ids = self.model.check_ids("ids", ids)
         with self._exclusive():
             return self._reader.logits_of(ids)
 
     def rewind(self, position: int) -> None:
         """Forget every token from ``position`` on."""
         with self._exclusive():
-            if not 0 <= position <= self.position:
-                raise EdgeDBError(
-                    f"cannot rewind to {position}: the session holds {self.position} tokens"
-                )
-            self._reader.rewind(position)
+            self._reader.rewind(whole(0, self.position)("position", position))
 
     def fork(self) -> Session:
         """An independent session that holds the same tokens.
@@ -152,11 +156,11 @@ class Session(Answers):
         prompt: Prompt,
         *,
         max_tokens: int | None = None,
-        stop: str | Sequence[str] = (),
-        stop_ids: Sequence[int] = (),
+        stop: str | Sequence[str] | None = None,
+        stop_ids: Sequence[int] | None = None,
         params: SamplingParams | None = None,
         logprobs: int | None = None,
-        processors: Processor | Sequence[Processor] = (),
+        processors: Processor | Sequence[Processor] | None = None,
         json_schema: str | Mapping[str, Any] | None = None,
         regex: str | None = None,
         grammar: str | None = None,
@@ -200,7 +204,10 @@ class Session(Answers):
             cancelled=cancelled,
             **sampling,
         )
-        ids = self.model.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        return self._start(self.model.prompt_ids(prompt), request)
+
+    def _start(self, ids: list[int], request: Request) -> Iterator[Chunk]:
+        """What ``stream`` does, once its arguments are checked."""
         if not ids:
             raise EdgeDBError("the prompt is empty; give at least one token")
         if len(ids) >= self.context:
@@ -208,14 +215,13 @@ class Session(Answers):
                 f"the prompt has {len(ids)} tokens and leaves no room in a context of "
                 f"{self.context}; shorten it or load with a larger context"
             )
-        self._reader.check(ids)
         return self._stream(ids, request, request.sampler(self.model), StopMatcher(request.stop))
 
     def _stream(
         self, ids: list[int], request: Request, sampler: Sampler, matcher: StopMatcher
     ) -> Iterator[Chunk]:
         detokenizer = self.model.tokenizer.stream(after=ids)
-        end_ids = request.stop_ids.union(self.model.tokenizer_spec.eos_ids)
+        end_ids = {*request.stop_ids, *self.model.tokenizer_spec.eos_ids}
         stats = Stats(prompt_tokens=len(ids))
         room = self.context - len(ids)
         max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)

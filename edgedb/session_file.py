@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from . import arguments
 from .container import PAD_NAME, Entry, align, lay_out, parse_json, read_header, render_header
 from .errors import ContextFullError, EdgeDBError, FormatError
 from .files import map_file, replacing
@@ -41,12 +42,14 @@ def write_session(
     The name appears, or changes its content, only when everything is on the disk; only the owner
     may read it. ``extra`` must be JSON. Raises ``EdgeDBError`` if the file cannot be written.
     """
+    path = arguments.path("path", path)
     arrays = {"tokens": tokens, **dict(cache.filled())}
     parts = [Part(name, _NAME_OF_DTYPE[a.dtype], a.shape) for name, a in arrays.items()]
     entries = lay_out(parts)
     try:
         document = json.dumps(dict(extra), allow_nan=False)
-    except (TypeError, ValueError) as error:
+        parse_json(document, "extra")  # as it will be read
+    except (TypeError, ValueError, RecursionError) as error:
         raise EdgeDBError(f"extra: not JSON ({error})") from None
     metadata = {
         "format": KIND,
@@ -58,7 +61,7 @@ def write_session(
     }
     header = render_header(metadata, entries)
     try:
-        with replacing(Path(path)) as file:
+        with replacing(path) as file:
             file.write(header)
             for array in arrays.values():
                 file.write(np.ascontiguousarray(array).data)
@@ -79,8 +82,9 @@ def read_session(
     Raises ``FormatError`` if the file is damaged, not a session or one of another model or cache
     type, and ``ContextFullError`` if it holds more tokens than ``cache``.
     """
+    path = arguments.path("path", path)
     try:
-        return _read(Path(path), fingerprint, vocab_size, cache)
+        return _read(path, fingerprint, vocab_size, cache)
     except (FormatError, ContextFullError) as error:
         raise type(error)(f"{path}: {error}") from None
 

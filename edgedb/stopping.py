@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .errors import EdgeDBError
-
 
 class StopMatcher:
-    """Passes text on up to the first stop string, however the text is cut into pieces.
+    """Passes text on up to the first stop string, none of which is empty, however the text is cut
+    into pieces.
 
     A tail that may be the beginning of a stop string is held back until it is decided. If several
     stop strings occur, the one that is complete first counts. The stop string itself is dropped.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        if not all(isinstance(stop, str) and stop for stop in stops):
-            raise EdgeDBError("a stop string must not be empty")
         self._stops = tuple(stops)
         self._longest = max(map(len, stops), default=0)
         self._held = ""

@@ -120,8 +120,9 @@ class Vocabulary:
             return b""
         data = self._bytes.get(token)
         if data is None:
-            known = 0 <= token < self.vocab_size
-            data = self._bytes[token] = self._piece_bytes(token) if known else b""
+            if not 0 <= token < self.vocab_size:  # of which there is no end: not to be remembered
+                return b""
+            data = self._bytes[token] = self._piece_bytes(token)
         return data
 
     def _encode(self, text: str, special: bool) -> list[int]:

@@ -90,7 +90,7 @@ def test_known_shapes_have_their_published_sizes() -> None:
     ("arguments", "match"),
     [
         ({"model": None}, "either"),
-        ({"model": None, "shape": "gpt-5"}, "unknown shape"),
+        ({"model": None, "shape": "gpt-5"}, "shape = .gpt-5.: expected llama-2-7b"),
         ({"model": None, "shape": "llama-1.1b", "repetitions": 0}, "repetitions"),
     ],
 )

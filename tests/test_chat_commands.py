@@ -65,12 +65,12 @@ def test_set_lists_explains_changes_and_refuses(chat: Terminal) -> None:
     say(chat, "/set seed random", r"seed random \(was 5\)")
     say(chat, "/set temprature 1", "did you mean temperature")
     say(chat, "/set temperature hot", "temperature = hot: expected a number")
-    say(chat, "/set top_p 3", "top_p = 3.0: expected 0 to 1")
+    say(chat, "/set top_p 3", "top_p = 3.0: expected a number from 0 to 1")
     say(chat, "/set trim some", "expected off or oldest")
     say(chat, "/set max_tokens 0", "at least 1")
     say(chat, "/set prompt_lookup 8", r"prompt_lookup 8 \(was 0\)")
     say(chat, "/set prompt_lookup default", r"prompt_lookup 0 \(was 8\)")
-    say(chat, "/set prompt_lookup -1", "expected at least 0")
+    say(chat, "/set prompt_lookup -1", "whole number from 0 to 127")
 
 
 def test_show(chat: Terminal) -> None:

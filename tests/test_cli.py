@@ -225,7 +225,7 @@ def test_files_that_are_no_model(run: Run, command: str, kind: str) -> None:
         (["--top-p", "2"], "top_p"),
         (["--repetition-penalty", "0"], "repetition_penalty"),
         (["--seed", "-4"], "seed"),
-        (["--stop", ""], "stop string"),
+        (["--stop", ""], "stop[0] = '': expected a text that is not empty"),
         (["--max-tokens", "-1"], "max_tokens"),
         (["--context", "100000"], "context"),
         (["--threads", "0"], "threads"),

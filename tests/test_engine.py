@@ -47,7 +47,7 @@ def test_a_rewound_session_continues_as_if_nothing_had_been_there(model: edgedb.
     session.rewind(0)
     session.prefill(PROMPT)
     assert session.logits().tobytes() == expected.tobytes()
-    with pytest.raises(EdgeDBError, match="rewind"):
+    with pytest.raises(EdgeDBError, match="position = 99: expected a whole number from 0 to 7"):
         session.rewind(99)
 
 
@@ -195,7 +195,7 @@ def test_sessions_run_side_by_side(model: edgedb.Model) -> None:
 def test_a_context_must_fit_the_model(tiny_model: Path) -> None:
     with pytest.raises(EdgeDBError, match="context"):
         edgedb.load(tiny_model, context=10**9)
-    with pytest.raises(EdgeDBError, match="cache type"):
+    with pytest.raises(EdgeDBError, match=r"kv_dtype = .int3.: expected float16, float32 or int8"):
         edgedb.load(tiny_model, kv_dtype="int3")
 
 

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import arguments
 from ..errors import EdgeDBError
 from ..modelfiles import find_model, known_models
 from . import reports, storage
@@ -210,7 +211,7 @@ def complete_path(repl: Repl, argument: str) -> list[str]:
 def _path(argument: str, usage: str) -> Path:
     if not argument:
         raise EdgeDBError(f"name a file: {usage}")
-    return _expanded(argument)
+    return arguments.path("FILE", _expanded(argument))
 
 
 def _expanded(name: str) -> Path:

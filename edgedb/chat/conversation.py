@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from ..arguments import optional, whole
 from ..engine import Model
 from ..errors import ContextFullError
 from ..messages import Message
+from ..request import RULES
 from ..sampling import SamplingParams
 from ..session import Chunk, Progress, Stats
 from ..transcript import encode_keeping
@@ -32,6 +34,15 @@ class ChatOptions:
     stats: bool = False
     markdown: bool = False
     system: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, rule in _RULES.items():
+            object.__setattr__(self, name, rule(name, getattr(self, name)))
+
+
+# Those of an answer, which here must have a token.
+_RULES = {name: RULES[name] for name in ("stop", "stop_ids", "prompt_lookup")}
+_RULES["max_tokens"] = optional(whole(1))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from .conversation import ChatOptions, Conversation
 
 # `/system` is the command for it.
 _OWN = {name: s for name, s in settings_of(ChatOptions).items() if name != "system"}
-_LEAST = {"max_tokens": 1, "prompt_lookup": 0}
 
 
 class Settings:
@@ -53,9 +52,6 @@ class Settings:
         before = self._conversation.options
         value = self._get(name, self._start) if text == "default" else setting.read(text)
         if name in _OWN:
-            least = _LEAST.get(name)
-            if least is not None and value is not None and value < least:
-                raise EdgeDBError(f"{name} = {value}: expected at least {least}")
             changed = {name: value}
         else:
             changed = {"params": replace(before.params, **{name: value})}

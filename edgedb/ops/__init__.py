@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from .. import arguments
 from ..errors import EdgeDBError, NativeError, SlowBackendWarning
 from .buffer import Buffer
 from .selection import Doubles, Floats, Ids
@@ -171,14 +172,9 @@ def create(
     Warns once, with the reason, where the native backend was not refused but cannot run.
     Raises ``NativeError`` if a forced choice cannot run, ``EdgeDBError`` for an unknown name.
     """
-    backend = backend or os.environ.get("EDGEDB_BACKEND") or None
-    isa = isa or os.environ.get("EDGEDB_ISA") or None
-    kernel = kernel or os.environ.get("EDGEDB_KERNEL") or None
-    threads = threads if threads is not None else _threads_from_environment()
-    if threads is not None and not 1 <= threads <= 256:
-        raise EdgeDBError(f"threads = {threads}: expected 1 to 256")
-    if backend is not None and backend not in BACKENDS:
-        raise EdgeDBError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
+    given = {"backend": backend, "isa": isa, "kernel": kernel, "threads": threads}
+    chosen = {name: _choose(name, value) for name, value in given.items()}
+    backend, isa, kernel, threads = chosen.values()
     if backend is None:
         # Either choice means the native library: falling back would hide its absence.
         native_only = isa or kernel
@@ -223,14 +219,23 @@ def _best() -> str:
     return best.name
 
 
-def _threads_from_environment() -> int | None:
-    text = os.environ.get("EDGEDB_THREADS")
+_RULES: dict[str, arguments.Rule[Any]] = {
+    "backend": arguments.choice(*BACKENDS),
+    "isa": arguments.words,
+    "kernel": arguments.words,
+    "threads": arguments.whole(1, 256),
+}
+
+
+def _choose(name: str, value: Any) -> Any:
+    """An argument of ``create``, or what the environment has in its place, or None."""
+    if value is not None:
+        return _RULES[name](name, value)
+    variable = f"EDGEDB_{name.upper()}"
+    text = os.environ.get(variable, "").strip()
     if not text:
         return None
-    try:
-        return int(text)
-    except ValueError:
-        raise EdgeDBError(f"EDGEDB_THREADS = {text!r} is not a number") from None
+    return _RULES[name](variable, int(text) if name == "threads" and text.isdecimal() else text)
 
 
 def _available(name: str) -> tuple[bool, str]:
