@@ -6,15 +6,15 @@ that sum over the ending's length in characters ("normalized"). No examples are 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from . import arguments
+from .container import parse_json
 from .engine import Model
 from .errors import EdgeDBError
 from .evaluate import log_likelihoods
@@ -30,6 +30,20 @@ class Question:
     contexts: tuple[str, ...]
     endings: tuple[str, ...]
     gold: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "contexts", _CONTEXTS("contexts", self.contexts))
+        object.__setattr__(self, "endings", _ENDINGS("choices", self.endings))
+        if not self.endings or len(self.contexts) != len(self.endings):
+            raise EdgeDBError(
+                f"{len(self.contexts)} contexts for {len(self.endings)} choices, expected as many"
+            )
+        gold = arguments.whole(0, len(self.endings) - 1)("gold", self.gold)
+        object.__setattr__(self, "gold", gold)
+
+
+_CONTEXTS = arguments.each(arguments.text, "a list of texts")
+_ENDINGS = arguments.each(arguments.words, "a list of texts")
 
 
 @dataclass(frozen=True)
@@ -56,26 +70,31 @@ def read_questions(path: Path) -> list[Question]:
     questions = []
     # JSON may hold the other characters at which splitlines breaks.
     for number, line in enumerate(text.split("\n") if text else [], 1):
+        where = f"{path}, line {number}"
+        entry = parse_json(line, where)
         try:
-            questions.append(_question(json.loads(line)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise EdgeDBError(f"{path}, line {number}: no question: {error!r}") from None
+            questions.append(_question(entry))
+        except EdgeDBError as error:
+            raise EdgeDBError(f"{where}: no question: {error}") from None
     if not questions:
         raise EdgeDBError(f"{path}: holds no questions")
     return questions
 
 
-def _question(entry: dict[str, Any]) -> Question:
+def _question(entry: object) -> Question:
+    if not isinstance(entry, dict):
+        raise EdgeDBError("expected a JSON object")
+    keys = ("contexts", "continuation") if "contexts" in entry else ("context", "choices")
+    for key in (*keys, "gold"):
+        if key not in entry:
+            raise EdgeDBError(f"{key} is missing")
     if "contexts" in entry:
-        contexts = tuple(map(str, entry["contexts"]))
-        endings = (str(entry["continuation"]),) * len(contexts)
+        contexts = _CONTEXTS("contexts", entry["contexts"])
+        endings = (arguments.words("continuation", entry["continuation"]),) * len(contexts)
     else:
-        endings = tuple(map(str, entry["choices"]))
-        contexts = (str(entry["context"]),) * len(endings)
-    gold = int(entry["gold"])
-    if not 0 <= gold < len(endings) or not all(endings):
-        raise ValueError(f"gold {gold} of {len(endings)} choices, none of them empty")
-    return Question(contexts, endings, gold)
+        endings = _ENDINGS("choices", entry["choices"])
+        contexts = (arguments.text("context", entry["context"]),) * len(endings)
+    return Question(contexts, endings, entry["gold"])
 
 
 def multiple_choice(
@@ -85,6 +104,8 @@ def multiple_choice(
     progress: Callable[[int, int, float], None] | None = None,
 ) -> ChoiceResult:
     """Answer ``questions``; ``progress(done, questions, accuracy so far)`` is called after each."""
+    if not questions:
+        raise EdgeDBError("no questions; give at least one")
     reader = _Reader(model)
     right = np.zeros(2)
     for done, question in enumerate(questions, 1):

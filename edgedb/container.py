@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .display import quoted
 from .errors import FormatError
 from .tensors import DTYPES, Part
 
@@ -22,6 +23,7 @@ ALIGNMENT = 64
 VERSION = "1"
 # A 405B model needs 0.3 MB; the cap only bounds what parsing hostile JSON may cost.
 MAX_HEADER_BYTES = 16 << 20
+MAX_NESTING = 64  # of JSON in a header; ours needs 5
 PREFIX = b'{"__metadata__":{"header_crc32":"'
 CRC_START = 8 + len(PREFIX)
 PAD_NAME = "pad."  # filler tensors keep the next one aligned, because safetensors forbids gaps
@@ -74,7 +76,10 @@ def render_header(
 
 
 def parse_json(text: str | bytes, what: str) -> Any:
-    """JSON without duplicate keys, NaN or absurd nesting, else ``FormatError`` about ``what``."""
+    """JSON without duplicate keys, NaN or absurd nesting, else ``FormatError`` about ``what``.
+
+    What it returns can be walked, printed and written as JSON by recursive code.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
@@ -86,11 +91,33 @@ def parse_json(text: str | bytes, what: str) -> Any:
     def refuse(constant: str) -> float:
         raise FormatError(f"{what}: {constant} is not a number")
 
+    def finite(digits: str) -> float:
+        value = float(digits)
+        return value if math.isfinite(value) else refuse(quoted(digits))
+
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        document = json.loads(
+            text, object_pairs_hook=unique, parse_constant=refuse, parse_float=finite
+        )
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise FormatError(f"{what}: not valid JSON ({reason[:120]})") from None
+    if nested_deeper(document, MAX_NESTING):
+        raise FormatError(f"{what}: nested more than {MAX_NESTING} deep")
+    return document
+
+
+def nested_deeper(document: Any, limit: int) -> bool:
+    """Whether lists and dictionaries stand in each other more than ``limit`` deep."""
+    level = [document]
+    for _ in range(limit + 1):
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, (dict, list, tuple)):
+                below += value.values() if isinstance(value, dict) else value
+        if not (level := below):
+            return False
+    return True
 
 
 def read_header(

@@ -85,19 +85,31 @@ def test_questions_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "reason"),
     [
-        "not JSON",
-        '{"context": "Q", "gold": 0}',
-        '{"context": "Q", "choices": ["a"], "gold": 1}',
-        '{"context": "Q", "choices": ["a", ""], "gold": 0}',
-        "[]",
+        ("not JSON", "not valid JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"context": "Q", "choices": ["a"], "gold": ' + "[" * 200 + "]" * 200 + "}", "64 deep"),
+        ('{"context": "Q", "gold": 0}', "choices is missing"),
+        ('{"context": "Q", "choices": ["a"]}', "gold is missing"),
+        ('{"context": "Q", "choices": ["a"], "gold": 1}', "gold = 1: expected .* from 0 to 0"),
+        ('{"context": "Q", "choices": ["a"], "gold": 0.9}', "gold = 0.9: expected"),
+        ('{"context": "Q", "choices": ["a"], "gold": true}', "gold = True: expected"),
+        ('{"context": "Q", "choices": ["a"], "gold": 1e400}', "not a number"),
+        ('{"context": "Q", "choices": ["a", ""], "gold": 0}', r"choices\[1\] = '': expected"),
+        ('{"context": "Q", "choices": ["a", 5], "gold": 0}', r"choices\[1\] = 5: expected"),
+        ('{"context": "Q", "choices": "ab", "gold": 0}', "choices = 'ab': expected a list"),
+        ('{"context": "Q", "choices": [], "gold": 0}', "0 choices"),
+        ('{"context": 5, "choices": ["a"], "gold": 0}', "context = 5: expected a text"),
+        ('{"contexts": "xy", "continuation": "z", "gold": 0}', "contexts = 'xy': expected a list"),
+        ('{"contexts": ["x"], "continuation": "", "gold": 0}', "continuation = '': expected"),
+        ("[]", "expected a JSON object"),
     ],
 )
-def test_what_is_no_question_is_named(tmp_path: Path, line: str) -> None:
+def test_what_is_no_question_is_named(tmp_path: Path, line: str, reason: str) -> None:
     file = tmp_path / "q.jsonl"
     file.write_text('{"context": "Q", "choices": ["a", "b"], "gold": 1}\n' + line)
-    with pytest.raises(EdgeDBError, match="line 2"):
+    with pytest.raises(EdgeDBError, match=f"q.jsonl, line 2: .*({reason})"):
         read_questions(file)
 
 

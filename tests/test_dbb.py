@@ -38,6 +38,17 @@ def refused(path: Path, *words: str, verify: bool = True) -> str:
 # Round trip
 
 
+def _nested(depth):
+    return '{"a":' * depth + "1" + "}" * depth
+
+
+def test_deep_but_not_too_deep(model, tmp_path):
+    def edit(header):
+        header["__metadata__"]["quantization"] = _nested(64)
+
+    assert read_dbb(edit_file(model, tmp_path / "deep.dbb", edit)).quantization["a"]
+
+
 @pytest.mark.parametrize("verify", [True, False])
 def test_reads_what_was_written(model, verify):
     file = read_dbb(model, verify=verify)
@@ -250,6 +261,11 @@ def change(tensor, **values):
         (lambda h: h["__metadata__"].update(config='{"a":1,"a":2}'), ["'a' is there twice"]),
         (lambda h: h["__metadata__"].update(config='{"a":NaN}'), ["NaN is not a number"]),
         (lambda h: h["__metadata__"].update(config="[" * 99999), ["nested too deeply"]),
+        (lambda h: h["__metadata__"].update(quantization=_nested(65)), ["more than 64 deep"]),
+        (
+            lambda h: h["__metadata__"].update(quantization='{"a":1e999}'),
+            ["'1e999' is not a number"],
+        ),
         (lambda h: h["__metadata__"].update(quantization="1"), ["quantization: expected"]),
         (lambda h: h["__metadata__"].update(checksums="[]"), ["checksums: expected"]),
         (lambda h: h["__metadata__"].update(tokenizer='{"kind":"x"}'), ["tokenizer: kind 'x'"]),
