@@ -28,6 +28,7 @@ from .options import (
     sampling_options,
     take_loader,
     take_sampling,
+    template_option,
     threads_option,
 )
 from .settings import HELP
@@ -94,6 +95,7 @@ def main() -> None:
 @click.option("-f", "--file", help="The same, read from a file; after --prompt if both are given.")
 @click.option("--session", metavar="FILE", help="Go on from this file, and save there.")
 @click.option("--system", help="System message, in place of the template's own.")
+@template_option
 @click.option(
     "-n",
     "--max-tokens",
@@ -172,6 +174,7 @@ def chat(
     "[default: raw]",
 )
 @click.option("--system", help="System message; only with --chat.")
+@template_option
 @click.option(
     "-n", "--max-tokens", type=int, default=256, show_default=True, help="Tokens to write at most."
 )
@@ -184,6 +187,7 @@ def generate(
     file: str | None,
     as_chat: bool,
     system: str | None,
+    chat_template_kwargs: dict[str, Any],
     max_tokens: int,
     stats: bool,
     **options: Any,
@@ -199,8 +203,8 @@ def generate(
 
     if prompt is not None and file is not None:
         raise click.UsageError("give either --prompt or --file")
-    if system is not None and not as_chat:
-        raise click.UsageError("--system needs --chat")
+    if not as_chat and (system is not None or chat_template_kwargs):
+        raise click.UsageError("--system and --chat-template-kwargs need --chat")
     if prompt is None:
         if file is None and sys.stdin.isatty():
             raise click.UsageError("give a text with --prompt, --file or on standard input")
@@ -212,7 +216,7 @@ def generate(
         messages = [{"role": "user", "content": prompt}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
-        ids = loaded.chat_tokens(messages)
+        ids = loaded.chat_tokens(messages, chat_template_kwargs=chat_template_kwargs)
     last = ui.answer(loaded.stream(ids, max_tokens=max_tokens, params=params, **options))
     if stats and last is not None:
         ui.stats(last.stats)

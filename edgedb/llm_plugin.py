@@ -19,7 +19,7 @@ from .display import NAME_CHARS, one_line, printable
 from .engine import Model, load
 from .modelfiles import configured_folders
 from .session import Session
-from .settings import HELP, sampling_settings, unescape
+from .settings import HELP, read_variables, sampling_settings, unescape
 
 
 def _options() -> Any:
@@ -30,6 +30,10 @@ def _options() -> Any:
     fields: dict[str, Any] = {
         "max_tokens": (int | None, Field(None, description=HELP["max_tokens"])),
         "stop": (str | None, Field(None, description=HELP["stop"])),
+        "chat_template_kwargs": (
+            str | None,
+            Field(None, description=HELP["chat_template_kwargs"]),
+        ),
     }
     for setting in sampling_settings().values():
         kind = setting.form.number or str
@@ -44,7 +48,9 @@ def _read_options(options: Mapping[str, Any]) -> dict[str, Any]:
     def read(name: str, value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        return settings[name].read(value) if name in settings else unescape(value)
+        if name in settings:
+            return settings[name].read(value)
+        return unescape(value) if name == "stop" else read_variables(value)
 
     return {name: read(name, value) for name, value in options.items() if value is not None}
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from .errors import EdgeDBError
-from .settings import HELP, Setting, sampling_settings, unescape
+from .settings import HELP, Setting, read_variables, sampling_settings, unescape
 
 if TYPE_CHECKING:
     from .engine import Model
@@ -41,6 +41,22 @@ class OneLine(click.ParamType):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
         return unescape(value)
+
+
+class Variables(click.ParamType):
+    """Names and values, as JSON."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> dict[str, Any]:
+        if isinstance(value, dict):
+            return value
+        try:
+            return read_variables(value)
+        except ValueError:
+            self.fail(
+                f'{value!r} is not a JSON object like {{"enable_thinking": false}}', param, ctx
+            )
 
 
 def together(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
@@ -89,6 +105,12 @@ lookup_option = click.option(
     default=0,
     show_default=True,
     help=HELP["prompt_lookup"],
+)
+template_option = click.option(
+    "--chat-template-kwargs",
+    type=Variables(),
+    default=dict,
+    help=HELP["chat_template_kwargs"],
 )
 stop_options = together(
     click.option("--stop", multiple=True, type=OneLine(), help=f"{HELP['stop']} May be repeated."),

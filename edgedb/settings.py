@@ -7,6 +7,7 @@ both places by itself, as long as its type has a row in ``_form``.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +43,7 @@ HELP = {
     "stop_ids": "End the answer at one of these tokens.",
     "prompt_lookup": "Tokens to guess at once from earlier text: same answer, faster if it "
     "repeats.",
+    "chat_template_kwargs": "Variables for the model's chat template, as JSON.",
     "trim": "When the context is full: refuse, or drop the oldest turns.",
     "stats": "Show speeds after every answer.",
     "markdown": "Render answers as Markdown, each once it is complete.",
@@ -163,6 +165,10 @@ def _form(hint: Any) -> Form | None:
         return Form(" or ".join(words), lambda text: int(_choose(text, words)), str, words)
     if _is(origin, Mapping) and arguments == (int, float):
         return Form("ID=NUMBER,ID=NUMBER... or off", _read_map, _show_map, ("off",))
+    if _is(origin, Mapping) and arguments == (str, Any):
+        return Form(
+            'a JSON object like {"enable_thinking": false} or off', read_variables, _show_variables
+        )
     items = [part for part in arguments if part is not Ellipsis]
     if _is(origin, Sequence, AbstractSet) and items == [int]:
         return Form("whole numbers like 2,17 or off", _read_ints, _show_ints, ("off",))
@@ -200,6 +206,24 @@ def _read_map(text: str) -> dict[int, float]:
         return {}
     pairs = [part.replace(":", "=").split("=") for part in text.replace(",", " ").split()]
     return {int(key): float(value) for key, value in pairs}
+
+
+def read_variables(text: str) -> dict[str, Any]:
+    """Variables for a chat template, none for off. Raises ``ValueError`` for what is no JSON
+    object."""
+    if text.lower() in _OFF:
+        return {}
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError from None
+    if not isinstance(found, dict):
+        raise ValueError
+    return found
+
+
+def _show_variables(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False) if value else "off"
 
 
 def unescape(text: str) -> str:

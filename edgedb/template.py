@@ -21,6 +21,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import SecurityError
 
 from . import bounded_filters
+from .arguments import flag, optional
 from .bounded_template import BoundedEnvironment, bounded_filter
 from .bounds import MAX_SIZE, Budget, budget
 from .errors import TemplateError
@@ -62,6 +63,9 @@ def render(
         raise TemplateError(
             "this model has no chat template; continue plain text with `edgedb generate` instead"
         )
+    add_generation_prompt = optional(flag)("add_generation_prompt", add_generation_prompt)
+    if not isinstance(continue_final_message, str):
+        continue_final_message = flag("continue_final_message", continue_final_message)
     if add_generation_prompt and continue_final_message:
         raise TemplateError("continue_final_message and add_generation_prompt exclude each other")
     if add_generation_prompt is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import edgedb
-from edgedb import ContextFullError
+from edgedb import ContextFullError, EdgeDBError
 from edgedb.chat import ChatOptions, Conversation, reports
 from edgedb.sampling import SamplingParams
 
@@ -42,6 +42,33 @@ def test_turns_follow_each_other(conversation: Conversation) -> None:
     assert conversation.messages[-1]["content"].lstrip() == said
     conversation.clear()
     assert conversation.messages == [SYSTEM]
+
+
+def test_an_answer_goes_on_where_it_stopped(conversation: Conversation) -> None:
+    options = replace(conversation.options, params=replace(PARAMS, temperature=0), max_tokens=4)
+    whole = Conversation(conversation.model, replace(options, max_tokens=8))
+    expected = say(whole, "Hi")
+    conversation.options = options
+    begun = say(conversation, "Hi")
+    n_read = conversation.session.position
+    more = "".join(chunk.text for chunk in conversation.answer(conversation.go_on()))
+    assert begun + more == expected and conversation.messages[-1]["content"] == expected
+    assert len(conversation.messages) == 3 and conversation.session.position > n_read
+    assert conversation.turns[-1].stats.read_tokens <= 1
+    (last,) = conversation.answer(conversation.go_on(), cancelled=lambda: True)
+    assert conversation.kept and conversation.messages[-1]["content"] == expected
+    assert conversation.remark(replace(last, finish_reason="stop")) == "nothing was added"
+
+
+def test_a_template_gets_the_variables_of_the_chat(
+    conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = replace(conversation.model.tokenizer_spec, chat_template="{{ messages|length }}{{ x }}")
+    monkeypatch.setattr(edgedb.Model, "tokenizer_spec", property(lambda model: spec))
+    conversation.options = replace(conversation.options, chat_template_kwargs={"x": "yes"})
+    assert conversation.ask("Hi").ids == conversation.model.tokenize("2yes")
+    with pytest.raises(EdgeDBError, match="tools is an option of its own"):
+        replace(conversation.options, chat_template_kwargs={"tools": []})
 
 
 def test_a_stopped_answer_stays_as_far_as_it_came(conversation: Conversation) -> None:

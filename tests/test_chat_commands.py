@@ -59,6 +59,10 @@ def test_set_lists_explains_changes_and_refuses(chat: Terminal) -> None:
     say(chat, '/set stop "###" "a b"', r'stop "###" "a b" \(was off\)')
     say(chat, r'/set stop \n\t "\\"', r'stop "\\n\\t" "\\\\" \(was "###" "a b"\)')
     say(chat, "/set stop off", r"stop off")
+    say(chat, '/set chat-template-kwargs {"x": [1]}', r'kwargs {"x": \[1\]} \(was off\)')
+    say(chat, "/set chat_template_kwargs x", "expected a JSON object like")
+    say(chat, '/set chat_template_kwargs {"tools": 1}', "tools is an option of its own")
+    say(chat, "/set chat_template_kwargs off", r"kwargs off")
     say(chat, "/set logit_bias 5=-inf, 7=2", r"logit_bias 5=-inf,7=2 \(was off\)")
     say(chat, "/set logit-bias=off", r"logit_bias off \(was 5=-inf,7=2\)")
     say(chat, "/set seed 5", r"seed 5 \(was random\)")
@@ -109,6 +113,14 @@ def test_undo_regen_and_edit(chat: Terminal) -> None:
     say(chat, "\x03\x03", "nothing changed")
     say(chat, "/edit sometimes", "/edit takes nothing")
     say(chat, "/undo", "took back: Ho again and again")
+
+
+def test_continue(chat: Terminal) -> None:
+    say(chat, "Hi again", CUT)
+    before = say(chat, "/context", "when full").count("\n")
+    say(chat, "/continue", CUT)
+    assert say(chat, "/context", "when full").count("\n") == before
+    say(chat, "/undo", "took back: Hi again")
 
 
 def test_an_editor_that_leaves_nothing() -> None:

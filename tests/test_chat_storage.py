@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,11 +61,16 @@ def test_dropped_turns_are_kept_in_files(tiny_model: Path, tmp_path: Path) -> No
 def test_foreign_conversations(tiny_model: Path, tmp_path: Path) -> None:
     conversation = begin(tiny_model)
     path = tmp_path / "a.json"
-    messages = [{"role": "user", "content": "Hi", "name": "x"}]
+    parts = [{"type": "text", "text": "Hi"}, {"type": "text", "text": "there"}]
+    messages: list[Any] = [{"role": "user", "content": parts, "name": "x"}]
+    messages.append({"role": "assistant", "content": None})
     for document in (messages, {"messages": messages}):
         path.write_text(json.dumps(document))
         storage.load(conversation, path)
-        assert conversation.messages == [{"role": "user", "content": "Hi"}]
+        assert conversation.messages == [
+            {"role": "user", "content": "Hi\nthere"},
+            {"role": "assistant", "content": ""},
+        ]
         assert conversation.options.system is None
 
 
@@ -80,6 +86,7 @@ def test_foreign_conversations(tiny_model: Path, tmp_path: Path) -> None:
         '{"messages": [3]}',
         '{"messages": [{"role": "user"}]}',
         '{"messages": [{"role": "tool", "content": "x"}]}',
+        '{"messages": [{"role": "user", "content": [{"type": "image"}]}]}',
         '{"messages": [], "forgotten": 3}',
     ],
 )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -71,6 +72,22 @@ def test_generate_with_the_chat_template(run: Run, tiny_model: Path) -> None:
     )
     assert result.stdout.rstrip() == expected.rstrip()
     assert re.search(r"answer \d tokens in", result.stderr)
+
+
+def test_variables_reach_the_chat_template(
+    run: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def spied(model: edgedb.Model, messages: Any, **options: Any) -> str:
+        seen.append(options["chat_template_kwargs"])
+        return "Hi"
+
+    monkeypatch.setattr(edgedb.Model, "chat_text", spied)
+    variables = ["--chat-template-kwargs", '{"enable_thinking": false}', "-n", 1]
+    assert run("generate", tiny_model, "-p", "Hi", "--chat", *variables).exit_code == 0
+    assert run("chat", tiny_model, "-p", "Hi", *variables).exit_code == 0
+    assert seen and all(given == {"enable_thinking": False} for given in seen)
 
 
 def test_a_seed_repeats(run: Run, tiny_model: Path) -> None:
@@ -230,6 +247,7 @@ def test_files_that_are_no_model(run: Run, command: str, kind: str) -> None:
         (["--context", "100000"], "context"),
         (["--threads", "0"], "threads"),
         (["--isa", "avx2"], "native"),
+        (["--chat", "--chat-template-kwargs", '{"messages": 1}'], "messages is an option"),
     ],
 )
 def test_values_out_of_range(run: Run, tiny_model: Path, options: list[str], message: str) -> None:
@@ -247,6 +265,9 @@ def test_prompts_that_cannot_be(run: Run, tiny_model: Path) -> None:
 def test_options_that_contradict_each_other(run: Run, tiny_model: Path) -> None:
     assert "either" in run("generate", tiny_model, "-p", "a", "-f", "b").stderr
     assert "--chat" in run("generate", tiny_model, "-p", "a", "--system", "b").stderr
+    variables = ["--chat-template-kwargs", '{"a": 1}']
+    assert "--chat" in run("generate", tiny_model, "-p", "a", *variables).stderr
+    assert "not a JSON object" in run("chat", tiny_model, variables[0], "a").stderr
     refused(run("bench"), "--shape")
     refused(run("bench", tiny_model, "--shape", "llama-1.1b"), "--shape")
     refused(run("bench", "--shape", "llama-9b"), "llama-9b")

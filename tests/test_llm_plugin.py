@@ -88,6 +88,7 @@ def test_every_sampling_option_is_one_of_llms(
         "logit_bias": "5=-1.5",
         "mirostat_eta": "0",
         "stop": r"\n\n",
+        "chat_template_kwargs": '{"enable_thinking": false}',
     }
     options = [part for item in given.items() for part in ("-o", *item)]
     result = run("-m", "edgedb-tiny", "Hi", *options, *FEW)
@@ -96,6 +97,7 @@ def test_every_sampling_option_is_one_of_llms(
     assert seen == {
         "dry_base": 2, "dry_breakers": (".", ","), "logit_bias": {5: -1.5}, "mirostat_eta": 0,
         "max_tokens": 6, "seed": 1, "stop": "\n\n",
+        "chat_template_kwargs": {"enable_thinking": False},
     }  # fmt: skip
     result = run("-m", "edgedb-tiny", "Hi", "-o", "logit_bias", "much")
     assert result.exit_code != 0 and "logit_bias = much: expected ID=NUMBER" in result.output

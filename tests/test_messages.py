@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from template_cases import TOOLS, assistant, call, parts, user
 
-from edgedb import TemplateError
+from edgedb import EdgeDBError, TemplateError
 from edgedb.messages import plain_messages, plain_objects, plain_variables
 from edgedb.template import render
 from edgedb.tokenizer import TokenizerSpec
@@ -128,6 +128,12 @@ def test_tools_documents_and_variables_are_checked() -> None:
             plain_variables(wrong)
     with pytest.raises(TemplateError, match="chat_template_kwargs: tools is an option of its own"):
         plain_variables({"tools": []})
+
+
+def test_flags_are_flags() -> None:
+    for name in ("add_generation_prompt", "continue_final_message"):
+        with pytest.raises(EdgeDBError, match=f"{name} = 1: expected True or False"):
+            text_of(TEXTS, [user("Hi")], **{name: 1})
 
 
 def test_parts_are_text_where_a_template_knows_only_that() -> None:

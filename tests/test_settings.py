@@ -27,6 +27,7 @@ class Sample:
     texts: tuple[str, ...] = ()
     hook: Callable[[int], int] | None = None
     hooks: tuple[Callable[[int], int], ...] = ()
+    variables: Mapping[str, Any] = field(default_factory=dict)
     said: int = field(default=1, metadata={"help": "What it is."})
 
 
@@ -58,6 +59,15 @@ class Sample:
         ("texts", "it's", None),
         ("texts", r'"it\"', None),
         ("texts", "off", ()),
+        (
+            "variables",
+            '{"enable_thinking": false, "n": [1, "é"]}',
+            {"enable_thinking": False, "n": [1, "é"]},
+        ),
+        ("variables", "off", {}),
+        ("variables", "[1]", None),
+        ("variables", "{", None),
+        ("variables", "[" * 100_000, None),
         ("switch", "perhaps", None),
         ("count", "2.5", None),
         ("share", "much", None),

@@ -53,6 +53,12 @@ def regen(repl: Repl, argument: str) -> None:
     repl.answer(repl.conversation.ask_again)
 
 
+def continue_(repl: Repl, argument: str) -> None:
+    if not repl.conversation.messages or repl.conversation.messages[-1]["role"] != "assistant":
+        raise EdgeDBError("there is no answer to continue")
+    repl.answer(repl.conversation.go_on)
+
+
 def edit(repl: Repl, argument: str) -> None:
     before = repl.conversation.last_question
     if before is None:

@@ -88,6 +88,7 @@ COMMANDS: list[Command] = [
     Command("clear", "", "forget the conversation and begin anew", actions.clear, aliases=("new",)),
     Command("undo", "", "take the last message and its answer back", actions.undo),
     Command("regen", "", "answer the last message again", actions.regen, aliases=("retry",)),
+    Command("continue", "", "go on with the last answer where it stopped", actions.continue_),
     Command(
         "edit",
         "[line]",

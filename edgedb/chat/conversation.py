@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ..arguments import optional, whole
 from ..engine import Model
 from ..errors import ContextFullError
-from ..messages import Message
+from ..messages import Message, plain_variables
 from ..request import RULES
 from ..sampling import SamplingParams
 from ..session import Chunk, Progress, Stats
@@ -34,6 +34,7 @@ class ChatOptions:
     stats: bool = False
     markdown: bool = False
     system: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, rule in _RULES.items():
@@ -43,6 +44,7 @@ class ChatOptions:
 # Those of an answer, which here must have a token.
 _RULES = {name: RULES[name] for name in ("stop", "stop_ids", "prompt_lookup")}
 _RULES["max_tokens"] = optional(whole(1))
+_RULES["chat_template_kwargs"] = lambda _, variables: plain_variables(variables)
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Prompt:
     ids: list[int]
     dropped: list[Message] = field(default_factory=list)  # the turns that had to go
     attempt: int = 0  # how often this turn was answered before
+    begun: str = ""  # the answer so far, which is to go on
 
 
 @dataclass
@@ -142,6 +145,15 @@ class Conversation:
         text = self.messages[start]["content"] if text is None else text
         return self._fit(self.messages[:start], text, attempt)
 
+    def go_on(self) -> Prompt:
+        """The last answer, from where it stopped; there must be one. Raises ``ContextFullError`` if
+        nothing more fits, ``TemplateError`` if the model's template always ends an answer."""
+        *before, last = self.messages
+        ids = self._encode(self.messages, continue_final_message=True)
+        if len(ids) >= self.model.context:
+            raise ContextFullError(f"the context has {self.model.context} tokens and is full")
+        return Prompt(before, ids, begun=last["content"])
+
     def answer(
         self,
         prompt: Prompt | str,
@@ -183,8 +195,9 @@ class Conversation:
                         turn.first_token_seconds = time.perf_counter() - started
                 yield chunk
         finally:
-            self.kept = bool(said)
+            self.kept = bool(prompt.begun or said)
             if said:
+                said = prompt.begun + said
                 self.messages = [*prompt.messages, {"role": "assistant", "content": said}]
                 self.forgotten += prompt.dropped
                 self.turns.append(turn)
@@ -199,7 +212,7 @@ class Conversation:
             why = "stopped" if last.finish_reason == "cancelled" else "the answer is empty"
             return f"{why}; your message was dropped"
         if last.finish_reason == "stop":
-            return ""
+            return "" if stats.completion_tokens else "nothing was added"
         if last.finish_reason == "cancelled":
             return "stopped"
         if stats.prompt_tokens + stats.completion_tokens >= self.model.context:
@@ -241,7 +254,8 @@ class Conversation:
             raise ContextFullError(f"{full}, with this message it is {len(ids)}")
         return Prompt(messages, ids, dropped, attempt)
 
-    def _encode(self, messages: Sequence[Message]) -> list[int]:
+    def _encode(self, messages: Sequence[Message], **template: Any) -> list[int]:
         """Ids of a conversation up to where the next answer begins, spelled as in the cache."""
-        text = self.model.chat_text(messages)
+        variables = self.options.chat_template_kwargs
+        text = self.model.chat_text(messages, chat_template_kwargs=variables, **template)
         return encode_keeping(self.model.tokenizer, text, self.session.tokens)

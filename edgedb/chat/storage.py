@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import EdgeDBError
+from ..errors import EdgeDBError, TemplateError
 from ..files import read_regular, replacing
-from ..messages import Message
+from ..messages import Message, joined_parts, plain_messages
 from .conversation import Conversation
 
 ROLES = ("system", "user", "assistant")
@@ -67,16 +67,14 @@ def _cache_path(path: Path) -> Path:
 def _checked(messages: Any, path: Path) -> list[Message]:
     if not isinstance(messages, list):
         raise EdgeDBError(f"{path} is not a conversation: expected JSON with messages")
-    for number, message in enumerate(messages, 1):
-        if not (
-            isinstance(message, dict)
-            and message.get("role") in ROLES
-            and isinstance(message.get("content"), str)
-        ):
-            raise EdgeDBError(
-                f"{path}: message {number} needs a role ({', '.join(ROLES)}) and a text as content"
-            )
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
+    try:
+        plain = plain_messages(messages) if messages else []
+    except TemplateError as error:
+        raise EdgeDBError(f"{path}: {error}") from None
+    for number, message in enumerate(plain, 1):
+        if message["role"] not in ROLES:
+            raise EdgeDBError(f"{path}: message {number}: its role must be {' or '.join(ROLES)}")
+    return [{"role": m["role"], "content": joined_parts(m.get("content", ""))} for m in plain]
 
 
 def check_export(path: Path) -> None:
