@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,10 @@ from typing import Any
 import click
 
 from . import __version__
-from .display import one_line
 from .errors import EdgeDBError, SlowBackendWarning
 from .options import (
     IntList,
+    OneLineUsage,
     SamplingCommand,
     backend_options,
     load_options,
@@ -34,31 +32,16 @@ from .options import (
 from .settings import HELP
 
 
-@contextmanager
-def _one_line_usage() -> Iterator[None]:
-    """Complaints about arguments, which click quotes as they are, become one line."""
-    try:
-        yield
-    except click.ClickException as error:
-        message = one_line(error.format_message())
-        error.format_message = lambda: message  # type: ignore[method-assign]
-        raise
-
-
-class _Commands(click.Group):
+class _Commands(OneLineUsage, click.Group):
     """Errors of edgedb become one line and exit code 2, an interrupt exit code 130; its warnings
     become one line."""
-
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        with _one_line_usage():
-            return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         for stream in (sys.stdin, sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # a locale without a character is no reason to end
                 stream.reconfigure(errors="replace")
         try:
-            with warnings.catch_warnings(), _one_line_usage():
+            with warnings.catch_warnings():
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
         except EdgeDBError as error:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .display import one_line
 from .errors import EdgeDBError
 from .settings import HELP, Setting, read_variables, sampling_settings, unescape
 
@@ -57,6 +59,28 @@ class Variables(click.ParamType):
             self.fail(
                 f'{value!r} is not a JSON object like {{"enable_thinking": false}}', param, ctx
             )
+
+
+class OneLineUsage(click.Command):
+    """A command whose complaints about arguments, which click quotes as they are, are one line."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _one_line_usage():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _one_line_usage():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _one_line_usage() -> Iterator[None]:
+    try:
+        yield
+    except click.ClickException as error:
+        message = one_line(error.format_message())
+        error.format_message = lambda: message  # type: ignore[method-assign]
+        raise
 
 
 def together(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:

@@ -10,18 +10,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf_bytes as gguf
+import numpy as np
 import pytest
 from chats import CUT, FIVE, READY, environment, leave, say
+from checkpoints import weights, write_hf
+from click.testing import CliRunner
 from dbb_files import edit_file
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from terminal import Terminal
+from test_display import LONG, TEXTS, is_one_line
 
 import edgedb
+import tools.export as exporter
+from edgedb import cli
 from edgedb.dbb import read_dbb
-from edgedb.display import LINE_CHARS
+from edgedb.display import LINE_CHARS, NAME_CHARS
 from edgedb.errors import EdgeDBError
 
 # Title, colours by two spellings, letters from right to left, and lines that look like ours.
 EVIL = "\x1b]0;EVIL\x07\x1b[31m\x9b31m\u202e\u2028forged\nforged  1\r\x7f"
+ROOT = Path(__file__).resolve().parent.parent
 NAME = "m\x1b]0;EVIL\x07\x9b31m\u202e\u2028forged\nforged.dbb"
 _SEEN = re.compile(r"\x1b\]|\x1b\[31m|\x9b|\x07|\x7f|[\u202a-\u202e\u2066-\u2069\u2028\u2029]")
 _FORGED = re.compile(r"(?m)^\s*forged")
@@ -118,6 +128,35 @@ def test_info_as_json_stays_json(run: Run, hostile: Path) -> None:
     assert done.returncode == 0
     check(done.stdout.decode(), most=1 << 24)
     assert json.loads(done.stdout)["quantization"][EVIL] == EVIL
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS | LONG,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+)
+
+
+@given(st.dictionaries(TEXTS, JSON), JSON, st.dictionaries(TEXTS, TEXTS), TEXTS)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_metadata(
+    tiny_model: Path,
+    tmp_path: Path,
+    facts: dict[str, Any],
+    quality: Any,
+    special: dict[str, str],
+    name: str,
+) -> None:
+    """A file is shown or refused, and nothing in it that is not seen reaches the terminal."""
+    changes = {"quantization": {**facts, "quality": quality}, "tokenizer": {**special}}
+    valid = {"quantization": changes["quantization"], "tokenizer": {"special_tokens": special}}
+    for metadata in (changes, valid):
+        model = make(tiny_model, tmp_path, "m.dbb", **metadata)
+        named = f"no{name}".replace("\0", "")
+        for path, code in ((str(model), 0 if metadata is valid else None), (named, 2)):
+            shown = CliRunner().invoke(cli.main, ["info", path, "--backend", "numpy"], color=True)
+            assert shown.exit_code in ((code,) if code is not None else (0, 2)), shown.output
+            for line in shown.output.split("\n"):
+                assert is_one_line(line, NAME_CHARS + LINE_CHARS + 20), line
 
 
 def test_measurements(run: Run, hostile: Path, tmp_path: Path) -> None:
@@ -252,3 +291,48 @@ def test_bars_on_a_terminal(tmp_path: Path, hostile: Path) -> None:
     with Terminal(command, environment(tmp_path), 30, 200) as terminal:
         assert terminal.finish() == 0, terminal.text
         assert "[bold][red]m" in check(terminal.text.replace("\r\n", "\n"))
+
+
+def test_an_export_on_a_terminal(tmp_path: Path, tiny_bpe: bytes) -> None:
+    """Names of the folder, of settings that nobody knows, and of the file that is written."""
+    source = write_hf(tmp_path / "[bold]" / NAME, tiny_bpe, **{EVIL: EVIL})
+    out = tmp_path / f"[red]{NAME}"
+    command = [sys.executable, "-m", "tools.export", str(source), str(out), "--method", "int8"]
+    with Terminal(command, environment(tmp_path, PYTHONPATH=str(ROOT)), 30, 300) as terminal:
+        assert terminal.finish() == 0, terminal.text
+    shown = check(terminal.text.replace("\r\n", "\n"))
+    assert "not known whether" in shown and r"[red]m\x1b]0;EVIL\x07" in shown
+
+
+def test_checkpoints_that_are_refused(tmp_path: Path, tiny_bpe: bytes) -> None:
+    """Each text of a checkpoint where its reader quotes it."""
+    folder = tmp_path / NAME
+    tensors = weights()
+    cases: list[Path] = [
+        write_hf(folder / "type", tiny_bpe, model_type=EVIL),
+        write_hf(folder / "rope", tiny_bpe, rope_scaling={"type": EVIL, EVIL: 1}),
+        write_hf(folder / "act", tiny_bpe, hidden_act=EVIL),
+        write_hf(folder / "size", tiny_bpe, rms_norm_eps=EVIL * 50_000),
+        write_hf(folder / "name", tiny_bpe, tensors={**tensors, EVIL: tensors["lm_head.weight"]}),
+        write_hf(folder / "token", tiny_bpe.replace(b'"BPE"', json.dumps(EVIL).encode())),
+        write_hf(folder / "other", tiny_bpe, tensors={EVIL: np.zeros(3, np.float32)}),
+    ]
+    head = [gguf.entry("general.architecture", gguf.STRING, EVIL)]
+    for number, file in enumerate(
+        (
+            gguf.file(head),
+            gguf.file([gguf.entry(EVIL, 77, b"")]),
+            gguf.file([gguf.entry(EVIL * 50_000, gguf.STRING, EVIL), *head]),
+            gguf.file([*head, gguf.entry(EVIL, gguf.U32, 1), gguf.entry(EVIL, gguf.U32, 1)]),
+            gguf.file([], [gguf.tensor(EVIL, (2,), kind=99)]),
+            gguf.file([], [gguf.tensor(EVIL, (2,), offset=1 << 60)]),
+        )
+    ):
+        cases.append(tmp_path / f"{number}{NAME}.gguf")
+        cases[-1].write_bytes(file)
+    for case in cases:
+        done = CliRunner().invoke(exporter.main, [str(case), str(tmp_path / "out")])
+        assert done.exit_code == 2, (case, done.output, done.exception)
+        lines = [line for line in done.stderr.split("\n") if not line.startswith("warning: ")]
+        assert len(lines) == 2 and lines[0].startswith("error: "), done.stderr
+        check(done.stderr, most=3000)

@@ -10,7 +10,6 @@ command share one process, so that graphs are compiled once.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -23,7 +22,7 @@ import torch
 
 from edgedb.errors import EdgeDBError
 
-from .command import one_line_errors
+from .command import Arguments, one_line_errors
 from .dad import LossOptions
 from .decoder import Decoder, load_teacher, mean_square_inputs
 from .options import TrainOptions
@@ -132,7 +131,7 @@ def read_run(run: str) -> tuple[str, int]:
 def main() -> None:
     """See the module's docstring."""
     listed = "; ".join(f"{name}: {arm.what}" for name, arm in ARMS.items())
-    parser = argparse.ArgumentParser(description="Compare settings.", epilog=f"Arms. {listed}.")
+    parser = Arguments(description="Compare settings.", epilog=f"Arms. {listed}.")
     parser.add_argument("source")
     parser.add_argument("runs", nargs="+", metavar="ARM:SEED")
     parser.add_argument("--text", type=Path, required=True)

@@ -7,7 +7,6 @@ planes come back exactly, and a training goes on from latents that are off by un
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -25,7 +24,7 @@ from edgedb.config import ModelConfig
 from edgedb.errors import FormatError
 from edgedb.tokenizer import TokenizerSpec
 
-from .command import one_line_errors
+from .command import Arguments, one_line_errors
 from .decoder import Decoder
 from .parallel import assign
 from .student import FDBLinear, empty_student, planes, scale_codes
@@ -230,7 +229,7 @@ def tokenizer_of(path: Path, metadata: Mapping[str, str]) -> TokenizerSpec:
 @one_line_errors
 def main() -> None:
     """``python -m tools.checkpoint STUDENT``: print step, provenance and checksum."""
-    parser = argparse.ArgumentParser(description="Show what a student checkpoint is.")
+    parser = Arguments(description="Show what a student checkpoint is.")
     parser.add_argument("student", type=Path)
     _, metadata = read_student(parser.parse_args().student)
     print(json.dumps({key: metadata[key] for key in ("step", "provenance", "sha256")}, indent=2))

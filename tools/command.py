@@ -3,6 +3,7 @@ print steers no terminal."""
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
 import sys
@@ -10,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgedb.display import one_line
 from edgedb.errors import CheckpointWarning, EdgeDBError
@@ -29,6 +30,13 @@ def new_console() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+class Arguments(argparse.ArgumentParser):
+    """A parser whose complaints, which quote the arguments as they are, are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(one_line(message))
 
 
 def one_line_errors(command: Callable[[], None]) -> Callable[[], None]:

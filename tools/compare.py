@@ -25,7 +25,7 @@ from edgedb.display import one_line
 from edgedb.errors import EdgeDBError
 from edgedb.files import read_text
 
-from .command import check_writable, one_line_errors, say
+from .command import Arguments, check_writable, one_line_errors, say
 from .curves import mend_log, read_log
 from .decoder import Decoder, load_teacher
 from .quality import CHUNK, Compared, compared, exponential, predicting_states
@@ -190,7 +190,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m tools.compare", description="Measure models against their teacher."
     )
     parser.add_argument("teacher", help="Hugging Face directory or GGUF file")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 from edgedb.errors import EdgeDBError
 
-from .command import one_line_errors, say
+from .command import Arguments, one_line_errors, say
 
 TICKS = (1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8)  # of a decade; few runs span one
 
@@ -114,7 +113,7 @@ def draw_if_possible(run: Path) -> None:
 @one_line_errors
 def main() -> None:
     """See the module's docstring."""
-    parser = argparse.ArgumentParser(description="Draw the curves of a training run.")
+    parser = Arguments(description="Draw the curves of a training run.")
     parser.add_argument("run", type=Path, help="folder with log.jsonl")
     parser.add_argument("--out", type=Path, help="PNG file  [RUN/curves.png]")
     args = parser.parse_args()

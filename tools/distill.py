@@ -20,7 +20,7 @@ from edgedb.errors import EdgeDBError
 
 from . import parallel
 from .checkpoint import load_student
-from .command import one_line_errors
+from .command import Arguments, one_line_errors
 from .curves import draw_if_possible
 from .dad import LossOptions
 from .decoder import Decoder, load_teacher, mean_square_inputs
@@ -34,7 +34,7 @@ from .trainer import Trainer
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line; every field of ``TrainOptions`` and ``LossOptions`` is an option."""
-    parser = argparse.ArgumentParser(description="Distill a two-bit student (FDB + DAD).")
+    parser = Arguments(description="Distill a two-bit student (FDB + DAD).")
     parser.add_argument("source", help="Hugging Face directory or GGUF file of the teacher")
     parser.add_argument("--text", type=Path, required=True, help="folder of tools.generate")
     parser.add_argument("--out", type=Path, required=True)

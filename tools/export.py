@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from edgedb.dbb import DbbWriter, LinearTensor
 from edgedb.display import one_line
 from edgedb.errors import EdgeDBError, FormatError
+from edgedb.options import OneLineUsage
 from edgedb.tensors import GROUP, Kind
 
 from . import calibrate, sample
@@ -276,7 +277,7 @@ def _refuse_others(context: click.Context, *known: str) -> None:
         )
 
 
-@click.command()
+@click.command(cls=OneLineUsage)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(

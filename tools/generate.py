@@ -11,7 +11,6 @@ resumes where it stopped.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
@@ -28,7 +27,7 @@ from edgedb.errors import EdgeDBError
 from edgedb.template import render
 from edgedb.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
 
-from .command import one_line_errors
+from .command import Arguments, one_line_errors
 from .decoder import Decoder, RMSNorm, load_teacher, rotate
 from .text import id_dtype
 
@@ -341,7 +340,7 @@ def generate(
 @one_line_errors
 def main() -> None:
     """``python -m tools.generate SOURCE OUT --shards N``."""
-    parser = argparse.ArgumentParser(description="Sample training text from a model.")
+    parser = Arguments(description="Sample training text from a model.")
     parser.add_argument(
         "source",
         help="the teacher: Hugging Face directory or GGUF file; or, for on-policy text, a student: "

@@ -7,7 +7,6 @@ attention, a one-bit weight times a 16-bit activation as 1/16 of one, and a zero
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from edgedb.packing import dequantize
 from edgedb.summary import count_bits
 from edgedb.tensors import PairTensor
 
-from .command import one_line_errors
+from .command import Arguments, one_line_errors
 
 BIT_SHARE = 1 / 16  # of an operation on 16-bit numbers, for one bit times 16 bits
 
@@ -65,7 +64,7 @@ def ones_per_weight(tensor: PairTensor) -> list[tuple[float, float]]:
 @one_line_errors
 def main() -> None:
     """``python -m tools.operations MODEL.dbb [--tokens N]``."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m tools.operations", description="Sparsity and operations of a model."
     )
     parser.add_argument("model", type=Path)

@@ -7,7 +7,6 @@ and errs most where the teacher is uncertain; this measures both.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from edgedb.errors import EdgeDBError
 
-from .command import check_writable, one_line_errors, say
+from .command import Arguments, check_writable, one_line_errors, say
 from .compare import Recorded, windows
 from .curves import label_log_axis
 from .decoder import Decoder, load_teacher
@@ -139,7 +138,7 @@ def main() -> None:
     from .sources import open_source
     from .weights import open_weights
 
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m tools.predictions", description="Where students deviate from their teacher."
     )
     parser.add_argument("teacher", help="Hugging Face directory or GGUF file")

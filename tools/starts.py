@@ -6,7 +6,6 @@ head and the norms are the teacher's.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from edgedb.errors import EdgeDBError
 
 from .calibrate import from_text
 from .checkpoint import save_student
-from .command import one_line_errors
+from .command import Arguments, one_line_errors
 from .decoder import load_teacher, mean_square_inputs
 from .sources import open_source
 from .student import STARTS, make_student
@@ -24,9 +23,7 @@ from .student import STARTS, make_student
 @one_line_errors
 def main() -> None:
     """``python -m tools.starts TEACHER OUT``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.starts", description="Write an untrained student."
-    )
+    parser = Arguments(prog="python -m tools.starts", description="Write an untrained student.")
     parser.add_argument("teacher", help="Hugging Face directory or GGUF file")
     parser.add_argument("out", type=Path)
     parser.add_argument("--start", choices=STARTS, default="weighted")

@@ -9,7 +9,6 @@ the step, so a training that was killed and resumed sees the same text.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from edgedb.errors import EdgeDBError
 from edgedb.tokenizer import Tokenizer
 
-from .command import one_line_errors, say
+from .command import Arguments, one_line_errors, say
 
 Ids = NDArray[np.int64]
 
@@ -179,7 +178,7 @@ def main() -> None:
 
     from .sources import open_source
 
-    parser = argparse.ArgumentParser(description="Text files as training streams.")
+    parser = Arguments(description="Text files as training streams.")
     parser.add_argument("source", help="Hugging Face directory or GGUF file of the teacher")
     parser.add_argument("out", type=Path)
     parser.add_argument("files", type=Path, nargs="+")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..display import one_line
+from ..display import one_line, printable
 from ..errors import EdgeDBError
 from ..files import user_folder
 
@@ -119,7 +119,8 @@ class LineEditor:
 
     def read(self, *, default: str = "") -> str:
         """One message."""
-        text = self._session.prompt(PROMPT, default=default, prompt_continuation=" " * len(PROMPT))
+        start = printable(default)  # may come from a saved conversation
+        text = self._session.prompt(PROMPT, default=start, prompt_continuation=" " * len(PROMPT))
         # In a locale without UTF-8 its bytes come one by one, as surrogates.
         return unquote(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
 

@@ -14,7 +14,7 @@ from typing import Any
 from edgedb.errors import EdgeDBError
 
 from ..calibrate import from_text
-from ..command import one_line_errors
+from ..command import Arguments, one_line_errors
 from ..scratch import scratch_folder
 from ..sources import open_source
 from .folder import split_tensors, write_folder
@@ -23,7 +23,7 @@ METHODS = ("hqq", "gptq", "auto-round")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m tools.peers", description="Quantize the teacher by another package."
     )
     parser.add_argument("method", choices=METHODS)
