@@ -68,6 +68,17 @@ def test_models_and_options_are_listed(run: Callable[..., Result]) -> None:
         assert name in listed.partition("edgedb-tiny-1b-chat")[2]
 
 
+def test_answers_and_names_cannot_steer_the_terminal(
+    run: Callable[..., Result], tiny_model: Path, tmp_path: Path
+) -> None:
+    """llm prints both as they are."""
+    shutil.copy(tiny_model, tmp_path / "models" / "a\x9b1m\nforged.dbb")
+    assert r"edgedb-a\x9b1m\nforged" in run("models").output
+    (escape,) = edgedb.load(tiny_model).tokenize("\x1b", add_bos=False)
+    result = run("-m", "edgedb-tiny", "Hi", "-o", "logit_bias", f"{escape}=1000", *FEW)
+    assert result.exit_code == 0 and result.stdout.strip() == ""
+
+
 def test_every_sampling_option_is_one_of_llms(
     run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
