@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import EdgeDBError
+from .json_schema import MAX_NESTING, readable
 from .ops.selection import Floats
 from .tokenizer import Tokenizer
 
@@ -36,9 +37,11 @@ class Grammar:
                 schema = json.loads(source) if isinstance(source, str) else source
                 if not isinstance(schema, Mapping):
                     raise ValueError("expected a JSON object")
-                compact = json.dumps(dict(schema), allow_nan=False)
+                compact = json.dumps(readable(schema), allow_nan=False)
                 options = {"whitespace_pattern": _WHITE_SPACE}
                 self.text = str(matcher.grammar_from_json_schema(compact, options))
+            except RecursionError:  # in the reader of JSON
+                raise EdgeDBError(f"json_schema: nested more than {MAX_NESTING} deep") from None
             except (TypeError, ValueError) as error:
                 raise EdgeDBError(f"json_schema: {_one_line(error)}") from None
         elif not isinstance(source, str):
@@ -86,7 +89,12 @@ class Parser:
 
 
 def _one_line(error: object) -> str:
-    return (str(error).strip().splitlines() or ["not valid"])[0][:300]
+    """What is wrong, and for an expression, which the library draws, why and where."""
+    first, *rest = str(error).strip().splitlines() or ["not valid"]
+    why = next((line for line in rest if line.startswith("error: ")), None)
+    if why is not None:
+        first = f"{first.rstrip(':')[:100]}: {why.removeprefix('error: ')}, in {rest[0].strip()}"
+    return first[:300]
 
 
 def _llguidance() -> Any:
@@ -108,10 +116,11 @@ class _Wrapper:
         self.eos_token_id, self.bos_token_id = end_id, None
         self.special_token_ids = sorted(tokenizer.special_ids)
         self.tokens = [tokenizer.token_bytes(i, skip_special=False) for i in range(vocab_size)]
-        self._encode = tokenizer.encode
+        self._encode = tokenizer.encode_inside
 
     def __call__(self, text: str) -> list[int]:
-        return self._encode(text, add_bos=False)
+        """Ids of what must come next: the answer goes on, so that no space is put before it."""
+        return self._encode(text)
 
 
 def _vocabulary(tokenizer: Tokenizer, key: tuple[int, tuple[int, ...]]) -> LLTokenizer:

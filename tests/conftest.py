@@ -94,10 +94,20 @@ def long_model(tiny_spec: TokenizerSpec, tmp_path_factory: pytest.TempPathFactor
     return path
 
 
-def _write_tiny(path: Path, spec: TokenizerSpec, max_positions: int) -> None:
+@pytest.fixture(scope="session")
+def sentencepiece_model(
+    tiny_sentencepiece: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """``tiny_model`` with a SentencePiece tokenizer, which puts a space before a text."""
+    path = tmp_path_factory.mktemp("model") / "sentencepiece.dbb"
+    _write_tiny(path, TokenizerSpec("sentencepiece", tiny_sentencepiece, 1, (2,), True), 512, 400)
+    return path
+
+
+def _write_tiny(path: Path, spec: TokenizerSpec, max_positions: int, vocab_size: int = 320) -> None:
     config = ModelConfig(
         model_type="llama",
-        vocab_size=320,
+        vocab_size=vocab_size,
         hidden_size=72,
         intermediate_size=100,
         n_layers=2,

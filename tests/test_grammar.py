@@ -137,6 +137,47 @@ def test_regex_and_lark_grammar(model: edgedb.Model) -> None:
         assert re.fullmatch(r"yes|no [a-c]{2}", text)
 
 
+def test_forms_of_a_model_that_puts_a_space_before_a_text(sentencepiece_model: Path) -> None:
+    model = edgedb.load(sentencepiece_model, context=100)
+    for prompt in ("What is it?", [1]):
+        for seed in range(5):
+            options = {"seed": seed, "temperature": 3.0, "max_tokens": 60}
+            assert model.generate(prompt, regex="abc", **options).text == "abc"
+            assert (
+                model.generate(prompt, grammar='start: "the " /[a-c]{2}/', **options).text[:4]
+                == "the "
+            )
+            text = model.generate(prompt, json_schema={"const": {"a b": [1, 2]}}, **options).text
+            assert json.loads(text) == {"a b": [1, 2]}
+
+
+def test_a_format_that_nobody_knows_is_an_annotation(model: edgedb.Model) -> None:
+    schema = {"type": "string", "format": "colour", "pattern": "^[a-c]{3}$"}
+    for given in (schema, json.dumps(schema)):
+        text = model.generate(PROMPT, json_schema=given, temperature=3.0, max_tokens=20).text
+        assert re.fullmatch('"[a-c]{3}"', text)
+    assert schema["format"] == "colour", "the caller's own is left as it is"
+
+
+def nested(depth: int, inner: Any) -> Any:
+    for _ in range(depth):
+        inner = {"type": "array", "items": inner, "minItems": 1, "maxItems": 1}
+    return inner
+
+
+def test_a_schema_nested_as_deeply_as_may_be(model: edgedb.Model) -> None:
+    deep = nested(99, {"const": 7})
+    options = {"seed": 1, "max_tokens": 90, "logit_bias": {2: -np.inf}}
+    text = model.generate(PROMPT, json_schema=deep, **options).text
+    assert text.startswith("[") and set(text) <= set("[ \n\t7]")
+
+
+def holding_itself() -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "array"}
+    schema["items"] = schema
+    return schema
+
+
 def test_an_answer_too_long_says_so(model: edgedb.Model) -> None:
     answer = model.generate(PROMPT, regex="[a-z]{30}", max_tokens=3)
     assert answer.finish_reason == "length" and len(answer.tokens) == 3
@@ -190,7 +231,23 @@ def test_a_real_model_describes_a_person() -> None:
         ({"json_schema": {"type": "nonsense"}}, "json_schema: .*nonsense"),
         ({"json_schema": "{"}, "json_schema: "),
         ({"json_schema": 3}, "json_schema: "),
-        ({"regex": 3}, "regex: expected a text"),
+        ({"json_schema": {"pattern": "a("}}, r"json_schema: .*unclosed group, in a\($"),
+        ({"json_schema": {"pattern": "(?=a)b"}}, "json_schema: .*look-around, .* not supported"),
+        ({"json_schema": {"properties": {"a": {"pattern": "["}}}}, "unclosed character class"),
+        ({"grammar": "start: /a(/"}, "grammar: .*unclosed group"),
+        ({"regex": "(" * 5000 + ")" * 5000}, "regex: .*nest"),
+        ({"regex": "\ud800"}, "regex = .*valid Unicode"),
+        ({"json_schema": nested(100, {"type": "null"})}, "json_schema: nested more than 100 deep"),
+        ({"json_schema": nested(50_000, 1)}, "json_schema: nested more than 100 deep"),
+        ({"json_schema": {"enum": [nested(50_000, 1)]}}, "json_schema: nested more than 100 deep"),
+        (
+            {"json_schema": {"properties": {"a": nested(99, 1)}}},
+            "json_schema: nested more than 100 deep",
+        ),
+        ({"json_schema": '{"items":' * 50_000}, "json_schema: nested more than 100 deep"),
+        ({"json_schema": "[" * 50_000}, "json_schema: nested more than 100 deep"),
+        ({"json_schema": holding_itself()}, "json_schema: nested more than 100 deep"),
+        ({"regex": 3}, "regex = 3: expected a text"),
         ({"regex": "a", "grammar": 'start: "a"'}, "only one of"),
     ],
 )
