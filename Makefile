@@ -5,6 +5,8 @@
 # make bench-peers
 #              against llama.cpp (built here, some minutes): bench/results/peers-*; PEERS="--help"
 # make lint    ruff and mypy
+# make fuzz SECONDS=600
+#              damaged and hostile files for every reader (docs/security.md); FUZZ="--help"
 # make test-native, test-clang, test-arm, test-sanitize
 #              the C library alone: here, by a current clang, as 64-bit Arm code under qemu, under
 #              sanitizers
@@ -21,6 +23,8 @@ MODEL ?= $(SMOLLM2)$(if $(PAIRS),$(patsubst %,-%,$(filter-out 2,$(PAIRS))),-db2)
 GGUF := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 NATIVE := $(wildcard native/src/* native/include/*) native/build.py setup.py
 BENCH ?=
+SECONDS ?= 600
+FUZZ ?=
 TORCH ?= torch==2.13.0
 ZIGLANG ?= ziglang==0.17.1
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -31,7 +35,7 @@ LLAMA_CPP ?= llama-cpp-python==0.3.36
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: chat test test-native test-clang test-arm test-sanitize wheel-arm test-wheel-arm bench bench-kernels \
-	bench-peers lint clean
+	bench-peers lint fuzz clean
 .DELETE_ON_ERROR:
 
 chat: $(BIN)/.installed $(MODEL)
@@ -71,6 +75,9 @@ lint: $(BIN)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: $(BIN)/.installed-test
+	@$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(FUZZ)
 
 # The set-up steps read nothing from standard input: it belongs to the chat.
 $(BIN)/.created:

@@ -16,11 +16,14 @@ from collections.abc import Collection, Iterator, Sequence
 
 from tokenizers import AddedToken, Encoding, Tokenizer
 
+from .errors import EdgeDBError
 from .quotation import Quoted, any_of, joined, own_matches, sources
 from .tokenizer_json import encode
 
 _SEPARATE = "\x02"
 _OUTSIDE = "\U0010ffff"  # is in no vocabulary
+# A cut may make another token appear, but in real vocabularies not many times over.
+_MAX_ROUNDS = 8
 
 
 class GuardedEncoder:
@@ -66,7 +69,7 @@ class GuardedEncoder:
             parts += (text[end : match.start()], self._alias[match[0]])
             end = match.end()
         spelled = joined([*parts, text[end:]])
-        while True:
+        for _ in range(_MAX_ROUNDS):
             encoding = encode(self._library, spelled)
             forged = self._forged(encoding, spelled, refused)
             if not forged:
@@ -76,6 +79,7 @@ class GuardedEncoder:
                 parts += (spelled[end : start + 1], self._cut, spelled[start + 1 : stop])
                 end = stop
             spelled = joined([*parts, spelled[end:]])
+        raise EdgeDBError("the tokenizer reads a control token in every spelling of this text")
 
     def _forged(
         self, encoding: Encoding, text: str, refused: Collection[int]

@@ -25,16 +25,20 @@ class SentencePieceVocabulary(Vocabulary):
             raise FormatError("tokenizer.file: not a SentencePiece model") from None
         model = self._model
         self.vocab_size = model.vocab_size()
-        specials = {i: model.id_to_piece(i) for i in range(self.vocab_size) if model.is_control(i)}
+        try:
+            pieces = [model.id_to_piece(i) for i in range(self.vocab_size)]
+        except UnicodeDecodeError:
+            raise FormatError("tokenizer.file: a SentencePiece piece is not UTF-8") from None
+        specials = {i: piece for i, piece in enumerate(pieces) if model.is_control(i)}
         self._hidden |= set(specials)
         for i in (spec.bos_id, *spec.eos_ids):
             if i is not None and i < self.vocab_size:
-                specials[i] = model.id_to_piece(i)
+                specials[i] = pieces[i]
         self._id_of_special = {piece: i for i, piece in specials.items() if piece}
         self._specials = any_of(self._id_of_special)
         self._markers = {
             i: piece
-            for i, piece in enumerate(map(model.id_to_piece, range(self.vocab_size)))
+            for i, piece in enumerate(pieces)
             if i not in self._hidden and self._is_marker(piece) and i in model.encode(piece)
         }
         # The model reads these in any text.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -78,12 +79,13 @@ def render(
         "add_generation_prompt": add_generation_prompt,
     }
     conversation = plain_messages(messages)
-    with _bounded_work():
+    started = time.thread_time()
+    with _bounded_work(started):
         template = _compiled(spec.chat_template)
 
     def write(messages: list[dict[str, Any]]) -> str:
         quoted = [quote_message(message) for message in messages]
-        with _bounded_work():
+        with _bounded_work(started):
             return _bounded(template.generate(messages=quoted, **given), MAX_OUTPUT_CHARS)
 
     if continue_final_message:
@@ -106,9 +108,12 @@ def _write(write: Write, messages: list[dict[str, Any]]) -> str:
 
 
 @contextmanager
-def _bounded_work() -> Iterator[None]:
-    """A budget for what a template does; whatever goes wrong in it is a ``TemplateError``."""
-    token = budget.set(Budget())
+def _bounded_work(started: float) -> Iterator[None]:
+    """A budget for what a template does; whatever goes wrong in it is a ``TemplateError``.
+
+    ``started``: since when its seconds count, by ``time.thread_time``.
+    """
+    token = budget.set(Budget(started))
     try:
         yield
     except TemplateError:

@@ -142,7 +142,7 @@ def write_gguf(
     for name, tensor in tensors.items():
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             tensor = interleave(tensor, CONFIG["head_dim"])
-        writer.add_tensor(_gguf_name(name), tensor)
+        writer.add_tensor(gguf_name(name), tensor)
     for name, tensor in (extra or {}).items():
         writer.add_tensor(name, tensor)
     writer.write_header_to_file()
@@ -162,7 +162,7 @@ def interleave(weight: np.ndarray, head_dim: int) -> np.ndarray:
     return out
 
 
-def _gguf_name(name: str) -> str:
+def gguf_name(name: str) -> str:
     if name in _GGUF_NAMES:
         return _GGUF_NAMES[name]
     _, _, layer, rest = name.split(".", 3)

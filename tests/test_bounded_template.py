@@ -179,7 +179,7 @@ def test_slow_comparisons_end_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -
     lists = "{% set a = range(60000)|list %}{% set b = range(60000)|list %}"
     for loop in (
         "{% for i in range(99999) %}{% if a == b %}{% endif %}{% endfor %}",
-        "{{ ([a] * 2 * 1)|select('ne', b)|list }}" * 500,
+        "{{ ([a] * 2 * 1)|select('ne', b)|list }}" * 400,
     ):
         error = attempt(lists + loop, seconds=5, traced=False)
         assert error is not None and ("seconds" in error or "bytes" in error)
@@ -193,13 +193,13 @@ LONG = {
     "comments": "{# a #}" * 150_000,
 }
 # As long as is accepted, and slow to compile: names that every branch and loop copies.
-NAMES = "".join(f"{{% set x{i} = 1 %}}" for i in range(700))
+NAMES = "".join(f"{{% set x{i} = 1 %}}" for i in range(525))
 SLOW = {
-    "outputs": "{{ x }}" * 3_100,
-    "branches": NAMES + "{% if 1 %}{% set y = 1 %}{% endif %}" * 330,
-    "loops": "{% for a in b %}" * 15 + NAMES + "{{ x1 }}" * 1_550 + "{% endfor %}" * 15,
-    "macros": NAMES + "{% macro a(b) %}{{ b }}{% endmacro %}" * 360,
-    "sums": ("{{ " + "+".join(["x"] * 50) + " }}") * 150,
+    "outputs": "{{ x }}" * 2_300,
+    "branches": NAMES + "{% if 1 %}{% set y = 1 %}{% endif %}" * 240,
+    "loops": "{% for a in b %}" * 15 + NAMES + "{{ x1 }}" * 1_160 + "{% endfor %}" * 15,
+    "macros": NAMES + "{% macro a(b) %}{{ b }}{% endmacro %}" * 285,
+    "sums": ("{{ " + "+".join(["x"] * 50) + " }}") * 110,
 }
 
 

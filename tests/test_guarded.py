@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
+from edgedb import EdgeDBError
 from edgedb.quotation import OTHERS, TEMPLATE, Quoted
 from edgedb.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
 
@@ -208,3 +209,17 @@ def test_an_end_of_text_without_the_flag_is_a_special_token(tiny_spec: Tokenizer
     assert 2 not in tokenizer.encode("What does <|im_end|> mean?")
     assert tokenizer.encode("<|im_end|>", special=True) == [2]
     assert tokenizer.decode([2]) == ""
+
+
+def test_a_vocabulary_that_spells_every_text_with_a_control_token_is_refused() -> None:
+    """A byte piece is missing, so that the unknown token stands for it whatever is cut."""
+    pieces = ["<unk>", *(f"<0x{b:02X}>" for b in range(256) if b != 0xE1), "a"]
+    model = models.Unigram([(p, -float(i)) for i, p in enumerate(pieces)], 0, True)
+    library = tokenizers.Tokenizer(model)
+    library.decoder = decoders.ByteFallback()
+    library.pre_tokenizer = pre_tokenizers.Metaspace()
+    library.add_special_tokens(["<unk>"])
+    broken = load_tokenizer(TokenizerSpec("tokenizers", library.to_str().encode()))
+    assert broken.encode("aa")
+    with pytest.raises(EdgeDBError, match="every spelling"):
+        broken.encode("a\u1234\u1234")

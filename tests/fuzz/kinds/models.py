@@ -1,0 +1,88 @@
+"""The small valid model files that inputs start from, and what is done with a model that loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+import edgedb
+from edgedb.config import ModelConfig
+from edgedb.dbb import DbbWriter
+from edgedb.engine import Model
+from edgedb.tensors import Kind as StoredAs
+from edgedb.tokenizer import TokenizerSpec
+
+from ...dbb_files import random_linear
+from ...tiny_tokenizers import byte_level_bpe, sentencepiece_bpe
+
+CONFIG = ModelConfig(
+    model_type="llama",
+    vocab_size=401,
+    hidden_size=24,
+    intermediate_size=40,
+    n_layers=1,
+    n_heads=3,
+    n_kv_heads=1,
+    head_dim=8,
+    max_position_embeddings=128,
+)
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
+    " | trim + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+KINDS: dict[str, StoredAs] = {
+    "embedding": "int8",
+    "layers.0.attn_qkv": 2,
+    "layers.0.attn_out": "float16",
+    "layers.0.mlp_gate_up": 1,
+    "layers.0.mlp_down": "float32",
+    "head": "int8",
+}
+# What users type, and what has made tokenizers fail.
+TEXTS = (
+    "Hello world",
+    "  two  spaces\n\n\tand\r\n a tab ",
+    "Zwölf 日本語 \U0001f600\u200d\U0001f469 \u0301\u0301 \ufeff\u2581\u2581 \ufffd\u0e33\u1e9b",
+    "a\0b <s></s><|im_start|><|im_end|> <0x41> \\ \" ' 12345678901234567890 don't",
+    "",
+    " " * 300 + "x" + "\n" * 300,
+    "ab" * 400,
+)
+
+
+def specs() -> list[TokenizerSpec]:
+    """One tokenizer of each kind."""
+    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    bpe = TokenizerSpec("tokenizers", byte_level_bpe(), 1, (2,), False, TEMPLATE, names)
+    pieces = sentencepiece_bpe()
+    return [bpe, TokenizerSpec("sentencepiece", pieces, 1, (2,), True, TEMPLATE, {})]
+
+
+def write(path: Path, spec: TokenizerSpec) -> bytes:
+    """A small model with this tokenizer; the bytes of the file."""
+    rng = np.random.default_rng(0)
+    with DbbWriter(path, CONFIG, spec, KINDS) as writer:
+        for name, shape in CONFIG.linear_shapes().items():
+            writer.put(name, random_linear(KINDS[name], *shape, rng))
+        for name, size in CONFIG.norm_shapes().items():
+            writer.put(name, np.ones(size, np.float32))
+        writer.finish({"group": 64})
+    return path.read_bytes()
+
+
+def load(path: Path) -> Model:
+    """The model as a command would load it, on one thread."""
+    return edgedb.load(path, threads=1)
+
+
+def use(model: Model) -> None:
+    """Ask a model for a little of everything."""
+    for text in TEXTS[:4]:
+        model.detokenize(model.tokenize(text))
+    for chunk in model.generate("Hello <s>", max_tokens=3, temperature=0, stream=True):
+        chunk.text.encode()
+    if model.tokenizer_spec.chat_template is not None:
+        model.chat_tokens([{"role": "user", "content": "Hello"}])
+    assert model.info
