@@ -154,7 +154,9 @@ def test_an_unusable_sentencepiece_model_is_refused(
     (folder / "tokenizer.json").unlink()
     first = tiny_sentencepiece.index(b"<unk>")
     twice = tiny_sentencepiece + b"\n\x07\n\x05<unk>"
-    for content in (b"\n", b"\nand no more", b"\n\x00", tiny_sentencepiece[: first + 20], twice):
+    no_text = tiny_sentencepiece + b"\n\x04\n\x02\xff\xfe"
+    cut = tiny_sentencepiece[: first + 20]
+    for content in (b"\n", b"\nand no more", b"\n\x00", cut, twice, no_text):
         (folder / "tokenizer.model").write_bytes(content)
         with pytest.raises(FormatError, match=r"^m: tokenizer\.model is damaged"):
             open_source(folder)
