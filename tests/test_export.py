@@ -281,6 +281,18 @@ def test_command_line(tmp_path: Path, source: Source) -> None:
     assert done.exit_code == 2 and "exclude" in done.stderr
 
 
+def test_a_failing_disk_is_one_line(
+    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Source) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "a\nb")
+
+    monkeypatch.setattr(type(source), "fingerprint", broken)
+    done = CliRunner().invoke(exporter.main, [str(source.path), str(tmp_path / "m.dbb")])
+    assert done.exit_code == 2
+    assert done.stderr == "error: [Errno 5] Input/output error: 'a\\nb'\n"
+
+
 def test_the_command_shows_what_was_left_out(tmp_path: Path, tiny_bpe: bytes) -> None:
     for name in ("one", "two"):  # the second time as well
         folder = write_hf(tmp_path / name, tiny_bpe, eos_token_id=[2, 99999])

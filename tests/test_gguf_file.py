@@ -82,6 +82,14 @@ def test_weights_at_odd_bytes_are_aligned(write: Callable[..., Path]) -> None:
         assert found.flags.aligned
 
 
+@pytest.mark.filterwarnings("error")
+def test_scales_that_are_no_numbers_are_read_without_a_word(write: Callable[..., Path]) -> None:
+    infinite = np.full((1, 34), 0, np.uint8)
+    infinite[0, :2] = np.array([np.inf], np.float16).view(np.uint8)
+    file = GGUFFile(write([], [tensor("w", (1, 32), kind=8)], infinite.tobytes()))
+    assert np.isnan(file.tensors["w"].read(0, 1)).all()
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -346,8 +346,8 @@ def main(
             with shown_warnings(lambda text: console.print(text, style="yellow")):
                 checkpoint = open_source(source)
             export(checkpoint, out, options, threads=threads, console=console)
-    except EdgeDBError as error:
-        console.print(f"error: {error}", style="red")
+    except (EdgeDBError, OSError) as error:  # a disk may fail at any moment
+        console.print(one_line(f"error: {error}"), style="red")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         console.print("Interrupted. The same command goes on from here.")

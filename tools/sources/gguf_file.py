@@ -42,9 +42,9 @@ except ImportError:  # an optional dependency of the exporter
     ) from None
 
 # Bounds of plausibility. The largest published vocabularies have 262,144 tokens and twice as many
-# merges; a mixture of 256 experts has some 50,000 tensors.
+# merges, the largest models 2,000 tensors (experts are one).
 _MAX_ELEMENTS = 1 << 22  # of all arrays of the metadata together
-_MAX_ENTRIES = 1 << 17  # metadata; tensors
+_MAX_ENTRIES = 1 << 16  # metadata; tensors
 _MAX_AXES = 4
 _ALIGNMENT = 32  # of files that do not say
 
@@ -63,6 +63,7 @@ _SCALARS = {
     12: "d",
 }
 _STRING, _ARRAY = 8, 9
+_U64 = struct.Struct("<Q")
 
 _PART = re.compile(r"(?s)(.*)-(\d{5})-of-(\d{5})\.gguf")
 
@@ -101,7 +102,8 @@ class StoredTensor(NamedTuple):
         raw = self.raw if flat else self.raw[start * rows_each : stop * rows_each]
         if reason := self.unreadable():
             raise UnsupportedModelError(reason)
-        values = dequantize(raw, self.type)
+        with np.errstate(over="ignore", invalid="ignore"):  # NaN is refused by whoever stores it
+            values = dequantize(raw, self.type)
         values = values.reshape(self.shape if flat else (stop - start, *self.shape[1:]))
         # A file may lay its tensors at any byte.
         return np.require(values[start:stop] if flat else values, np.float32, ["C", "A"])
@@ -155,7 +157,8 @@ class GGUFFile:
         begin = self._at
         if size > self._size - begin:
             raise FormatError(
-                f"damaged GGUF: {what} needs {size} bytes at {begin}, the file has {self._size}"
+                f"damaged GGUF: {what} ends at byte {begin + size}, the file has {self._size}; "
+                "truncated?"
             )
         self._at = begin + size
         return begin
@@ -164,24 +167,35 @@ class GGUFFile:
         form = f"<{letter}"
         return struct.unpack_from(form, self._data, self._take(struct.calcsize(form), what))[0]
 
-    def _string(self, what: str) -> str | bytes:
-        size = self._unpack("Q", what)
-        begin = self._take(size, what)
-        raw = self._data[begin : begin + size]
-        try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError:
-            return raw
+    def _strings(self, count: int, what: str) -> list[str | bytes]:
+        """The next strings: vocabularies have a million of them, so one loop without calls."""
+        data, at, size = self._data, self._at, self._size
+        found: list[str | bytes] = []
+        for _ in range(count):
+            begin = at + 8
+            end = begin + _U64.unpack_from(data, at)[0] if begin <= size else begin
+            if end > size:
+                raise FormatError(
+                    f"damaged GGUF: {what} ends at byte {end}, the file has {size}; truncated?"
+                )
+            raw = data[begin:end]
+            try:
+                found.append(raw.decode())
+            except UnicodeDecodeError:
+                found.append(raw)
+            at = end
+        self._at = at
+        return found
 
     def _name(self, what: str) -> str:
-        name = self._string(what)
+        (name,) = self._strings(1, what)
         if isinstance(name, bytes):
             raise FormatError(f"damaged GGUF: {what} is not UTF-8")
         return name
 
     def _value(self, kind: int, key: str) -> Any:
         if kind == _STRING:
-            return self._string(key)
+            return self._strings(1, key)[0]
         if kind in _SCALARS:
             return self._unpack(_SCALARS[kind], key)
         if kind != _ARRAY:
@@ -194,7 +208,7 @@ class GGUFFile:
                 f"more than {_MAX_ELEMENTS}"
             )
         if kind == _STRING:
-            return [self._string(key) for _ in range(count)]
+            return self._strings(count, key)
         if kind not in _SCALARS:
             raise FormatError(f"damaged GGUF: {key} is an array of the unknown type {kind}")
         dtype = np.dtype("<" + _SCALARS[kind])
