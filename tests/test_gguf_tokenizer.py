@@ -86,6 +86,46 @@ def test_a_token_without_text_gets_a_name(tmp_path: Path, bpe_metadata: dict) ->
     assert load_tokenizer(spec).vocab_size == unused + 1
 
 
+@pytest.mark.parametrize("kind", [1, 4])
+def test_an_end_of_turn_typed_as_text_is_none(
+    tmp_path: Path, bpe_metadata: dict, kind: int
+) -> None:
+    """eos_token_id is another one: answers went on behind <|im_end|> and printed it."""
+    bpe_metadata["token_types"][2] = kind
+    with pytest.warns(CheckpointWarning, match=r"^m\.gguf: token <\|im_end\|> is typed as text"):
+        spec = open_with(tmp_path / "m.gguf", bpe_metadata)
+    assert spec.eos_ids == (0, 2)
+    tokenizer = load_tokenizer(spec)
+    assert tokenizer.decode([2]) == "" and 2 in tokenizer.special_ids
+    assert tokenizer.encode("<|im_end|>", special=True) == [2]
+    assert 2 not in tokenizer.encode("<|im_end|>")
+
+
+def test_an_end_of_turn_of_a_sentencepiece_model_typed_as_text(
+    tmp_path: Path, sentencepiece_metadata: dict
+) -> None:
+    for key, value in (("list", "<|im_end|>"), ("scores", 0.0), ("types", 4)):
+        sentencepiece_metadata[f"token_{key}"].append(value)
+    with pytest.warns(CheckpointWarning, match="is typed as text"):
+        spec = open_with(tmp_path / "m.gguf", sentencepiece_metadata)
+    tokenizer = load_tokenizer(spec)
+    assert spec.eos_ids == (2, 400) and tokenizer.decode([400]) == ""
+    assert tokenizer.encode("a<|im_end|>", add_bos=False, special=True)[-1] == 400
+    assert 400 not in tokenizer.encode("a<|im_end|>")
+
+
+def test_what_is_assumed_of_a_missing_pre_tokenizer_is_said(
+    tmp_path: Path, bpe_metadata: dict, recwarn: pytest.WarningsRecorder
+) -> None:
+    known = open_with(tmp_path / "k.gguf", bpe_metadata)
+    assert not recwarn
+    del bpe_metadata["tokenizer_pre"]
+    with pytest.warns(
+        CheckpointWarning, match=r"m\.gguf: tokenizer\.ggml\.pre is missing: .*GPT-2"
+    ):
+        assert open_with(tmp_path / "m.gguf", bpe_metadata) == known
+
+
 _PLAIN = {
     "model": "llama",
     "tokens": ["<unk>", "<s>", "</s>", "a"],

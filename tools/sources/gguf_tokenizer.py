@@ -22,8 +22,8 @@ _LLAMA3_SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# Control tokens that end an answer, for files whose metadata name only one of several.
-_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>")
+# Tokens that end an answer, for files whose metadata name only one of several, or none of them.
+_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>")
 
 # What llama.cpp takes where the metadata of a SentencePiece model do not say.
 _SENTENCEPIECE_IDS = {"unknown_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -52,9 +52,7 @@ def tokenizer_spec(name: str, metadata: Mapping[str, Any]) -> TokenizerSpec:
         kind, data = "sentencepiece", _sentencepiece_model(values, tokens, types)
 
     eos_ids = [values.raw(key) for key in ("eos_token_id", "eot_token_id", "eom_token_id")]
-    eos_ids += [
-        i for i, token in enumerate(tokens) if token in _END_OF_TURN and types[i] == proto.CONTROL
-    ]
+    eos_ids += [i for i, token in enumerate(tokens) if token in _END_OF_TURN]
     special = {}
     for key, field in (
         ("bos_token", "bos_token_id"),
@@ -151,6 +149,12 @@ def _vocabulary(values: _Values) -> tuple[list[str], list[int]]:
     if empty:
         text = f"{values.name}: token {empty[0]} has no text; it is called {tokens[empty[0]]}"
         warnings.warn(text, CheckpointWarning, stacklevel=4)
+    for i, token in enumerate(tokens):
+        # Converters of older files typed every added token as the user's own, as text.
+        if token in _END_OF_TURN and types[i] != proto.CONTROL:
+            types[i] = proto.CONTROL
+            text = f"{values.name}: token {token} is typed as text; it is taken for an end of turn"
+            warnings.warn(text, CheckpointWarning, stacklevel=4)
     if len(set(tokens)) < len(tokens):
         twice = Counter(tokens).most_common(1)[0][0]
         raise values.error("tokens", f"{twice[:40]!r} is there twice")
@@ -172,7 +176,15 @@ def _byte_level_bpe(values: _Values, tokens: list[str], types: list[int]) -> byt
                 f"{name}: BPE merge {merge[:80]!r} is not two tokens with a space between"
             )
         pairs.append((left, right))
-    pre = values.text("pre", "default")
+    pre = values.text("pre", "")
+    if not pre:
+        pre = "default"
+        warnings.warn(
+            f"{name}: {_PREFIX}pre is missing: how text is split into words is not known; GPT-2's "
+            "way is assumed, and another model's answers will be worse",
+            CheckpointWarning,
+            stacklevel=4,
+        )
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     bare = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     pre_tokenizer: pre_tokenizers.PreTokenizer
