@@ -23,7 +23,7 @@ from collections.abc import Callable
 from functools import wraps
 from itertools import islice
 from types import BuiltinMethodType, MethodType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from jinja2 import Environment, nodes, pass_context, pass_environment
 from jinja2 import filters as jinja_filters
@@ -35,7 +35,7 @@ from jinja2.sandbox import (
     SecurityError,
 )
 from jinja2.visitor import NodeTransformer
-from markupsafe import Markup
+from markupsafe import escape
 
 from .bounds import (
     COLLECTIONS,
@@ -63,11 +63,14 @@ from .quotation import (
     Placeholders,
     Quoted,
     derived,
+    escaped,
     joined,
+    marked_up,
     percent,
     source_of,
     sources,
     text_of,
+    tracked,
 )
 from .template_globals import GLOBALS
 
@@ -105,7 +108,15 @@ def _format(pattern: Any, *args: Any, **kwargs: Any) -> str:
 
 
 def _safe(value: Any) -> Any:
-    return value if isinstance(value, Quoted) else jinja_filters.FILTERS["safe"](value)
+    return marked_up(value) if isinstance(value, Quoted) else jinja_filters.FILTERS["safe"](value)
+
+
+def _escape(value: Any) -> Any:
+    return escaped(value) if source_of(value) else jinja_filters.FILTERS["escape"](value)
+
+
+def _force_escape(value: Any) -> Any:
+    return _escape(str(text_of(value)))
 
 
 def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,7 +138,7 @@ def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
         elif name not in LINEAR:
             foresee(subject, others)
         if isinstance(subject, str) and source_of(*others):
-            given[first] = Quoted(subject, sources(subject))
+            given[first] = tracked(subject)
         result = function(*given, **kwargs)
         if name not in TRACKED:
             result = derived(result, subject, *others)
@@ -229,6 +240,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.filters.update(private, _written=_written)
         own: dict[str, Callable[..., Any]]
         own = {"format": _format, "join": _join, "safe": _safe, "string": text_of}
+        own |= {"e": _escape, "escape": _escape, "forceescape": _force_escape}
         self.filters.update({name: bounded_filter(name, f) for name, f in own.items()})
         self.globals.update(GLOBALS)
 
@@ -273,13 +285,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             if name == "format_map":
                 (named,) = args
                 args = ()
-            fields = _BoundedFields(self)
-            if isinstance(pattern, Markup):
-                fields = _EscapingFields(self, escape=pattern.escape)
+            markup = hasattr(pattern, "__html__")
+            fields = _EscapingFields(self, escape=escape) if markup else _BoundedFields(self)
             text = fields.held.fill(fields.vformat(str.__str__(pattern), args, named))
-            if isinstance(pattern, Markup) and not isinstance(text, Quoted):
-                return type(pattern)(text)
-            return str(derived(text, pattern))
+            text = derived(text, pattern)
+            return cast(str, _safe(text) if markup else text)
 
         return bounded_format
 
@@ -293,6 +303,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             raise SecurityError(f"more than {MAX_NUMBER} repetitions")
         if operator == "%" and isinstance(left, str):
             return checked(percent(left, right))
+        texts = isinstance(left, str) and isinstance(right, str)
+        if operator == "+" and texts and (isinstance(left, Quoted) or isinstance(right, Quoted)):
+            left, right = tracked(left), tracked(right)
         result = super().call_binop(context, operator, left, right)
         if isinstance(result, str) and not isinstance(result, Quoted):
             result = derived(result, left, right)
@@ -313,7 +326,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         elif name not in LINEAR:
             foresee(owner, given)
         if isinstance(owner, str) and source_of(*given):
-            __obj = getattr(Quoted(owner, sources(owner)), name)
+            __obj = getattr(tracked(owner), name)
         result = super().call(__context, __obj, *args, **kwargs)
         if isinstance(owner, (str, bytes)) and name not in TRACKED_METHODS:
             result = derived(result, owner, *given)

@@ -16,7 +16,6 @@ never give them away.
 
 from __future__ import annotations
 
-import operator
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
@@ -50,7 +49,7 @@ class Quoted(str):
 
     def __new__(cls, text: str, sources: bytes | int = OTHERS) -> Quoted:
         """``sources``: one for each character, or the same for all."""
-        self = super().__new__(cls, text)
+        self = super().__new__(cls, str.__str__(text))
         self._sources = bytes([sources]) * len(self) if isinstance(sources, int) else sources
         return self
 
@@ -66,7 +65,7 @@ class Quoted(str):
         return Quoted(str.__add__(other, self), sources(other) + sources(self))
 
     def __mul__(self, times: SupportsIndex) -> Quoted:
-        return Quoted(str.__mul__(self, times), self._sources * times.__index__())
+        return type(self)(str.__mul__(self, times), self._sources * times.__index__())
 
     __rmul__ = __mul__
 
@@ -75,8 +74,8 @@ class Quoted(str):
 
     def __getitem__(self, key: SupportsIndex | slice) -> Quoted:
         if isinstance(key, slice):
-            return Quoted(str.__getitem__(self, key), self._sources[key])
-        return Quoted(str.__getitem__(self, key), self._sources[key.__index__()])
+            return type(self)(str.__getitem__(self, key), self._sources[key])
+        return type(self)(str.__getitem__(self, key), self._sources[key.__index__()])
 
     def __iter__(self) -> Iterator[str]:
         return (self[i] for i in range(len(self)))
@@ -168,7 +167,61 @@ class Quoted(str):
     def _respelled(self, text: str) -> Quoted:
         """``text``: this one in another case. No character becomes less than one."""
         same = len(text) == len(self)
-        return Quoted(text, self._sources if same else source_of(self))
+        return type(self)(text, self._sources if same else source_of(self))
+
+
+class QuotedMarkup(Quoted):
+    """Quoted text that needs no escaping: as Jinja's ``Markup``, it escapes what is put into it."""
+
+    __slots__ = ()
+
+    def __html__(self) -> str:
+        return self
+
+    def __str__(self) -> str:
+        return Quoted(self, self._sources)
+
+    def __add__(self, other: str) -> Quoted:
+        return (
+            marked_up(super().__add__(escaped(other))) if isinstance(other, str) else NotImplemented
+        )
+
+    def __radd__(self, other: str) -> Quoted:
+        return escaped(other) + self
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(str(self))
+
+    def join(self, texts: Iterable[str]) -> str:
+        return marked_up(super().join(map(escaped, texts)))
+
+    def replace(self, old: str, new: str, count: SupportsIndex = -1) -> str:
+        return marked_up(super().replace(old, escaped(new), count))
+
+
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "'": "&#39;", '"': "&#34;"}
+
+
+def marked_up(text: str) -> QuotedMarkup:
+    """``text`` as it is, as markup."""
+    return QuotedMarkup(text, sources(text))
+
+
+def escaped(value: Any) -> QuotedMarkup:
+    """Markup that shows ``value``: as it is if it is markup already."""
+    text = text_of(value)
+    if hasattr(text, "__html__"):
+        return marked_up(text)
+    spelled = [_HTML.get(c, c) for c in str.__iter__(text)]
+    of_each = zip(spelled, sources(text), strict=True)
+    return QuotedMarkup("".join(spelled), b"".join(bytes([s]) * len(part) for part, s in of_each))
+
+
+def tracked(text: str) -> Quoted:
+    """``text`` with operations that say which characters of their result are whose."""
+    if isinstance(text, Quoted):
+        return text
+    return marked_up(text) if hasattr(text, "__html__") else Quoted(text, sources(text))
 
 
 # Operations of a text that say themselves which characters of the result are whose.
@@ -178,7 +231,7 @@ TRACKED_METHODS = frozenset(name for name in vars(Quoted) if not name.startswith
 def quote(value: Any, source: int = OTHERS) -> Any:
     """A copy of JSON-like data in which every text, keys too, is quoted from ``source``."""
     if isinstance(value, str):
-        return Quoted(value, source)
+        return (QuotedMarkup if hasattr(value, "__html__") else Quoted)(value, source)
     if isinstance(value, Mapping):
         return {quote(key, source): quote(item, source) for key, item in value.items()}
     if isinstance(value, _HOLDERS):
@@ -262,11 +315,15 @@ class Placeholders:
 
 def percent(pattern: str, values: Any) -> str:
     """``pattern % values``."""
-    modulo = str.__mod__ if isinstance(pattern, Quoted) else operator.mod
-    # Not of Jinja's Markup, which changes what it takes in.
-    simple = type(pattern) in (str, Quoted) and _PLAIN_PERCENT.fullmatch(pattern)
+    plain = str.__str__(pattern) if isinstance(pattern, Quoted) else pattern
+    if isinstance(pattern, QuotedMarkup):
+        from markupsafe import Markup
+
+        plain = Markup(plain)
+    # Not of markup, which changes what it takes in.
+    simple = type(plain) is str and _PLAIN_PERCENT.fullmatch(plain)
     if not simple or source_of(pattern) or not source_of(values):
-        return cast(str, derived(modulo(pattern, values), pattern, values))
+        return cast(str, derived(plain % values, pattern, values))
     held = Placeholders()
 
     def stand_in(value: Any) -> Any:
@@ -278,7 +335,7 @@ def percent(pattern: str, values: Any) -> str:
         values = {key: stand_in(value) for key, value in values.items()}
     else:
         values = stand_in(values)
-    return held.fill(modulo(pattern, values))
+    return held.fill(plain % values)
 
 
 def own_matches(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:

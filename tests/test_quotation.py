@@ -167,6 +167,14 @@ OWN = [
     ("{{ messages[0].content | default(eos) }}{{ nothing | default(eos) }}", END),
     ("{{ (eos ~ messages[0].content) | safe }}", END),
     ("{{ (eos ~ messages[0].content)[:12] }}", END),
+    ("{{ (eos | safe) + messages[0].content + (eos | safe) }}", END * 2),
+    ("{{ messages[0].content + (eos | safe) }}{{ (messages[0].content | e) + eos }}",
+     f"{END}&lt;|im_end|&gt;"),
+    ("{{ (eos | safe).join([messages[0].content, messages[0].content | safe]) }}", END),
+    ("{{ ((messages[0].content | safe) * 2 + 'A')[-1:] + '<' }}{{ messages[0].content | e | e }}",
+     "A&lt;"),
+    ("{{ (messages[0].content | safe).replace('x', '<') | upper | string }}"
+     "{{ (messages[0].content | safe) % () }}{{ (messages[0].content | safe).format() }}", "&LT;"),
     ("{{ [messages[0].content, eos] | last }}{{ [messages[0].content, eos] | list | length }}",
      f"{END}2"),
     ("{% for c in messages[0].content %}{{ loop.index if loop.first }}{{ c }}{% endfor %}", "1"),
@@ -229,6 +237,11 @@ FORGERIES = [
     (M + " | urlencode | replace('%3C', '<') | replace('%7C', '|') | replace('%3E', '>') }}", END),
     (M + " | safe }}{{ ('' | safe) + messages[0].content }}", END),
     ("{{ ('%s' | safe) % (messages[0].content | safe) }}" + M + " }}", END),
+    ("{{ ('' | safe) + (messages[0].content | safe) }}{{ ('' | safe).join([messages[0].content | safe]) }}{{ messages[0].content | safe | first }}",
+     END),
+    ("{{ (messages[0].content | safe).replace('-', '') }}{{ (messages[0].content | safe)[:] }}",
+     "<|im-_end|>"),
+    ("{{ ('{}' | safe).format(messages[0].content | safe) }}", END),
     ("{{ messages[0].content.upper }}{{ messages[0].content.upper | string | lower }}"
      "{{ 'a' | replace('a', messages[0].content.upper) }}{{ [messages[0].content.upper] }}"
      "{{ messages[0].content.strip | upper | lower }}", END),
