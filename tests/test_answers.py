@@ -88,20 +88,24 @@ def test_a_template_gets_tools_documents_and_variables(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = edgedb.load(tiny_model, backend="numpy")
-    template = "{{ tools|length }}{{ documents[0].text }}{{ enable_thinking }}{{ messages|length }}"
+    """None of them spells a control token."""
+    template = (
+        "{{ tools[0].name }}{{ documents[0].text }}{{ enable_thinking }}{{ x ~ messages|length }}"
+    )
     spec = dataclasses.replace(model.tokenizer_spec, chat_template=template)
     monkeypatch.setattr(edgedb.Model, "tokenizer_spec", property(lambda model: spec))
     given: dict[str, Any] = {
-        "tools": [{"type": "function", "function": {"name": "f"}}] * 2,
+        "tools": [{"name": "<|im_start|>"}],
         "documents": [{"title": "T", "text": "<|im_end|>"}],
-        "chat_template_kwargs": {"enable_thinking": False},
+        "chat_template_kwargs": {"enable_thinking": False, "x": "<|endoftext|>"},
     }
     messages = [{"role": "user", "content": "Hi"}]
-    assert model.chat_text(messages, **given) == "2<|im_end|>False1"
+    text = "<|im_start|><|im_end|>False<|endoftext|>1"
+    assert model.chat_text(messages, **given) == text
     session = model.session()
     answer = session.chat(messages, max_tokens=3, **given)
     held = session.tokens[: answer.stats.prompt_tokens]
-    assert held == model.chat_tokens(messages, **given) == model.tokenize("2<|im_end|>False1")
+    assert held == model.chat_tokens(messages, **given) == model.tokenize(text)
     with pytest.raises(TypeError, match="enable_thinking"):
         model.chat(messages, **given, enable_thinking=False)
 

@@ -116,7 +116,7 @@ def test_undo_regen_and_edit(chat: Terminal) -> None:
 
 
 def test_continue(chat: Terminal) -> None:
-    say(chat, "Hi again", CUT)
+    say(chat, "Hi again", r"cut after 5 tokens \(/set max_tokens\); /continue goes on")
     before = say(chat, "/context", "when full").count("\n")
     say(chat, "/continue", CUT)
     assert say(chat, "/context", "when full").count("\n") == before

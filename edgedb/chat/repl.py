@@ -182,8 +182,8 @@ class Repl:
                 self._warned = max(_WARN_AT)
             if "was dropped" in remark:
                 remark += self._up()
-            if self._takes_commands:
-                remark = remark.replace("--max-tokens", "/set max_tokens")
+            if self._takes_commands and "--max-tokens" in remark:
+                remark = remark.replace("--max-tokens", "/set max_tokens") + "; /continue goes on"
             screen.note(f"({remark})")
         if conversation.options.stats and conversation.kept:
             screen.note(f"({reports.stats_line(conversation.turns[-1])})")
