@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import struct
 from pathlib import Path
@@ -110,7 +109,8 @@ class GGUFKind(Kind):
 
     def make(self, rng: Random) -> Files:
         base_entries, base_tensors = rng.choice(self.bases)
-        entries, tensors = copy.deepcopy(base_entries), [list(tensor) for tensor in base_tensors]
+        entries = [list(entry) for entry in base_entries]
+        tensors = [list(tensor) for tensor in base_tensors]
         way = rng.random()
         if way < 0.55:
             for _ in range(rng.choice((1, 1, 2, 4))):

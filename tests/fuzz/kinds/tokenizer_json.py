@@ -117,7 +117,7 @@ def _sequence(rng: Random, key: str) -> Any:
     part: Any = make(rng)
     if length > 1 or rng.random() < 0.3:
         part = {"type": "Sequence", plural: [make(rng) for _ in range(length)]}
-    for _ in range(rng.choice((0, 0, 0, 0, 1, 200))):
+    for _ in range(rng.choice((0, 0, 0, 0, 1, 130))):
         part = {"type": "Sequence", plural: [part]}
     return part
 
