@@ -42,7 +42,6 @@ from .bounds import (
     DATA,
     MAX_NUMBER,
     MAX_SIZE,
-    MAX_TEMPLATE_CHARS,
     MAX_TEMPLATE_TOKENS,
     budget,
     checked,
@@ -73,6 +72,7 @@ from .quotation import (
     tracked,
 )
 from .template_globals import GLOBALS
+from .tokenizer import MAX_TEMPLATE_CHARS
 
 
 @pass_context  # so that it is never folded into a constant, which would be written unpaid

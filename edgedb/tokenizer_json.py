@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_GROWTH = 64  # characters that all replacements together make of one
-_MAX_PARTS = 32  # normalizers, or pre-tokenizers, or ...; published files have up to 9
-_MAX_NESTING = 4
-_MAX_ADDED_TOKENS = 1 << 17
-_MAX_ADDED_CHARS = 1024
-_MAX_STRING_CHARS = 256  # of a pattern or a replacement
-_MAX_PARSED_BYTES = 1 << 24  # without the model; Gemma 3's 6,415 added tokens are 1.2 MB
+MAX_PARTS = 32  # normalizers, or pre-tokenizers, or ...; published files have up to 9
+MAX_NESTING = 4
+MAX_ADDED_TOKENS = 1 << 17
+MAX_ADDED_CHARS = 1024
+MAX_STRING_CHARS = 256  # of a pattern or a replacement
+MAX_PARSED_BYTES = 1 << 24  # without the model; Gemma 3's 6,415 added tokens are 1.2 MB
 _MAX_TRIES = 16
 _KEYS = ("version", "normalizer", "pre_tokenizer", "post_processor", "decoder")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -75,7 +75,7 @@ def _split(data: bytes) -> tuple[dict[str, Any], bytes] | None:
     word = b'"model"'
     at = data.find(word)
     for _ in range(_MAX_TRIES):
-        if not 0 <= at <= _MAX_PARSED_BYTES:
+        if not 0 <= at <= MAX_PARSED_BYTES:
             break
         rest = data[at + len(word) :].strip()
         if rest.startswith(b":") and rest.endswith(b"}"):
@@ -90,8 +90,8 @@ def _split(data: bytes) -> tuple[dict[str, Any], bytes] | None:
 
 
 def _parsed(data: bytes) -> dict[str, Any]:
-    if len(data) > _MAX_PARSED_BYTES:
-        raise _damaged(f"more than {_MAX_PARSED_BYTES} bytes, and the model is not its last entry")
+    if len(data) > MAX_PARSED_BYTES:
+        raise _damaged(f"more than {MAX_PARSED_BYTES} bytes, and the model is not its last entry")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -145,13 +145,13 @@ def _guarded(call: Callable[[], T], error_of: Callable[[str], EdgeDBError]) -> T
 def _added_tokens(tokens: Any) -> list[dict[str, Any]]:
     if tokens is None:
         return []
-    if not isinstance(tokens, list) or len(tokens) > _MAX_ADDED_TOKENS:
-        raise _damaged(f"added_tokens is no list of at most {_MAX_ADDED_TOKENS} tokens")
+    if not isinstance(tokens, list) or len(tokens) > MAX_ADDED_TOKENS:
+        raise _damaged(f"added_tokens is no list of at most {MAX_ADDED_TOKENS} tokens")
     for token in tokens:
         if (
             not isinstance(token, dict)
             or not isinstance(token.get("content"), str)
-            or len(token["content"]) > _MAX_ADDED_CHARS
+            or len(token["content"]) > MAX_ADDED_CHARS
             or not _is_unicode(token["content"])
             or not all(type(token.get(flag)) is bool for flag in _FLAGS)
         ):
@@ -185,7 +185,7 @@ def _leaves(part: Any, what: str, plural: str, depth: int = 0) -> Iterator[tuple
         yield part["type"], part
         return
     parts = part.get(plural)
-    if depth >= _MAX_NESTING or not isinstance(parts, list) or len(parts) > _MAX_PARTS:
+    if depth >= MAX_NESTING or not isinstance(parts, list) or len(parts) > MAX_PARTS:
         raise _damaged(f"a sequence of {what}s that is none, too long, or nested too deeply")
     for inner in parts:
         yield from _leaves(inner, what, plural, depth + 1)
@@ -196,8 +196,8 @@ def _known(
 ) -> list[tuple[str, Any]]:
     """The leaves of ``part``, each of an allowed type and checked."""
     leaves = list(_leaves(part, what, plural))
-    if len(leaves) > _MAX_PARTS:
-        raise _damaged(f"more than {_MAX_PARTS} {what}s")
+    if len(leaves) > MAX_PARTS:
+        raise _damaged(f"more than {MAX_PARTS} {what}s")
     for kind, leaf in leaves:
         if kind not in allowed:
             raise UnsupportedModelError(f"tokenizer.json: {what} {kind[:40]} is not supported")
@@ -237,9 +237,9 @@ def _check_post_processor(part: Any) -> None:
 
 def _text(leaf: Any, key: str, least: int = 0) -> str:
     value = leaf.get(key)
-    if not isinstance(value, str) or not least <= len(value) <= _MAX_STRING_CHARS:
+    if not isinstance(value, str) or not least <= len(value) <= MAX_STRING_CHARS:
         raise _damaged(
-            f"{leaf['type']}: {key} is no text of {least} to {_MAX_STRING_CHARS} characters"
+            f"{leaf['type']}: {key} is no text of {least} to {MAX_STRING_CHARS} characters"
         )
     return value
 
@@ -281,7 +281,7 @@ def _check_charsmap(leaf: Any) -> None:
     texts = table[4 + size :]
     if len(table) < 4 or size > len(table) - 4 or size % 4:
         raise _damaged("Precompiled: the trie of precompiled_charsmap is longer than the table")
-    if max(map(len, texts.split(b"\0"))) > _MAX_STRING_CHARS:
+    if max(map(len, texts.split(b"\0"))) > MAX_STRING_CHARS:
         raise _damaged("Precompiled: a replacement is too long")
 
 
@@ -292,9 +292,9 @@ def _check_template(leaf: Any) -> None:
         raise _damaged("TemplateProcessing: single or special_tokens are missing")
     texts = sum(isinstance(piece, dict) and "Sequence" in piece for piece in single)
     ids = [token.get("ids") if isinstance(token, dict) else None for token in special.values()]
-    if texts > 1 or len(single) > _MAX_PARTS or len(ids) > _MAX_PARTS:
+    if texts > 1 or len(single) > MAX_PARTS or len(ids) > MAX_PARTS:
         raise _damaged("TemplateProcessing: more than one text or too many pieces")
-    if not all(isinstance(found, list) and len(found) <= _MAX_PARTS for found in ids):
+    if not all(isinstance(found, list) and len(found) <= MAX_PARTS for found in ids):
         raise _damaged("TemplateProcessing: a special token without ids, or with too many")
 
 
