@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,14 @@ def test_a_head_of_another_shape_is_refused(tmp_path: Path, tiny_bpe: bytes) -> 
     folder = write_hf(tmp_path / "m", tiny_bpe, tensors=tensors, tie_word_embeddings=True)
     with pytest.raises(FormatError, match=r"lm_head\.weight has shape \[7, 96\]"):
         open_source(folder)
+
+
+def test_a_thousand_claimed_layers_are_refused_at_once(tmp_path: Path, tiny_bpe: bytes) -> None:
+    folder = write_hf(tmp_path / "m", tiny_bpe, tensors=weights(), num_hidden_layers=1024)
+    started = time.process_time()
+    with pytest.raises(FormatError, match=r"layers\.2\.self_attn\.q_proj\.weight is missing"):
+        open_source(folder)
+    assert time.process_time() - started < 1  # it was 2 seconds, with the square of the layers
 
 
 def test_of_biases_the_tensors_decide(tmp_path: Path, tiny_bpe: bytes) -> None:

@@ -134,8 +134,9 @@ class Source(abc.ABC):
         """
         shapes = self.stored_shapes()
         wanted: dict[str, tuple[int, ...]] = {}
-        for name, (_, cols) in self.config.linear_shapes().items():
-            for part, n_rows in zip(self.stored_names(name), self._part_rows(name), strict=True):
+        for name, (rows, cols) in self.config.linear_shapes().items():
+            part_rows = self._part_rows(name, rows)
+            for part, n_rows in zip(self.stored_names(name), part_rows, strict=True):
                 wanted[part] = (n_rows, cols)
         for name, length in self.config.norm_shapes().items():
             wanted[self.stored_names(name)[0]] = (length,)
@@ -180,10 +181,10 @@ class Source(abc.ABC):
             for start in range(0, n_rows, _COMPARED_ROWS)
         )
 
-    def _part_rows(self, name: str) -> tuple[int, ...]:
+    def _part_rows(self, name: str, rows: int) -> tuple[int, ...]:
         kind = name.rpartition(".")[2]
         if kind == "attn_qkv":
             return (self.config.q_size, self.config.kv_size, self.config.kv_size)
         if kind == "mlp_gate_up":
             return (self.config.intermediate_size,) * 2
-        return (self.config.linear_shapes()[name][0],)
+        return (rows,)
