@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import os
+import re
 import resource
 import shutil
 import time
@@ -59,7 +60,7 @@ def attempt(kind: str, files: Files, folder: Path) -> Outcome:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a panic of the tokenizer library is no Exception
-        what, detail = _traceback(error)
+        what, detail = _traceback(error, folder)
     seconds = time.process_time() - started
     shutil.rmtree(folder, ignore_errors=True)
     return what, detail, seconds
@@ -71,13 +72,15 @@ def _refusal(message: str) -> tuple[str, str]:
     return "refused", message
 
 
-def _traceback(error: BaseException) -> tuple[str, str]:
+def _traceback(error: BaseException, folder: Path) -> tuple[str, str]:
+    """A line that is the same for the same fault, and the whole of it."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [f for f in frames if "/edgedb/" in f.filename or "/tools/" in f.filename]
     at = ours[-1] if ours else frames[-1]
     place = f"{Path(at.filename).parent.name}/{Path(at.filename).name}:{at.name}"
     name = "" if isinstance(error, WrongMessage) else f"{type(error).__name__} in {place}: "
-    return f"{name}{str(error)[:100]!r}", "".join(traceback.format_exception(error))[-6000:]
+    message = re.sub(r"\d+", "N", str(error).replace(str(folder), "..."))[:100]
+    return f"{name}{message!r}", "".join(traceback.format_exception(error))[-6000:]
 
 
 def quiet() -> None:

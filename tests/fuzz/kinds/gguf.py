@@ -118,6 +118,8 @@ class GGUFKind(Kind):
         elif way < 0.85:
             for _ in range(rng.choice((1, 1, 2))):
                 _change_tensor(rng, tensors)
+        if rng.random() < 0.1:
+            return {**_split(rng, entries, tensors), "method": exporting.method_of(rng)}
         written = _written(rng, entries, tensors)
         if way > 0.85:
             written = _damaged(rng, written)
@@ -126,10 +128,29 @@ class GGUFKind(Kind):
 
     def use(self, files: Files, folder: Path) -> None:
         method = files["method"].decode()
-        names = [name for name in files if name != "method"]
+        names = [name for name in files if name != "method"]  # of a split model, all parts
         for name in names:
             (folder / name).write_bytes(files[name])
         exporting.export_and_use(folder / names[0], folder / "out.dbb", method)
+
+
+def _split(rng: Random, entries: list[list[Any]], tensors: list[list[Any]]) -> Files:
+    """A model in two files, the second of which holds nothing but its tensors and its number."""
+    files = {}
+    middle = rng.choice((0, 1, len(tensors) // 2, len(tensors)))
+    for number, part in enumerate((tensors[:middle], tensors[middle:])):
+        about = [
+            ["split.no", U32, number],
+            ["split.count", U32, 2],
+            ["split.tensors.count", I32, len(tensors)],
+        ]
+        if rng.random() < 0.2:
+            _change_entry(rng, about)
+        name = f"model-{number + 1:05}-of-00002.gguf"
+        files[name] = _written(rng, about if number else entries + about, part)
+    if rng.random() < 0.1:
+        files.popitem()
+    return files
 
 
 def _change_entry(rng: Random, entries: list[list[Any]]) -> None:

@@ -107,13 +107,17 @@ def _other_weights(rng: Random, weights: bytes) -> bytes:
 def _rearrange(rng: Random, files: Files) -> None:
     """Shards, an index, and companions that a folder may have."""
     way = rng.randrange(5)
-    index: Any = {"weight_map": {"model.norm.weight": rng.choice(mutators.TEXTS), "a": _WEIGHTS}}
+    length = int.from_bytes(files[_WEIGHTS][:8], "little")
+    names = [name for name in json.loads(files[_WEIGHTS][8 : 8 + length]) if name[0] != "_"]
+    index: Any = {"metadata": {}, "weight_map": dict.fromkeys(names, _WEIGHTS)}
     if way == 0:
         files["model-00001-of-00001.safetensors"] = files.pop(_WEIGHTS)
     elif way == 1:
         files["model-00001-of-00002.safetensors"] = files.pop(_WEIGHTS)
     elif way == 2:
-        written = mutators.dumps(rng, mutators.document(rng, index))
+        if rng.random() < 0.8:
+            index = mutators.document(rng, index)
+        written = mutators.dumps(rng, index)
         files["model.safetensors.index.json"] = mutators.encoded(written)
     elif way == 3:
         files["chat_template.jinja"] = mutators.encoded(mutators.text(rng, models.TEMPLATE))

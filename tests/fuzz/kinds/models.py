@@ -72,9 +72,9 @@ def write(path: Path, spec: TokenizerSpec) -> bytes:
     return path.read_bytes()
 
 
-def load(path: Path) -> Model:
+def load(path: Path, kv_dtype: str = "float16") -> Model:
     """The model as a command would load it, on one thread."""
-    return edgedb.load(path, threads=1)
+    return edgedb.load(path, threads=1, kv_dtype=kv_dtype)
 
 
 def use(model: Model) -> None:

@@ -171,7 +171,7 @@ _ENDLESS = (
 def _bomb(rng: Random) -> str:
     if rng.random() < 0.3:
         return rng.choice(_ENDLESS)
-    n = rng.choice((10, 100, 190, 1000, 5000, 30000))
+    n = rng.choice((10, 100, 190, 1000, 5000, 30000, 150_000))
     before, repeated, between, behind = rng.choice(_REPEATED)
     return before + repeated * n + between + behind * n
 
@@ -182,7 +182,7 @@ class TemplateKind(Kind):
 
     def make(self, rng: Random) -> Files:
         chance = rng.random()
-        if chance < 0.01:
+        if chance < 0.02:
             source = _bomb(rng)
         elif chance < 0.2:
             source = mutators.text(rng, models.TEMPLATE)
