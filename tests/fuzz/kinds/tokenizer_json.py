@@ -24,12 +24,28 @@ _REGEXES = (
     "[", "(?", r"\p{Nope}", "a{99999}", "x*", r"^", r"$", r"\b", r".|\n", r"(?=.)", r"[^\s\S]",
     r"(?<n>a\g<n>?b)", "a?" * 30 + "a" * 30, "\ud800", "(" * 500,
 )  # fmt: skip
+_ATOMS = ("a", "b", ".", r"\s", r"\p{L}", "[ab]", "[^b]", r"\w", r"\S", r"\b", "$", r"\s+(?!\S)")
+_QUANTIFIERS = ("", "", "", "*", "+", "?", "{2,}", "{1,3}", "{0,9}", "*+", "+?", "{3}", "{60}")
 _WORDS = ("\u2581", " ", "", "a", "ab", "\n", "\u2581" * 64, "x" * 5000, "\U0001f600", "\0")
+
+
+def _regex(rng: Random, depth: int = 0) -> str:
+    """A random regular expression; if one that is accepted is slow, the rule is wrong."""
+    branches = []
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        branch = ""
+        for _ in range(rng.choice((1, 2, 2, 3))):
+            atom = rng.choice(_ATOMS)
+            if depth < 3 and rng.random() < 0.3:
+                atom = rng.choice(("(?:", "(", "(?=", "(?!", "(?>")) + _regex(rng, depth + 1) + ")"
+            branch += atom + rng.choice(_QUANTIFIERS)
+        branches.append(branch)
+    return "|".join(branches)
 
 
 def _pattern(rng: Random) -> dict[str, str]:
     if rng.random() < 0.5:
-        return {"Regex": rng.choice(_REGEXES)}
+        return {"Regex": _regex(rng) if rng.random() < 0.6 else rng.choice(_REGEXES)}
     return {"String": rng.choice(_WORDS)}
 
 
