@@ -24,6 +24,9 @@ VERSION = "1"
 # A 405B model needs 0.3 MB; the cap only bounds what parsing hostile JSON may cost.
 MAX_HEADER_BYTES = 16 << 20
 MAX_NESTING = 64  # of JSON in a header; ours needs 5
+# As many plain values, or a quarter as many lists and objects, which Python's collector of garbage
+# visits again and again. Without it, 16 MB of JSON take 10 seconds.
+MAX_VALUES = 1 << 20
 PREFIX = b'{"__metadata__":{"header_crc32":"'
 CRC_START = 8 + len(PREFIX)
 PAD_NAME = "pad."  # filler tensors keep the next one aligned, because safetensors forbids gaps
@@ -70,6 +73,7 @@ def render_header(
     size = align(max(8 + len(text), reserved))
     if size - 8 > MAX_HEADER_BYTES:
         raise FormatError(f"header: {size} bytes, more than the format's {MAX_HEADER_BYTES}")
+    refuse_many_values(text, "header")
     header = (size - 8).to_bytes(8, "little") + text.ljust(size - 8)
     crc = b"%08x" % zlib.crc32(header)
     return header[:CRC_START] + crc + header[CRC_START + 8 :]
@@ -95,6 +99,7 @@ def parse_json(text: str | bytes, what: str) -> Any:
         value = float(digits)
         return value if math.isfinite(value) else refuse(quoted(digits))
 
+    refuse_many_values(text, what)
     try:
         document = json.loads(
             text, object_pairs_hook=unique, parse_constant=refuse, parse_float=finite
@@ -105,6 +110,16 @@ def parse_json(text: str | bytes, what: str) -> Any:
     if nested_deeper(document, MAX_NESTING):
         raise FormatError(f"{what}: nested more than {MAX_NESTING} deep")
     return document
+
+
+def refuse_many_values(text: str | bytes, what: str) -> None:
+    """Raise ``FormatError`` about ``what`` if reading it as JSON could take seconds.
+
+    Counts commas and brackets wherever they stand, in strings too.
+    """
+    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    if raw.count(b",") + 4 * (raw.count(b"[") + raw.count(b"{")) > MAX_VALUES:
+        raise FormatError(f"{what}: more than {MAX_VALUES} values")
 
 
 def nested_deeper(document: Any, limit: int) -> bool:

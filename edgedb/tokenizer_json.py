@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,7 +32,7 @@ MAX_ADDED_TOKENS = 1 << 17
 MAX_ADDED_CHARS = 1024
 MAX_STRING_CHARS = 256  # of a pattern or a replacement
 MAX_PARSED_BYTES = 1 << 24  # without the model; Gemma 3's 6,415 added tokens are 1.2 MB
-_MAX_TRIES = 16
+_MODEL_KEY = re.compile(rb'"model"[ \t\r\n]*:')
 _KEYS = ("version", "normalizer", "pre_tokenizer", "post_processor", "decoder")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _ONCE = ("ByteLevel", "Metaspace", "Prepend", "Precompiled")  # each grows a text a little
@@ -43,16 +44,26 @@ def open_tokenizer_json(data: bytes) -> tokenizers.Tokenizer:
     It gives the same ids as the library's own reader. Raises ``FormatError`` if the file is
     damaged, ``UnsupportedModelError`` for a part that is not accepted, named.
     """
-    halves = _split(data)
-    if halves is not None:
+    parts = _split(data)
+    if parts is not None:
         try:
-            return _open(*halves)
+            return _open(*parts)
         except FormatError:
             pass  # the model is not last, or the file is damaged: the other way says which
-    document = _parsed(data)
-    if not isinstance(document.get("model"), dict):
-        raise _damaged("it has no model")
-    return _open(document, json.dumps(document["model"]).encode())
+    return _open(*_whole(data))
+
+
+def read_parts(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """The document of the file ``data`` without its model, and the model as JSON, unread.
+
+    Raises ``FormatError`` if there are no such parts.
+    """
+    return _split(data) or _whole(data)
+
+
+def join_parts(document: Mapping[str, Any], model_json: bytes) -> bytes:
+    """The file of what ``read_parts`` returns."""
+    return json.dumps(dict(document)).encode()[:-1] + b', "model": ' + model_json + b"}"
 
 
 def encode(
@@ -72,21 +83,26 @@ def _split(data: bytes) -> tuple[dict[str, Any], bytes] | None:
     so what stands before it is a whole document once a brace closes it, and what stands behind is
     one value, as the library finds when it reads it.
     """
-    word = b'"model"'
-    at = data.find(word)
-    for _ in range(_MAX_TRIES):
-        if not 0 <= at <= MAX_PARSED_BYTES:
+    left = MAX_PARSED_BYTES  # of all tries together
+    for key in _MODEL_KEY.finditer(data):
+        left -= key.start()
+        if left < 0:
             break
-        rest = data[at + len(word) :].strip()
-        if rest.startswith(b":") and rest.endswith(b"}"):
-            try:
-                document = _parsed(data[:at].rstrip().removesuffix(b",") + b"}")
-            except FormatError:
-                pass  # the word is inside of something
-            else:
-                return document, rest[1:-1]
-        at = data.find(word, at + 1)
+        try:
+            document = _parsed(data[: key.start()].rstrip().removesuffix(b",") + b"}")
+        except FormatError:
+            continue  # the word is inside of something
+        end = len(data.rstrip()) - 1
+        return (document, data[key.end() : end]) if data[end : end + 1] == b"}" else None
     return None
+
+
+def _whole(data: bytes) -> tuple[dict[str, Any], bytes]:
+    document = _parsed(data)
+    model = document.pop("model", None)
+    if not isinstance(model, dict):
+        raise _damaged("it has no model")
+    return document, json.dumps(model).encode()
 
 
 def _parsed(data: bytes) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from edgedb.container import refuse_many_values
 from edgedb.errors import EdgeDBError, FormatError
 from edgedb.files import read_regular
 
@@ -47,8 +48,10 @@ def read_json(file: Path, *, required: bool = False) -> dict[str, Any]:
         if required:
             raise FormatError(f"{file.parent.name}: {file.name} is missing")
         return {}
+    text = read_bytes(file)
+    refuse_many_values(text, f"{file.parent.name}: {file.name}")
     try:
-        value = json.loads(read_bytes(file))
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{file.parent.name}: {file.name}: {error}") from None
     if not isinstance(value, dict):

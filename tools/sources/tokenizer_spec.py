@@ -21,6 +21,7 @@ from edgedb.errors import (
 )
 from edgedb.template import render
 from edgedb.tokenizer import MAX_TEMPLATE_CHARS, TokenizerSpec, load_tokenizer
+from edgedb.tokenizer_json import join_parts, read_parts
 
 
 def runnable(found: TokenizerSpec, vocab_size: int, name: str) -> TokenizerSpec:
@@ -82,16 +83,16 @@ def _without_excess(data: bytes, vocab_size: int, warn: Callable[[str], None]) -
     Fine-tuned models often add a padding token and leave the embedding as it was.
     """
     try:
-        document = json.loads(data)
+        document, model = read_parts(data)
         added = document["added_tokens"]
         beyond = [token for token in added if token["id"] >= vocab_size]
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (FormatError, LookupError, TypeError):
         return data  # whatever is wrong with it, the tokenizer's own reader says
     if not beyond:
         return data
     document["added_tokens"] = [token for token in added if token["id"] < vocab_size]
     warn(without_rows([token.get("content") for token in beyond], vocab_size))
-    return json.dumps(document).encode()
+    return join_parts(document, model)
 
 
 def without_rows(added: Sequence[Any], vocab_size: int) -> str:
