@@ -24,24 +24,28 @@ MAX_NESTING = 8
 _UPPER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}"
 _LOWER = r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 _NO_HAN = r"&&[^\p{Han}]"
-_IDIOMS = (
-    r"\s*[\r\n]+",
-    r"\s*[\r\n]",
-    "\\s*[\r\n]+",
-    "\\s*[\r\n]",
-    r"\s+(?!\S)",
-    r"\s++(?!\S)",
-    r"\s+$",
-    r"\s++$",
-    rf"[{_UPPER}]*[{_LOWER}]+",
-    rf"[{_UPPER}{_NO_HAN}]*[{_LOWER}{_NO_HAN}]+",
-    r"(?=(?:\d{3})*\b)",
-    r"(?=(\d{3})+(?!\d))",
-    r"(?=(?:\d{3})+(?!\d))",
-    r"(?=(\p{N}{3})+(?!\p{N}))",
-    r"(?=(?:\p{N}{3})+(?!\p{N}))",
-    "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
-    "<sentinel:[0-9]+>",
+_IDIOMS = sorted(
+    (
+        r"\s*[\r\n]+",
+        r"\s*[\r\n]",
+        "\\s*[\r\n]+",
+        "\\s*[\r\n]",
+        r"\s+(?!\S)",
+        r"\s++(?!\S)",
+        r"\s+$",
+        r"\s++$",
+        rf"[{_UPPER}]*[{_LOWER}]+",
+        rf"[{_UPPER}{_NO_HAN}]*[{_LOWER}{_NO_HAN}]+",
+        r"(?=(?:\d{3})*\b)",
+        r"(?=(\d{3})+(?!\d))",
+        r"(?=(?:\d{3})+(?!\d))",
+        r"(?=(\p{N}{3})+(?!\p{N}))",
+        r"(?=(?:\p{N}{3})+(?!\p{N}))",
+        "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
+        "<sentinel:[0-9]+>",
+    ),
+    key=len,
+    reverse=True,  # the longest first: one may begin like another
 )
 _ESCAPE = re.compile(
     r"\\(?:[sSdDwWhHrntvfae]|x[0-9A-Fa-f]{2}|x\{[0-9A-Fa-f]{1,6}\}|u[0-9A-Fa-f]{4}"
@@ -146,7 +150,7 @@ class _Reader:
         return _times(atom, int(low), most)
 
     def _idiom(self) -> _Part | None:
-        for idiom in sorted(_IDIOMS, key=len, reverse=True):
+        for idiom in _IDIOMS:
             end = self.at + len(idiom)
             if self.pattern.startswith(idiom, self.at) and not _STACKED.match(self.pattern, end):
                 self.at = end
