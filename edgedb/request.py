@@ -10,7 +10,7 @@ from .arguments import Rule, each, function, instance, optional, token_id, unico
 from .errors import EdgeDBError
 from .grammar import Grammar
 from .llama import MAX_BATCH
-from .penalties import breaker_mask
+from .penalties import breaker_mask, special_mask
 from .sampling import Processor, Sampler, SamplingParams
 
 if TYPE_CHECKING:
@@ -76,11 +76,12 @@ class Request:
                 )
         breakers = None
         if self.params.dry_multiplier:
-            breakers = model.cached(breaker_mask, self.params.dry_breakers)
+            breakers = model.cached(breaker_mask, (vocab_size, self.params.dry_breakers))
         return Sampler(
             self.params,
             model.ops,
             processors=self.processors,
             breakers=breakers,
+            exempt=model.cached(special_mask, vocab_size),
             constraint=self.grammar.parser(model) if self.grammar else None,
         )

@@ -113,13 +113,15 @@ class Sampler:
         *,
         processors: Sequence[Processor] = (),
         breakers: np.ndarray | None = None,
+        exempt: np.ndarray | None = None,
         constraint: Constraint | None = None,
     ) -> None:
         """``ops`` selects (default: numpy; the choice is the same with every backend).
 
         ``processors`` take the ids so far, int32 ``(n,)``, and the logits, float32 ``(vocab,)``,
         which they may change, and return logits. ``breakers``, bool ``(vocab,)``, are the tokens
-        that end a sequence for DRY: ``penalties.breaker_mask``.
+        that end a sequence for DRY, ``exempt`` those that no penalty for repetition touches:
+        ``breaker_mask`` and ``special_mask`` of ``penalties.py``.
         """
         self.params = params
         self.seed = secrets.randbits(63) if params.seed is None else int(params.seed)
@@ -127,6 +129,7 @@ class Sampler:
         self._ops: Selection = ops or NumpySelection()
         self._processors = tuple(processors)
         self._breakers = breakers
+        self._exempt = exempt
         self._constraint = constraint
         self._bias = (
             np.array(list(params.logit_bias), np.intp),
@@ -194,6 +197,7 @@ class Sampler:
                 params.repetition_penalty,
                 params.presence_penalty,
                 params.frequency_penalty,
+                self._exempt,
             )
         if repeated:
             penalize_sequences(
@@ -203,6 +207,7 @@ class Sampler:
                 params.dry_base,
                 params.dry_allowed_length,
                 self._breakers,
+                self._exempt,
             )
         if self._constraint is not None:
             self._constraint.forbid(scores)

@@ -28,7 +28,7 @@ HELP = {
     "typical_p": "Only so much probability, of tokens of average surprise; 1: all.",
     "presence_penalty": "Taken off the logit of every recent token.",
     "frequency_penalty": "Taken off it for each time that the token occurs.",
-    "repetition_window": "Last tokens that these three penalties count.",
+    "repetition_window": "Last tokens that these three penalties count, without special ones.",
     "dry_multiplier": "Penalty for repeating a sequence (DRY); 0: off.",
     "dry_base": "Growth of that penalty with each repeated token.",
     "dry_allowed_length": "Repeated tokens that it leaves alone.",

@@ -11,6 +11,8 @@ import pytest
 
 import edgedb
 from edgedb import EdgeDBError
+from edgedb.ops.selection import NumpySelection
+from edgedb.request import Request
 
 PROMPT = [5, 9, 2, 40, 17, 23, 8]
 
@@ -133,3 +135,28 @@ def test_dry_takes_its_breakers_from_the_vocabulary(model: edgedb.Model) -> None
     free = model.generate(PROMPT, dry_breakers=(), dry_allowed_length=1, **options)
     broken = model.generate(PROMPT, dry_breakers=(text,), dry_allowed_length=1, **options)
     assert broken.tokens == [7, 7, 7, 7] != free.tokens
+
+
+def test_the_end_of_a_turn_is_no_repetition(model: edgedb.Model) -> None:
+    """Ends of earlier turns in the prompt make the next one no less likely, nor does DRY."""
+    prompt = [5, 2, 1, 5, 2, 1, 5]
+    logits = model.logits(prompt)[-1]
+    options = {"repetition_penalty": 1.5, "presence_penalty": 0.5, "frequency_penalty": 0.5}
+    for given in (options, {"dry_multiplier": 2.0, "dry_allowed_length": 1}):
+        seen: list[np.ndarray] = []
+        sampler = Request.of(temperature=0, **given).sampler(model)
+        sampler._ops = Watched(seen)
+        sampler.sample(logits, prompt)
+        changed = np.flatnonzero(seen[0] != logits).tolist()
+        assert changed == ([5] if given is options else [])
+
+
+class Watched(NumpySelection):
+    """Notes the scores among which a token is chosen."""
+
+    def __init__(self, seen: list[np.ndarray]) -> None:
+        self.seen = seen
+
+    def largest(self, logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        self.seen.append(logits.copy())
+        return super().largest(logits, k)

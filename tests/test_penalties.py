@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgedb import EdgeDBError
-from edgedb.penalties import add_bias, breaker_mask, penalize_repetition, penalize_sequences
+from edgedb.penalties import (
+    add_bias,
+    breaker_mask,
+    penalize_repetition,
+    penalize_sequences,
+    special_mask,
+)
 from edgedb.tokenizer import TokenizerSpec, load_tokenizer
 
 
@@ -30,6 +36,19 @@ def test_presence_counts_once_and_frequency_each_time() -> None:
     scores = np.array([2, 2, 2], np.float32)
     penalize_repetition(scores, [0, 1, 0], 1.0, 0.5, 0.25)
     assert scores.tolist() == [1, 1.25, 2]
+
+
+def test_exempt_tokens_keep_their_scores() -> None:
+    exempt = np.array([True, False, False])
+    scores = np.array([2, 2, -2], np.float32)
+    penalize_repetition(scores, [0, 1, 0, 2], 2.0, 0.5, 0.25, exempt)
+    assert scores.tolist() == [2, 0.25, -4.75]
+    alone = np.array([2, 2, 2], np.float32)
+    penalize_repetition(alone, [0, 0], 2.0, 0.5, 0.25, exempt)
+    assert alone.tolist() == [2, 2, 2]
+    scores = np.zeros(3, np.float32)
+    penalize_sequences(scores, np.array([1, 0, 1, 2, 1], np.int32), 1.0, 2.0, 1, None, exempt)
+    assert scores.tolist() == [0, 0, -1], "both would prolong a repetition of 1"
 
 
 def by_definition(
@@ -72,8 +91,10 @@ def test_an_endless_repetition_has_a_finite_penalty() -> None:
 
 def test_breakers_are_tokens_with_the_text_in_them(tiny_spec: TokenizerSpec) -> None:
     tokenizer = load_tokenizer(tiny_spec)
-    mask = breaker_mask(tokenizer, ("\n", "th"))
+    mask = breaker_mask(tokenizer, (330, ("\n", "th")))
     assert mask[[0, 1, 2]].all(), "special tokens"
     for token in range(tokenizer.vocab_size):
         data = tokenizer.token_bytes(token)
         assert mask[token] == (b"\n" in data or b"th" in data or token < 3)
+    assert len(mask) == 330 and not mask[320:].any(), "rows that no token has"
+    assert np.flatnonzero(special_mask(tokenizer, 330)).tolist() == [0, 1, 2]
