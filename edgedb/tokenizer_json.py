@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .bounded_regex import check_regex
+from .charsmap import check_charsmap
 from .container import parse_json
 from .errors import EdgeDBError, FormatError, UnsupportedModelError
 
@@ -288,17 +289,14 @@ def _growth(leaf: Any) -> float:
 
 
 def _check_charsmap(leaf: Any) -> None:
-    """SentencePiece's table: the size of a trie in bytes, the trie, texts that end with a zero."""
     try:
         table = base64.b64decode(leaf.get("precompiled_charsmap") or "", validate=True)
     except (TypeError, ValueError):
         raise _damaged("Precompiled: precompiled_charsmap is not base64") from None
-    size = int.from_bytes(table[:4], "little")
-    texts = table[4 + size :]
-    if len(table) < 4 or size > len(table) - 4 or size % 4:
-        raise _damaged("Precompiled: the trie of precompiled_charsmap is longer than the table")
-    if max(map(len, texts.split(b"\0"))) > MAX_STRING_CHARS:
-        raise _damaged("Precompiled: a replacement is too long")
+    try:
+        check_charsmap(table)
+    except FormatError as error:
+        raise _damaged(f"Precompiled: {error}") from None
 
 
 def _check_template(leaf: Any) -> None:

@@ -46,3 +46,20 @@ def sentencepiece_bpe() -> bytes:
         minloglevel=2,
     )
     return model.getvalue()
+
+
+def replaced_characters() -> bytes:
+    """SentencePiece's table for NFKC: what a ``tokenizer.json`` has as ``precompiled_charsmap``."""
+    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT),
+        model_writer=model,
+        vocab_size=80,
+        normalization_rule_name="nmt_nfkc",
+        minloglevel=2,
+    )
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
+    return bytes(proto.normalizer_spec.precompiled_charsmap)

@@ -10,6 +10,7 @@ from typing import Any
 
 from edgedb.tokenizer import TokenizerSpec, load_tokenizer
 
+from ...tiny_tokenizers import replaced_characters
 from .. import mutators
 from . import models
 from .kind import Files, Kind
@@ -209,6 +210,7 @@ class TokenizerJsonKind(Kind):
     share = 4
 
     def prepare(self, folder: Path) -> None:
+        self.table = replaced_characters()
         self.documents = [json.loads(models.specs()[0].data), _llama2(), _unigram()]
 
     def make(self, rng: Random) -> Files:
@@ -216,6 +218,9 @@ class TokenizerJsonKind(Kind):
         for key in _PARTS:
             if rng.random() < (0.4 if key != "decoder" else 0.1):
                 document[key] = _sequence(rng, key)
+        if rng.random() < 0.02:
+            table = base64.b64encode(mutators.data(rng, self.table)).decode()
+            document["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": table}
         chance = rng.random()
         if chance < 0.25:
             key = rng.choice(list(document))
