@@ -88,7 +88,8 @@ class DbbWriter:
         self._records: dict[str, dict[str, Any]] = {}
         room = _RECORD_BYTES + _RECORD_BYTES_PER_LINEAR * len(self._kinds)
         self._data_start = len(self._render({"_": "x" * room}, dict.fromkeys(self._entries, 0)))
-        plan = [fingerprint, self._metadata, list(self._entries), self._data_start]
+        tokenizer_hash = hashlib.sha256(tokenizer.data).hexdigest()
+        plan = [fingerprint, self._metadata, tokenizer_hash, list(self._entries), self._data_start]
         self._key = hashlib.sha256(json.dumps(plan).encode()).hexdigest()
         self._fd = -1
         try:

@@ -58,6 +58,13 @@ def test_other_fingerprint_starts_again(tmp_path):
         assert writer.done == set()
 
 
+def test_another_tokenizer_starts_again(tmp_path):
+    write_model(tmp_path / "m.dbb", stop_after=5)
+    other = replace(TOKENIZER, data=TOKENIZER.data[::-1])  # as long
+    with DbbWriter(tmp_path / "m.dbb", CONFIG, other, KINDS) as writer:
+        assert writer.done == set()
+
+
 def test_bytes_that_did_not_reach_the_disk_are_written_again(model, tmp_path):
     path = tmp_path / "m.dbb"
     write_model(path, stop_after=3)
