@@ -45,4 +45,7 @@ class SlowBackendWarning(RuntimeWarning):
 
 
 class CheckpointWarning(UserWarning):
-    """Something in a checkpoint may not mean what was assumed; the message says what."""
+    """Something in a checkpoint may not mean what was assumed; the message, one line, says what."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message)))

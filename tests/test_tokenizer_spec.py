@@ -36,7 +36,8 @@ def companion(folder: Path, file: str, **values: Any) -> None:
         ("generation_config.json", {"eos_token_id": [2, 99999]}, "EOS token 99999"),
         ("config.json", {"eos_token_id": 4294967295}, "EOS token 4294967295"),
         ("config.json", {"eos_token_id": "</s>"}, "EOS token </s>"),
-        ("generation_config.json", {"eos_token_id": [-1, None, True]}, "EOS token -1"),
+        ("config.json", {"eos_token_id": "\x1b[2J\n"}, r"EOS token \\x1b\[2J\\n is"),
+        ("generation_config.json", {"eos_token_id": [-1, None]}, "EOS token -1"),
         ("tokenizer_config.json", {"chat_template": 5}, "chat template is no text"),
         ("tokenizer_config.json", {"chat_template": "\ud800"}, "chat template is no text"),
         (

@@ -83,7 +83,7 @@ def shown_warnings(show: Callable[[str], None]) -> Iterator[None]:
         line: str | None = None,
     ) -> None:
         if issubclass(category, CheckpointWarning):
-            show(one_line(f"warning: {message}"))
+            show(f"warning: {message}")
         else:
             usual(message, category, filename, lineno, file, line)
 
