@@ -142,3 +142,14 @@ def _random_pair(rows: int, cols: int, rng: np.random.Generator) -> PairTensor:
     b1, b2 = rng.random((2, rows, cols)) < 0.4
     scale = np.full((1, rows), 1 / (32 * cols**0.5), np.float32)
     return PairTensor(pack_planes(b1, b2, -2 * c2, c2)[None], scale, rows, cols)
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of training text for the model of ``tiny``; see ``training.write_text``."""
+    pytest.importorskip("torch", reason="needs PyTorch: pip install 'edgedb-llm[train]'")
+    from training import write_text
+
+    folder = tmp_path_factory.mktemp("text")
+    write_text(folder)
+    return folder

@@ -27,8 +27,8 @@ from edgedb.tokenizer import TokenizerSpec
 from .command import Arguments, one_line_errors
 from .decoder import Decoder
 from .parallel import assign
+from .stacks import Stack, decode_stack, encode_stack, stack_codes
 from .student import FDBLinear, empty_student, planes, scale_codes
-from .tables import FDBTable, decode_table, encode_table, table_codes
 
 FORMAT = "edgedb-student"
 VERSION = "1"
@@ -92,14 +92,14 @@ def save_student(
 ) -> None:
     """Write ``path`` (atomically). ``provenance`` is JSON: teacher, text, settings, quality."""
     tensors: dict[str, Tensor] = {name: norm.float() for name, norm in student.norms()}
-    for name, table in student.tables().items():
-        if isinstance(table, FDBTable):
-            tensors[f"{name}.latent"] = encode_table(table.latent, *table_codes(table.alphas))
-            tensors[f"{name}.alphas"] = table.alphas
-        else:
-            assert isinstance(table, Tensor)
-            tensors[name] = table.to(torch.float16)
-    for name, module in student.matrices():
+    for name, module in (*student.tables().items(), *student.matrices()):
+        if isinstance(module, Tensor):  # a plain table
+            tensors[name] = module.to(torch.float16)
+            continue
+        if isinstance(module, Stack):
+            tensors[f"{name}.latent"] = encode_stack(module.latent, *stack_codes(module.alphas))
+            tensors[f"{name}.alphas"] = module.alphas
+            continue
         assert isinstance(module, FDBLinear)
         unit, c1, c2 = module.codes()
         tensors[f"{name}.latent"] = encode_latent(module.latent, unit * c1, unit * c2)
@@ -172,9 +172,11 @@ def load_student(
         config = ModelConfig.from_dict(json.loads(metadata["config"]))
     except FormatError as error:
         raise type(error)(f"{path}: {error}") from None
-    alphas = tensors.get("embedding.alphas")
-    pairs = 0 if alphas is None else alphas.shape[-1] // 2
-    student = empty_student(config, device, table_pairs=pairs, sharded=sharded)
+    scales = {name: tensors.get(f"{name}.alphas") for name in config.linear_shapes()}
+    plan = {
+        name: max(t.shape[-1] // 2, 1) for name, t in scales.items() if t is not None and t.ndim
+    }
+    student = empty_student(config, device, plan, sharded=sharded)
 
     def take(name: str, shape: Sequence[int]) -> Tensor:
         if name not in tensors:
@@ -188,15 +190,15 @@ def load_student(
 
     for name, norm in student.norms():
         assign(norm, take(name, norm.shape))
-    for name, table in student.tables().items():
-        if isinstance(table, FDBTable):
-            scales = take(f"{name}.alphas", table.alphas.shape)
-            codes = take(f"{name}.latent", table.latent.shape)
-            table.fill(decode_table(codes, *table_codes(scales)), scales)
-        else:
-            assert isinstance(table, Tensor)
-            assign(table, take(name, table.shape))
-    for name, module in student.matrices():
+    for name, module in (*student.tables().items(), *student.matrices()):
+        if isinstance(module, Tensor):
+            assign(module, take(name, module.shape))
+            continue
+        if isinstance(module, Stack):
+            alphas = take(f"{name}.alphas", module.alphas.shape)
+            codes = take(f"{name}.latent", module.latent.shape)
+            module.fill(decode_stack(codes, *stack_codes(alphas)), alphas)
+            continue
         assert isinstance(module, FDBLinear)
         alpha1, alpha2 = (
             take(f"{name}.{which}", module.alpha1.shape[:2])[..., None]

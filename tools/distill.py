@@ -24,10 +24,13 @@ from .command import Arguments, one_line_errors
 from .curves import draw_if_possible
 from .dad import LossOptions
 from .decoder import Decoder, load_teacher, mean_square_inputs
-from .options import MODES, TrainOptions
+from .options import DECAYS, MODES, TrainOptions
+from .plan import plan_of, read_plan
 from .quality import read_windows
+from .stacks import MAX_PAIRS
+from .starts import student_of_model
 from .student import STARTS, make_student
-from .tables import MAX_PAIRS, paired_tables, table_pairs
+from .tables import paired_tables
 from .text import TextMix
 from .trainer import Trainer
 
@@ -38,7 +41,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("source", help="Hugging Face directory or GGUF file of the teacher")
     parser.add_argument("--text", type=Path, required=True, help="folder of tools.generate")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--student", type=Path, help="go on from this student.safetensors")
+    parser.add_argument(
+        "--student",
+        type=Path,
+        help="go on from this student.safetensors, or start with the planes of this .dbb",
+    )
     parser.add_argument("--start", choices=STARTS, default="weighted")
     parser.add_argument(
         "--validation",
@@ -46,6 +53,13 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         help=".npy of token ids, [windows, tokens]; may be given again",
+    )
+    parser.add_argument(
+        "--pairs",
+        default="",
+        metavar="PLAN",
+        help="pairs of the layers' matrices, one where nothing is said: layers.0-3=2,"
+        "layers.*.mlp_down=2",
     )
     parser.add_argument(
         "--table-pairs",
@@ -72,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
                 parser.add_argument(flag, type=int, required=True)
             elif name != "loss":
                 kind = float if value is None else type(value)
-                choices = MODES if name == "mode" else None
+                choices = {"mode": MODES, "decay": DECAYS}.get(name)
                 parser.add_argument(flag, type=kind, default=value, choices=choices)
     return parser
 
@@ -82,21 +96,32 @@ def first_student(
 ) -> Decoder:
     """The student of ``--student``, or one made from the teacher; its tables as they are wanted.
 
-    Raises ``EdgeDBError`` for a student of another model than the teacher's.
+    Raises ``EdgeDBError`` for a student of another model than the teacher's, or of other pairs than
+    are asked for.
     """
     device, pairs = teacher.device, args.table_pairs
+    plan = read_plan(args.pairs, teacher.config, MAX_PAIRS)
     if not args.student:
         ids = torch.from_numpy(text.batch(0, 8)).to(device)
         importance = mean_square_inputs(teacher, ids) if args.start == "weighted" else None
-        student = make_student(teacher, args.start, importance, sharded=sharded)
+        student = make_student(teacher, args.start, importance, plan, sharded=sharded)
         return paired_tables(student, pairs, ids, sharded=sharded) if pairs else student
-    student, _ = load_student(args.student, device, sharded=sharded)
+    if args.student.suffix == ".dbb":
+        student = student_of_model(args.student, teacher, sharded=sharded)
+    else:
+        student, _ = load_student(args.student, device, sharded=sharded)
     if student.config != teacher.config:
         raise EdgeDBError(f"{args.student}: is the student of another model than {args.source}")
-    stored = table_pairs(student)
-    if pairs and stored not in (0, pairs):
-        raise EdgeDBError(f"{args.student}: has tables of {stored} pairs, not of {pairs}")
-    if pairs and not stored:
+    stored = plan_of(student)
+    if pairs and stored.get("embedding", pairs) != pairs:
+        stored_pairs = stored["embedding"]
+        raise EdgeDBError(f"{args.student}: has tables of {stored_pairs} pairs, not of {pairs}")
+    if other := sorted(name for name in plan if plan[name] != stored[name]):
+        name = other[0]
+        raise EdgeDBError(
+            f"{args.student}: has {name} in {stored[name]} pairs, not in {plan[name]}"
+        )
+    if pairs and "embedding" not in stored:
         ids = torch.from_numpy(text.batch(0, 8)).to(device)
         return paired_tables(student, pairs, ids, sharded=sharded)
     return student

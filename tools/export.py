@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,46 +29,11 @@ from .command import new_console, shown_warnings
 from .fdb import MAX_FIT_PAIRS, Method, fit
 from .resumption import SavedState
 from .sources import Source, open_source
+from .storage import METHODS, TABLE_KINDS, Options
 from .store import facts, store_plain
 
 # Part of the provenance: raised when the same source and options would give other weights.
 VERSION = 1
-METHODS = ("fdb", "rtn", "int8", "dense16", "dense32")
-TABLE_KINDS = ("int8", "2", "3", "float16", "float32")  # a number: pairs
-_KIND_OF_METHOD: dict[str, Kind] = {"int8": "int8", "dense16": "float16", "dense32": "float32"}
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to store the weights; equal options and source give equal files.
-
-    embedding, head: how the tables are stored; by default int8, or as the dense method says. "2"
-    and "3" are pairs; those of the head are fitted for its inputs.
-    calibration: ``"sample"`` (from the teacher, where it is small enough), ``"none"``, or a text
-    file.
-    """
-
-    method: str = "fdb"
-    pairs: int = 2
-    embedding: str | None = None
-    head: str | None = None
-    calibration: str = "sample"
-    sequences: int = 32
-    length: int = 256
-    seed: int = 0
-
-    def kind(self, name: str) -> Kind:
-        """How matrix ``name`` is stored."""
-        layers: Kind = _KIND_OF_METHOD.get(self.method, self.pairs)
-        if name not in ("embedding", "head"):
-            return layers
-        table = "int8" if isinstance(layers, int) else layers
-        chosen = (self.head if name == "head" else None) or self.embedding or table
-        return cast(Kind, int(chosen) if str(chosen).isdigit() else chosen)
-
-    @property
-    def calibrated(self) -> bool:
-        return self.method == "fdb" and self.calibration != "none"
 
 
 def export(
@@ -93,7 +58,7 @@ def export(
             "A text (--calibration FILE) gives far better quality."
         )
         options = Options(**{**asdict(options), "calibration": "none"})
-    kinds = {name: options.kind(name) for name in config.linear_shapes()}
+    kinds = options.kinds(config)
     fingerprint = source.fingerprint()
     key = _key(fingerprint, options)
     try:
@@ -101,11 +66,12 @@ def export(
     except OSError as error:
         raise EdgeDBError(f"{out}: {error.strerror}") from None
     with DbbWriter(out, config, source.tokenizer_spec, kinds, fingerprint=key) as writer:
-        job = _Job(source, options, writer, SavedState(out, key), threads, console)
-        job.run(kinds)
+        job = _Job(source, options, kinds, writer, SavedState(out, key), threads, console)
+        job.run()
         record = {
             "method": options.method,
             "pairs": options.pairs if options.method in ("fdb", "rtn") else None,
+            **({"plan": options.plan} if options.plan else {}),
             "group": GROUP,
             "source": fingerprint,
             "calibration": job.calibration,
@@ -125,12 +91,13 @@ class _Job:
         self,
         source: Source,
         options: Options,
+        kinds: dict[str, Kind],
         writer: DbbWriter,
         state: SavedState,
         threads: int | None,
         console: Console,
     ) -> None:
-        self.source, self.options, self.writer = source, options, writer
+        self.source, self.options, self.kinds, self.writer = source, options, kinds, writer
         self.state, self.threads, self.console = state, threads, console
         self.calibration: dict[str, Any] | None = None
         self.progress = Progress(
@@ -142,8 +109,9 @@ class _Job:
             console=console,
         )
 
-    def run(self, kinds: dict[str, Kind]) -> None:
+    def run(self) -> None:
         """Put every tensor that the writer does not have yet."""
+        kinds = self.kinds
         # What overflows is refused by name.
         with self.progress, np.errstate(over="ignore", invalid="ignore"):
             text = self._calibration_text() if self.options.calibrated else None
@@ -206,7 +174,7 @@ class _Job:
 
     def _fit(self, name: str, hessians: list[np.ndarray] | None) -> np.ndarray:
         """Fit and store matrix ``name``; returns the values it now has."""
-        o, pairs = self.options, self.options.kind(name)
+        o, pairs = self.options, self.kinds[name]
         assert isinstance(pairs, int)
         weight = self.source.tensor(name)
         try:
@@ -293,6 +261,12 @@ def _refuse_others(context: click.Context, *known: str) -> None:
     default=2,
     show_default=True,
     help="Pairs of bit planes, two bits a weight each. One is useless without training.",
+)
+@click.option(
+    "--plan",
+    default="",
+    metavar="TEXT",
+    help="Other pairs for some matrices: layers.0-3=2, layers.*.mlp_down=2.",
 )
 @click.option(
     "--embedding", type=click.Choice(TABLE_KINDS), help="Storage of the embedding; 2: pairs  [int8]"

@@ -25,10 +25,12 @@ from .checkpoint import load_student, tokenizer_of
 from .command import Arguments, one_line_errors, say
 from .decoder import Decoder
 from .fdb import fit
+from .plan import plan_of
 from .quality import Compared, exponential
 from .scratch import scratch_folder
+from .stacks import Stack, pack_stack
 from .student import FDBLinear, planes
-from .tables import FDBTable, head_hessians, pack_table, table_pairs
+from .tables import head_hessians
 from .text import TextMix
 
 if TYPE_CHECKING:
@@ -68,8 +70,8 @@ def export(
     Raises ``FormatError`` if a packed matrix does not decode to the student's bit for bit.
     """
     student, metadata = load_student(path)
-    trained = table_pairs(student)
-    if trained and pairs:
+    plan = plan_of(student)
+    if pairs and (trained := plan.get("embedding")):
         raise FormatError(f"{path}: embedding and head are trained as {trained} pairs already")
     provenance = json.loads(metadata["provenance"])
     trained_quality = provenance.pop("quality", {})
@@ -82,8 +84,7 @@ def export(
         "provenance": provenance,
     }
     kinds: dict[str, Any] = {
-        name: 1 if name.startswith("layers.") else trained or pairs or "int8"
-        for name in student.config.linear_shapes()
+        name: plan.get(name, pairs or "int8") for name in student.config.linear_shapes()
     }
     spec = tokenizer_of(path, metadata)
     _check_tokenizer(path, spec, student.config.vocab_size)
@@ -167,7 +168,7 @@ def _packed(student: Decoder, pairs: int | None, text: Path | None) -> dict[str,
         hessians = head_hessians(student, torch.from_numpy(windows))
     packed: dict[str, LinearTensor] = {}
     for name, table in student.tables().items():
-        if isinstance(table, FDBTable):
+        if isinstance(table, Stack):
             packed[name] = _verified(name, table)
             continue
         assert isinstance(table, torch.Tensor)
@@ -183,11 +184,9 @@ def _packed(student: Decoder, pairs: int | None, text: Path | None) -> dict[str,
 
 @torch.no_grad()
 def _verified(name: str, module: nn.Module) -> PairTensor:
-    if isinstance(module, FDBTable):
-        tensor, values = pack_table(module), module()
-    else:
-        assert isinstance(module, FDBLinear)
-        tensor, values = pair_tensor(module), module.weight()
+    assert isinstance(module, FDBLinear | Stack)
+    tensor = pack_stack(module) if isinstance(module, Stack) else pair_tensor(module)
+    values = module.weight()
     if not np.array_equal(dequantize(tensor), values.numpy()):
         raise FormatError(f"{name}: the packed matrix is not the student's")
     return tensor

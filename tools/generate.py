@@ -11,9 +11,11 @@ resumes where it stopped.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgedb.errors import EdgeDBError
+from edgedb.files import read_text
 from edgedb.template import render
 from edgedb.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
 
@@ -86,7 +89,8 @@ class SamplingPlan:
     """How text is sampled; a shard is ``sequences`` rows of ``length`` tokens.
 
     question_temperature: for the user's turns of a chat, where questions are to vary more than
-    their answers; None is the sequence's own.
+    their answers; None is the sequence's own. stems: SHA-256 of the first words of questions,
+    where they are not ``STEMS``.
     """
 
     sequences: int = 2048
@@ -95,6 +99,7 @@ class SamplingPlan:
     temperatures: tuple[float, ...] = (0.7, 0.85, 1.0)
     seed: int = 0
     question_temperature: float | None = None
+    stems: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,17 @@ class Scripts:
     end_id: int | None = None  # ends a turn
 
 
-def chat_scripts(tokenizer: Tokenizer, spec: TokenizerSpec) -> Scripts:
+def read_stems(path: Path) -> tuple[str, ...]:
+    """First words of questions, one a line. Raises ``EdgeDBError`` for a file without any."""
+    stems = tuple(line for line in read_text(path).splitlines() if line.strip())
+    if not stems:
+        raise EdgeDBError(f"{path}: holds no line to begin a question with")
+    return stems
+
+
+def chat_scripts(
+    tokenizer: Tokenizer, spec: TokenizerSpec, stems: Sequence[str] = STEMS
+) -> Scripts:
     """Scripts from a tokenizer's chat template, found by rendering it with marker messages."""
     if not spec.chat_template:
         return Scripts()
@@ -130,7 +145,7 @@ def chat_scripts(tokenizer: Tokenizer, spec: TokenizerSpec) -> Scripts:
         return turn[1:] if turn[:1] == (end,) else turn
 
     return Scripts(
-        chat_starts=tuple(ids(before + stem) for stem in STEMS),
+        chat_starts=tuple(ids(before + stem) for stem in stems),
         next_turn=without_end(to_user),
         answer_turn=without_end(between),
         end_id=end,
@@ -311,6 +326,8 @@ def generate(
     """
     out.mkdir(parents=True, exist_ok=True)
     record = {**asdict(plan), "temperatures": list(plan.temperatures)}
+    if plan.stems is None:
+        del record["stems"]
     plan_file = out / "sampled.json"
     if plan_file.exists() and json.loads(plan_file.read_text()) != record:
         raise EdgeDBError(f"{out}: holds text sampled with other settings; choose another folder")
@@ -355,6 +372,9 @@ def main() -> None:
     parser.add_argument(
         "--question-temperature", type=float, help="of a chat's user turns; default: the answers'"
     )
+    parser.add_argument(
+        "--stems", type=Path, help="file of first words of questions, one a line; default: built in"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-seconds", type=float, default=float("inf"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -366,6 +386,7 @@ def main() -> None:
     spec = source.tokenizer_spec
     if spec is None:
         raise EdgeDBError(f"{args.source}: holds no tokenizer, and chats need its template")
+    stems = read_stems(args.stems) if args.stems else STEMS
     plan = SamplingPlan(
         args.sequences,
         args.length,
@@ -373,8 +394,9 @@ def main() -> None:
         tuple(args.temperatures),
         args.seed,
         args.question_temperature,
+        hashlib.sha256("\n".join(stems).encode()).hexdigest() if args.stems else None,
     )
-    scripts = chat_scripts(load_tokenizer(spec), spec)
+    scripts = chat_scripts(load_tokenizer(spec), spec, stems)
     generate(
         load_teacher(source, args.device),
         scripts,

@@ -157,6 +157,15 @@ class FDBLinear(nn.Module):
         local(self.sign).copy_(torch.where(alpha1 < 0, -1.0, 1.0))
         project([self])
 
+    @torch.no_grad()
+    def fill(self, latent: Tensor, alpha1: Tensor, alpha2: Tensor) -> None:
+        """Take whole latents ``[rows, groups, 64]`` and scales ``[rows, groups, 1]``."""
+        parallel.assign(self.latent, latent)
+        parallel.assign(self.alpha1, alpha1)
+        parallel.assign(self.alpha2, alpha2)
+        parallel.assign(self.sign, torch.where(alpha1 < 0, -1.0, 1.0))
+        project([self])
+
 
 @torch.no_grad()
 def project(modules: Sequence[FDBLinear]) -> None:
@@ -243,22 +252,29 @@ def _alternate(
 def empty_student(
     config: ModelConfig,
     device: torch.device | str = "cpu",
+    plan: Mapping[str, int] | None = None,
     *,
-    table_pairs: int = 0,
     sharded: bool = False,
 ) -> Decoder:
-    """A student to be filled: matrices in the layers as ``FDBLinear``.
+    """A student to be filled; ``plan`` has the pairs of its matrices by name.
 
-    Embedding and head are plain, or ``FDBTable`` of ``table_pairs`` pairs.
+    What it does not name is of one pair inside the layers (``FDBLinear``), and plain for embedding
+    and head. More pairs are ``FDBStack``; tables in any number of pairs are ``FDBTable``.
     """
+    from .stacks import FDBStack
+    from .tables import FDBTable
+
+    plan = plan or {}
+
+    def matrix(name: str, rows: int, cols: int) -> nn.Module:
+        pairs = plan.get(name, 1)
+        return FDBLinear(rows, cols) if pairs == 1 else FDBStack(rows, cols, pairs)
 
     def make() -> Decoder:
-        student = Decoder(config, lambda name, rows, cols: FDBLinear(rows, cols))
-        if table_pairs:
-            from .tables import FDBTable
-
-            for name in student.tables():
-                table = FDBTable(config.vocab_size, config.hidden_size, table_pairs)
+        student = Decoder(config, matrix)
+        for name in student.tables():
+            if pairs := plan.get(name, 0):
+                table = FDBTable(config.vocab_size, config.hidden_size, pairs)
                 student.set_table(name, table)
         return student
 
@@ -270,26 +286,37 @@ def make_student(
     teacher: Decoder,
     start: str = "weighted",
     importance: Mapping[str, Tensor] | None = None,
+    plan: Mapping[str, int] | None = None,
     *,
     sharded: bool = False,
 ) -> Decoder:
     """A trainable student on the teacher's device, sharded if the teacher is.
 
     Embedding, head and norms are copied. ``importance`` (see ``mean_square_inputs``) is needed
-    for the start "weighted". Raises ``ValueError`` for an unknown start.
+    for the start "weighted". ``plan``: pairs of matrices inside the layers, 1 where it is silent;
+    more are fitted by least squares, whichever the start. Raises ``ValueError`` for an unknown
+    start.
     """
     if start not in STARTS:
         raise ValueError(f"start {start!r}: choose one of {', '.join(STARTS)}")
     if start == "weighted" and importance is None:
         raise ValueError("the weighted start needs the mean square of every matrix's inputs")
-    student = empty_student(teacher.config, teacher.device, sharded=sharded)
+    from .fdb import fit
+    from .stacks import Stack
+
+    student = empty_student(teacher.config, teacher.device, plan, sharded=sharded)
     # Rows are fitted one by one, and both models are cut into the same rows: all of it is local.
     parallel.reshard(teacher)
     plain = [{**dict(model.norms()), **model.tables()} for model in (student, teacher)]
     for mine, theirs in zip(*(parts.values() for parts in plain), strict=True):
         local(mine).copy_(local(theirs))
     for (name, mine), (_, theirs) in zip(student.matrices(), teacher.matrices(), strict=True):
-        weight = local(theirs.weight).float()
         columns = importance[name] if start == "weighted" and importance else None
-        mine.load(weight, *fit_scales(weight, columns, start))
+        if isinstance(mine, Stack):
+            weight = parallel.whole(theirs.weight.detach()).float()
+            seen = None if columns is None else columns.cpu().numpy()
+            mine.load(weight, fit(weight.cpu().numpy(), mine.pairs, importance=seen).tensor)
+        else:
+            weight = local(theirs.weight).float()
+            mine.load(weight, *fit_scales(weight, columns, start))
     return student

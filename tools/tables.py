@@ -1,220 +1,28 @@
 """Embedding and head in stacked pairs of planes that learn.
 
-A table is read whole and multiplied whole, so at two bits it would cost what the layers gain; P
-stacked pairs, ``w = sum_p alpha1_p*b1_p + alpha2_p*b2_p``, give ``4**P`` levels a group. Latents,
-gradients and 8-bit scale codes are those of ``tools.student``, with nearest level by search.
-
-The *code* of a weight has bit ``2p`` for b1 of pair p and bit ``2p + 1`` for its b2.
+A table is read whole and multiplied whole, so at two bits it would cost what the layers gain, and
+in 8 bits it is half of a small model's bytes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
-
-from edgedb.tensors import GROUP
+from torch import Tensor
 
 from .decoder import Decoder
-from .parallel import assign, local, reshard, whole
-from .student import MAX_CODE, FDBLinear, empty_student
-
-if TYPE_CHECKING:
-    from edgedb.tensors import PairTensor
-
-MAX_PAIRS = 3
-# A plane without scale would never be chosen, and without being chosen never get a gradient.
-MIN_SHARE = 0.01
-# Latents are stored as the code and a position inside its cell, of this many.
-POSITIONS = {1: 64, 2: 16, 3: 4}
+from .parallel import local, reshard, whole
+from .plan import plan_of
+from .stacks import Stack
+from .student import empty_student
 
 
-def table_codes(alphas: Tensor) -> tuple[Tensor, Tensor]:
-    """``unit [rows, 1, P]`` and integer codes ``[rows, groups, 2P]`` (as floats) of the format.
-
-    The largest scale of a row's pair gets code 127. Signs of a pair are opposite, so
-    ``|c1 + c2| <= 127`` too.
-    """
-    pairs = alphas.shape[-1] // 2
-    unit = alphas.unflatten(-1, (pairs, 2)).abs().amax(dim=(1, 3))[:, None] / MAX_CODE
-    safe = unit.clamp_min(torch.finfo(torch.float32).tiny).repeat_interleave(2, dim=-1)
-    return unit, (alphas / safe).round().clamp(-MAX_CODE, MAX_CODE)
-
-
-def level(unit: Tensor, c: Tensor, code: int) -> Tensor:
-    """Value of ``code`` in every group ``[rows, groups, 1]``, rounded as ``dequantize`` does."""
-    value = torch.zeros_like(c[..., :1])
-    for pair in range(unit.shape[-1]):
-        digits = torch.zeros_like(value)
-        for plane in (2 * pair, 2 * pair + 1):
-            if code >> plane & 1:
-                digits = digits + c[..., plane, None]
-        value = value + unit[..., pair, None] * digits
-    return value
-
-
-def nearest(latent: Tensor, unit: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Code (uint8) and value of the level nearest to ``latent [rows, groups, 64]``."""
-    distance = latent.abs()
-    code = torch.zeros_like(latent, dtype=torch.uint8)
-    value = torch.zeros_like(latent)
-    for i in range(1, 1 << c.shape[-1]):
-        candidate = level(unit, c, i)
-        off = (latent - candidate).abs()
-        closer = off < distance
-        distance = torch.where(closer, off, distance)
-        code = torch.where(closer, i, code)
-        value = torch.where(closer, candidate, value)
-    return code, value
-
-
-def reach(unit: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Lowest and highest level of every group ``[rows, groups, 1]``."""
-    scales = c.unflatten(-1, (-1, 2)) * unit[..., None]
-    return scales.clamp_max(0).flatten(-2).sum(-1, True), scales.clamp_min(0).flatten(-2).sum(
-        -1, True
-    )
-
-
-class _Quantize(torch.autograd.Function):
-    """Latents to their nearest level, straight through inside the grid and back into it."""
-
-    @staticmethod
-    def forward(ctx: Any, latent: Tensor, alphas: Tensor, unit: Tensor, c: Tensor) -> Tensor:
-        code, value = nearest(latent, unit, c)
-        low, high = reach(unit, c)
-        ctx.save_for_backward(latent, code, low, high)
-        ctx.planes = c.shape[-1]
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        latent, code, low, high = ctx.saved_tensors
-        passes = ((latent >= low) | (grad < 0)) & ((latent <= high) | (grad > 0))
-        scales = [
-            torch.where((code >> plane & 1) > 0, grad, 0.0).sum(-1, True)
-            for plane in range(ctx.planes)
-        ]
-        return torch.where(passes, grad, 0.0), torch.cat(scales, dim=-1), None, None
-
-
-class FDBTable(nn.Module):
-    """A matrix ``[rows, cols]`` of stacked pairs; calling it gives the matrix, float32."""
-
-    def __init__(self, rows: int, cols: int, pairs: int) -> None:
-        super().__init__()
-        if not 1 <= pairs <= MAX_PAIRS:
-            raise ValueError(f"{pairs} pairs: expected 1 to {MAX_PAIRS}")
-        groups = -(-cols // GROUP)
-        self.rows, self.cols, self.pairs = rows, cols, pairs
-        self.latent = nn.Parameter(torch.zeros(rows, groups, GROUP))
-        # alpha1 and alpha2 of pair 0, then of pair 1, ...
-        self.alphas = nn.Parameter(torch.tensor([1.0, -0.5] * pairs).repeat(rows, groups, 1))
-        # Fixed at the start, one plus and one minus a pair; a parameter so that it is sharded too.
-        self.sign = nn.Parameter(self.alphas.detach().sign(), requires_grad=False)
+class FDBTable(Stack):
+    """A table ``[rows, cols]`` of stacked pairs; calling it gives the matrix, float32."""
 
     def forward(self) -> Tensor:
-        with torch.no_grad():
-            unit, c = table_codes(self.alphas)
-        value: Tensor = _Quantize.apply(self.latent, self.alphas, unit, c)
-        return value.flatten(1)[:, : self.cols]
-
-    @torch.no_grad()
-    def load(self, weight: Tensor, fitted: PairTensor) -> None:
-        """Scales and planes of ``fitted``; latents from ``weight [rows, cols]``, where they agree.
-
-        A fit that weighs errors by what follows does not choose the nearest level everywhere: such
-        a latent starts at the edge of the cell that the fit chose.
-        """
-        from edgedb.packing import unpack_planes
-
-        device = self.latent.device
-        padded = (0, self.latent.shape[1] * GROUP - self.cols)
-        shape = self.latent.shape  # of the whole table, also where it is sharded
-        alphas, code = [], torch.zeros(shape, dtype=torch.uint8, device=device)
-        for pair in range(self.pairs):
-            found = unpack_planes(fitted.blocks[pair], self.rows, self.cols)
-            b1, b2, c1, c2 = (torch.from_numpy(part.copy()).to(device) for part in found)
-            unit = torch.from_numpy(fitted.row_scale[pair].copy()).to(device)[:, None]
-            alphas += [unit * c1, unit * c2]
-            for bit, plane in ((2 * pair, b1), (2 * pair + 1, b2)):
-                code |= F.pad(plane.to(torch.uint8) << bit, padded).view(shape)
-        scales = torch.stack(alphas, dim=-1).float()
-        unit, c = table_codes(scales)
-        value, below, above = cells(unit, c, code)
-        goal = F.pad(weight.float(), padded).view(shape)
-        self.fill(goal.clamp(value - 0.9 * below, value + 0.9 * above), scales)
-
-    @torch.no_grad()
-    def fill(self, latent: Tensor, alphas: Tensor) -> None:
-        """Take whole latents and scales ``[rows, groups, 2P]``; scales fix the planes' signs."""
-        sign = alphas.sign()
-        partner = sign.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-        sign = torch.where(sign == 0, -partner, sign)
-        # A pair of two zeros becomes plus and minus.
-        first = torch.arange(sign.shape[-1], device=sign.device) % 2 == 0
-        sign = torch.where(sign == 0, torch.where(first, 1.0, -1.0), sign)
-        assign(self.latent, latent)
-        assign(self.alphas, alphas)
-        assign(self.sign, sign)
-        project_table(self)
-
-
-@torch.no_grad()
-def project_table(table: FDBTable) -> None:
-    """Back to opposite signs within each pair, and no scale at zero, after an optimizer step."""
-    alphas, sign = local(table.alphas), local(table.sign)
-    least = MIN_SHARE * alphas.abs().amax(dim=-1, keepdim=True).clamp_min(1e-6)
-    alphas.copy_(sign * torch.maximum(alphas * sign, least))
-
-
-def cells(unit: Tensor, c: Tensor, code: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Value of each ``code [rows, groups, 64]``, and how far its cell reaches below and above.
-
-    The outermost cells have no end and are given the reach of their other side.
-    """
-    values = torch.cat([level(unit, c, i) for i in range(1 << c.shape[-1])], dim=-1)
-    ordered, order = values.sort(dim=-1)
-    gaps = ordered.diff(dim=-1) / 2
-    below = torch.cat((gaps[..., :1], gaps), dim=-1)
-    above = torch.cat((gaps, gaps[..., -1:]), dim=-1)
-    place = order.argsort(dim=-1)
-    index = code.long()
-    return (
-        values.gather(-1, index),
-        below.gather(-1, place).gather(-1, index),
-        above.gather(-1, place).gather(-1, index),
-    )
-
-
-def encode_table(latent: Tensor, unit: Tensor, c: Tensor) -> Tensor:
-    """Latents ``[rows, groups, 64]`` as one byte: the code, then the position in its cell."""
-    positions = POSITIONS[unit.shape[-1]]
-    code, _ = nearest(latent, unit, c)
-    value, below, above = cells(unit, c, code)
-    off = latent - value
-    share = off / torch.where(off < 0, below, above).clamp_min(torch.finfo(torch.float32).tiny)
-    place = ((share + 1) * (positions / 2)).floor().clamp(0, positions - 1)
-    return code * positions + place.to(torch.uint8)
-
-
-def decode_table(stored: Tensor, unit: Tensor, c: Tensor) -> Tensor:
-    """The inverse of ``encode_table``, up to half a position; the matrix is the same."""
-    positions = POSITIONS[unit.shape[-1]]
-    code = torch.div(stored, positions, rounding_mode="floor")
-    value, below, above = cells(unit, c, code)
-    share = ((stored % positions).float() + 0.5) / (positions / 2) - 1
-    return value + share * torch.where(share < 0, below, above)
-
-
-def table_pairs(student: Decoder) -> int:
-    """Pairs of the student's tables, 0 if they are plain."""
-    table = student.tables()["embedding"]
-    return table.pairs if isinstance(table, FDBTable) else 0
+        return self.weight()
 
 
 @torch.no_grad()
@@ -240,13 +48,14 @@ def paired_tables(student: Decoder, pairs: int, ids: Tensor, *, sharded: bool = 
     hessians = head_hessians(student, ids)
     reshard(student)
     device = student.device
-    out = empty_student(student.config, device, table_pairs=pairs, sharded=sharded)
-    for mine, theirs in zip(out.norms(), student.norms(), strict=True):
-        local(mine[1]).copy_(local(theirs[1]))
-    for mine, theirs in zip(out.matrices(), student.matrices(), strict=True):
-        assert isinstance(mine[1], FDBLinear) and isinstance(theirs[1], FDBLinear)
-        for name in ("latent", "alpha1", "alpha2", "sign"):
-            local(getattr(mine[1], name)).copy_(local(getattr(theirs[1], name)))
+    plan = plan_of(student) | dict.fromkeys(student.tables(), pairs)
+    out = empty_student(student.config, device, plan, sharded=sharded)
+    parts = [[*dict(model.norms()).values()] for model in (out, student)]
+    for model, found in zip((out, student), parts, strict=True):
+        for _, module in model.matrices():
+            found += module.parameters()
+    for mine, theirs in zip(*parts, strict=True):
+        local(mine).copy_(local(theirs))
     for name, plain in student.tables().items():
         weight = whole(plain.detach()).float()
         fitted = fit(weight.cpu().numpy(), pairs, hessians=hessians).tensor
@@ -254,21 +63,3 @@ def paired_tables(student: Decoder, pairs: int, ids: Tensor, *, sharded: bool = 
         assert isinstance(table, FDBTable)
         table.load(weight, fitted)
     return out
-
-
-@torch.no_grad()
-def pack_table(table: FDBTable) -> PairTensor:
-    """The packed form; it stands for exactly ``table()``."""
-    from edgedb.packing import pack_planes
-    from edgedb.tensors import PairTensor
-
-    unit, c = table_codes(table.alphas)
-    code = nearest(table.latent, unit, c)[0].flatten(1)[:, : table.cols].cpu().numpy()
-    codes = c.to(torch.int8).cpu().numpy()
-    blocks = []
-    for pair in range(table.pairs):
-        b1, b2 = ((code >> (2 * pair + i) & 1).astype(bool) for i in (0, 1))
-        c1, c2 = (np.ascontiguousarray(codes[:, :, 2 * pair + i]) for i in (0, 1))
-        blocks.append(pack_planes(b1, b2, c1, c2))
-    scales = unit[:, 0].t().contiguous().cpu().numpy()
-    return PairTensor(np.stack(blocks), scales, table.rows, table.cols)

@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -26,9 +26,10 @@ from .curves import read_log, rewrite_log
 from .dad import IGNORE, TokenLosses, distillation_loss, token_terms
 from .decoder import Decoder
 from .options import TrainOptions, schedule
+from .plan import plan_of
 from .quality import evaluate
+from .stacks import FDBStack, Stack, project_stack
 from .student import FDBLinear, empty_student, project
-from .tables import FDBTable, project_table
 from .text import TextMix
 
 if TYPE_CHECKING:
@@ -38,36 +39,38 @@ if TYPE_CHECKING:
 def parameter_groups(student: Decoder, options: TrainOptions) -> list[dict[str, Any]]:
     """Optimizer groups with their peak rate and the share of the schedule until which they learn.
 
-    What has no rate is frozen.
+    What has no rate is frozen. A matrix of more pairs has finer levels: each pair after the first
+    halves the rates inside the layers.
     """
-    kinds = ("latent", "scale", "embedding", "table_scale")
-    layers: dict[str, list[nn.Parameter]] = {kind: [] for kind in kinds}
+    latent = options.lr_latent if options.mode == "scales+latents" else 0.0
+    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+
+    def add(peak: float, parameters: Iterable[nn.Parameter], until: float = 1.0) -> None:
+        found.setdefault((peak, until), []).extend(parameters)
+
     for _, module in student.matrices():
-        assert isinstance(module, FDBLinear)
-        layers["latent"].append(module.latent)
-        layers["scale"] += [module.alpha1, module.alpha2]
-    layers["scale"] += [norm for _, norm in student.norms()]
+        if isinstance(module, FDBStack):
+            finer = 0.5 ** (module.pairs - 1)
+            add(latent * finer, [module.latent], options.latents_until)
+            add(options.lr_scale * finer, [module.alphas])
+        else:
+            assert isinstance(module, FDBLinear)
+            add(latent, [module.latent], options.latents_until)
+            add(options.lr_scale, [module.alpha1, module.alpha2])
+    add(options.lr_scale, (norm for _, norm in student.norms()))
     for table in student.tables().values():
-        if isinstance(table, FDBTable):
-            layers["embedding"].append(table.latent)
-            layers["table_scale"].append(table.alphas)
+        if isinstance(table, Stack):
+            add(options.lr_embedding, [table.latent])
+            add(options.lr_embedding / 2, [table.alphas])
         else:
             assert isinstance(table, nn.Parameter)
-            layers["embedding"].append(table)
-    rates = {
-        "latent": options.lr_latent if options.mode == "scales+latents" else 0.0,
-        "scale": options.lr_scale,
-        "embedding": options.lr_embedding,
-        "table_scale": options.lr_embedding / 2,
-    }
+            add(options.lr_embedding, [table])
     groups = []
-    for name, parameters in layers.items():
+    for (peak, until), parameters in found.items():
         for parameter in parameters:
-            parameter.requires_grad_(rates[name] > 0)
-        if rates[name] > 0 and parameters:
-            until = options.latents_until if name == "latent" else 1.0
+            parameter.requires_grad_(peak > 0)
+        if peak > 0:
             # Numbers alone: FSDP's state has no room for more in a group.
-            peak = rates[name]
             groups.append({"params": parameters, "lr": peak, "peak": peak, "until": until})
     return groups
 
@@ -105,11 +108,12 @@ class Trainer:
                 f"{options.micro_batch} in {self.world} processes"
             )
         self._linears = [m for _, m in student.matrices() if isinstance(m, FDBLinear)]
-        self._tables = [t for t in student.tables().values() if isinstance(t, FDBTable)]
+        self._stacks = [m for m in student.modules() if isinstance(m, Stack)]
         for module in self._linears:
             module.round_scales = options.round_scales
             module.stuck = options.stuck_tails
-            module.quantize_input = options.quantize_inputs
+        for _, matrix in student.matrices():
+            matrix.quantize_input = options.quantize_inputs
         groups = parameter_groups(student, options)
         self.optimizer = torch.optim.AdamW(
             groups, betas=(0.9, 0.95), weight_decay=0.0, fused=self.device.type == "cuda"
@@ -169,8 +173,7 @@ class Trainer:
     def _save_student(self, weights: Mapping[str, Tensor]) -> None:
         student = self.student
         if self._sharded:
-            pairs = self._tables[0].pairs if self._tables else 0
-            student = empty_student(student.config, table_pairs=pairs)
+            student = empty_student(student.config, plan=plan_of(student))
             student.load_state_dict(weights)
         save_student(
             self.out / "student.safetensors",
@@ -291,8 +294,8 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         project(self._linears)
-        for table in self._tables:
-            project_table(table)
+        for stack in self._stacks:
+            project_stack(stack)
         return metrics
 
     def _loss(self, ids: Tensor, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -110,7 +110,7 @@ def _from_student(path: Path) -> Weights:
     from torch.nn import Module
 
     from .checkpoint import load_student, tokenizer_of
-    from .tables import table_pairs
+    from .plan import plan_of
 
     student, metadata = load_student(path)
     matrices = dict(student.matrices())
@@ -121,13 +121,16 @@ def _from_student(path: Path) -> Weights:
         table = found() if isinstance(found, Module) else found  # tables may be of planes too
         return np.asarray(table.detach().numpy(), np.float32)
 
-    # A group of 64: two bits a weight and two int8 scales; a float32 for each row.
-    config = student.config
-    shapes = config.linear_shapes().items()
-    rows = sum(r for name, (r, _) in shapes if name.startswith("layers."))
-    layer_bits = 2 + 16 / 64 + 32 * rows / layer_weights(config)
-    pairs = table_pairs(student)
-    table_bits = pairs * (2 + 16 / 64 + 32 / config.hidden_size) if pairs else PLAIN_BITS
+    # A pair of a group of 64: two bits a weight and two int8 scales; a float32 for each row.
+    config, plan = student.config, plan_of(student)
+    shapes = config.linear_shapes()
+    inside = [name for name in shapes if name.startswith("layers.")]
+    n_bits = sum(
+        plan[n] * (2.25 * rows * cols + 32 * rows) for n in inside for rows, cols in [shapes[n]]
+    )
+    layer_bits = n_bits / layer_weights(config)
+    pairs = plan.get("embedding", 0)
+    table_bits = pairs * (2.25 + 32 / config.hidden_size) if pairs else PLAIN_BITS
     return Weights(
         config,
         tensor,
@@ -135,7 +138,7 @@ def _from_student(path: Path) -> Weights:
         _with_tables(config, layer_bits, table_bits),
         _sha256([path]),
         tokenizer_of(path, metadata) if "tokenizer" in metadata else None,
-        {"step": int(metadata["step"])},
+        {"step": int(metadata["step"]), "pairs": sorted({plan[name] for name in inside})},
     )
 
 
