@@ -15,7 +15,6 @@ from edgedb.errors import EdgeDBError
 from edgedb.packing import dequantize
 from edgedb.tensors import PairTensor
 
-from .calibrate import from_text
 from .checkpoint import save_student
 from .command import Arguments, one_line_errors
 from .decoder import Decoder, load_teacher, mean_square_inputs
@@ -72,6 +71,8 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256, help="tokens of a sequence")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
+    from .calibrate import from_text
+
     source = open_source(args.teacher)
     teacher = load_teacher(source, args.device)
     importance = record = None
