@@ -18,8 +18,9 @@ from training import PLAN, SCRIPTS  # noqa: E402
 
 from edgedb.errors import EdgeDBError  # noqa: E402
 from tools.decoder import load_teacher  # noqa: E402
-from tools.generate import SAMPLED, Sampler, SamplingPlan, Scripts, generate  # noqa: E402
+from tools.generate import SAMPLED, Sampler, SamplingPlan, generate  # noqa: E402
 from tools.generate import main as sample_text  # noqa: E402
+from tools.scripts import Scripts  # noqa: E402
 
 
 def test_sampled_text_follows_its_script() -> None:

@@ -11,8 +11,9 @@ from tiny import TinySource
 
 from tools.dad import LossOptions
 from tools.decoder import load_teacher
-from tools.generate import SamplingPlan, Scripts, generate
+from tools.generate import SamplingPlan, generate
 from tools.options import TrainOptions
+from tools.scripts import Scripts
 from tools.student import make_student
 from tools.text import TextMix
 from tools.trainer import Trainer
