@@ -9,10 +9,11 @@ stay cached.
 from __future__ import annotations
 
 import numpy as np
+import operations
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from edgedb.ops import AttentionShape, native
+from edgedb.ops import native
 from edgedb.ops.buffer import aligned_zeros
 from edgedb.tensors import DenseTensor, Int8Tensor, LinearTensor, PairTensor, tile_grid
 
@@ -82,10 +83,10 @@ def test_matmul(
 def test_attention(benchmark: BenchmarkFixture, position: int, n: int, isa: str) -> None:
     """One layer of SmolLM2: 9 heads share 3 key/value heads of 64, float16 cache."""
     ops = native.NativeOps(isa, 1)
-    shape = AttentionShape(9, 3, 64, 2048)
+    shape = operations.Heads(9, 3, 64, 2048)
     qkv, out = ops.buffer((n, 15 * 64)), ops.buffer((n, 9 * 64))
     k, v = (ops.buffer((3, 2048, 64), np.float16) for _ in range(2))
-    benchmark(ops.attention, qkv, k, v, out, n, position, shape)
+    benchmark(operations.attention, ops, qkv, k, v, out, n, position, shape)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -95,16 +96,16 @@ def test_small_operations(benchmark: BenchmarkFixture, operation: str, isa: str)
     ops = native.NativeOps(isa, 1)
     x, weight, out = ops.buffer((1, 576)), ops.buffer((576,)), ops.buffer((1, 576))
     gate_up, hidden = ops.buffer((1, 3072)), ops.buffer((1, 1536))
-    shape = AttentionShape(9, 3, 64, 2048)
+    shape = operations.Heads(9, 3, 64, 2048)
     qkv, table = ops.buffer((1, 960)), ops.buffer((2048, 32))
     k, v = (ops.buffer((3, 2048, 64), np.float16) for _ in range(2))
     ids = ops.buffer((1,), np.int32)
     if operation == "rmsnorm":
-        benchmark(ops.rmsnorm, x, weight, out, 1, 1e-5)
+        benchmark(operations.rmsnorm, ops, x, weight, out, 1, 1e-5)
     elif operation == "swiglu":
-        benchmark(ops.swiglu, gate_up, hidden, 1)
+        benchmark(operations.swiglu, ops, gate_up, hidden, 1)
     elif operation == "rope":
-        benchmark(ops.rope, qkv, table, table, k, v, 1, 100, shape)
+        benchmark(operations.rope, ops, qkv, table, table, k, v, 1, 100, shape)
     else:
         embedding = ops.matrix(make("int8", 640, 576, 0))
-        benchmark(ops.embed, embedding, ids, out, 1)
+        benchmark(operations.embed, ops, embedding, ids, out, 1)

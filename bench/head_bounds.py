@@ -14,8 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 import edgedb
-from edgedb.kvcache import KVCache
-from edgedb.llama import MAX_BATCH, RunState
+from edgedb.ops.sequences import MAX_ROWS
 from edgedb.packing import dequantize, quantize_int8
 from edgedb.tensors import GROUP, PairTensor
 
@@ -26,11 +25,12 @@ POSITIONS, LEARNED = 256, 2048  # to test on, and before them to find the direct
 def hidden_states(model: edgedb.Model, text: str, count: int) -> np.ndarray:
     """Inputs of the head at the first ``count`` positions, in windows of 512."""
     ids = model.tokenize(text)[:count]
-    state, parts = RunState(model.config, model.ops), []
+    state, parts = model.network.state(), []
     for window in range(0, count, 512):
-        cache = KVCache(model.config, model.ops, 512, model.kv_dtype)
-        for start in range(window, min(window + 512, count), MAX_BATCH):
-            parts.append(model.llama.hidden(ids[start : start + MAX_BATCH], cache, state).copy())
+        cache = model.network.cache(512, model.kv_dtype)
+        stop = min(window + 512, count)
+        for start in range(window, stop, MAX_ROWS):
+            parts.append(model.network.hidden(ids[start : start + MAX_ROWS], cache, state).copy())
     return np.concatenate(parts)
 
 

@@ -16,29 +16,34 @@ import subprocess
 import sys
 from pathlib import Path
 
-# One line in, one measurement out. Written for the interfaces that checkouts share.
+# One line in, one measurement out. Older checkouts have a Llama where newer ones have a Network.
 WORKER = """
 import sys, time
 from edgedb import ops as operations
 from edgedb.dbb import read_dbb
-from edgedb.llama import KVCache, Llama, RunState
 
 model, threads, isa, tokens, prompt = sys.argv[1:]
 file = read_dbb(model, verify=False)
 ops = operations.create(threads=int(threads), isa=isa or None)
 room = int(tokens) + int(prompt) + 1
-llama = Llama(file.config, file.linears, file.norms, ops, room)
-cache, state = KVCache(file.config, ops, room), RunState(file.config, ops)
+try:
+    from edgedb.model.network import Network
+    network = Network(file.config, file.linears, file.vectors, ops, room)
+    cache, state = network.cache(room), network.state()
+except ImportError:
+    from edgedb.llama import KVCache, Llama, RunState
+    network = Llama(file.config, file.linears, file.norms, ops, room)
+    cache, state = KVCache(file.config, ops, room), RunState(file.config, ops)
 ids = [(7 * i + 5) % file.config.vocab_size for i in range(int(prompt))]
 print("ready", flush=True)
 for _ in sys.stdin:
     cache.length = 0
     begun = time.perf_counter()
     for start in range(0, len(ids), 128):
-        llama.forward(ids[start : start + 128], cache, state)
+        network.forward(ids[start : start + 128], cache, state)
     read = time.perf_counter()
     for _ in range(int(tokens)):
-        llama.forward([5], cache, state)
+        network.forward([5], cache, state)
     print(read - begun, time.perf_counter() - read, flush=True)
 """
 

@@ -26,10 +26,11 @@ from .config import ModelConfig
 from .dbb import read_dbb
 from .display import NAME_CHARS, one_line
 from .errors import EdgeDBError
-from .kvcache import KVCache
-from .llama import MAX_BATCH, Llama, RunState
+from .model.families import program_of
+from .model.network import Network
 from .ops import Ops, create
 from .ops.cores import usable_cpus
+from .ops.sequences import MAX_ROWS
 from .packing import pack_int8, quantize_int8
 from .tensors import BLOCK_BYTES, MAX_PAIRS, LinearTensor, PairTensor, tile_grid
 
@@ -93,7 +94,7 @@ class Weights:
 
     config: ModelConfig
     linears: Mapping[str, LinearTensor]
-    norms: Mapping[str, np.ndarray]
+    vectors: Mapping[str, np.ndarray]
 
 
 def random_weights(shape: str, pairs: int = 1, seed: int = 0) -> Weights:
@@ -106,7 +107,7 @@ def random_weights(shape: str, pairs: int = 1, seed: int = 0) -> Weights:
     config = SHAPES[shape]
     rng = np.random.Generator(np.random.PCG64(seed))
     linears: dict[str, LinearTensor] = {}
-    for name, (rows, cols) in config.linear_shapes().items():
+    for name, (rows, cols) in program_of(config).matrices().items():
         if name in ("embedding", "head"):
             weight = rng.standard_normal((rows, cols), np.float32)
             linears[name] = pack_int8(*quantize_int8(weight))
@@ -118,8 +119,10 @@ def random_weights(shape: str, pairs: int = 1, seed: int = 0) -> Weights:
         # Outputs near 1 for inputs near 1, so that no layer overflows.
         row_scale = np.full((pairs, rows), 1 / (64 * cols**0.5), np.float32)
         linears[name] = PairTensor(blocks, row_scale, rows, cols)
-    norms = {name: np.ones(size, np.float32) for name, size in config.norm_shapes().items()}
-    return Weights(config, linears, norms)
+    vectors = {
+        name: np.ones(size, np.float32) for name, size in program_of(config).vectors().items()
+    }
+    return Weights(config, linears, vectors)
 
 
 def bytes_per_token(weights: Weights) -> int:
@@ -135,8 +138,8 @@ class Decoder:
     def __init__(self, weights: Weights, ops: Ops, context: int) -> None:
         config = weights.config
         self.ops = ops
-        self._llama = Llama(config, weights.linears, weights.norms, ops, context)
-        self._cache, self._state = KVCache(config, ops, context), RunState(config, ops)
+        self._network = Network(config, weights.linears, weights.vectors, ops, context)
+        self._cache, self._state = self._network.cache(context), self._network.state()
         draw = np.random.Generator(np.random.PCG64(1))
         self._tokens = [int(t) for t in draw.integers(config.vocab_size, size=context)]
 
@@ -147,15 +150,15 @@ class Decoder:
     def read_prompt(self, n: int) -> None:
         """Read ``n`` tokens together; logits of the last one."""
         start, end = self._cache.length, self._cache.length + n
-        for first in range(start, end, MAX_BATCH):
-            batch = self._tokens[first : min(first + MAX_BATCH, end)]
-            last = first + MAX_BATCH >= end
-            self._llama.forward(batch, self._cache, self._state, logits="last" if last else None)
+        for first in range(start, end, MAX_ROWS):
+            batch = self._tokens[first : min(first + MAX_ROWS, end)]
+            last = first + MAX_ROWS >= end
+            self._network.forward(batch, self._cache, self._state, logits="last" if last else None)
 
     def decode(self, n: int) -> None:
         """Read ``n`` tokens one by one, with the logits of each."""
         for i in range(self._cache.length, self._cache.length + n):
-            self._llama.forward(self._tokens[i : i + 1], self._cache, self._state)
+            self._network.forward(self._tokens[i : i + 1], self._cache, self._state)
 
 
 def run(
@@ -188,7 +191,7 @@ def run(
         assert model is not None
         file = read_dbb(model)
         name = one_line(Path(model).stem, NAME_CHARS)
-        weights = Weights(file.config, file.linears, file.norms)
+        weights = Weights(file.config, file.linears, file.vectors)
     longest = max([*prompt, *decode], default=1)
     if longest > weights.config.max_position_embeddings:
         raise EdgeDBError(

@@ -19,8 +19,6 @@ from .engine import Model
 from .errors import EdgeDBError
 from .evaluate import log_likelihoods
 from .files import read_text
-from .kvcache import KVCache
-from .llama import MAX_BATCH, RunState
 
 
 @dataclass(frozen=True)
@@ -129,8 +127,8 @@ class _Reader:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.cache = KVCache(model.config, model.ops, model.context, model.kv_dtype)
-        self.state = RunState(model.config, model.ops)
+        self.cache = model.network.cache(model.context, model.kv_dtype)
+        self.state = model.network.state()
         self.read: list[int] = []
 
     def score(self, context: str, ending: str) -> float:
@@ -143,12 +141,10 @@ class _Reader:
         whole, start = whole[cut:], max(1, start - cut)
         self._read(whole[: start - 1])
         total = 0.0
-        for at in range(start - 1, len(whole) - 1, MAX_BATCH):
-            batch = whole[at : min(at + MAX_BATCH, len(whole) - 1)]
-            logits = self.model.llama.forward(batch, self.cache, self.state, logits="all")
-            assert logits is not None
-            targets = np.array(whole[at + 1 : at + 1 + len(batch)])
-            total += float(log_likelihoods(logits, targets).sum())
+        read, targets = whole[start - 1 : -1], np.array(whole[start:])
+        for at, logits in self.model.network.passes(read, self.cache, self.state, "all"):
+            assert logits is not None, "they were asked for"
+            total += float(log_likelihoods(logits, targets[at : at + len(logits)]).sum())
         self.read = whole[:-1]
         return total
 
@@ -158,6 +154,5 @@ class _Reader:
         while shared < min(len(tokens), len(self.read)) and tokens[shared] == self.read[shared]:
             shared += 1
         self.cache.truncate(shared)
-        for at in range(shared, len(tokens), MAX_BATCH):
-            batch = tokens[at : at + MAX_BATCH]
-            self.model.llama.forward(batch, self.cache, self.state, logits=None)
+        for _ in self.model.network.passes(tokens[shared:], self.cache, self.state, None):
+            pass

@@ -14,9 +14,6 @@ from .display import quoted
 from .errors import FormatError, UnsupportedModelError
 from .families import FAMILIES, ROPE_KEYS
 
-# Tokens that go through the layers together. A weight tile is expanded once for all of them; more
-# than this gains nothing and delays a cancel.
-MAX_BATCH = 128
 # A cache as long as the longest published context would reserve gigabytes that a chat never uses.
 DEFAULT_CONTEXT = 8192
 
@@ -40,9 +37,6 @@ _SCALING_BOUNDS = {
     "high_freq_factor": (1e-3, 1e6),
     "original_max_position_embeddings": (1, 1 << 24),
 }
-# What a session takes beside the weights: 512 MiB are for any model, 8 bytes a weight for large
-# ones. SmolLM2-135M takes 0.2 GB of the 1.6 that are its, Llama 2 7B 2.2 of 54.
-_FREE_BYTES, _BYTES_PER_WEIGHT = 1 << 29, 8
 
 
 @dataclass(frozen=True)
@@ -104,6 +98,16 @@ class ModelConfig:
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling = RopeScaling()
     tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    sliding_window: int | None = None
+    windowed_layers: tuple[int, ...] | None = None  # those with the window; None: all
+
+    def window(self, layer: int) -> int | None:
+        """How many keys a query of this layer sees, its own included; None: all before it."""
+        if self.windowed_layers is None or layer in self.windowed_layers:
+            return self.sliding_window
+        return None
 
     @property
     def q_size(self) -> int:
@@ -119,30 +123,6 @@ class ModelConfig:
     def qkv_size(self) -> int:
         """Rows of the fused q, k, v projection."""
         return self.q_size + 2 * self.kv_size
-
-    def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """Name -> ``(rows, cols)`` of every weight matrix, in the order of a forward pass.
-
-        q, k, v are one matrix (rows in that order), and so are gate, up.
-        """
-        shapes: dict[str, tuple[int, int]] = {"embedding": (self.vocab_size, self.hidden_size)}
-        for i in range(self.n_layers):
-            shapes[f"layers.{i}.attn_qkv"] = (self.qkv_size, self.hidden_size)
-            shapes[f"layers.{i}.attn_out"] = (self.hidden_size, self.q_size)
-            shapes[f"layers.{i}.mlp_gate_up"] = (2 * self.intermediate_size, self.hidden_size)
-            shapes[f"layers.{i}.mlp_down"] = (self.hidden_size, self.intermediate_size)
-        if not self.tie_word_embeddings:
-            shapes["head"] = (self.vocab_size, self.hidden_size)
-        return shapes
-
-    def norm_shapes(self) -> dict[str, int]:
-        """Name -> length of every RMSNorm weight vector, in the order of a forward pass."""
-        shapes: dict[str, int] = {}
-        for i in range(self.n_layers):
-            shapes[f"layers.{i}.attn_norm"] = self.hidden_size
-            shapes[f"layers.{i}.mlp_norm"] = self.hidden_size
-        shapes["final_norm"] = self.hidden_size
-        return shapes
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary for the file's ``config`` entry; ``from_dict`` reads it back."""
@@ -174,23 +154,11 @@ class ModelConfig:
             raise FormatError(f"config: {missing[0]} is missing")
         return cls(**values).checked()
 
-    def session_bytes(self) -> int:
-        """Bytes that a session of the usual context takes beside the weights.
-
-        Buffers of a batch (float32, logits of all tokens included), a full float16 cache, and the
-        tables of the rotary embedding.
-        """
-        context = min(self.max_position_embeddings, DEFAULT_CONTEXT)
-        floats = 2 * self.hidden_size + self.qkv_size + self.q_size
-        floats += 3 * self.intermediate_size + self.vocab_size
-        cache = 2 * 2 * self.n_layers * self.kv_size * context
-        return 4 * MAX_BATCH * floats + cache + 4 * self.head_dim * context
-
     def checked(self) -> ModelConfig:
         """The same, if this version can run it.
 
-        Raises ``FormatError`` for a value that no model has, or for a shape that asks for far more
-        memory than its weights justify, ``UnsupportedModelError`` for another family.
+        Raises ``FormatError`` for a value that no model has, ``UnsupportedModelError`` for another
+        family.
         """
         if not isinstance(self.model_type, str) or self.model_type not in FAMILIES:
             raise UnsupportedModelError(f"model_type {quoted(self.model_type)} is not supported")
@@ -209,12 +177,6 @@ class ModelConfig:
         if self.head_dim % 2:
             raise FormatError(
                 f"config: head_dim = {self.head_dim} is odd; rotary embedding needs pairs"
-            )
-        n_weights = sum(rows * cols for rows, cols in self.linear_shapes().values())
-        if self.session_bytes() > _FREE_BYTES + _BYTES_PER_WEIGHT * n_weights:
-            raise FormatError(
-                f"config: {n_weights:,} weights would need {self.session_bytes() / 1e9:.1f} GB "
-                "beside them; no model has such a shape"
             )
         return self
 

@@ -28,6 +28,7 @@ from .container import PAD_NAME, Entry, parse_json, read_header
 from .dbb_writer import DbbWriter
 from .errors import FormatError, UnsupportedModelError
 from .files import map_file
+from .model.families import program_of
 from .tensors import (
     BLOCK_BYTES,
     DTYPES,
@@ -65,9 +66,9 @@ CHUNK_BYTES = 1 << 20  # per check: stays in the cache between checksum and rang
 class DbbFile:
     """An open model file. Arrays are read-only views of the mapped file and keep it mapped.
 
-    linears: every matrix of ``config.linear_shapes()``; norms: float32 ``[n]`` for every name of
-    ``config.norm_shapes()``; quantization: free JSON, how the file was made; fingerprint: SHA-256
-    over hyper-parameters and the checksums of all tensors, in hexadecimal.
+    linears, vectors: every matrix and every norm or bias of the model's program, vectors float32
+    ``[n]``; quantization: free JSON, how the file was made; fingerprint: SHA-256 over
+    hyper-parameters and the checksums of all tensors, in hexadecimal.
     """
 
     path: Path
@@ -75,7 +76,7 @@ class DbbFile:
     quantization: dict[str, Any]
     tokenizer: TokenizerSpec
     linears: dict[str, LinearTensor]
-    norms: dict[str, np.ndarray]
+    vectors: dict[str, np.ndarray]
     size_bytes: int
     fingerprint: str  # of everything that decides the numbers: hyper-parameters and data
 
@@ -108,11 +109,11 @@ def _read(path: Path, verify: bool) -> DbbFile:
         raise FormatError("quantization: expected a JSON object")
     checksums = _read_checksums(metadata, entries)
 
+    program = program_of(config)
     linears = {
-        name: source.linear(name, rows, cols)
-        for name, (rows, cols) in config.linear_shapes().items()
+        name: source.linear(name, rows, cols) for name, (rows, cols) in program.matrices().items()
     }
-    norms = {name: source.norm(name, n) for name, n in config.norm_shapes().items()}
+    vectors = {name: source.vector(name, n) for name, n in program.vectors().items()}
     tokenizer_data = source.tokenizer()
     source.check_rest()
     if verify:
@@ -122,7 +123,7 @@ def _read(path: Path, verify: bool) -> DbbFile:
     )
     identity = json.dumps([config.to_dict(), sorted(checksums.items())], sort_keys=True)
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()
-    return DbbFile(path, config, quantization, tokenizer, linears, norms, size, fingerprint)
+    return DbbFile(path, config, quantization, tokenizer, linears, vectors, size, fingerprint)
 
 
 def _refuse(info: os.stat_result) -> str:
@@ -235,7 +236,7 @@ class _Source:
             raise FormatError(f"{blocks}: {entry.shape[0]} pairs, expected 1 to {MAX_PAIRS}")
         return entry.shape[0]
 
-    def norm(self, name: str, n: int) -> np.ndarray:
+    def vector(self, name: str, n: int) -> np.ndarray:
         weight = self.array(Part(name, "F32", (n,)))
         _refuse_non_finite(name, weight)
         return weight

@@ -25,6 +25,7 @@ import numpy as np
 from .config import ModelConfig
 from .container import VERSION, Entry, lay_out, render_header
 from .errors import EdgeDBError, FormatError, UnsupportedModelError
+from .model.families import program_of
 from .tensors import (
     DTYPES,
     TOKENIZER_PART,
@@ -50,7 +51,7 @@ class DbbWriter:
                 writer.put(name, tensor, {"error": 0.01})
             writer.finish({"group": 64})
 
-    kinds: for every name of ``config.linear_shapes()`` the number of pairs, ``"int8"``,
+    kinds: for every name of ``program_of(config).matrices()`` the number of pairs, ``"int8"``,
     ``"float16"`` or ``"float32"``. fingerprint: identifies source and options; a partial file of
     another fingerprint is discarded. Leaving the ``with`` block early keeps the partial file for
     the next run. Raises ``EdgeDBError`` when the disk is full or another process writes the file.
@@ -324,13 +325,13 @@ def _plan(
     config: ModelConfig, tokenizer: TokenizerSpec, kinds: Mapping[str, Kind]
 ) -> dict[str, list[Part]]:
     """The arrays of every tensor, in the order of the file: that of a forward pass."""
-    shapes = config.linear_shapes()
+    shapes = program_of(config).matrices()
     if set(kinds) != set(shapes):
         wrong = sorted(set(kinds) ^ set(shapes))[0]
         raise ValueError(f"{wrong}: kinds must name exactly the matrices of the model")
     plan = {
         name: linear_parts(name, rows, cols, kinds[name]) for name, (rows, cols) in shapes.items()
     }
-    plan |= {name: [Part(name, "F32", (n,))] for name, n in config.norm_shapes().items()}
+    plan |= {name: [Part(name, "F32", (n,))] for name, n in program_of(config).vectors().items()}
     plan[TOKENIZER_NAME] = [Part(TOKENIZER_PART, "U8", (len(tokenizer.data),))]
     return plan

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import ContextFullError, EdgeDBError
-from .kvcache import KVCache
-from .llama import MAX_BATCH, RunState
+from .ops.sequences import MAX_ROWS
 
 if TYPE_CHECKING:
     from .engine import Model
@@ -31,13 +30,13 @@ def embed(model: Model, texts: Sequence[str]) -> np.ndarray:
                 f"text {number} has {len(tokens)} tokens, more than the context of {model.context}"
             )
     out = np.empty((len(ids), model.config.hidden_size), np.float32)
-    cache = KVCache(model.config, model.ops, model.context, model.kv_dtype)
-    state = RunState(model.config, model.ops)
+    cache = model.network.cache(model.context, model.kv_dtype)
+    state = model.network.state()
     for row, tokens in zip(out, ids, strict=True):
         cache.truncate(0)
         total = np.zeros(model.config.hidden_size, np.float64)
-        for start in range(0, len(tokens), MAX_BATCH):
-            for hidden in model.llama.hidden(tokens[start : start + MAX_BATCH], cache, state):
+        for start in range(0, len(tokens), MAX_ROWS):
+            for hidden in model.network.hidden(tokens[start : start + MAX_ROWS], cache, state):
                 total += hidden
         length = math.sqrt(math.fsum((total * total).tolist()))
         if not 0 < length < math.inf:

@@ -22,8 +22,8 @@ from .embedding import embed
 from .errors import FormatError, UnsupportedModelError
 from .head import HEADS, TwoStageHead
 from .kvcache import KV_DTYPES
-from .llama import Llama
 from .messages import Message
+from .model.network import Network
 from .session import Session
 from .tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
 
@@ -89,10 +89,10 @@ class Model(Answers):
         self.check_ids = arguments.token_ids(vocab_size)
         self._prompt_ids = arguments.token_ids(vocab_size, "a text or a list of token ids")
         self.tokenizer = _open_tokenizer(file)
-        self.llama = Llama(file.config, file.linears, file.norms, ops, self.context)
+        self.network = Network(file.config, file.linears, file.vectors, ops, self.context)
         if head == "two-stage":
             linears = file.linears
-            self.llama.two_stage = TwoStageHead(linears.get("head", linears["embedding"]), ops)
+            self.network.two_stage = TwoStageHead(linears.get("head", linears["embedding"]), ops)
 
     @property
     def config(self) -> ModelConfig:

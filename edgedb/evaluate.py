@@ -11,8 +11,6 @@ import numpy as np
 from . import arguments
 from .engine import Model
 from .errors import EdgeDBError
-from .kvcache import KVCache
-from .llama import MAX_BATCH, RunState
 
 
 @dataclass(frozen=True)
@@ -86,20 +84,18 @@ class _Scorer:
     """Cache and buffers for windows, allocated once."""
 
     def __init__(self, model: Model, window: int) -> None:
-        self.llama = model.llama
-        self.cache = KVCache(model.config, model.ops, window, model.kv_dtype)
-        self.state = RunState(model.config, model.ops)
+        self.network = model.network
+        self.cache = model.network.cache(window, model.kv_dtype)
+        self.state = model.network.state()
 
     def nll(self, tokens: list[int]) -> float:
         """Sum over the window of ``-log p(token | tokens before it)``."""
         self.cache.truncate(0)
         total = 0.0
-        for start in range(0, len(tokens) - 1, MAX_BATCH):
-            batch = tokens[start : min(start + MAX_BATCH, len(tokens) - 1)]
-            targets = tokens[start + 1 : start + 1 + len(batch)]
-            logits = self.llama.forward(batch, self.cache, self.state, logits="all")
-            assert logits is not None
-            total -= float(log_likelihoods(logits, np.array(targets)).sum())
+        targets = np.array(tokens[1:])
+        for start, logits in self.network.passes(tokens[:-1], self.cache, self.state, "all"):
+            assert logits is not None, "they were asked for"
+            total -= float(log_likelihoods(logits, targets[start : start + len(logits)]).sum())
         return total
 
 

@@ -82,11 +82,17 @@ class TwoStageHead:
         self._norms = np.zeros((0, 0), np.float32)
         self._preparing = threading.Lock()
 
-    def logits(self, x: Buffer, out: Buffer, wanted: Needed) -> int:
-        """Logits of ``x [1, cols]`` into ``out [1, rows]``; how many tiles were read in full.
+    def logits(self, x: Buffer, wanted: Needed) -> np.ndarray:
+        """Logits of ``x [1, cols]``, float32 ``(rows,)``.
 
         Those that ``wanted`` names have the bits of the full head, others may be -inf.
         """
+        out = self.ops.buffer((1, self.rows))
+        self.fill(x, out, wanted)
+        return out.array[0]
+
+    def fill(self, x: Buffer, out: Buffer, wanted: Needed) -> int:
+        """``logits`` into ``out [1, rows]``; returns how many tiles were read in full."""
         self._prepare()
         ops, y = self.ops, out.array[0]
         ops.matmul(self._stage1, x, out, 1)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from .config import ModelConfig
-from .ops import AttentionShape, Ops
+from .ops import Ops
 from .ops.narrow_cache import row_bytes
+from .ops.program import Value
 
 KV_DTYPES = ("float16", "float32", "int8")
+
+
+class Filled(NamedTuple):
+    """The filled part of one array of a cache, as a view."""
+
+    name: str
+    rows: np.ndarray  # [n_kv_heads, length, row]
+    head_dim: int
 
 
 class KVCache:
@@ -23,18 +32,20 @@ class KVCache:
     """
 
     def __init__(
-        self, config: ModelConfig, ops: Ops, capacity: int, dtype: str = "float16"
+        self, attentions: Sequence[Value], ops: Ops, capacity: int, dtype: str = "float16"
     ) -> None:
+        """attentions: what reads the cache, layer by layer (``Program.attentions``)."""
         self.capacity = capacity
         self.dtype = np.dtype(dtype)
         self.length = 0
-        self.shape = AttentionShape(config.n_heads, config.n_kv_heads, config.head_dim, capacity)
-        row = row_bytes(config.head_dim) if dtype == "int8" else config.head_dim
-        layer_shape = (config.n_kv_heads, capacity, row)
-        self.layers = [
-            (ops.buffer(layer_shape, self.dtype), ops.buffer(layer_shape, self.dtype))
-            for _ in range(config.n_layers)
-        ]
+        self._attentions = attentions
+        self.layers = []
+        for attention in attentions:
+            head_dim = attention["head_dim"]
+            row = row_bytes(head_dim) if dtype == "int8" else head_dim
+            shape = (attention["n_kv_heads"], capacity, row)
+            self.layers.append((ops.buffer(shape, self.dtype), ops.buffer(shape, self.dtype)))
+        self.handle = ops.cache_handle(self.layers, capacity)
 
     @property
     def size_bytes(self) -> int:
@@ -45,14 +56,15 @@ class KVCache:
         """Forget every position from ``length`` on."""
         self.length = min(self.length, length)
 
-    def filled(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Name and filled part of every array, ``[n_kv_heads, length, row]``, as views."""
-        for i, (keys, values) in enumerate(self.layers):
-            yield f"layers.{i}.keys", keys.array[:, : self.length]
-            yield f"layers.{i}.values", values.array[:, : self.length]
+    def filled(self) -> Iterator[Filled]:
+        """Every array in order."""
+        for i, (attention, arrays) in enumerate(zip(self._attentions, self.layers, strict=True)):
+            for kind, buffer in zip(("keys", "values"), arrays, strict=True):
+                rows = buffer.array[:, : self.length]
+                yield Filled(f"layers.{i}.{kind}", rows, attention["head_dim"])
 
     def copy_from(self, other: KVCache) -> None:
         """Take over the filled positions of ``other``, a cache of the same model and type."""
         self.length = other.length
-        for (_, mine), (_, theirs) in zip(self.filled(), other.filled(), strict=True):
-            mine[...] = theirs
+        for mine, theirs in zip(self.filled(), other.filled(), strict=True):
+            mine.rows[...] = theirs.rows

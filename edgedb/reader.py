@@ -11,9 +11,8 @@ import numpy as np
 
 from .errors import ContextFullError, EdgeDBError
 from .head import Needed
-from .kvcache import KVCache
-from .llama import MAX_BATCH, RunState
 from .ops.selection import Floats, Ids
+from .ops.sequences import MAX_ROWS
 from .pace import Pace
 from .request import Progress
 from .speculative import DEFAULT_LOOKUP, Ahead, Lookup
@@ -30,13 +29,13 @@ class Reader:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.cache = KVCache(model.config, model.ops, model.context, model.kv_dtype)
-        self._state = RunState(model.config, model.ops)
+        self.cache = model.network.cache(model.context, model.kv_dtype)
+        self._state = model.network.state()
         self._ids = np.zeros(model.context, np.int32)
         self.length = 0  # tokens in _ids
         self._logits: Floats | None = None  # after the last token; None until it is read
         self._partial: Needed | None = None  # what _logits are good for; None: for everything
-        self._pace = Pace(MAX_BATCH)
+        self._pace = Pace(MAX_ROWS)
         self._lookup: Lookup | None = None  # while an answer is written with guesses
         self._ahead: Ahead | None = None  # what the last guesses left to take
 
@@ -110,11 +109,9 @@ class Reader:
             self.read()
         self.append(ids)
         out = np.empty((len(ids), self.model.config.vocab_size), np.float32)
-        for start in range(0, len(ids), MAX_BATCH):
-            batch = ids[start : start + MAX_BATCH]
-            out[start : start + len(batch)] = self.model.llama.forward(
-                batch, self.cache, self._state, logits="all"
-            )
+        for start, logits in self.model.network.passes(ids, self.cache, self._state, "all"):
+            assert logits is not None, "they were asked for"
+            out[start : start + len(logits)] = logits
         if len(ids):
             self._logits, self._partial = out[-1].copy(), None
         return out
@@ -142,9 +139,9 @@ class Reader:
             if at == end - 1 and (self._take_guess() or self._read_with_guesses(wanted)):
                 break
             # How the tokens are cut into batches changes no bit of the result.
-            n = min(end - at, MAX_BATCH if cancelled is None else self._pace.batch)
+            n = min(end - at, MAX_ROWS if cancelled is None else self._pace.batch)
             started = time.perf_counter()
-            self._logits = self.model.llama.forward(
+            self._logits = self.model.network.forward(
                 self._ids[at : at + n].tolist(),
                 self.cache,
                 self._state,
@@ -172,11 +169,11 @@ class Reader:
         if self._lookup is None:
             return False
         at = self.cache.length
-        room = min(MAX_BATCH - 1, self.cache.capacity - self.length)
+        room = min(MAX_ROWS - 1, self.cache.capacity - self.length)
         guesses = self._lookup.draft(self.ids, room)
         batch = [int(self._ids[at]), *guesses]
         started = time.perf_counter()
-        logits = self.model.llama.forward(
+        logits = self.model.network.forward(
             batch, self.cache, self._state, logits="all" if guesses else wanted or "last"
         )
         assert logits is not None, "they were asked for"

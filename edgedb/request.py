@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .arguments import Rule, each, function, instance, optional, token_id, unicode, whole, words
 from .errors import EdgeDBError
 from .grammar import Grammar
-from .llama import MAX_BATCH
+from .ops.sequences import MAX_ROWS
 from .penalties import breaker_mask, special_mask
 from .sampling import Processor, Sampler, SamplingParams
 
@@ -27,7 +27,7 @@ RULES: dict[str, Rule[Any]] = {
     "processors": optional(each(function, "a function or a list of functions", alone=Callable), ()),
     "regex": optional(unicode),
     "grammar": optional(unicode),
-    "prompt_lookup": optional(whole(0, MAX_BATCH - 1)),
+    "prompt_lookup": optional(whole(0, MAX_ROWS - 1)),
     "progress": optional(function),
     "cancelled": optional(function),
 }

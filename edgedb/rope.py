@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from .config import ModelConfig, RopeScaling
 from .exactmath import sincos
+from .ops.program import RopeTable
 
 Floats = npt.NDArray[np.float32]
 
@@ -21,11 +22,12 @@ class RopeTables:
     a short answer needs a fraction. The bits are the same on every CPU.
     """
 
-    def __init__(self, config: ModelConfig, n_positions: int) -> None:
-        self._frequencies = inverse_frequencies(config).astype(np.float64)
+    def __init__(self, table: RopeTable, n_positions: int) -> None:
+        self._frequencies = np.array(table.frequencies, np.float64)
+        self._factor = table.factor
         self._ready = 0  # rows computed
         self._lock = threading.Lock()
-        self.cos = np.zeros((n_positions, config.head_dim // 2), np.float32)
+        self.cos = np.zeros((n_positions, len(table.frequencies)), np.float32)
         self.sin = np.zeros_like(self.cos)
 
     def cover(self, n_positions: int) -> None:
@@ -37,15 +39,20 @@ class RopeTables:
             # Both factors have 24 bits: the product is exact in float64.
             angles = np.arange(begin, end, dtype=np.float64)[:, None] * self._frequencies[None, :]
             sin, cos = sincos(angles)
-            self.cos[begin:end], self.sin[begin:end] = cos, sin
+            self.cos[begin:end], self.sin[begin:end] = cos * self._factor, sin * self._factor
             self._ready = max(end, begin)
 
 
 def rope_tables(config: ModelConfig, n_positions: int) -> tuple[Floats, Floats]:
     """``(cos, sin)`` of every position, as ``RopeTables`` has them."""
-    tables = RopeTables(config, n_positions)
+    tables = RopeTables(rope_table(config), n_positions)
     tables.cover(n_positions)
     return tables.cos, tables.sin
+
+
+def rope_table(config: ModelConfig) -> RopeTable:
+    """What a model's heads turn by."""
+    return RopeTable(tuple(map(float, inverse_frequencies(config))))
 
 
 def inverse_frequencies(config: ModelConfig) -> Floats:

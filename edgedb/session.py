@@ -273,7 +273,7 @@ class Session(Answers):
 
     def _needed_by(self, sampler: Sampler) -> Needed | None:
         """The logits it looks at, if the model's head can leave others out."""
-        two_stage = self.model.llama.two_stage is not None
+        two_stage = self.model.network.two_stage is not None
         return needed(sampler, self._reader.ids) if two_stage else None
 
     def _logprobs(self, logits: np.ndarray, token: int, n: int | None) -> TokenLogprobs | None:

@@ -43,7 +43,7 @@ def write_session(
     may read it. ``extra`` must be JSON. Raises ``EdgeDBError`` if the file cannot be written.
     """
     path = arguments.path("path", path)
-    arrays = {"tokens": tokens, **dict(cache.filled())}
+    arrays = {"tokens": tokens, **{name: rows for name, rows, _ in cache.filled()}}
     parts = [Part(name, _NAME_OF_DTYPE[a.dtype], a.shape) for name, a in arrays.items()]
     entries = lay_out(parts)
     try:
@@ -129,10 +129,10 @@ def _read(
         raise FormatError(f"tokens: an id is outside the vocabulary of {vocab_size}")
     cache.length = int(length)
     names = {"tokens"}
-    for name, target in cache.filled():
+    for name, target, head_dim in cache.filled():
         source = array(name, target.dtype, target.shape)
         narrow = source.dtype == np.int8
-        if not _is_finite(row_scales(source, cache.shape.head_dim) if narrow else source):
+        if not _is_finite(row_scales(source, head_dim) if narrow else source):
             raise FormatError(f"{name}: NaN or infinity")
         target[...] = source
         names.add(name)

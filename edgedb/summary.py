@@ -23,12 +23,12 @@ def summarize(file: DbbFile) -> dict[str, Any]:
     layers = {k: v for k, v in file.linears.items() if k not in ("embedding", "head")}
     n_linear = sum(t.rows * t.cols for t in layers.values())
     parameters = sum(t.rows * t.cols for t in file.linears.values())
-    parameters += sum(norm.size for norm in file.norms.values())
+    parameters += sum(norm.size for norm in file.vectors.values())
     part_bytes = {
         "linear": sum(t.nbytes for t in layers.values()),
         "embedding": file.linears["embedding"].nbytes,
         "head": file.linears["head"].nbytes if "head" in file.linears else 0,
-        "norms": sum(norm.nbytes for norm in file.norms.values()),
+        "norms": sum(norm.nbytes for norm in file.vectors.values()),
         "tokenizer": len(file.tokenizer.data),
     }
     part_bytes["other"] = file.size_bytes - sum(part_bytes.values())

@@ -14,12 +14,12 @@ from terminal import Terminal
 _SLOW = """
 import time
 from edgedb.cli import main
-from edgedb.llama import Llama
-forward = Llama.forward
+from edgedb.model.network import Network
+forward = Network.forward
 def slow(self, tokens, *arguments, **options):
     time.sleep(0.01 if len(tokens) == 1 else 0.005 * len(tokens))
     return forward(self, tokens, *arguments, **options)
-Llama.forward = slow
+Network.forward = slow
 main(prog_name="edgedb")
 """
 FIVE = ["--max-tokens", "5", "--temperature", "0"]

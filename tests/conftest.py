@@ -12,6 +12,7 @@ from tiny_tokenizers import byte_level_bpe, sentencepiece_bpe
 
 from edgedb.config import ModelConfig
 from edgedb.dbb import DbbWriter, PairTensor
+from edgedb.model.families import program_of
 from edgedb.packing import pack_int8, pack_planes, quantize_int8
 from edgedb.tensors import Kind
 from edgedb.tokenizer import TokenizerSpec
@@ -116,16 +117,16 @@ def _write_tiny(path: Path, spec: TokenizerSpec, max_positions: int, vocab_size:
         head_dim=18,
         max_position_embeddings=max_positions,
     )
-    kinds: dict[str, Kind] = dict.fromkeys(config.linear_shapes(), 1)
+    kinds: dict[str, Kind] = dict.fromkeys(program_of(config).matrices(), 1)
     kinds.update(embedding="int8", head="int8")
     rng = np.random.Generator(np.random.PCG64(7))
-    norms = config.norm_shapes()
+    norms = program_of(config).vectors()
     with DbbWriter(path, config, spec, kinds) as writer:
         for name in list(writer.remaining):
             if name in norms:
                 writer.put(name, np.ones(norms[name], np.float32))
                 continue
-            rows, cols = config.linear_shapes()[name]
+            rows, cols = program_of(config).matrices()[name]
             if kinds[name] == "int8":
                 weight = rng.standard_normal((rows, cols), np.float32)
                 if name == "head":

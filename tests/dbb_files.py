@@ -13,6 +13,7 @@ import numpy as np
 from edgedb.config import ModelConfig
 from edgedb.container import CRC_START, PREFIX
 from edgedb.dbb import DbbWriter, DenseTensor, LinearTensor, PairTensor
+from edgedb.model.families import program_of
 from edgedb.packing import pack_int8, pack_planes, quantize_int8
 from edgedb.tensors import Kind
 from edgedb.tokenizer import TokenizerSpec
@@ -77,10 +78,10 @@ def random_linear(
 def content(name: str) -> LinearTensor | np.ndarray:
     """What ``write_model`` stores as ``name``: the same on every call."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    shapes = CONFIG.linear_shapes()
+    shapes = program_of(CONFIG).matrices()
     if name in shapes:
         return random_linear(KINDS[name], *shapes[name], rng)
-    return rng.random(CONFIG.norm_shapes()[name], np.float32)
+    return rng.random(program_of(CONFIG).vectors()[name], np.float32)
 
 
 def write_model(path: Path, fingerprint: str = "", stop_after: int | None = None) -> Path:

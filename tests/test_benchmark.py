@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from edgedb import EdgeDBError, benchmark
+from edgedb.model.families import program_of
 from edgedb.ops import native
 from edgedb.tensors import PairTensor
 
@@ -67,7 +68,7 @@ def test_random_weights_keep_the_format(monkeypatch: pytest.MonkeyPatch) -> None
     small = benchmark.ModelConfig("llama", 300, 96, 136, 2, 4, 2, 24, 128)
     monkeypatch.setitem(benchmark.SHAPES, "small", small)
     weights = benchmark.random_weights("small", pairs=2)
-    assert set(weights.linears) == set(small.linear_shapes())
+    assert set(weights.linears) == set(program_of(small).matrices())
     tensor = weights.linears["layers.1.mlp_gate_up"]
     assert isinstance(tensor, PairTensor) and tensor.pairs == 2
     codes = tensor.blocks[..., -128:].view(np.int8).astype(int)
@@ -79,7 +80,7 @@ def test_random_weights_keep_the_format(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_known_shapes_have_their_published_sizes() -> None:
     def n_weights(name: str) -> float:
-        return sum(r * c for r, c in benchmark.SHAPES[name].linear_shapes().values())
+        return sum(r * c for r, c in program_of(benchmark.SHAPES[name]).matrices().values())
 
     assert n_weights("llama-2-7b") == pytest.approx(6.738e9, rel=1e-3)
     assert n_weights("llama-1.1b") == pytest.approx(1.100e9, rel=1e-3)

@@ -16,6 +16,7 @@ from edgedb.config import ModelConfig, RopeScaling
 from edgedb.errors import EdgeDBError, FormatError, UnsupportedModelError
 from edgedb.exactmath import sincos
 from edgedb.families import FAMILIES
+from edgedb.model.families import program_of
 from edgedb.rope import inverse_frequencies
 
 LLAMA_2_7B: dict[str, Any] = {
@@ -56,16 +57,16 @@ def without(*keys: str, **changes: Any) -> ModelConfig:
 def test_llama_2() -> None:
     config = read()
     assert (config.head_dim, config.qkv_size, config.rope_theta) == (128, 3 * 4096, 10000.0)
-    shapes = config.linear_shapes()
+    shapes = program_of(config).matrices()
     assert shapes["layers.31.mlp_gate_up"] == (22016, 4096)
     assert shapes["head"] == (32000, 4096)
-    assert len(config.norm_shapes()) == 65
+    assert len(program_of(config).vectors()) == 65
 
 
 def test_grouped_queries_and_tied_head() -> None:
     config = read(num_key_value_heads=8, tie_word_embeddings=True)
     assert config.qkv_size == 4096 + 2 * 1024
-    assert "head" not in config.linear_shapes()
+    assert "head" not in program_of(config).matrices()
 
 
 @pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])

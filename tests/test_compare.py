@@ -16,6 +16,7 @@ from tiny import TinySource  # noqa: E402
 
 from edgedb.dbb import read_dbb  # noqa: E402
 from edgedb.errors import EdgeDBError  # noqa: E402
+from edgedb.model.families import program_of  # noqa: E402
 from edgedb.packing import dequantize  # noqa: E402
 from tools.checkpoint import save_student  # noqa: E402
 from tools.compare import Recorded, agreement, main, read_results, table, window_losses  # noqa: E402
@@ -73,10 +74,10 @@ def test_a_dbb_is_its_planes(tiny_model: Path) -> None:
     found, file = open_weights(tiny_model), read_dbb(tiny_model)
     name = "layers.1.mlp_down"
     assert np.array_equal(found.tensor(name), dequantize(file.linears[name]))
-    assert np.array_equal(found.tensor("final_norm"), file.norms["final_norm"])
+    assert np.array_equal(found.tensor("final_norm"), file.vectors["final_norm"])
     # One pair: two bits a weight where padding and row scales cost nothing; here they do.
     assert 2.25 < found.layer_bits < 8
-    weights = sum(rows * cols for rows, cols in file.config.linear_shapes().values())
+    weights = sum(rows * cols for rows, cols in program_of(file.config).matrices().values())
     assert found.all_bits == pytest.approx(8 * tiny_model.stat().st_size / weights)
 
 
@@ -93,7 +94,7 @@ def test_a_student_is_what_it_multiplies_with(tmp_path: Path) -> None:
 def test_a_folder_keeps_every_weight(tmp_path: Path, tiny_bpe: bytes) -> None:
     original = open_source(write_hf(tmp_path / "hf", tiny_bpe))
     copy = open_source(write_folder(original, tmp_path / "copy"))
-    for name in (*original.config.linear_shapes(), *original.config.norm_shapes()):
+    for name in (*program_of(original.config).matrices(), *program_of(original.config).vectors()):
         assert np.array_equal(original.tensor(name), copy.tensor(name)), name
     assert copy.config == original.config
     assert copy.tokenizer_spec.data == original.tokenizer_spec.data

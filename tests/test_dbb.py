@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from edgedb.container import CRC_START
 from edgedb.dbb import DbbWriter, DenseTensor, Int8Tensor, PairTensor, read_dbb
 from edgedb.errors import FormatError, UnsupportedModelError
+from edgedb.model.families import program_of
 from edgedb.summary import summarize
 from edgedb.tensors import linear_arrays
 
@@ -57,10 +58,10 @@ def test_reads_what_was_written(model, verify):
     assert file.tokenizer == TOKENIZER
     assert file.quantization == {"group": 64, "teacher": "none"}
     assert file.size_bytes == model.stat().st_size
-    assert list(file.linears) == list(CONFIG.linear_shapes())
+    assert list(file.linears) == list(program_of(CONFIG).matrices())
     for name, tensor in file.linears.items():
         assert tensor.kind == KINDS[name]
-        assert (tensor.rows, tensor.cols) == CONFIG.linear_shapes()[name]
+        assert (tensor.rows, tensor.cols) == program_of(CONFIG).matrices()[name]
         for found, expected in zip(
             linear_arrays(tensor), linear_arrays(content(name)), strict=True
         ):
@@ -68,7 +69,7 @@ def test_reads_what_was_written(model, verify):
             assert not found.flags.writeable
             assert found.ctypes.data % 64 == 0
             np.testing.assert_array_equal(found, expected)
-    for name, norm in file.norms.items():
+    for name, norm in file.vectors.items():
         np.testing.assert_array_equal(norm, content(name))
     types = {type(tensor) for tensor in file.linears.values()}
     assert types == {PairTensor, Int8Tensor, DenseTensor}

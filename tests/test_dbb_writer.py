@@ -16,6 +16,7 @@ from dbb_files import CONFIG, KINDS, TOKENIZER, content, write_model
 from edgedb import dbb_writer
 from edgedb.dbb import DbbWriter, read_dbb
 from edgedb.errors import EdgeDBError, FormatError
+from edgedb.model.families import program_of
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_resume_gives_the_same_file(model, tmp_path):
     for _ in range(4):
         write_model(path, stop_after=2)
     with DbbWriter(path, CONFIG, TOKENIZER, KINDS) as writer:
-        assert writer.done == set(list(CONFIG.linear_shapes())[:8])
+        assert writer.done == set(list(program_of(CONFIG).matrices())[:8])
         assert writer.record("layers.0.attn_qkv") == {"error": 0.25}
         with pytest.raises(KeyError):
             writer.record("final_norm")
@@ -152,7 +153,7 @@ def test_long_record_moves_the_data(tmp_path):
         writer.finish({"notes": "x" * 100_000})
     file = read_dbb(tmp_path / "m.dbb")
     assert len(file.quantization["notes"]) == 100_000
-    np.testing.assert_array_equal(file.norms["final_norm"], content("final_norm"))
+    np.testing.assert_array_equal(file.vectors["final_norm"], content("final_norm"))
     assert [p.name for p in tmp_path.iterdir()] == ["m.dbb"]
 
 

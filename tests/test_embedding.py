@@ -9,8 +9,6 @@ import pytest
 
 import edgedb
 from edgedb import ContextFullError, EdgeDBError
-from edgedb.kvcache import KVCache
-from edgedb.llama import RunState
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +30,20 @@ def test_the_mean_of_the_last_hidden_states(model: edgedb.Model) -> None:
     text = "a little girl named Lily. " * 20  # more than one batch
     ids = model.tokenize(text)
     assert len(ids) > 128
-    cache = KVCache(model.config, model.ops, model.context)
-    state = RunState(model.config, model.ops)
-    hidden = np.array([model.llama.hidden([i], cache, state)[0].copy() for i in ids])
+    cache = model.network.cache(model.context)
+    state = model.network.state()
+    hidden = np.array([model.network.hidden([i], cache, state)[0].copy() for i in ids])
     mean = hidden.mean(axis=0, dtype=np.float64)
     np.testing.assert_allclose(model.embed(text)[0], mean / np.linalg.norm(mean), atol=1e-5)
 
 
 def test_the_head_sees_the_hidden_state(model: edgedb.Model) -> None:
     """It is the state after the final norm that is averaged, the one that gives the logits."""
-    state, cache = RunState(model.config, model.ops), KVCache(model.config, model.ops, 16)
-    hidden = model.ops.wrap(model.llama.hidden([5, 6, 7], cache, state).copy())
+    state, cache = model.network.state(), model.network.cache(16)
+    hidden = model.ops.wrap(model.network.hidden([5, 6, 7], cache, state).copy())
     out = model.ops.buffer((3, model.config.vocab_size))
-    model.ops.matmul(model.llama.head, hidden, out, 3)
+    head = model.file.linears.get("head", model.file.linears["embedding"])
+    model.ops.matmul(model.ops.matrix(head), hidden, out, 3)
     np.testing.assert_allclose(out.array, model.logits([5, 6, 7]), rtol=1e-5, atol=1e-5)
 
 

@@ -23,6 +23,7 @@ from rich.console import Console
 import tools.export as exporter
 from edgedb.dbb import read_dbb
 from edgedb.errors import EdgeDBError, FormatError
+from edgedb.model.families import program_of
 from edgedb.packing import dequantize
 from tools import calibrate, fetch_smollm2, sample, store
 from tools.export import Options, export
@@ -44,13 +45,13 @@ def test_plain_methods(tmp_path: Path, source: Source, method: str, tolerance: f
     file = read_dbb(tmp_path / "m.dbb")
     assert file.config == source.config
     assert file.tokenizer == source.tokenizer_spec
-    for name in source.config.linear_shapes():
+    for name in program_of(source.config).matrices():
         want = source.tensor(name)
         np.testing.assert_allclose(
             dequantize(file.linears[name]), want, atol=tolerance * np.abs(want).max(), err_msg=name
         )
-    for name in source.config.norm_shapes():
-        np.testing.assert_array_equal(file.norms[name], source.tensor(name))
+    for name in program_of(source.config).vectors():
+        np.testing.assert_array_equal(file.vectors[name], source.tensor(name))
 
 
 @pytest.mark.parametrize("calibration", ["sample", "none"])

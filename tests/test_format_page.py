@@ -9,6 +9,7 @@ from dbb_files import CONFIG, write_model
 
 from edgedb import container, tensors
 from edgedb.dbb import read_dbb
+from edgedb.model.families import program_of
 from edgedb.packing import dequantize
 
 PAGE = Path(__file__).parents[1] / "docs" / "format.md"
@@ -25,7 +26,7 @@ def test_decoder_reads_every_matrix(source, tmp_path):
     namespace: dict = {}
     exec(source, namespace)
     for name, tensor in read_dbb(path).linears.items():
-        decoded = namespace["decode"](path, name, *CONFIG.linear_shapes()[name])
+        decoded = namespace["decode"](path, name, *program_of(CONFIG).matrices()[name])
         assert decoded.dtype == np.float32
         np.testing.assert_array_equal(decoded, dequantize(tensor))
 

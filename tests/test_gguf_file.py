@@ -16,6 +16,7 @@ from gguf import GGMLQuantizationType, quants
 from gguf_bytes import ARRAY, BOOL, F32, I32, STRING, U32, U64, array, entry, tensor
 
 from edgedb.errors import EdgeDBError, FormatError, UnsupportedModelError
+from edgedb.model.families import program_of
 from tools.sources import open_source
 from tools.sources.gguf_file import GGUFFile, open_parts
 
@@ -216,7 +217,7 @@ def test_a_split_model_equals_the_whole(tmp_path: Path, bpe_metadata: dict) -> N
     split = open_source(first)
     assert [file.name for file in split.files()] == [f"m-{i:05}-of-00003.gguf" for i in (1, 2, 3)]
     assert split.config == whole.config and split.tokenizer_spec == whole.tokenizer_spec
-    for name in [*whole.config.linear_shapes(), *whole.config.norm_shapes()]:
+    for name in [*program_of(whole.config).matrices(), *program_of(whole.config).vectors()]:
         np.testing.assert_array_equal(split.tensor(name), whole.tensor(name))
     last = tmp_path / "m-00003-of-00003.gguf"
     assert open_source(last).fingerprint() == split.fingerprint()

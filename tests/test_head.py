@@ -47,7 +47,7 @@ def run(tensor: PairTensor, x: np.ndarray, wanted: Needed | None) -> tuple[np.nd
     if wanted is None:
         OPS.matmul(OPS.matrix(tensor), buffer, out, 1)
         return out.array[0], tensor.blocks.shape[1]
-    tiles = TwoStageHead(tensor, OPS).logits(buffer, out, wanted)
+    tiles = TwoStageHead(tensor, OPS).fill(buffer, out, wanted)
     return out.array[0], tiles
 
 

@@ -11,6 +11,7 @@ import pytest
 from checkpoints import weights, write_hf
 
 from edgedb.errors import CheckpointWarning, EdgeDBError, FormatError, UnsupportedModelError
+from edgedb.model.families import program_of
 from tools.sources import open_source
 
 
@@ -32,7 +33,7 @@ def test_shards_equal_one_file(tmp_path: Path, tiny_bpe: bytes) -> None:
     one = open_source(write_hf(tmp_path / "one", tiny_bpe))
     many = open_source(write_hf(tmp_path / "many", tiny_bpe, shards=3))
     assert len(many.files()) == 3
-    for name in [*one.config.linear_shapes(), *one.config.norm_shapes()]:
+    for name in [*program_of(one.config).matrices(), *program_of(one.config).vectors()]:
         np.testing.assert_array_equal(one.tensor(name), many.tensor(name))
 
 

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from kernels import KINDS, ops_of, pair_tensor
 
-from edgedb.llama import Layer
-from edgedb.ops import native
+from edgedb.config import ModelConfig
+from edgedb.model.families import program_of
+from edgedb.model.network import Network
+from edgedb.ops import native, native_memory
 from edgedb.ops.buffer import aligned_zeros
+from edgedb.ops.library import pointers
 
 
 def gone(*references: weakref.ref[Any]) -> list[bool]:
@@ -43,20 +46,31 @@ def test_a_matrix_holds_its_arrays(kind: str) -> None:
     assert gone(*seen) == [True] * len(seen)
 
 
-def test_a_fused_layer_holds_weights_and_buffers() -> None:
-    ops = ops_of()
-    arrays = [np.ones(64, np.float32) for _ in range(8)]
+def test_a_program_holds_its_weights() -> None:
+    config = ModelConfig("llama", 70, 64, 64, 1, 2, 2, 32, 16)
+    linears = {n: pair_tensor(*s, 1) for n, s in program_of(config).matrices().items()}
+    vectors = {n: np.ones(size, np.float32) for n, size in program_of(config).vectors().items()}
+    arrays = [*(tensor.blocks for tensor in linears.values()), *vectors.values()]
     seen = [weakref.ref(array) for array in arrays]
-    tensor = pair_tensor(64, 64, 1)
-    weights = weakref.ref(tensor.blocks)
-    a, b, c, d, e, f, g, h = map(ops.wrap, arrays)
-    matrix = ops.matrix(tensor)
-    layer = Layer(a, matrix, matrix, b, matrix, matrix)
-    structs = ops.fuse_layer(layer, c, d, 1e-5), ops.fuse_buffers(e, f, g, h)
-    del arrays, a, b, c, d, e, f, g, h, matrix, layer, tensor
-    assert gone(*seen, weights) == [False] * 9
-    del structs
-    assert gone(*seen, weights) == [True] * 9
+    network = Network(config, linears, vectors, ops_of(), 16)
+    programs = [part.program for part in vars(network._bound).values() if hasattr(part, "program")]
+    del network, linears, vectors, arrays
+    assert len(programs) == 3 and gone(*seen) == [False] * len(seen)
+    del programs
+    assert gone(*seen) == [True] * len(seen)
+
+
+def test_slots_and_spans_hold_their_arrays() -> None:
+    ops = ops_of()
+    arrays = [np.ones((2, 5, 4), np.float32) for _ in range(4)]
+    seen = [weakref.ref(array) for array in arrays]
+    buffers = [ops.wrap(array) for array in arrays]
+    caches = ops.cache_handle([(buffers[0], buffers[1])], 5)
+    span, slots = caches.span, pointers([buffers[2].ptr, buffers[3].ptr])
+    del arrays, buffers, caches
+    assert gone(*seen) == [False] * 4
+    del span, slots
+    assert gone(*seen) == [True] * 4
 
 
 class Library:
@@ -77,7 +91,7 @@ def test_a_context_holds_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(native, "lib", Library(**replaced))
         ops = native.NativeOps(threads=2)
-    context = ops._context  # what a running operation has been given
+    context = ops.context  # what a running operation has been given
     del ops
     gc.collect()
     assert ended == []
@@ -96,11 +110,11 @@ def test_an_operation_holds_its_scratch(monkeypatch: pytest.MonkeyPatch) -> None
         return array
 
     def edb_matmul(*arguments: Any) -> int:
-        vars(ops._scratch).clear()
+        vars(ops.scratch).clear()
         held.append(gone(made[0]) == [False])
         return 0
 
-    monkeypatch.setattr(native, "aligned_zeros", remembered)
+    monkeypatch.setattr(native_memory, "aligned_zeros", remembered)
     ops = native.NativeOps(threads=1)
     matrix, x, out = ops.matrix(pair_tensor(64, 64, 1)), ops.buffer((1, 64)), ops.buffer((1, 64))
     monkeypatch.setattr(native, "lib", Library(edb_matmul=edb_matmul))

@@ -11,7 +11,7 @@ from rich.console import Console
 
 import edgedb
 from edgedb import ops
-from edgedb.llama import MAX_BATCH
+from edgedb.ops.sequences import MAX_ROWS
 from tools.export import Options, export
 from tools.sources import open_source
 
@@ -93,10 +93,10 @@ def test_a_prompt_longer_than_a_batch(tiny_model: Path) -> None:
     if model.ops.name != "native":
         pytest.skip("only the native backend promises bits")
     vocab_size = model.config.vocab_size
-    ids = [(7 * i + i * i) % vocab_size for i in range(2 * MAX_BATCH + 3)]
+    ids = [(7 * i + i * i) % vocab_size for i in range(2 * MAX_ROWS + 3)]
     whole = model.logits(ids)
     session = model.session()
     for i, token in enumerate(ids):
         session.prefill([token])
-        if i in (0, 1, MAX_BATCH - 1, MAX_BATCH, len(ids) - 1):
+        if i in (0, 1, MAX_ROWS - 1, MAX_ROWS, len(ids) - 1):
             assert session.logits().tobytes() == whole[i].tobytes()

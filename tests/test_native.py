@@ -6,6 +6,7 @@ import itertools
 import time
 
 import numpy as np
+import operations
 import oracle
 import pytest
 from kernels import (
@@ -180,7 +181,7 @@ def test_quantize_rounds_half_to_even() -> None:
     for isa in ISAS:
         q, sx = np.empty((1, 192), np.int8), np.empty((1, 3), np.float32)
         status = lib.edb_quantize(
-            ops_of(isa)._context,
+            ops_of(isa).context,
             ffi.cast("float *", ffi.from_buffer(x)),
             ffi.cast("int8_t *", ffi.from_buffer(q)),
             ffi.cast("float *", ffi.from_buffer(sx)),
@@ -211,7 +212,7 @@ def test_embed_is_a_row_of_the_matrix(kind: str) -> None:
     for isa in ISAS:
         ops = ops_of(isa)
         out = ops.buffer((4, 172))
-        ops.embed(ops.matrix(tensor), ops.wrap(ids), out, 4)
+        operations.embed(ops, ops.matrix(tensor), ops.wrap(ids), out, 4)
         np.testing.assert_array_equal(out.array, expected)
 
 
@@ -221,5 +222,5 @@ def test_every_float16_converts_exactly() -> None:
     for isa in ISAS:
         ops = ops_of(isa)
         out = ops.buffer((256, 256))
-        ops.embed(ops.matrix(DenseTensor(weight)), ops.wrap(ids), out, 256)
+        operations.embed(ops, ops.matrix(DenseTensor(weight)), ops.wrap(ids), out, 256)
         assert_same_bits(out.array, weight.astype(np.float32))

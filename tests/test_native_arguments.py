@@ -23,7 +23,7 @@ def call() -> Iterator[SimpleNamespace]:
     shape = ffi.new("edb_attention_shape *", [4, 2, 8, lib.EDB_F16, 10])
     keep = {name: ops.buffer((16384,)) for name in ("x", "out", "cos", "sin", "k", "v", "scratch")}
     yield SimpleNamespace(
-        ctx=ops._context,
+        ctx=ops.context,
         matrix=ops.matrix(tensor).struct,
         tensor=tensor,
         shape=shape,

@@ -6,11 +6,12 @@ import itertools
 from typing import Any
 
 import numpy as np
+import operations
 import oracle
 import pytest
 from kernels import EVERYWHERE, ISAS, activations, assert_same_bits, ops_of, random
 
-from edgedb.ops import AttentionShape, native
+from edgedb.ops import native
 
 
 def test_rmsnorm_has_the_bits_of_the_oracle() -> None:
@@ -19,7 +20,7 @@ def test_rmsnorm_has_the_bits_of_the_oracle() -> None:
         for isa, threads in EVERYWHERE:
             ops = ops_of(isa, threads)
             out = ops.buffer((n, d))
-            ops.rmsnorm(ops.wrap(x), ops.wrap(weight), out, n, 1e-5)
+            operations.rmsnorm(ops, ops.wrap(x), ops.wrap(weight), out, n, 1e-5)
             expected = np.array(oracle.rmsnorm(x[-1], weight, 1e-5), np.float32)
             assert_same_bits(out.array[-1], expected)
 
@@ -35,7 +36,7 @@ def test_swiglu_is_accurate_and_the_same_everywhere() -> None:
     for isa, threads in EVERYWHERE:
         ops = ops_of(isa, threads)
         out = ops.buffer((30, f))
-        ops.swiglu(ops.wrap(gate_up), out, 30)
+        operations.swiglu(ops, ops.wrap(gate_up), out, 30)
         np.testing.assert_allclose(out.array, expected, rtol=4e-7)
         results.append(out.array)
     for result in results[1:]:
@@ -48,7 +49,7 @@ def test_swiglu_of_extreme_gates() -> None:
     for isa in ISAS:
         ops = ops_of(isa)
         out = ops.buffer((1, 5))
-        ops.swiglu(ops.wrap(gate_up), out, 1)
+        operations.swiglu(ops, ops.wrap(gate_up), out, 1)
         assert np.isnan(out.array[0, 0])
         assert out.array[0, 1] == np.float32(1e30) and out.array[0, 4] == 100
         assert abs(out.array[0, 2]) < 1e-30 and out.array[0, 3] == 0
@@ -61,7 +62,7 @@ class Layer:
     """Caches and rotary tables of one layer, filled with a prompt."""
 
     def __init__(self, heads: tuple[int, int, int], dtype: Any, capacity: int = 80) -> None:
-        self.shape = AttentionShape(*heads, capacity)
+        self.shape = operations.Heads(*heads, capacity)
         n_heads, n_kv, dim = heads
         angles = np.arange(capacity)[:, None] / 100.0 ** (np.arange(dim // 2) / (dim // 2))
         self.cos, self.sin = np.cos(angles).astype("f"), np.sin(angles).astype("f")
@@ -79,8 +80,8 @@ class Layer:
         for n in steps:
             chunk = ops.wrap(qkv[position : position + n].copy())
             out = ops.buffer((n, self.out_width))
-            ops.rope(chunk, cos, sin, k, v, n, position, self.shape)
-            ops.attention(chunk, k, v, out, n, position, self.shape)
+            operations.rope(ops, chunk, cos, sin, k, v, n, position, self.shape)
+            operations.attention(ops, chunk, k, v, out, n, position, self.shape)
             outs.append(out.array)
             position += n
         return np.concatenate(outs), k.array, v.array

@@ -85,13 +85,13 @@ def test_child_of_fork_computes_the_same() -> None:
     ops = native.NativeOps(threads=3)
     tensor, x = pair_tensor(640, 128, 1), activations(4, 128)
     expected = matmul(ops, tensor, x)
-    old_context = ops._context
+    old_context = ops.context
     child = os.fork()
     if child == 0:
         try:
             same = np.array_equal(bits(matmul(ops, tensor, x)), bits(expected))
-            new_pool = ops._context is not old_context
-            ops._context = old_context  # whose threads are the parent's
+            new_pool = ops.context is not old_context
+            ops.context = old_context  # whose threads are the parent's
             same &= np.array_equal(bits(matmul(ops, tensor, x)), bits(expected))
             os._exit(0 if same and new_pool else 1)
         finally:

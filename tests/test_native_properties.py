@@ -7,12 +7,13 @@ import functools
 import itertools
 
 import numpy as np
+import operations
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from kernels import ISAS, KINDS, assert_same_bits, bits, matmul, oracle_row, random
 
-from edgedb.ops import AttentionShape, native
+from edgedb.ops import native
 from edgedb.ops.buffer import aligned_zeros
 from edgedb.tensors import Int8Tensor, LinearTensor, PairTensor
 
@@ -107,7 +108,7 @@ def test_products(
 
 def attended(
     ops: native.NativeOps,
-    shape: AttentionShape,
+    shape: operations.Heads,
     half: bool,
     tables: tuple[np.ndarray, np.ndarray],
     parts: list[np.ndarray],
@@ -120,8 +121,8 @@ def attended(
     for part in parts:
         x = ops.wrap(part.copy())
         out = ops.buffer((len(part), shape.n_heads * shape.head_dim))
-        ops.rope(x, cos, sin, k, v, len(part), position, shape)
-        ops.attention(x, k, v, out, len(part), position, shape)
+        operations.rope(ops, x, cos, sin, k, v, len(part), position, shape)
+        operations.attention(ops, x, k, v, out, len(part), position, shape)
         outs.append(out.array)
         position += len(part)
     return np.concatenate(outs)
@@ -149,7 +150,7 @@ def test_attention(
     special: list[tuple[int, int, int, float]],
 ) -> None:
     """Queries of a prompt together and one by one; rotation and the cache are part of it."""
-    shape = AttentionShape(kv_heads * group, kv_heads, head_dim, position + n)
+    shape = operations.Heads(kv_heads * group, kv_heads, head_dim, position + n)
     width = (shape.n_heads + 2 * kv_heads) * head_dim
     before = activations(position + n, width, seed, [])
     qkv = activations(n, width, seed, special) / np.float32(1e3)
@@ -177,8 +178,10 @@ def test_norm_and_gate(
     for isa, threads in itertools.product(ISAS, (1, 2 + seed % 7)):
         ops = ops_of(isa, "lookup", threads)
         gated, normed = ops.buffer((n, size)), ops.buffer((n, size))
-        ops.swiglu(ops.wrap(x), gated, n)
-        ops.rmsnorm(ops.wrap(np.ascontiguousarray(x[:, :size])), ops.wrap(weight), normed, n, 1e-5)
+        operations.swiglu(ops, ops.wrap(x), gated, n)
+        operations.rmsnorm(
+            ops, ops.wrap(np.ascontiguousarray(x[:, :size])), ops.wrap(weight), normed, n, 1e-5
+        )
         results.append(np.stack([gated.array, normed.array]))
     for other in results[1:]:
         assert_same_bits(other, results[0])

@@ -12,6 +12,7 @@ from dbb_files import random_planes
 
 from edgedb.config import ModelConfig
 from edgedb.dbb import read_dbb
+from edgedb.model.families import program_of
 from edgedb.packing import pack_planes, unpack_planes
 from edgedb.tensors import PairTensor
 from tools.operations import count, main, ones_per_weight
@@ -23,7 +24,7 @@ LLAMA_7B = ModelConfig(
 
 
 def test_the_papers_figures() -> None:
-    ones = dict.fromkeys(LLAMA_7B.linear_shapes(), 2 * 0.4)  # two planes, 60% zeros
+    ones = dict.fromkeys(program_of(LLAMA_7B).matrices(), 2 * 0.4)  # two planes, 60% zeros
     found = count(LLAMA_7B, 32, ones)
     assert found.dense / 1e9 == pytest.approx(423.4, abs=0.05)
     assert found.planes / 1e9 == pytest.approx(29.8, abs=0.2)

@@ -89,13 +89,13 @@ def test_a_cancel_on_a_slow_cpu_takes_effect_within_100_ms(
     model: edgedb.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A CPU that needs 5 ms a token, as for a 7B model on a small machine."""
-    forward = type(model.llama).forward
+    forward = type(model.network).forward
 
     def slowly(self, tokens, *arguments, **options):  # type: ignore[no-untyped-def]
         time.sleep(0.005 * len(tokens))
         return forward(self, tokens, *arguments, **options)
 
-    monkeypatch.setattr(type(model.llama), "forward", slowly)
+    monkeypatch.setattr(type(model.network), "forward", slowly)
     session = model.session()
     pressed = time.perf_counter() + 0.5
     answer = session.generate(
@@ -164,7 +164,9 @@ def test_memory_at_8192_tokens_is_that_of_the_formula(
     model = edgedb.load(long_model, context=8192, kv_dtype=kv_dtype)
     c = model.config
     cache = 2 * c.n_layers * c.n_kv_heads * c.head_dim * itemsize * 8192
-    widths = 2 * c.hidden_size + c.qkv_size + c.q_size + 3 * c.intermediate_size + 1
+    if model.ops.name != "native":
+        pytest.skip("other backends make their arrays as they go")
+    widths = c.hidden_size + c.qkv_size + c.q_size + 2 * c.intermediate_size + 1
     assert model.session().size_bytes == cache + 4 * (128 * widths + c.vocab_size) + 4 * 8192
 
 

@@ -32,13 +32,13 @@ def model(tiny_model: Path) -> edgedb.Model:
 def passes(model: edgedb.Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the forward passes; a guess never seems to cost anything."""
     seen: list[int] = []
-    forward = type(model.llama).forward
+    forward = type(model.network).forward
 
     def counted(self: Any, tokens: list[int], *arguments: Any, **options: Any) -> Any:
         seen.append(len(tokens))
         return forward(self, tokens, *arguments, **options)
 
-    monkeypatch.setattr(type(model.llama), "forward", counted)
+    monkeypatch.setattr(type(model.network), "forward", counted)
     measured = Lookup.measured
     monkeypatch.setattr(Lookup, "measured", lambda self, n, seconds: measured(self, n, 1e-9))
     return seen

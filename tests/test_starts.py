@@ -12,6 +12,7 @@ torch.set_num_threads(1)  # more cost more than they give on matrices this small
 
 from tiny import TinySource  # noqa: E402
 
+from edgedb.model.families import program_of  # noqa: E402
 from edgedb.dbb import read_dbb  # noqa: E402
 from edgedb.dbb_writer import DbbWriter  # noqa: E402
 from edgedb.errors import EdgeDBError  # noqa: E402
@@ -43,7 +44,7 @@ def written(path: Path, spec, kinds: dict, source: TinySource) -> Path:
 
 
 def kinds_of(source: TinySource, **changes: object) -> dict:
-    return dict.fromkeys(source.config.linear_shapes(), 1) | {"embedding": "int8"} | changes
+    return dict.fromkeys(program_of(source.config).matrices(), 1) | {"embedding": "int8"} | changes
 
 
 def ids_of(source: TinySource) -> torch.Tensor:

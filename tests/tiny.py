@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgedb.config import ModelConfig
+from edgedb.model.families import program_of
 
 
 class TinySource:
@@ -28,8 +29,8 @@ class TinySource:
     def tensor(self, name: str) -> np.ndarray:
         """float32, the same for the same name and seed."""
         rng = np.random.default_rng((self.seed, *name.encode()))
-        if name in self.config.norm_shapes():
-            return rng.uniform(0.5, 1.5, self.config.norm_shapes()[name]).astype(np.float32)
-        rows, cols = self.config.linear_shapes()[name]
+        if name in program_of(self.config).vectors():
+            return rng.uniform(0.5, 1.5, program_of(self.config).vectors()[name]).astype(np.float32)
+        rows, cols = program_of(self.config).matrices()[name]
         scale = 0.3 if name in ("embedding", "head") else cols**-0.5
         return rng.normal(0, scale, (rows, cols)).astype(np.float32)

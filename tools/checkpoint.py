@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from edgedb.model.families import program_of
 from edgedb.config import ModelConfig
 from edgedb.errors import FormatError
 from edgedb.tokenizer import TokenizerSpec
@@ -172,7 +173,7 @@ def load_student(
         config = ModelConfig.from_dict(json.loads(metadata["config"]))
     except FormatError as error:
         raise type(error)(f"{path}: {error}") from None
-    scales = {name: tensors.get(f"{name}.alphas") for name in config.linear_shapes()}
+    scales = {name: tensors.get(f"{name}.alphas") for name in program_of(config).matrices()}
     plan = {
         name: max(t.shape[-1] // 2, 1) for name, t in scales.items() if t is not None and t.ndim
     }

@@ -1,6 +1,6 @@
 """A Llama decoder in PyTorch, for training: teacher and student differ in their matrices alone.
 
-Names and fused matrices are those of ``ModelConfig.linear_shapes()``, so that weights travel
+Names and fused matrices are those of ``Program.matrices()``, so that weights travel
 between checkpoint, student and ``.dbb`` without a table of names.
 """
 

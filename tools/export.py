@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from edgedb.dbb import DbbWriter, LinearTensor
 from edgedb.display import one_line
 from edgedb.errors import EdgeDBError, FormatError
+from edgedb.model.families import program_of
 from edgedb.options import OneLineUsage
 from edgedb.tensors import GROUP, Kind
 
@@ -210,7 +211,7 @@ def _key(fingerprint: dict[str, Any], options: Options) -> str:
 def _summarize(
     out: Path, source: Source, record: dict[str, Any], seconds: float, console: Console
 ) -> None:
-    shapes = source.config.linear_shapes()
+    shapes = program_of(source.config).matrices()
     size = out.stat().st_size
     n_weights = sum(rows * cols for rows, cols in shapes.values())
     layers = [facts for name, facts in record["tensors"].items() if name.startswith("layers.")]

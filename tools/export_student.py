@@ -17,6 +17,7 @@ import torch
 from edgedb.dbb_writer import DbbWriter
 from edgedb.errors import EdgeDBError, FormatError, UnsupportedModelError
 from edgedb.files import read_text
+from edgedb.model.families import program_of
 from edgedb.packing import dequantize, pack_int8, pack_planes, quantize_int8
 from edgedb.tensors import LinearTensor, PairTensor
 from edgedb.tokenizer import TokenizerSpec, load_tokenizer
@@ -84,7 +85,7 @@ def export(
         "provenance": provenance,
     }
     kinds: dict[str, Any] = {
-        name: plan.get(name, pairs or "int8") for name in student.config.linear_shapes()
+        name: plan.get(name, pairs or "int8") for name in program_of(student.config).matrices()
     }
     spec = tokenizer_of(path, metadata)
     _check_tokenizer(path, spec, student.config.vocab_size)

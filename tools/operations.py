@@ -14,6 +14,7 @@ from pathlib import Path
 
 from edgedb.config import ModelConfig
 from edgedb.dbb import read_dbb
+from edgedb.model.families import program_of
 from edgedb.packing import dequantize
 from edgedb.summary import count_bits
 from edgedb.tensors import PairTensor
@@ -39,7 +40,7 @@ class Count:
 def count(config: ModelConfig, tokens: int, ones: Mapping[str, float]) -> Count:
     """Operations with ``ones[name]`` set bits a weight, over all planes, in each layer matrix."""
     layers = planes = 0.0
-    for name, (rows, cols) in config.linear_shapes().items():
+    for name, (rows, cols) in program_of(config).matrices().items():
         if name.startswith("layers."):
             dense = 2 * tokens * rows * cols
             layers += dense

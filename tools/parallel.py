@@ -21,6 +21,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from edgedb.model.families import program_of
+
 if TYPE_CHECKING:
     from edgedb.config import ModelConfig
 
@@ -57,7 +59,7 @@ def is_sharded(choice: str, config: ModelConfig, device: torch.device) -> bool:
         return False
     if choice == "fsdp" or device.type != "cuda":
         return choice == "fsdp"
-    weights = sum(rows * cols for rows, cols in config.linear_shapes().values())
+    weights = sum(rows * cols for rows, cols in program_of(config).matrices().values())
     total: int = torch.cuda.get_device_properties(device).total_memory
     return 4 * _COPIES * weights > _ROOM * total
 

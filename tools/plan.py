@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from edgedb.model.families import program_of
 from edgedb.config import ModelConfig
 from edgedb.errors import EdgeDBError
 
@@ -28,7 +29,7 @@ def read_plan(text: str, config: ModelConfig, most: int) -> Plan:
     Raises ``EdgeDBError`` for a part that cannot be read, names no matrix, or asks for less than
     one pair or more than ``most``.
     """
-    names = list(config.linear_shapes())
+    names = list(program_of(config).matrices())
     plan: Plan = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         found = _PART.fullmatch(part)

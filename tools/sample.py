@@ -7,7 +7,6 @@ teacher for text, and on two cores many times faster than float32.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +14,12 @@ from numpy.typing import NDArray
 from edgedb import ops
 from edgedb.config import ModelConfig
 from edgedb.errors import FormatError, TemplateError
-from edgedb.kvcache import KVCache
+from edgedb.model.families import program_of
+from edgedb.model.network import Network
+from edgedb.ops.sequences import MAX_ROWS
 from edgedb.packing import pack_int8, quantize_int8
-from edgedb.rope import rope_tables
 from edgedb.template import render
+from edgedb.tensors import Int8Tensor
 from edgedb.tokenizer import TokenizerSpec, load_tokenizer
 
 from .forward import softmax
@@ -35,7 +36,10 @@ _EMPTY_TURN = "\x00"
 
 def can_sample(config: ModelConfig) -> bool:
     """Whether the model is small enough for ``from_teacher``."""
-    return sum(rows * cols for rows, cols in config.linear_shapes().values()) <= MAX_SAMPLED_WEIGHTS
+    return (
+        sum(rows * cols for rows, cols in program_of(config).matrices().values())
+        <= MAX_SAMPLED_WEIGHTS
+    )
 
 
 def from_teacher(
@@ -64,7 +68,7 @@ def from_teacher(
         given[: sequences // 2] = len(lead)
     writer = _Writer(source, sequences, length)
     for position in range(length - 1):
-        logits = writer.step(ids[:, position], position)
+        logits = writer.step(ids[:, position])
         chosen = _draw(softmax(logits), random.random(sequences))
         sampled = position + 1 >= given
         ids[sampled, position + 1] = chosen[sampled]
@@ -95,63 +99,26 @@ def _lead_tokens(spec: TokenizerSpec) -> list[int]:
 
 
 class _Writer:
-    """Reads a token of each text at a time: matrices for all at once, attention one by one."""
+    """Reads a token of each text at a time, ``MAX_ROWS`` texts in one pass."""
 
     def __init__(self, source: Source, n: int, length: int) -> None:
-        config = source.config
-        self.config, self.n = config, n
-        self.ops = ops.create()
-        make, matrix = self.ops.buffer, self._matrix
-        self.embedding = matrix(source, "embedding")
-        self.head = self.embedding if config.tie_word_embeddings else matrix(source, "head")
-        self.layers = [
-            {
-                kind: matrix(source, f"layers.{i}.{kind}")
-                for kind in ("attn_qkv", "attn_out", "mlp_gate_up", "mlp_down")
-            }
-            | {
-                kind: self.ops.wrap(source.tensor(f"layers.{i}.{kind}"))
-                for kind in ("attn_norm", "mlp_norm")
-            }
-            for i in range(config.n_layers)
-        ]
-        self.final_norm = self.ops.wrap(source.tensor("final_norm"))
-        self.cos, self.sin = (self.ops.wrap(table) for table in rope_tables(config, length))
-        self.caches = [KVCache(config, self.ops, length) for _ in range(n)]
-        self.ids = make((n,), np.int32)
-        self.x, self.xb = make((n, config.hidden_size)), make((n, config.hidden_size))
-        self.qkv, self.att = make((n, config.qkv_size)), make((n, config.q_size))
-        self.gate_up = make((n, 2 * config.intermediate_size))
-        self.hidden = make((n, config.intermediate_size))
-        self.logits = make((n, config.vocab_size))
-        self.rows = [
-            (self.ops.wrap(self.qkv.array[i : i + 1]), self.ops.wrap(self.att.array[i : i + 1]))
-            for i in range(n)
-        ]
+        program = program_of(source.config)
+        linears = {name: _in_8_bits(source, name) for name in program.matrices()}
+        vectors = {name: source.tensor(name) for name in program.vectors()}
+        self.network = Network(source.config, linears, vectors, ops.create(), length)
+        self.caches = [self.network.cache(length) for _ in range(n)]
+        self.state = self.network.state()
 
-    def _matrix(self, source: Source, name: str) -> Any:
-        try:
-            return self.ops.matrix(pack_int8(*quantize_int8(source.tensor(name))))
-        except ValueError as error:
-            raise FormatError(f"{name}: {error}") from None
+    def step(self, ids: Ids) -> Float32:
+        """Logits ``[n, vocab]`` after one more token ``ids [n]`` of every text."""
+        parts = [slice(at, at + MAX_ROWS) for at in range(0, len(ids), MAX_ROWS)]
+        return np.concatenate(
+            [self.network.step(ids[part].tolist(), self.caches[part], self.state) for part in parts]
+        )
 
-    def step(self, ids: Ids, position: int) -> Float32:
-        """Logits ``[n, vocab]`` after ``ids [n]`` at ``position``; the next call overwrites."""
-        op, n, eps = self.ops, self.n, self.config.norm_eps
-        self.ids.array[:] = ids
-        op.embed(self.embedding, self.ids, self.x, n)
-        for i, layer in enumerate(self.layers):
-            op.rmsnorm(self.x, layer["attn_norm"], self.xb, n, eps)
-            op.matmul(layer["attn_qkv"], self.xb, self.qkv, n)
-            for (qkv, att), cache in zip(self.rows, self.caches, strict=True):
-                k, v = cache.layers[i]
-                op.rope(qkv, self.cos, self.sin, k, v, 1, position, cache.shape)
-                op.attention(qkv, k, v, att, 1, position, cache.shape)
-            op.matmul(layer["attn_out"], self.att, self.x, n, add=True)
-            op.rmsnorm(self.x, layer["mlp_norm"], self.xb, n, eps)
-            op.matmul(layer["mlp_gate_up"], self.xb, self.gate_up, n)
-            op.swiglu(self.gate_up, self.hidden, n)
-            op.matmul(layer["mlp_down"], self.hidden, self.x, n, add=True)
-        op.rmsnorm(self.x, self.final_norm, self.xb, n, eps)
-        op.matmul(self.head, self.xb, self.logits, n)
-        return self.logits.array
+
+def _in_8_bits(source: Source, name: str) -> Int8Tensor:
+    try:
+        return pack_int8(*quantize_int8(source.tensor(name)))
+    except ValueError as error:
+        raise FormatError(f"{name}: {error}") from None

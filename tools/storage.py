@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
+from edgedb.model.families import program_of
 from edgedb.config import ModelConfig
 from edgedb.errors import EdgeDBError
 from edgedb.tensors import Kind
@@ -46,7 +47,7 @@ class Options:
             raise EdgeDBError(f"a plan of pairs is of no use to the method {self.method}")
         table = "int8" if isinstance(layers, int) else layers
         kinds: dict[str, Kind] = {}
-        for name in config.linear_shapes():
+        for name in program_of(config).matrices():
             if name not in ("embedding", "head"):
                 kinds[name] = plan.get(name, layers)
                 continue

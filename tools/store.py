@@ -10,6 +10,7 @@ import numpy as np
 
 from edgedb.dbb import DenseTensor, LinearTensor
 from edgedb.errors import FormatError
+from edgedb.model.families import program_of
 from edgedb.packing import pack_int8, quantize_int8
 from edgedb.tensors import GROUP, Kind
 
@@ -21,7 +22,7 @@ _CHUNK_ROWS = 8192
 
 def store_plain(source: Source, name: str, kind: Kind) -> tuple[LinearTensor, dict[str, Any]]:
     """Matrix ``name`` as int8 or float, and its relative squared error; rows a few at a time."""
-    rows, cols = source.config.linear_shapes()[name]
+    rows, cols = program_of(source.config).matrices()[name]
     lost = total = 0.0
     if kind == "int8":
         codes = np.empty((rows, cols), np.int8)
@@ -47,7 +48,7 @@ def store_plain(source: Source, name: str, kind: Kind) -> tuple[LinearTensor, di
 
 
 def _row_chunks(source: Source, name: str) -> Iterator[tuple[slice, np.ndarray]]:
-    rows, _ = source.config.linear_shapes()[name]
+    rows, _ = program_of(source.config).matrices()[name]
     if len(source.stored_names(name)) > 1:
         yield slice(0, rows), source.tensor(name)
         return

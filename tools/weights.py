@@ -13,6 +13,7 @@ import numpy as np
 
 from edgedb.config import ModelConfig
 from edgedb.dbb import DbbFile, read_dbb
+from edgedb.model.families import program_of
 from edgedb.packing import dequantize
 from edgedb.tensors import PairTensor
 from edgedb.tokenizer import TokenizerSpec
@@ -71,13 +72,13 @@ def open_weights(path: str | Path) -> Weights:
 
 def layer_weights(config: ModelConfig) -> int:
     """Weights of the matrices inside the layers."""
-    shapes = config.linear_shapes()
+    shapes = program_of(config).matrices()
     return sum(r * c for name, (r, c) in shapes.items() if name.startswith("layers."))
 
 
 def all_weights(config: ModelConfig) -> int:
     """Weights of all matrices, tables included."""
-    return sum(rows * cols for rows, cols in config.linear_shapes().values())
+    return sum(rows * cols for rows, cols in program_of(config).matrices().values())
 
 
 def _with_tables(config: ModelConfig, layer_bits: float, table_bits: float = PLAIN_BITS) -> float:
@@ -90,8 +91,8 @@ def _from_dbb(path: Path) -> Weights:
     inside = sum(t.nbytes for name, t in file.linears.items() if name.startswith("layers."))
 
     def tensor(name: str) -> Float32:
-        if name in file.norms:
-            return np.asarray(file.norms[name])
+        if name in file.vectors:
+            return np.asarray(file.vectors[name])
         return dequantize(file.linears[name])
 
     pairs = {t.pairs for n, t in file.linears.items() if isinstance(t, PairTensor) and "." in n}
@@ -123,7 +124,7 @@ def _from_student(path: Path) -> Weights:
 
     # A pair of a group of 64: two bits a weight and two int8 scales; a float32 for each row.
     config, plan = student.config, plan_of(student)
-    shapes = config.linear_shapes()
+    shapes = program_of(config).matrices()
     inside = [name for name in shapes if name.startswith("layers.")]
     n_bits = sum(
         plan[n] * (2.25 * rows * cols + 32 * rows) for n in inside for rows, cols in [shapes[n]]

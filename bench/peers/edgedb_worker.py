@@ -20,7 +20,7 @@ class EdgeDB:
         self, path: str, context: int, threads: list[int], backend: str | None, isa: str | None
     ) -> None:
         file = read_dbb(path, verify=False)
-        weights = Weights(file.config, file.linears, file.norms)
+        weights = Weights(file.config, file.linears, file.vectors)
         self._decoders = {
             count: Decoder(weights, create(backend, isa, count), context) for count in threads
         }

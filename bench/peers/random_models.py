@@ -32,7 +32,7 @@ def write_dbb(path: Path, shape: str, pairs: int) -> None:
     tokenizer = TokenizerSpec("tokenizers", b"{}", None, (2,))
     with DbbWriter(path, weights.config, tokenizer, kinds) as writer:
         for name in list(writer.remaining):
-            writer.put(name, weights.linears.get(name) or weights.norms[name])
+            writer.put(name, weights.linears.get(name) or weights.vectors[name])
         writer.finish({"group": 64, "method": "random weights"})
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,27 +23,19 @@ from .buffer import Buffer
 from .selection import Doubles, Floats, Ids
 
 if TYPE_CHECKING:
-    from ..llama import Layer
     from ..tensors import LinearTensor
+    from .program import Program
+    from .sequences import CacheLayer, Span
+    from .weights import Weights
 
 BACKENDS = ("native", "numba", "numpy")  # best first
 
 
-@dataclass(frozen=True)
-class AttentionShape:
-    """Sizes of one attention layer; ``capacity`` is the number of positions its cache holds."""
-
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    capacity: int
-
-
 class Ops(Protocol):
-    """What a forward pass is made of.
+    """What runs a program, multiplies by a matrix, and helps to choose a token.
 
     Arrays are row-major float32 unless said otherwise, ``n`` is the number of tokens in use, and
-    buffers may hold more rows than that. Nothing is allocated per token.
+    buffers may hold more rows than that.
     """
 
     name: str
@@ -57,53 +50,16 @@ class Ops(Protocol):
         """An existing C-contiguous array, not copied."""
 
     def matrix(self, tensor: LinearTensor) -> Any:
-        """A weight matrix prepared for ``embed`` and ``matmul``; the data stays where it is."""
-
-    def embed(self, table: Any, ids: Buffer, out: Buffer, n: int) -> None:
-        """``out[t] = table[ids[t]]``; ids int32 ``[n]``, out ``[n, cols]``."""
-
-    def rmsnorm(self, x: Buffer, weight: Buffer, out: Buffer, n: int, eps: float) -> None:
-        """``out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight``; x, out ``[n, d]``."""
+        """A weight matrix prepared for ``matmul``; the data stays where it is."""
 
     def matmul(self, matrix: Any, x: Buffer, out: Buffer, n: int, add: bool = False) -> None:
         """``out[t] = W x[t]``, or ``+=`` with ``add``; x ``[n, cols]``, out ``[n, rows]``."""
 
-    def rope(
-        self,
-        qkv: Buffer,
-        cos: Buffer,
-        sin: Buffer,
-        k_cache: Buffer,
-        v_cache: Buffer,
-        n: int,
-        position: int,
-        shape: AttentionShape,
-    ) -> None:
-        """Rotate q in place, and store rotated k and plain v at ``position .. position + n - 1``.
+    def bind(self, program: Program, weights: Weights) -> BoundProgram:
+        """``program`` with its weights, ready to run."""
 
-        qkv ``[n, (n_heads + 2 n_kv_heads) * head_dim]``; caches ``[n_kv_heads, capacity,
-        head_dim]`` in float16 or float32, or in int8 ``[n_kv_heads, capacity, row_bytes]`` (see
-        ``narrow_cache``); cos, sin ``[capacity, head_dim / 2]``. Channel i turns with channel
-        ``i + head_dim / 2``.
-        """
-
-    def attention(
-        self,
-        qkv: Buffer,
-        k_cache: Buffer,
-        v_cache: Buffer,
-        out: Buffer,
-        n: int,
-        position: int,
-        shape: AttentionShape,
-    ) -> None:
-        """Causal attention: query t sees the keys of positions ``0 .. position + t``.
-
-        out ``[n, n_heads * head_dim]``.
-        """
-
-    def swiglu(self, gate_up: Buffer, out: Buffer, n: int) -> None:
-        """``out = silu(gate) * up``; gate_up ``[n, 2 f]`` holds gate, then up; out ``[n, f]``."""
+    def cache_handle(self, layers: Sequence[CacheLayer], capacity: int) -> Any:
+        """What a pass of this backend wants of a sequence's caches (``KVCache.handle``)."""
 
     def largest(self, logits: Floats, k: int) -> tuple[Ids, Floats]:
         """Ids and values of the ``k`` largest, largest first, of equal ones the lowest id first."""
@@ -111,36 +67,23 @@ class Ops(Protocol):
     def softmax_weights(self, logits: Floats, top: float, temperature: float = 1.0) -> Doubles:
         """``exp((logits - top) / temperature)``, float64, the same bits with every backend."""
 
-    def fuse_layer(self, layer: Layer, cos: Buffer, sin: Buffer, eps: float) -> Any:
-        """A decoder layer prepared for ``fused_layer``; ``None`` where the backend has no such."""
 
-    def fuse_buffers(self, x: Buffer, qkv: Buffer, att: Buffer, gate_up: Buffer) -> Any:
-        """The buffers of a running sequence that ``fused_layer`` works in."""
+class BoundProgram(Protocol):
+    """A program with its weights, immutable and shared between threads; each has a state."""
 
-    def fused_layer(
-        self,
-        layer: Any,
-        buffers: Any,
-        k_cache: Buffer,
-        v_cache: Buffer,
-        n: int,
-        position: int,
-        shape: AttentionShape,
-    ) -> None:
-        """``Llama.read_layer`` in one call: the same bits in x and in the caches."""
+    def state(self) -> Any:
+        """What one running pass needs; ``size_bytes`` is its size."""
 
+    def read(self, state: Any, ids: Sequence[int], spans: Sequence[Span]) -> None:
+        """``first`` and all layers for ``ids``, at most ``MAX_ROWS`` of them: the rows of ``spans``
+        one after the other. Rotary tables cover their positions."""
 
-class Unfused:
-    """The answer of a backend that works operation by operation."""
+    def hidden(self, state: Any, start: int, n: int) -> Buffer:
+        """Rows ``start`` to ``start + n`` of the pass through ``final``. A pass gives either these
+        or logits, once."""
 
-    def fuse_layer(self, layer: Layer, cos: Buffer, sin: Buffer, eps: float) -> Any:
-        return None
-
-    def fuse_buffers(self, x: Buffer, qkv: Buffer, att: Buffer, gate_up: Buffer) -> Any:
-        return None
-
-    def fused_layer(self, *arguments: Any) -> None:
-        raise NotImplementedError("fuse_layer gave nothing to run")
+    def logits(self, state: Any, start: int, n: int) -> Floats:
+        """The same rows through ``final`` and ``head``: ``[n, vocabulary]``, the state's own."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import llvmlite.binding
 import numba
@@ -16,14 +16,15 @@ import numpy as np
 
 from ..packing import gather_rows
 from ..tensors import DenseTensor, Int8Tensor, LinearTensor
-from . import Unfused, jit_layers, jit_matmul
+from . import jit_layers, jit_matmul
 from .buffer import Buffer, aligned_zeros
 from .cores import usable_cpus
+from .program import Program, Value
 from .reference import ReferenceOps
-from .selection import NumpySelection
-
-if TYPE_CHECKING:
-    from . import AttentionShape
+from .selection import Floats, NumpySelection
+from .sequences import CacheLayer
+from .walker import Walker
+from .weights import Weights
 
 # From this many tokens on, expanding a block once for all of them pays.
 MANY_TOKENS = 3
@@ -70,7 +71,7 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     return view
 
 
-class NumbaOps(Unfused, NumpySelection):
+class NumbaOps(NumpySelection):
     """``Ops`` in numba. ``threads`` beyond what numba was started with are not used."""
 
     name = "numba"
@@ -91,11 +92,19 @@ class NumbaOps(Unfused, NumpySelection):
     def matrix(self, tensor: LinearTensor) -> JitMatrix:
         return JitMatrix(tensor)
 
-    def embed(self, table: JitMatrix, ids: Buffer, out: Buffer, n: int) -> None:
-        out.array[:n] = gather_rows(table.tensor, ids.array[:n])
+    def bind(self, program: Program, weights: Weights) -> Walker:
+        return Walker(program, weights, self)
 
-    def rmsnorm(self, x: Buffer, weight: Buffer, out: Buffer, n: int, eps: float) -> None:
-        jit_layers.rmsnorm(x.ptr, _read_only(weight.ptr), out.ptr, n, eps)
+    def cache_handle(self, layers: Sequence[CacheLayer], capacity: int) -> None:
+        return None
+
+    def embed(self, matrix: JitMatrix, ids: np.ndarray) -> Floats:
+        return gather_rows(matrix.tensor, ids)
+
+    def linear(self, matrix: JitMatrix, x: Floats) -> Floats:
+        out = np.empty((len(x), matrix.tensor.rows), np.float32)
+        self.matmul(matrix, self.wrap(x), self.wrap(out), len(x))
+        return out
 
     def matmul(self, matrix: JitMatrix, x: Buffer, out: Buffer, n: int, add: bool = False) -> None:
         # The lock also keeps the scratch of quantized activations to one call at a time.
@@ -159,50 +168,40 @@ class NumbaOps(Unfused, NumpySelection):
             self._scratch[key] = scratch
         return scratch
 
-    def rope(
-        self,
-        qkv: Buffer,
-        cos: Buffer,
-        sin: Buffer,
-        k_cache: Buffer,
-        v_cache: Buffer,
-        n: int,
-        position: int,
-        shape: AttentionShape,
-    ) -> None:
-        if k_cache.array.dtype == np.int8:  # right, and not fast
-            _REFERENCE.rope(qkv, cos, sin, k_cache, v_cache, n, position, shape)
-            return
-        jit_layers.rope(
-            qkv.ptr, cos.ptr, sin.ptr, k_cache.ptr, v_cache.ptr, n, position, shape.n_heads
-        )
+    def rms_norm(self, x: Floats, weight: Floats, eps: float) -> Floats:
+        out = np.empty_like(x)
+        jit_layers.rmsnorm(x, _read_only(weight), out, len(x), eps)
+        return out
+
+    def silu(self, x: Floats) -> Floats:
+        out = np.empty_like(x)
+        if self.threads > 1 and len(x) >= 8:
+            with _POOL:
+                numba.set_num_threads(self.threads)
+                jit_layers.silu_parallel(x, out)
+        else:
+            jit_layers.silu(x, out)
+        return out
+
+    def rope(self, x: Floats, cos: Floats, sin: Floats) -> Floats:
+        out = np.empty_like(x)
+        jit_layers.rope(x, _read_only(cos), _read_only(sin), out)
+        return out
 
     def attention(
-        self,
-        qkv: Buffer,
-        k_cache: Buffer,
-        v_cache: Buffer,
-        out: Buffer,
-        n: int,
-        position: int,
-        shape: AttentionShape,
-    ) -> None:
-        if k_cache.array.dtype == np.int8:
-            _REFERENCE.attention(qkv, k_cache, v_cache, out, n, position, shape)
-            return
-        arguments = (TOKENS_PER_TASK, qkv.ptr, k_cache.ptr, v_cache.ptr, out.ptr, n, position)
-        work = shape.n_heads * n * (position + n) * shape.head_dim
-        if self.threads > 1 and work > 1 << 17:
+        self, q: Floats, k: Floats, v: Floats, cache: CacheLayer, position: int, value: Value
+    ) -> Floats:
+        if cache[0].array.dtype == np.int8:  # right, and not fast
+            return _REFERENCE.attention(q, k, v, cache, position, value)
+        n, (k_cache, v_cache) = len(q), (buffer.ptr for buffer in cache)
+        jit_layers.store(k, v, k_cache, v_cache, position)
+        out = np.empty_like(q)
+        scale, window = np.float32(value["scale"]), value["window"] or position + n
+        arguments = (TOKENS_PER_TASK, q, k_cache, v_cache, out, position, scale, window)
+        if self.threads > 1 and value.width * n * min(window, position + n) > 1 << 17:
             with _POOL:
                 numba.set_num_threads(self.threads)
                 jit_layers.attention_parallel(*arguments)
         else:
             jit_layers.attention(*arguments)
-
-    def swiglu(self, gate_up: Buffer, out: Buffer, n: int) -> None:
-        if self.threads > 1 and n >= 8:
-            with _POOL:
-                numba.set_num_threads(self.threads)
-                jit_layers.swiglu_parallel(gate_up.ptr, out.ptr, n)
-        else:
-            jit_layers.swiglu(gate_up.ptr, out.ptr, n)
+        return out

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="call-arg, no-untyped-def, var-annotated"
-"""Compiled operations between the matrix products: norms, rotary embedding, attention, SwiGLU.
+"""Compiled operations between the matrix products: norms, rotary embedding, attention, SiLU.
 
 Caches are float32, or float16 given as uint16 bits. Sums run in a fixed order of their own, which
 is not the reference's: results agree with it within a relative 1e-5 or so, not bit for bit.
@@ -31,31 +31,35 @@ def rmsnorm(x, weight, out, n, eps):
 
 
 @jit()
-def rope(qkv, cos, sin, k_cache, v_cache, n, position, n_heads):
-    n_kv, _, head_dim = k_cache.shape
+def rope(x, cos, sin, out):
+    n, heads, head_dim = x.shape
     half = head_dim // 2
     for t in range(n):
-        at = position + t
-        for head in range(n_heads + n_kv):
-            x = qkv[t, head * head_dim : (head + 1) * head_dim]
+        for h in range(heads):
             for i in range(half):
-                first, second = x[i], x[half + i]
-                x[i] = first * cos[at, i] - second * sin[at, i]
-                x[half + i] = second * cos[at, i] + first * sin[at, i]
-        for kv in range(n_kv):
-            k = qkv[t, (n_heads + kv) * head_dim : (n_heads + kv + 1) * head_dim]
-            v = qkv[t, (n_heads + n_kv + kv) * head_dim : (n_heads + n_kv + kv + 1) * head_dim]
-            for i in range(head_dim):
-                k_cache[kv, at, i] = from_f32(k[i], k_cache[kv, at, i])
-                v_cache[kv, at, i] = from_f32(v[i], v_cache[kv, at, i])
+                first, second = x[t, h, i], x[t, h, half + i]
+                out[t, h, i] = first * cos[t, i] - second * sin[t, i]
+                out[t, h, half + i] = second * cos[t, i] + first * sin[t, i]
 
 
 @jit()
-def _scores(q, k_cache, kv, length, first, last, heads, scale, scores):
-    """``scores[task, j] = scale * q . k_j``; a task is one of ``heads`` queries of a token."""
+def store(k, v, k_cache, v_cache, position):
+    n_kv, _, head_dim = k_cache.shape
+    for t in range(k.shape[0]):
+        at = position + t
+        for kv in range(n_kv):
+            for i in range(head_dim):
+                k_cache[kv, at, i] = from_f32(k[t, kv * head_dim + i], k_cache[kv, at, i])
+                v_cache[kv, at, i] = from_f32(v[t, kv * head_dim + i], v_cache[kv, at, i])
+
+
+@jit()
+def _scores(q, k_cache, kv, begin, length, first, last, heads, scale, scores):
+    """``scores[task, j - begin] = scale * q . k_j``; a task is one of ``heads`` queries of a
+    token."""
     head_dim = k_cache.shape[2]
     keys = np.zeros((head_dim, KEYS), np.float32)  # transposed: keys side by side in the lanes
-    for start in range(0, length, KEYS):
+    for start in range(begin, length, KEYS):
         count = min(KEYS, length - start)
         for j in range(count):
             source = k_cache[kv, start + j]
@@ -63,7 +67,7 @@ def _scores(q, k_cache, kv, length, first, last, heads, scale, scores):
                 keys[i, j] = to_f32(source[i])
         for t in range(first, last):
             for h in range(heads):
-                row = scores[(t - first) * heads + h, start : start + KEYS]
+                row = scores[(t - first) * heads + h, start - begin : start - begin + KEYS]
                 query = q[t, (kv * heads + h) * head_dim : (kv * heads + h + 1) * head_dim]
                 row[:] = 0
                 for i in range(0, head_dim, 2):
@@ -89,66 +93,68 @@ def _softmax(row):
 
 
 @jit()
-def _attend(task, tokens, q, k_cache, v_cache, out, n, position):
+def _attend(task, tokens, q, k_cache, v_cache, out, position, scale, window):
     """One key/value head and one run of ``tokens`` queries, whose keys are widened together."""
     n_kv, _, head_dim = k_cache.shape
     heads = out.shape[1] // (n_kv * head_dim)
     kv = task % n_kv
     first = task // n_kv * tokens
-    last = min(n, first + tokens)
-    length = position + last  # keys that the last query sees
-    scores = np.empty(((last - first) * heads, (length + KEYS - 1) // KEYS * KEYS), np.float32)
-    scale = np.float32(1.0 / math.sqrt(head_dim))
-    _scores(q, k_cache, kv, length, first, last, heads, scale, scores)
+    last = min(q.shape[0], first + tokens)
+    begin, length = max(0, position + first + 1 - window), position + last  # keys that some see
+    columns = (length - begin + KEYS - 1) // KEYS * KEYS
+    scores = np.empty(((last - first) * heads, columns), np.float32)
+    _scores(q, k_cache, kv, begin, length, first, last, heads, scale, scores)
     for t in range(first, last):
+        opens = max(0, position + t + 1 - window) - begin
         for h in range(heads):
-            _softmax(scores[(t - first) * heads + h, : position + t + 1])
+            row = scores[(t - first) * heads + h]
+            row[:opens] = 0
+            _softmax(row[opens : position + t + 1 - begin])
             out[t, (kv * heads + h) * head_dim : (kv * heads + h + 1) * head_dim] = 0
     values = np.empty((KEYS, head_dim), np.float32)
-    for start in range(0, length, KEYS):
+    for start in range(begin, length, KEYS):
         count = min(KEYS, length - start)
         for j in range(count):
             source = v_cache[kv, start + j]
             for i in range(head_dim):
                 values[j, i] = to_f32(source[i])
         for t in range(first, last):
+            unseen = max(0, position + t + 1 - window - start)
             seen = min(count, position + t + 1 - start)
             for h in range(heads):
                 row = scores[(t - first) * heads + h]
                 total = out[t, (kv * heads + h) * head_dim : (kv * heads + h + 1) * head_dim]
-                for j in range(seen):
-                    p, value = row[start + j], values[j]
+                for j in range(unseen, seen):
+                    p, value = row[start - begin + j], values[j]
                     for i in range(head_dim):
                         total[i] = fma(p, value[i], total[i])
 
 
 @jit()
-def attention(tokens, q, k_cache, v_cache, out, n, position):
-    for task in range(k_cache.shape[0] * ((n + tokens - 1) // tokens)):
-        _attend(task, tokens, q, k_cache, v_cache, out, n, position)
+def attention(tokens, q, k_cache, v_cache, out, position, scale, window):
+    for task in range(k_cache.shape[0] * ((q.shape[0] + tokens - 1) // tokens)):
+        _attend(task, tokens, q, k_cache, v_cache, out, position, scale, window)
 
 
 @jit(parallel=True)
-def attention_parallel(tokens, q, k_cache, v_cache, out, n, position):
-    for task in prange(k_cache.shape[0] * ((n + tokens - 1) // tokens)):
-        _attend(task, tokens, q, k_cache, v_cache, out, n, position)
+def attention_parallel(tokens, q, k_cache, v_cache, out, position, scale, window):
+    for task in prange(k_cache.shape[0] * ((q.shape[0] + tokens - 1) // tokens)):
+        _attend(task, tokens, q, k_cache, v_cache, out, position, scale, window)
 
 
 @jit()
-def _swiglu_row(gate_up, out):
-    f = out.size
-    for i in range(f):
-        gate = gate_up[i]
-        out[i] = gate / (np.float32(1) + math.exp(-gate)) * gate_up[f + i]
+def _silu_row(x, out):
+    for i in range(out.size):
+        out[i] = x[i] / (np.float32(1) + math.exp(-x[i]))
 
 
 @jit()
-def swiglu(gate_up, out, n):
-    for t in range(n):
-        _swiglu_row(gate_up[t], out[t])
+def silu(x, out):
+    for t in range(x.shape[0]):
+        _silu_row(x[t], out[t])
 
 
 @jit(parallel=True)
-def swiglu_parallel(gate_up, out, n):
-    for t in prange(n):
-        _swiglu_row(gate_up[t], out[t])
+def silu_parallel(x, out):
+    for t in prange(x.shape[0]):
+        _silu_row(x[t], out[t])

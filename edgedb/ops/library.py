@@ -4,13 +4,13 @@ A call into C lets go of the interpreter's lock, so while it runs anything may h
 another thread drops the last reference to an array, or the process ends around a daemon thread,
 which frees whatever that thread keeps outside its frames. Only the arguments of the call itself are
 sure to live until it returns. Hence one rule: a pointer keeps alive all memory that C reaches
-through it. ``array_pointer``, ``struct_pointer`` and ``owned`` make such pointers, and nothing else
-in this package makes any; a cast (``ffi.cast``) loses what it points to.
+through it. ``array_pointer``, ``struct_pointer``, ``pointers`` and ``owned`` make such pointers,
+and nothing else in this package makes any; a cast (``ffi.cast``) loses what it points to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,11 @@ def struct_pointer(ctype: str, fields: dict[str, Any]) -> Any:
     return owned(ffi.new(ctype, fields), _forget, tuple(fields.values()))
 
 
+def pointers(items: Sequence[Any], ctype: str = "float *") -> Any:
+    """A new array of pointers, which keeps alive what they point to."""
+    return owned(ffi.new(f"{ctype}[{len(items)}]", list(items)), _forget, tuple(items))
+
+
 def owned(pointer: Any, destroy: Callable[[Any], None], *needed: Any) -> Any:
     """``pointer`` together with what it is good for nothing without.
 
@@ -55,6 +60,11 @@ def owned(pointer: Any, destroy: Callable[[Any], None], *needed: Any) -> Any:
 
 def _forget(pointer: Any) -> None:
     """The end of memory that cffi owns."""
+
+
+def status_text(status: int) -> str:
+    """One line for a status of the library."""
+    return text_of(lib.edb_status_text(status))
 
 
 def text_of(string: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import NativeError
-from .library import array_pointer, lib, text_of
+from .library import array_pointer, lib, status_text
 from .selection import Doubles, Floats, Ids, NumpySelection
 
 # From here on a partition by numpy is quicker than a heap.
@@ -33,7 +33,7 @@ class NativeSelection(NumpySelection):
             array_pointer(values),
         )
         if status:
-            raise NativeError(f"select: {text_of(lib.edb_status_text(status))}")
+            raise NativeError(f"select: {status_text(status)}")
         return ids, values
 
     def softmax_weights(self, logits: Floats, top: float, temperature: float = 1.0) -> Doubles:
@@ -48,5 +48,5 @@ class NativeSelection(NumpySelection):
             array_pointer(weights),
         )
         if status:
-            raise NativeError(f"weights: {text_of(lib.edb_status_text(status))}")
+            raise NativeError(f"weights: {status_text(status)}")
         return weights

@@ -8,20 +8,21 @@ float32) products, RMSNorm and attention add in numpy's order: relative differen
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..packing import SMALLEST_NORMAL, gather_rows, levels, unpack_int8
 from ..tensors import GROUP, DenseTensor, Int8Tensor, LinearTensor, PairTensor
-from . import Unfused
 from .buffer import Buffer, aligned_zeros
 from .narrow_cache import pack_rows, unpack_rows
-from .selection import NumpySelection
-
-if TYPE_CHECKING:
-    from . import AttentionShape
+from .program import Program, Value
+from .selection import Floats, NumpySelection
+from .sequences import CacheLayer
+from .walker import Walker
+from .weights import Weights
 
 
 def quantize(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +118,7 @@ def _widened(rows: np.ndarray, head_dim: int) -> np.ndarray:
     return rows.astype(np.float32)
 
 
-class ReferenceOps(Unfused, NumpySelection):
+class ReferenceOps(NumpySelection):
     """``Ops`` in plain numpy."""
 
     name = "numpy"
@@ -134,13 +135,11 @@ class ReferenceOps(Unfused, NumpySelection):
     def matrix(self, tensor: LinearTensor) -> ReferenceMatrix:
         return ReferenceMatrix(tensor)
 
-    def embed(self, table: ReferenceMatrix, ids: Buffer, out: Buffer, n: int) -> None:
-        out.array[:n] = gather_rows(table.tensor, ids.array[:n])
+    def bind(self, program: Program, weights: Weights) -> Walker:
+        return Walker(program, weights, self)
 
-    def rmsnorm(self, x: Buffer, weight: Buffer, out: Buffer, n: int, eps: float) -> None:
-        rows = x.array[:n]
-        mean_square = np.mean(rows * rows, axis=1, keepdims=True, dtype=np.float32)
-        out.array[:n] = rows * (1 / np.sqrt(mean_square + np.float32(eps))) * weight.array
+    def cache_handle(self, layers: Sequence[CacheLayer], capacity: int) -> None:
+        return None
 
     def matmul(
         self, matrix: ReferenceMatrix, x: Buffer, out: Buffer, n: int, add: bool = False
@@ -151,60 +150,49 @@ class ReferenceOps(Unfused, NumpySelection):
         else:
             out.array[:n] = y
 
-    def rope(
-        self,
-        qkv: Buffer,
-        cos: Buffer,
-        sin: Buffer,
-        k_cache: Buffer,
-        v_cache: Buffer,
-        n: int,
-        position: int,
-        shape: AttentionShape,
-    ) -> None:
-        half = shape.head_dim // 2
-        n_rotated = shape.n_heads + shape.n_kv_heads
-        heads = qkv.array[:n].reshape(n, n_rotated + shape.n_kv_heads, shape.head_dim)
-        rotated = heads[:, :n_rotated]
-        c = cos.array[position : position + n, None]
-        s = sin.array[position : position + n, None]
-        first, second = rotated[..., :half].copy(), rotated[..., half:].copy()
-        rotated[..., :half] = first * c - second * s
-        rotated[..., half:] = second * c + first * s
-        for cache, new in ((k_cache, rotated[:, shape.n_heads :]), (v_cache, heads[:, n_rotated:])):
-            rows = new.transpose(1, 0, 2)
-            if cache.array.dtype == np.int8:
-                rows = pack_rows(rows)
-            cache.array[:, position : position + n] = rows
+    def embed(self, matrix: ReferenceMatrix, ids: np.ndarray) -> Floats:
+        return gather_rows(matrix.tensor, ids)
+
+    def linear(self, matrix: ReferenceMatrix, x: Floats) -> Floats:
+        return matrix.multiply(x)
+
+    def rms_norm(self, x: Floats, weight: Floats, eps: float) -> Floats:
+        mean_square = np.mean(x * x, axis=1, keepdims=True, dtype=np.float32)
+        out: Floats = x * (1 / np.sqrt(mean_square + np.float32(eps))) * weight
+        return out
+
+    def silu(self, x: Floats) -> Floats:
+        with np.errstate(over="ignore"):  # exp(-x) may overflow to infinity: silu is then 0
+            out: Floats = x / (1 + np.exp(-x))
+        return out
+
+    def rope(self, x: Floats, cos: Floats, sin: Floats) -> Floats:
+        first, second = np.split(x, 2, axis=-1)
+        c, s = cos[:, None], sin[:, None]
+        return np.concatenate([first * c - second * s, second * c + first * s], axis=-1)
 
     def attention(
-        self,
-        qkv: Buffer,
-        k_cache: Buffer,
-        v_cache: Buffer,
-        out: Buffer,
-        n: int,
-        position: int,
-        shape: AttentionShape,
-    ) -> None:
+        self, q: Floats, k: Floats, v: Floats, cache: CacheLayer, position: int, value: Value
+    ) -> Floats:
+        n, n_kv_heads, head_dim = len(q), value["n_kv_heads"], value["head_dim"]
         length = position + n
-        heads_per_kv = shape.n_heads // shape.n_kv_heads
-        q_size = shape.n_heads * shape.head_dim
-        q = qkv.array[:n, :q_size].reshape(n, shape.n_kv_heads, heads_per_kv, shape.head_dim)
-        result = out.array[:n].reshape(n, shape.n_kv_heads, heads_per_kv, shape.head_dim)
-        # A query may not see the keys behind it.
-        hidden = np.arange(length)[None, :] > position + np.arange(n)[:, None]
-        scale = np.float32(1 / np.sqrt(np.float32(shape.head_dim)))
-        for kv in range(shape.n_kv_heads):
-            k = _widened(k_cache.array[kv, :length], shape.head_dim)
-            v = _widened(v_cache.array[kv, :length], shape.head_dim)
+        for buffer, new in zip(cache, (k, v), strict=True):
+            rows = new.reshape(n, n_kv_heads, head_dim).transpose(1, 0, 2)
+            packed = pack_rows(rows) if buffer.array.dtype == np.int8 else rows
+            buffer.array[:, position:length] = packed
+
+        heads_per_kv = value["n_heads"] // n_kv_heads
+        q = q.reshape(n, n_kv_heads, heads_per_kv, head_dim)
+        out = np.empty_like(q)
+        # A query sees its own key and those before it, as far as its window reaches.
+        distance = (position + np.arange(n))[:, None] - np.arange(length)[None, :]
+        hidden = (distance < 0) | (distance >= (value["window"] or length))
+        scale = np.float32(value["scale"])
+        for kv in range(n_kv_heads):
+            keys, values = (_widened(b.array[kv, :length], head_dim) for b in cache)
             for h in range(heads_per_kv):
-                scores = (q[:, kv, h] @ k.T) * scale
+                scores = (q[:, kv, h] @ keys.T) * scale
                 scores[hidden] = -np.inf
                 p = np.exp(scores - scores.max(axis=1, keepdims=True))
-                result[:, kv, h] = (p @ v) / p.sum(axis=1, keepdims=True)
-
-    def swiglu(self, gate_up: Buffer, out: Buffer, n: int) -> None:
-        gate, up = np.split(gate_up.array[:n], 2, axis=1)
-        with np.errstate(over="ignore"):
-            out.array[:n] = gate / (1 + np.exp(-gate)) * up
+                out[:, kv, h] = (p @ values) / p.sum(axis=1, keepdims=True)
+        return out.reshape(n, -1)

@@ -245,45 +245,97 @@ edb_status edb_select(const float *logits, int64_t n, int64_t k, int32_t *ids, f
 edb_status edb_softmax_weights(const float *logits, int64_t n, double top, double temperature,
                                double *weights);
 
-/* ---- a whole layer ---- */
-
-/* Weights of a decoder layer, and the tables of the rotary embedding. */
-typedef struct {
-    const float *attn_norm;       /* [hidden] */
-    const edb_matrix *attn_qkv;   /* [(n_heads + 2*n_kv_heads) * head_dim, hidden] */
-    const edb_matrix *attn_out;   /* [hidden, n_heads * head_dim] */
-    const float *mlp_norm;        /* [hidden] */
-    const edb_matrix *mlp_gate_up; /* [2 * f, hidden] */
-    const edb_matrix *mlp_down;   /* [hidden, f] */
-    const float *cos, *sin;       /* [capacity, head_dim/2] */
-    float eps;                    /* of both norms */
-} edb_layer;
-
-/* Where a layer works, for n tokens. */
-typedef struct {
-    float *x;       /* [n, hidden], the residual stream: read and written */
-    float *qkv;     /* [n, (n_heads + 2*n_kv_heads) * head_dim] */
-    float *att;     /* [n, n_heads * head_dim] */
-    float *gate_up; /* [n, 2 * f] */
-} edb_layer_buffers;
-
-/* Bytes of scratch that edb_decoder_layer needs for n tokens up to `positions`; 0 if invalid. */
-size_t edb_decoder_layer_scratch_bytes(const edb_context *context, const edb_layer *layer,
-                                       const edb_attention_shape *shape, int64_t n,
-                                       int64_t positions);
+/* ---- a whole model ---- */
 
 /*
- * One layer in one call, with the results of these calls, of which it makes one job for the pool:
- *
- *   rmsnorm(x, attn_norm), matmul(attn_qkv), rope, attention, x += matmul(attn_out),
- *   rmsnorm(x, mlp_norm), matmul(mlp_gate_up), swiglu, x += matmul(mlp_down)
- *
- * EDB_ERR_SHAPE if the sizes of weights and heads disagree.
+ * A pass is a list of operations over slots: arrays [n, width] of floats, one row a token, that the
+ * caller owns. A view is some columns of a slot.
  */
-edb_status edb_decoder_layer(const edb_context *context, const edb_layer *layer,
-                             const edb_attention_shape *shape, const edb_layer_buffers *buffers,
-                             void *k_cache, void *v_cache, int64_t n, int64_t pos, void *scratch,
-                             size_t scratch_bytes);
+typedef struct {
+    int32_t slot;
+    int32_t column; /* the first */
+} edb_view;
+
+enum {
+    EDB_OP_EMBED = 1,    /* out = row ids[t] of matrix */
+    EDB_OP_LINEAR = 2,   /* out = W input + bias, or out + that with `add`; whole slots only */
+    EDB_OP_RMS_NORM = 3, /* out = each of `heads` parts of x over its root mean square, * weight */
+    EDB_OP_ADD = 4,      /* out = x + y */
+    EDB_OP_MUL = 5,      /* out = x * y */
+    EDB_OP_SILU = 6,     /* out = x / (1 + exp(-x)) */
+    EDB_OP_COPY = 7,     /* out = x */
+    EDB_OP_ROPE = 8,     /* out = each of `heads` heads of x turned by the token's position */
+    EDB_OP_ATTENTION = 9 /* out = attention of queries x, keys y, values z; see edb_op */
+};
+
+/* What a LINEAR multiplies: x as it is, x normalized, or silu(gate) * up with x = (gate, up). */
+enum { EDB_INPUT_PLAIN = 0, EDB_INPUT_NORMED = 1, EDB_INPUT_GATED = 2 };
+
+/*
+ * One operation; what its code does not name is ignored. Element by element (RMS_NORM to ROPE) `out`
+ * may be the very view of an argument; otherwise views that are written overlap no other.
+ *
+ * ATTENTION stores its keys and values in `cache` and lets a query see the keys up to its own, at
+ * most `window` of them. With q_norm and k_norm every head of x and y is normalized first; with cos
+ * and sin it is turned then. x is overwritten by that; y is not.
+ */
+typedef struct {
+    int32_t code;
+    int32_t input;            /* LINEAR: EDB_INPUT_... */
+    int32_t add;              /* LINEAR */
+    int32_t heads;            /* RMS_NORM, ROPE */
+    edb_view x, y, z, out;
+    int64_t width;            /* columns of out; of one head times heads */
+    const edb_matrix *matrix; /* EMBED [., width]; LINEAR [width, columns of the input] */
+    const float *bias;        /* LINEAR: [width] or NULL */
+    const float *weight;      /* RMS_NORM: [width / heads]; EDB_INPUT_NORMED: [columns of x] */
+    float eps;                /* of every norm */
+    float scale;              /* ATTENTION: of the scores */
+    int64_t positions;        /* rows of cos and sin */
+    const float *cos, *sin;   /* ROPE, ATTENTION: [positions, head_dim / 2]; there NULL: no turn */
+    const float *q_norm, *k_norm; /* ATTENTION: [head_dim] or NULL */
+    int32_t n_heads, n_kv_heads, head_dim; /* ATTENTION */
+    int32_t cache;                         /* ATTENTION: which of a span's */
+    int64_t window;                        /* ATTENTION: 1 or more */
+} edb_op;
+
+typedef struct edb_program edb_program;
+
+/*
+ * Checks and copies the operations; matrices, vectors and tables that they point to must outlive the
+ * program. widths [n_slots]. On failure `*wrong` is the operation's index, or -1.
+ */
+edb_status edb_program_create(const edb_op *ops, int32_t n_ops, const int64_t *widths,
+                              int32_t n_slots, edb_program **program, int32_t *wrong);
+
+/* NULL is allowed. */
+void edb_program_destroy(edb_program *program);
+
+/*
+ * Some rows of a pass: n tokens of one sequence, at positions pos..pos+n-1, and its caches (see
+ * edb_attention_shape), all of one type and capacity. keys, values: [caches of the program].
+ */
+typedef struct {
+    int64_t n, pos;
+    int64_t capacity;
+    int32_t cache_kind;
+    void *const *keys;
+    void *const *values;
+} edb_span;
+
+/* Bytes of scratch for a pass of n rows over these spans with full caches; 0 if invalid. */
+size_t edb_program_scratch_bytes(const edb_context *context, const edb_program *program, int64_t n,
+                                 const edb_span *spans, int32_t n_spans);
+
+/*
+ * Runs all operations for rows 0..n-1, n at most 128. Spans are consecutive rows and together all of
+ * them; a program without ROPE and ATTENTION takes none. ids [n] for EMBED. What a row becomes
+ * depends on its own sequence alone.
+ */
+edb_status edb_program_run(const edb_context *context, const edb_program *program,
+                           const int32_t *ids, float *const *slots, int64_t n,
+                           const edb_span *spans, int32_t n_spans, void *scratch,
+                           size_t scratch_bytes);
 
 #ifdef __cplusplus
 }

@@ -55,19 +55,23 @@ static int64_t qkv_size(const edb_attention_shape *shape) {
     return ((int64_t)shape->n_heads + 2 * (int64_t)shape->n_kv_heads) * shape->head_dim;
 }
 
+static int64_t cache_row_bytes(int64_t head_dim, int32_t kind) {
+    if (kind == EDB_INT8) return edb_int8_row_bytes(head_dim);
+    return head_dim * (kind == EDB_F16 ? 2 : 4);
+}
+
 /* Address of a cache row, that is of one head at one position. */
 static char *cache_row(void *cache, const edb_attention_shape *shape, int64_t head,
                        int64_t position) {
-    int64_t bytes = shape->head_dim * (shape->cache_kind == EDB_F16 ? 2 : 4);
-    if (shape->cache_kind == EDB_INT8) bytes = edb_int8_row_bytes(shape->head_dim);
+    int64_t bytes = cache_row_bytes(shape->head_dim, shape->cache_kind);
     return (char *)cache + (head * shape->capacity + position) * bytes;
 }
 
 static void store_head(const edb_attention_job *job, const float *x, void *row) {
-    int64_t head_dim = job->shape->head_dim;
-    if (job->shape->cache_kind == EDB_F16) {
+    int64_t head_dim = job->shape.head_dim;
+    if (job->shape.cache_kind == EDB_F16) {
         job->kernels->to_f16(x, row, head_dim);
-    } else if (job->shape->cache_kind == EDB_INT8) {
+    } else if (job->shape.cache_kind == EDB_INT8) {
         int8_t q[MAX_HEAD_DIM];
         float sx[MAX_HEAD_DIM / EDB_GROUP];
         job->kernels->quantize(x, head_dim, q, sx, 1);
@@ -79,40 +83,72 @@ static void store_head(const edb_attention_job *job, const float *x, void *row) 
     }
 }
 
-/* Head `head` of token t; keys follow the queries, values the keys. */
-static float *head_of(const edb_attention_job *job, int64_t t, int64_t head) {
-    return job->qkv + t * qkv_size(job->shape) + head * job->shape->head_dim;
+static float *head_of(edb_rows rows, int64_t t, int64_t head, int64_t head_dim) {
+    return rows.x + t * rows.stride + head * head_dim;
+}
+
+/* y = a head as attention wants it, for a token at `position`: normed, turned; y may be x. */
+static void turn(const edb_attention_job *job, const float *x, const float *norm, int64_t position,
+                 float *y) {
+    int64_t head_dim = job->shape.head_dim, half = head_dim / 2;
+    if (norm != NULL) {
+        job->kernels->rmsnorm(x, norm, y, head_dim, job->eps);
+        x = y;
+    }
+    if (job->cos != NULL)
+        job->kernels->rotate(x, job->cos + position * half, job->sin + position * half, y,
+                             head_dim);
 }
 
 /* A task is a key/value head of one token, with the queries that read it. */
-static void rope_heads(void *argument, int64_t begin, int64_t end, int32_t worker) {
+static void store_heads(void *argument, int64_t begin, int64_t end, int32_t worker) {
     const edb_attention_job *job = argument;
-    const edb_attention_shape *shape = job->shape;
+    const edb_attention_shape *shape = &job->shape;
     int64_t head_dim = shape->head_dim, heads = shape->n_heads / shape->n_kv_heads;
     (void)worker;
     for (int64_t task = begin; task < end; task++) {
         int64_t t = task / shape->n_kv_heads, kv_head = task % shape->n_kv_heads;
         int64_t position = job->pos + t;
-        const float *cos = job->cos + position * (head_dim / 2);
-        const float *sin = job->sin + position * (head_dim / 2);
         for (int64_t head = kv_head * heads; head < (kv_head + 1) * heads; head++) {
-            float *x = head_of(job, t, head);
-            job->kernels->rotate(x, cos, sin, x, head_dim);
+            float *q = head_of(job->q, t, head, head_dim);
+            turn(job, q, job->q_norm, position, q);
         }
-        float rotated[MAX_HEAD_DIM];
-        job->kernels->rotate(head_of(job, t, shape->n_heads + kv_head), cos, sin, rotated,
-                             head_dim);
-        store_head(job, rotated, cache_row(job->k_cache, shape, kv_head, position));
-        store_head(job, head_of(job, t, shape->n_heads + shape->n_kv_heads + kv_head),
+        const float *k = head_of(job->k, t, kv_head, head_dim);
+        float turned[MAX_HEAD_DIM];
+        if (job->k_norm != NULL || job->cos != NULL) {
+            turn(job, k, job->k_norm, position, turned);
+            k = turned;
+        }
+        store_head(job, k, cache_row(job->k_cache, shape, kv_head, position));
+        store_head(job, head_of(job->v, t, kv_head, head_dim),
                    cache_row(job->v_cache, shape, kv_head, position));
     }
 }
 
-int32_t edb_rope_stages(const edb_context *context, edb_attention_job *job, edb_stage *stages) {
-    int64_t tasks = job->n * job->shape->n_kv_heads;
+int32_t edb_store_stages(const edb_context *context, edb_attention_job *job, edb_stage *stages) {
+    int64_t tasks = job->n * job->shape.n_kv_heads;
     int64_t chunk = job->n > 1 ? edb_chunk(context->pool, tasks) : tasks;
-    stages[0] = (edb_stage){rope_heads, job, tasks, chunk};
+    stages[0] = (edb_stage){store_heads, job, tasks, chunk};
     return 1;
+}
+
+/* The rows of qkv [n, (n_heads + 2*n_kv_heads) * head_dim], and what a call of its own says. */
+static edb_attention_job job_of(const edb_context *context, const edb_attention_shape *shape,
+                                float *qkv, const void *k_cache, const void *v_cache, int64_t n,
+                                int64_t pos) {
+    int64_t q_size = (int64_t)shape->n_heads * shape->head_dim, stride = qkv_size(shape);
+    int64_t kv_size = (int64_t)shape->n_kv_heads * shape->head_dim;
+    return (edb_attention_job){.kernels = context->isa->kernels,
+                               .shape = *shape,
+                               .q = {qkv, stride},
+                               .k = {qkv + q_size, stride},
+                               .v = {qkv + q_size + kv_size, stride},
+                               .k_cache = (void *)(uintptr_t)k_cache,
+                               .v_cache = (void *)(uintptr_t)v_cache,
+                               .n = n,
+                               .pos = pos,
+                               .scale = 1.0f / sqrtf((float)shape->head_dim),
+                               .window = EDB_MAX_TOKENS};
 }
 
 edb_status edb_rope(const edb_context *context, const edb_attention_shape *shape, float *qkv,
@@ -122,17 +158,11 @@ edb_status edb_rope(const edb_context *context, const edb_attention_shape *shape
     edb_status status = edb_check_attention(shape, k_cache, v_cache, n, pos);
     if (status != EDB_OK) return status;
     if (!edb_aligned(qkv, 4) || !edb_aligned(cos, 4) || !edb_aligned(sin, 4)) return EDB_ERR_ALIGN;
-    edb_attention_job job = {.kernels = context->isa->kernels,
-                             .shape = shape,
-                             .qkv = qkv,
-                             .cos = cos,
-                             .sin = sin,
-                             .k_cache = k_cache,
-                             .v_cache = v_cache,
-                             .n = n,
-                             .pos = pos};
+    edb_attention_job job = job_of(context, shape, qkv, k_cache, v_cache, n, pos);
+    job.cos = cos;
+    job.sin = sin;
     edb_stage stage;
-    edb_rope_stages(context, &job, &stage);
+    edb_store_stages(context, &job, &stage);
     edb_pool *pool = n * qkv_size(shape) < WORTH_SHARING ? NULL : context->pool;
     edb_pool_run_stages(pool, &stage, 1);
     return EDB_OK;
@@ -181,46 +211,63 @@ uint64_t edb_attention_scratch(const edb_context *context, const edb_attention_s
     return (uint64_t)floats * sizeof(float) + 63;
 }
 
-/* Rows first..last-1 of a head against the keys of one block; found [last - first, found_size]. */
+/* The first position whose key token t sees. */
+static int64_t first_key(const edb_attention_job *job, int64_t t) {
+    return edb_max(0, job->pos + t + 1 - job->window);
+}
+
+/*
+ * Rows first..last-1 of a head against the keys of one block; found [last - first, found_size]. Rows
+ * go together where they begin at the same key: all of them, but in the block where a window opens.
+ */
 static void attend_block(const edb_attention_job *job, int64_t kv_head, int64_t first, int64_t last,
                          int64_t block, edb_attend keys, float *found) {
-    const edb_attention_shape *shape = job->shape;
+    const edb_attention_shape *shape = &job->shape;
     int64_t heads = heads_per_kv(shape), key = block * EDB_KEY_BLOCK;
+    int64_t row_bytes = cache_row_bytes(shape->head_dim, keys.cache_kind);
+    const char *k = keys.k, *v = keys.v;
     keys.head_dim = shape->head_dim;
-    keys.scale = 1.0f / sqrtf((float)shape->head_dim);
+    keys.scale = job->scale;
     for (int64_t row = first; row < last;) {
+        int64_t begin = -1;
         for (keys.rows = 0; keys.rows < EDB_ATTEND_ROWS && row < last; row++) {
-            int64_t t = row / heads, seen = job->pos + t + 1 - key;
-            if (seen <= 0) continue; /* only later tokens see this block */
-            keys.q[keys.rows] = head_of(job, t, kv_head * heads + row % heads);
-            keys.keys[keys.rows] = edb_min(seen, EDB_KEY_BLOCK);
+            int64_t t = row / heads, end = edb_min(job->pos + t + 1 - key, EDB_KEY_BLOCK);
+            int64_t from = edb_max(0, first_key(job, t) - key);
+            if (from >= end) continue; /* the token sees nothing of this block */
+            if (keys.rows > 0 && from != begin) break;
+            begin = from;
+            keys.q[keys.rows] =
+                head_of(job->q, t, kv_head * heads + row % heads, shape->head_dim);
+            keys.keys[keys.rows] = end - from;
             keys.found[keys.rows++] = found + (row - first) * found_size(shape);
         }
-        if (keys.rows > 0) job->kernels->attend(&keys);
+        if (keys.rows == 0) return;
+        keys.k = k + begin * row_bytes;
+        keys.v = v + begin * row_bytes;
+        job->kernels->attend(&keys);
     }
 }
 
 static float *out_row(const edb_attention_job *job, int64_t kv_head, int64_t row) {
-    int64_t heads = heads_per_kv(job->shape);
-    int64_t head = row / heads * job->shape->n_heads + kv_head * heads + row % heads;
-    return job->out + head * job->shape->head_dim;
+    int64_t heads = heads_per_kv(&job->shape);
+    return head_of(job->out, row / heads, kv_head * heads + row % heads, job->shape.head_dim);
 }
 
 /* What row `row` of a head found in a block, where rows are few. */
 static float *found_in_block(const edb_attention_job *job, int64_t kv_head, int64_t block,
                              int64_t row) {
-    int64_t rows = job->n * heads_per_kv(job->shape);
+    int64_t rows = job->n * heads_per_kv(&job->shape), at = block - job->first_block;
     return (float *)(void *)job->scratch +
-           ((kv_head * job->blocks + block) * rows + row) * found_size(job->shape);
+           ((kv_head * job->blocks + at) * rows + row) * found_size(&job->shape);
 }
 
 /* float32 keys or values of a block, converted if need be. */
 static const void *widened(const edb_attention_job *job, void *cache, int64_t kv_head, int64_t key,
                            int64_t count, float *wide) {
-    const void *rows = cache_row(cache, job->shape, kv_head, key);
-    if (job->shape->cache_kind == EDB_F32) return rows;
-    int64_t head_dim = job->shape->head_dim;
-    if (job->shape->cache_kind == EDB_INT8) {
+    const void *rows = cache_row(cache, &job->shape, kv_head, key);
+    if (job->shape.cache_kind == EDB_F32) return rows;
+    int64_t head_dim = job->shape.head_dim;
+    if (job->shape.cache_kind == EDB_INT8) {
         job->kernels->widen_int8(rows, wide, count, head_dim);
     } else {
         job->kernels->from_f16(rows, wide, count * head_dim);
@@ -230,9 +277,10 @@ static const void *widened(const edb_attention_job *job, void *cache, int64_t kv
 
 static void attend_few(void *argument, int64_t begin, int64_t end, int32_t worker) {
     const edb_attention_job *job = argument;
-    const edb_attention_shape *shape = job->shape;
+    const edb_attention_shape *shape = &job->shape;
     for (int64_t task = begin; task < end; task++) {
-        int64_t kv_head = task % shape->n_kv_heads, block = task / shape->n_kv_heads;
+        int64_t kv_head = task % shape->n_kv_heads;
+        int64_t block = job->first_block + task / shape->n_kv_heads;
         int64_t key = block * EDB_KEY_BLOCK;
         edb_attend keys = {
             .cache_kind = shape->cache_kind,
@@ -255,14 +303,15 @@ static void attend_few(void *argument, int64_t begin, int64_t end, int32_t worke
 /* A task is one row of one head. */
 static void join_blocks(void *argument, int64_t begin, int64_t end, int32_t worker) {
     const edb_attention_job *job = argument;
-    const edb_attention_shape *shape = job->shape;
+    const edb_attention_shape *shape = &job->shape;
     int64_t rows = job->n * heads_per_kv(shape);
     (void)worker;
     for (int64_t task = begin; task < end; task++) {
         int64_t kv_head = task / rows, row = task % rows;
-        int64_t keys = job->pos + row / heads_per_kv(shape) + 1;
-        float *found = found_in_block(job, kv_head, 0, row);
-        for (int64_t block = 1; block * EDB_KEY_BLOCK < keys; block++)
+        int64_t t = row / heads_per_kv(shape), keys = job->pos + t + 1;
+        int64_t first = first_key(job, t) / EDB_KEY_BLOCK;
+        float *found = found_in_block(job, kv_head, first, row);
+        for (int64_t block = first + 1; block * EDB_KEY_BLOCK < keys; block++)
             job->kernels->merge_found(found, found_in_block(job, kv_head, block, row),
                                       shape->head_dim);
         job->kernels->finish_found(found, out_row(job, kv_head, row), shape->head_dim);
@@ -271,7 +320,7 @@ static void join_blocks(void *argument, int64_t begin, int64_t end, int32_t work
 
 static void attend_many(void *argument, int64_t begin, int64_t end, int32_t worker) {
     const edb_attention_job *job = argument;
-    const edb_attention_shape *shape = job->shape;
+    const edb_attention_shape *shape = &job->shape;
     int64_t heads = heads_per_kv(shape), size = found_size(shape);
     float *k = (float *)(void *)job->scratch + worker * thread_floats(shape);
     float *v = k + block_floats(shape), *found = v + block_floats(shape);
@@ -280,17 +329,24 @@ static void attend_many(void *argument, int64_t begin, int64_t end, int32_t work
         int64_t kv_head = task % shape->n_kv_heads;
         int64_t last = job->n - task / shape->n_kv_heads * TOKENS_TOGETHER;
         int64_t first = edb_max(0, last - TOKENS_TOGETHER), keys = job->pos + last;
-        for (int64_t key = 0; key < keys; key += EDB_KEY_BLOCK) {
+        int64_t begin = first_key(job, first) / EDB_KEY_BLOCK * EDB_KEY_BLOCK;
+        int begin_together = first_key(job, last - 1) < begin + EDB_KEY_BLOCK;
+        for (int64_t key = begin; key < keys; key += EDB_KEY_BLOCK) {
             int64_t count = edb_min(EDB_KEY_BLOCK, keys - key);
+            int is_first = key == begin && begin_together; /* of every token */
             edb_attend wide = {.cache_kind = EDB_F32,
                                .k = widened(job, job->k_cache, kv_head, key, count, k),
                                .v = widened(job, job->v_cache, kv_head, key, count, v)};
             attend_block(job, kv_head, first * heads, last * heads, key / EDB_KEY_BLOCK, wide,
-                         key == 0 ? found : in_block);
-            for (int64_t row = first * heads; key > 0 && row < last * heads; row++) {
-                int64_t at = (row - first * heads) * size;
-                if (job->pos + row / heads + 1 > key)
+                         is_first ? found : in_block);
+            for (int64_t row = first * heads; !is_first && row < last * heads; row++) {
+                int64_t at = (row - first * heads) * size, t = row / heads;
+                if (job->pos + t + 1 <= key || first_key(job, t) >= key + EDB_KEY_BLOCK) continue;
+                if (first_key(job, t) >= key) {
+                    memcpy(found + at, in_block + at, (size_t)size * sizeof *found);
+                } else {
                     job->kernels->merge_found(found + at, in_block + at, shape->head_dim);
+                }
             }
         }
         for (int64_t row = first * heads; row < last * heads; row++)
@@ -301,10 +357,11 @@ static void attend_many(void *argument, int64_t begin, int64_t end, int32_t work
 
 int32_t edb_attention_stages(const edb_context *context, edb_attention_job *job, void *scratch,
                              edb_stage *stages) {
-    const edb_attention_shape *shape = job->shape;
+    const edb_attention_shape *shape = &job->shape;
     (void)context;
     job->scratch = edb_align_up(scratch);
-    job->blocks = edb_ceil_div(job->pos + job->n, EDB_KEY_BLOCK);
+    job->first_block = first_key(job, 0) / EDB_KEY_BLOCK;
+    job->blocks = edb_ceil_div(job->pos + job->n, EDB_KEY_BLOCK) - job->first_block;
     if (!has_few_rows(shape, job->n)) {
         int64_t tasks = edb_ceil_div(job->n, TOKENS_TOGETHER) * shape->n_kv_heads;
         stages[0] = (edb_stage){attend_many, job, tasks, 1};
@@ -333,14 +390,9 @@ edb_status edb_attention(const edb_context *context, const edb_attention_shape *
     if (!edb_aligned(qkv, 4) || !edb_aligned(out, 4)) return EDB_ERR_ALIGN;
     if (edb_attention_scratch(context, shape, n, pos + n) > scratch_bytes) return EDB_ERR_SCRATCH;
 
-    edb_attention_job job = {.kernels = context->isa->kernels,
-                             .shape = shape,
-                             .qkv = (float *)(uintptr_t)qkv,
-                             .k_cache = (void *)(uintptr_t)k_cache,
-                             .v_cache = (void *)(uintptr_t)v_cache,
-                             .out = out,
-                             .n = n,
-                             .pos = pos};
+    float *rows = (float *)(uintptr_t)qkv; /* queries are only read here */
+    edb_attention_job job = job_of(context, shape, rows, k_cache, v_cache, n, pos);
+    job.out = (edb_rows){out, (int64_t)shape->n_heads * shape->head_dim};
     edb_stage stages[2];
     int32_t count = edb_attention_stages(context, &job, scratch, stages);
     int64_t work = n * (pos + n) * shape->n_heads * shape->head_dim;

@@ -293,12 +293,10 @@ edb_status edb_check_matrix(const edb_matrix *matrix);
 
 /* ---- matrix products as stages of a job (matmul.c) ---- */
 
-/* Activations before a product: as they are, to be normalized, or gate and up of SwiGLU. */
-typedef enum { EDB_PLAIN, EDB_NORMED, EDB_GATED } edb_form;
-
+/* Activations before a product. */
 typedef struct {
-    edb_form form;
-    const float *x;      /* [n, cols]; EDB_GATED: [n, 2 * cols] */
+    int32_t form;        /* EDB_INPUT_PLAIN ... */
+    const float *x;      /* [n, cols]; EDB_INPUT_GATED: [n, 2 * cols] */
     const float *weight; /* [cols], of the norm */
     float eps;
 } edb_input;
@@ -308,7 +306,8 @@ typedef struct {
     const edb_pair_kernel *pairs; /* NULL for other kinds */
     const edb_matrix *matrix;
     edb_input input;
-    float *out; /* [n, rows] */
+    float *out;        /* [n, rows] */
+    const float *bias; /* [rows], added to W x; NULL: none */
     int64_t n, tiles, groups, token_blocks;
     int64_t parts; /* runs of groups that are prepared apart, for each token */
     int32_t add;
@@ -324,23 +323,51 @@ typedef struct {
 /* Bytes of scratch for up to n tokens, at most EDB_BATCH at once, with any form of input. */
 uint64_t edb_matmul_scratch(const edb_context *context, const edb_matrix *matrix, int64_t n);
 
-/* out [+]= W input for n <= EDB_BATCH tokens: fills the job and up to two stages; returns how many. */
+/*
+ * out [+]= W input + bias for n <= EDB_BATCH tokens: fills the job and up to two stages; returns how
+ * many. A dense matrix takes a bias or adds to out, not both.
+ */
 int32_t edb_matmul_stages(const edb_context *context, const edb_matrix *matrix, edb_input input,
-                          float *out, int32_t add, int64_t n, void *scratch, edb_matmul_job *job,
-                          edb_stage *stages);
+                          const float *bias, float *out, int32_t add, int64_t n, void *scratch,
+                          edb_matmul_job *job, edb_stage *stages);
 
-/* ---- rotary embedding and attention as stages of a job (attention.c) ---- */
+int edb_is_dense(const edb_matrix *matrix);
+
+/* Rows of floats that lie `stride` apart, such as some columns of a wider array. */
+typedef struct {
+    float *x;
+    int64_t stride;
+} edb_rows;
+
+/* ---- operations on one token's row (rows.c) ---- */
 
 typedef struct {
     const edb_kernels *kernels;
-    const edb_attention_shape *shape;
-    float *qkv; /* attention only reads it */
-    const float *cos, *sin;
+    const edb_op *op; /* EMBED, RMS_NORM, ADD, MUL, SILU, COPY or ROPE */
+    edb_rows x, y, out;
+    const int32_t *ids; /* EMBED */
+    int64_t pos;        /* ROPE: of the first row */
+} edb_row_job;
+
+/* Tasks are the n rows. */
+edb_stage edb_row_stage(const edb_context *context, edb_row_job *job, int64_t n);
+
+/* ---- rotary embedding and attention as stages of a job (attention.c) ---- */
+
+/* n tokens of one sequence, positions pos..pos+n-1, against one layer's cache. */
+typedef struct {
+    const edb_kernels *kernels;
+    edb_attention_shape shape;
+    edb_rows q, k, v, out; /* [n, heads * head_dim]; q is turned in place, k on its way to the cache */
+    const float *q_norm, *k_norm; /* [head_dim], of every head before it turns; NULL: none */
+    float eps;
+    const float *cos, *sin; /* [capacity, head_dim/2]; NULL: nothing turns */
     void *k_cache, *v_cache;
-    float *out;
     int64_t n, pos;
-    char *scratch; /* see edb_attention_stages */
-    int64_t blocks;
+    float scale;    /* of the scores */
+    int64_t window; /* keys that a query sees, its own included */
+    char *scratch;  /* see edb_attention_stages */
+    int64_t first_block, blocks; /* of keys that some query sees */
 } edb_attention_job;
 
 edb_status edb_check_shape(const edb_attention_shape *shape);
@@ -352,8 +379,11 @@ edb_status edb_check_attention(const edb_attention_shape *shape, const void *k_c
 uint64_t edb_attention_scratch(const edb_context *context, const edb_attention_shape *shape,
                                int64_t n, int64_t positions);
 
-/* One stage, and up to two; they return how many. The job is filled but for scratch and blocks. */
-int32_t edb_rope_stages(const edb_context *context, edb_attention_job *job, edb_stage *stages);
+/*
+ * Queries are normed and turned, keys too, and keys and values stored; then attention. One stage, and
+ * up to two; they return how many. The job is filled but for scratch and blocks.
+ */
+int32_t edb_store_stages(const edb_context *context, edb_attention_job *job, edb_stage *stages);
 int32_t edb_attention_stages(const edb_context *context, edb_attention_job *job, void *scratch,
                              edb_stage *stages);
 

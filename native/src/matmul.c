@@ -16,14 +16,14 @@ enum { GROUPS_APART = 4 };
 /* Rows of a dense matrix in one task, and tokens that pass over them before the next rows. */
 enum { DENSE_ROWS = 32, DENSE_TOKENS = 32 };
 
-static int is_dense(const edb_matrix *matrix) {
+int edb_is_dense(const edb_matrix *matrix) {
     return matrix->kind == EDB_F32 || matrix->kind == EDB_F16;
 }
 
 edb_status edb_check_matrix(const edb_matrix *matrix) {
     if (matrix == NULL || matrix->data == NULL) return EDB_ERR_NULL;
     if (matrix->kind < EDB_PAIRS || matrix->kind > EDB_F16) return EDB_ERR_KIND;
-    if (!is_dense(matrix) && matrix->scales == NULL) return EDB_ERR_NULL;
+    if (!edb_is_dense(matrix) && matrix->scales == NULL) return EDB_ERR_NULL;
     if (matrix->rows < 1 || matrix->rows > EDB_MAX_DIM) return EDB_ERR_SHAPE;
     if (matrix->cols < 1 || matrix->cols > EDB_MAX_DIM) return EDB_ERR_SHAPE;
     if (matrix->kind == EDB_PAIRS && (matrix->pairs < 1 || matrix->pairs > EDB_MAX_PAIRS))
@@ -35,13 +35,13 @@ edb_status edb_check_matrix(const edb_matrix *matrix) {
 /* Cuts scratch into the job's arrays, each on a 64-byte boundary; returns the bytes that takes. */
 static uint64_t lay_out(edb_matmul_job *job, char *scratch) {
     uint64_t n = (uint64_t)job->n, groups = (uint64_t)job->groups, at = 0;
-    int quantized = !is_dense(job->matrix);
+    int quantized = !edb_is_dense(job->matrix);
     uint64_t sizes[6] = {
         quantized ? n * groups * EDB_GROUP : 0,
         quantized ? n * groups * sizeof(float) : 0,
         job->one_by_one ? n * groups * (uint64_t)job->pairs->prepared_bytes : 0,
         job->one_by_one ? n * groups * sizeof(edb_group_meta) : 0,
-        quantized || job->input.form == EDB_PLAIN ? 0 : n * groups * EDB_GROUP * sizeof(float),
+        quantized || job->input.form == EDB_INPUT_PLAIN ? 0 : n * groups * EDB_GROUP * sizeof(float),
         job->kernels->offsets != NULL && quantized && !job->one_by_one
             ? n * groups * sizeof(int32_t)
             : 0,
@@ -75,8 +75,8 @@ static edb_matmul_job describe(const edb_context *context, const edb_matrix *mat
         .n = n,
         .tiles = edb_ceil_div(matrix->rows, EDB_TILE),
         .groups = groups,
-        .token_blocks = edb_ceil_div(n, is_dense(matrix) ? DENSE_TOKENS : EDB_TOKEN_BLOCK),
-        .parts = n > 1 || is_dense(matrix) ? 1 : parts,
+        .token_blocks = edb_ceil_div(n, edb_is_dense(matrix) ? DENSE_TOKENS : EDB_TOKEN_BLOCK),
+        .parts = n > 1 || edb_is_dense(matrix) ? 1 : parts,
         .one_by_one = pairs != NULL && n < pairs->expand_from,
     };
 }
@@ -91,15 +91,15 @@ static uint64_t scratch_for(const edb_context *context, const edb_matrix *matrix
 }
 
 uint64_t edb_matmul_scratch(const edb_context *context, const edb_matrix *matrix, int64_t n) {
-    return scratch_for(context, matrix, (edb_input){.form = EDB_NORMED}, n);
+    return scratch_for(context, matrix, (edb_input){.form = EDB_INPUT_NORMED}, n);
 }
 
-static const edb_input plain = {.form = EDB_PLAIN};
+static const edb_input plain = {.form = EDB_INPUT_PLAIN};
 
 size_t edb_matmul_scratch_bytes(const edb_context *context, const edb_matrix *matrix, int64_t n) {
     if (context == NULL || edb_check_matrix(matrix) != EDB_OK) return 0;
     if (n < 1 || n > EDB_MAX_TOKENS) return 0;
-    if (is_dense(matrix)) return 1;
+    if (edb_is_dense(matrix)) return 1;
     uint64_t bytes = scratch_for(context, matrix, plain, n);
     return bytes <= SIZE_MAX ? (size_t)bytes : 0;
 }
@@ -121,13 +121,13 @@ static void quantize_part(const edb_matmul_job *job, int64_t t, int64_t column, 
     int64_t cols = job->matrix->cols;
     const float *x = job->input.x + t * cols;
     switch (job->input.form) {
-    case EDB_PLAIN: kernels->quantize(x + column, count, q, sx, job->n); break;
-    case EDB_NORMED:
+    case EDB_INPUT_PLAIN: kernels->quantize(x + column, count, q, sx, job->n); break;
+    case EDB_INPUT_NORMED:
         kernels->quantize_normed(x + column, job->input.weight + column,
                                  kernels->norm_scale(x, cols, job->input.eps), count, q, sx,
                                  job->n);
         break;
-    case EDB_GATED:
+    case EDB_INPUT_GATED:
         x += t * cols + column;
         kernels->quantize_gated(x, x + cols, count, q, sx, job->n);
         break;
@@ -167,7 +167,7 @@ static void prepare_dense(void *argument, int64_t begin, int64_t end, int32_t wo
     (void)worker;
     for (int64_t t = begin; t < end; t++) {
         const float *x = job->input.x + t * cols, *gate = x + t * cols;
-        if (job->input.form == EDB_NORMED) {
+        if (job->input.form == EDB_INPUT_NORMED) {
             job->kernels->rmsnorm(x, job->input.weight, job->dense + t * cols, cols,
                                   job->input.eps);
         } else {
@@ -181,8 +181,17 @@ static void scale_rows(float *y, const float *scale, const float *acc, int64_t r
     for (int64_t r = 0; r < rows; r++) y[r] = first ? scale[r] * acc[r] : y[r] + scale[r] * acc[r];
 }
 
-static void write_rows(float *out, const float *y, int64_t rows, int add) {
-    for (int64_t r = 0; r < rows; r++) out[r] = add ? out[r] + y[r] : y[r];
+/* out [+]= y + bias, every sum rounded; y, bias and out are those of row `row` on. */
+static void write_rows(const edb_matmul_job *job, int64_t t, int64_t row, int64_t rows,
+                       const float *y) {
+    float *out = job->out + t * job->matrix->rows + row;
+    if (job->bias == NULL) {
+        for (int64_t r = 0; r < rows; r++) out[r] = job->add ? out[r] + y[r] : y[r];
+    } else {
+        const float *bias = job->bias + row;
+        for (int64_t r = 0; r < rows; r++)
+            out[r] = job->add ? out[r] + (y[r] + bias[r]) : y[r] + bias[r];
+    }
 }
 
 static const uint8_t *pair_tile(const edb_matmul_job *job, int64_t pair, int64_t tile) {
@@ -207,7 +216,7 @@ static void pairs_one_by_one(void *argument, int64_t begin, int64_t end, int32_t
                                  job->meta + t * job->groups, acc, next);
                 scale_rows(y, matrix->scales + pair * matrix->rows + row, acc, rows, pair == 0);
             }
-            write_rows(job->out + t * matrix->rows + row, y, rows, job->add);
+            write_rows(job, t, row, rows, y);
         }
     }
 }
@@ -261,8 +270,7 @@ static void pairs_by_expansion(void *argument, int64_t begin, int64_t end, int32
                 scale_rows(y + t * EDB_TILE, scales, acc + t * EDB_TILE, rows, pair == 0);
         }
         for (int64_t t = 0; t < n; t++)
-            write_rows(job->out + (token + t) * matrix->rows + row, y + t * EDB_TILE, rows,
-                       job->add);
+            write_rows(job, token + t, row, rows, y + t * EDB_TILE);
     }
 }
 
@@ -283,40 +291,44 @@ static void int8_tiles(void *argument, int64_t begin, int64_t end, int32_t worke
                                 matrix->scales + tile * job->groups * EDB_TILE, job->groups,
                                 &tokens, acc, codes + next * job->groups * EDB_CODES_BYTES);
         for (int64_t t = 0; t < n; t++)
-            write_rows(job->out + (token + t) * matrix->rows + row, acc + t * EDB_TILE, rows,
-                       job->add);
+            write_rows(job, token + t, row, rows, acc + t * EDB_TILE);
     }
 }
 
 static void dense_tasks(void *argument, int64_t begin, int64_t end, int32_t worker) {
     const edb_matmul_job *job = argument;
     const edb_matrix *matrix = job->matrix;
-    const float *x = job->input.form == EDB_PLAIN ? job->input.x : job->dense;
+    const float *x = job->input.form == EDB_INPUT_PLAIN ? job->input.x : job->dense;
     (void)worker;
     for (int64_t task = begin; task < end; task++) {
         int64_t row = task / job->token_blocks * DENSE_ROWS;
         int64_t token = task % job->token_blocks * DENSE_TOKENS;
-        job->kernels->dense_rows(matrix, row, edb_min(row + DENSE_ROWS, matrix->rows),
-                                 x + token * matrix->cols, job->out + token * matrix->rows,
-                                 edb_min(DENSE_TOKENS, job->n - token), job->add);
+        int64_t rows = edb_min(DENSE_ROWS, matrix->rows - row);
+        int64_t n = edb_min(DENSE_TOKENS, job->n - token);
+        float *out = job->out + token * matrix->rows;
+        for (int64_t t = 0; job->bias != NULL && t < n; t++) /* b + W x has the bits of W x + b */
+            memcpy(out + t * matrix->rows + row, job->bias + row, (size_t)rows * sizeof *out);
+        job->kernels->dense_rows(matrix, row, row + rows, x + token * matrix->cols, out, n,
+                                 job->add || job->bias != NULL);
     }
 }
 
 int32_t edb_matmul_stages(const edb_context *context, const edb_matrix *matrix, edb_input input,
-                          float *out, int32_t add, int64_t n, void *scratch, edb_matmul_job *job,
-                          edb_stage *stages) {
+                          const float *bias, float *out, int32_t add, int64_t n, void *scratch,
+                          edb_matmul_job *job, edb_stage *stages) {
     *job = describe(context, matrix, input, n);
     job->out = out;
+    job->bias = bias;
     job->add = add;
     lay_out(job, edb_align_up(scratch));
     int32_t count = 0;
     int64_t tasks = job->n * job->parts, chunk = edb_chunk(context->pool, tasks);
-    if (!is_dense(matrix)) {
+    if (!edb_is_dense(matrix)) {
         stages[count++] = (edb_stage){prepare_quantized, job, tasks, chunk};
-    } else if (input.form != EDB_PLAIN) {
+    } else if (input.form != EDB_INPUT_PLAIN) {
         stages[count++] = (edb_stage){prepare_dense, job, tasks, chunk};
     }
-    if (is_dense(matrix)) {
+    if (edb_is_dense(matrix)) {
         int64_t blocks = edb_ceil_div(matrix->rows, DENSE_ROWS) * job->token_blocks;
         stages[count++] = (edb_stage){dense_tasks, job, blocks, 1};
     } else if (job->one_by_one) {
@@ -336,16 +348,17 @@ edb_status edb_matmul(const edb_context *context, const edb_matrix *matrix, cons
     if (n < 1 || n > EDB_MAX_TOKENS) return EDB_ERR_SHAPE;
     if (!edb_aligned(x, 4) || !edb_aligned(out, 4)) return EDB_ERR_ALIGN;
 
-    if (!is_dense(matrix)) {
+    if (!edb_is_dense(matrix)) {
         if (scratch == NULL) return EDB_ERR_NULL;
         if (scratch_for(context, matrix, plain, n) > scratch_bytes) return EDB_ERR_SCRATCH;
     }
     for (int64_t t = 0; t < n; t += EDB_BATCH) {
         edb_matmul_job job;
         edb_stage stages[2];
-        edb_input input = {.form = EDB_PLAIN, .x = x + t * matrix->cols};
-        int32_t count = edb_matmul_stages(context, matrix, input, out + t * matrix->rows, add != 0,
-                                          edb_min(n - t, EDB_BATCH), scratch, &job, stages);
+        edb_input input = {.form = EDB_INPUT_PLAIN, .x = x + t * matrix->cols};
+        int32_t count =
+            edb_matmul_stages(context, matrix, input, NULL, out + t * matrix->rows, add != 0,
+                              edb_min(n - t, EDB_BATCH), scratch, &job, stages);
         edb_pool_run_stages(context->pool, stages, count);
     }
     return EDB_OK;

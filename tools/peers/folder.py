@@ -9,6 +9,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from edgedb.errors import EdgeDBError
+from edgedb.model.families import program_of
 
 from ..sources import Source
 from ..sources.huggingface import HuggingFaceSource
@@ -50,7 +51,7 @@ def split_tensors(source: Source) -> dict[str, Float32]:
         "mlp_gate_up": (config.intermediate_size, config.intermediate_size),
     }
     tensors = {}
-    for name in (*config.linear_shapes(), *config.norm_shapes()):
+    for name in (*program_of(config).matrices(), *program_of(config).vectors()):
         _, _, kind = name.rpartition(".")
         layer = name.split(".")[1] if "." in name else ""
         names = [stored.format(i=layer) for stored in HuggingFaceSource.layout[kind]]

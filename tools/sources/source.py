@@ -17,6 +17,7 @@ from edgedb.checkpoint_config import read_config
 from edgedb.config import ModelConfig
 from edgedb.display import quoted
 from edgedb.errors import CheckpointWarning, FormatError, UnsupportedModelError
+from edgedb.model.families import program_of
 from edgedb.tokenizer import TokenizerSpec
 
 from .tokenizer_spec import runnable
@@ -134,11 +135,10 @@ class Source(abc.ABC):
         """
         shapes = self.stored_shapes()
         wanted: dict[str, tuple[int, ...]] = {}
-        for name, (rows, cols) in self.config.linear_shapes().items():
-            part_rows = self._part_rows(name, rows)
-            for part, n_rows in zip(self.stored_names(name), part_rows, strict=True):
+        for name, (_, cols) in program_of(self.config).matrices().items():
+            for part, n_rows in zip(self.stored_names(name), self._part_rows(name), strict=True):
                 wanted[part] = (n_rows, cols)
-        for name, length in self.config.norm_shapes().items():
+        for name, length in program_of(self.config).vectors().items():
             wanted[self.stored_names(name)[0]] = (length,)
         embedding, head = self.layout["embedding"][0], self.layout["head"][0]
         if head in shapes:
@@ -181,10 +181,10 @@ class Source(abc.ABC):
             for start in range(0, n_rows, _COMPARED_ROWS)
         )
 
-    def _part_rows(self, name: str, rows: int) -> tuple[int, ...]:
+    def _part_rows(self, name: str) -> tuple[int, ...]:
         kind = name.rpartition(".")[2]
         if kind == "attn_qkv":
             return (self.config.q_size, self.config.kv_size, self.config.kv_size)
         if kind == "mlp_gate_up":
             return (self.config.intermediate_size,) * 2
-        return (rows,)
+        return (program_of(self.config).matrices()[name][0],)

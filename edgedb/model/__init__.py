@@ -1,0 +1,1 @@
+"""What a model is: its hyper-parameters, its family's mathematics, what runs it."""

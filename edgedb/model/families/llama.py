@@ -1,0 +1,37 @@
+"""Llama 1, 2, 3 (arXiv 2302.13971), and what calls itself so: SmolLM2, TinyLlama, Vicuna."""
+
+from __future__ import annotations
+
+from ...config import ModelConfig
+from ...ops.program import Recorder, Value
+
+
+def first(m: Recorder, c: ModelConfig) -> Value:
+    return m.embed("embedding", c.vocab_size, c.hidden_size)
+
+
+def layer(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
+    x = x + attention(m, c, m.rms_norm(x, "attn_norm"), i)
+    return x + mlp(m, c, m.rms_norm(x, "mlp_norm"))
+
+
+def attention(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
+    qkv = m.linear(x, "attn_qkv", c.qkv_size, bias=c.attention_bias)
+    q, k, v = qkv.split(c.q_size, c.kv_size, c.kv_size)
+    q, k = m.rope(q, c.n_heads), m.rope(k, c.n_kv_heads)
+    attended = m.attention(q, k, v, window=c.window(i))
+    return m.linear(attended, "attn_out", c.hidden_size, bias=c.attention_bias)
+
+
+def mlp(m: Recorder, c: ModelConfig, x: Value) -> Value:
+    gate_up = m.linear(x, "mlp_gate_up", 2 * c.intermediate_size, bias=c.mlp_bias)
+    gate, up = gate_up.split(c.intermediate_size, c.intermediate_size)
+    return m.linear(m.silu(gate) * up, "mlp_down", c.hidden_size, bias=c.mlp_bias)
+
+
+def final(m: Recorder, c: ModelConfig, x: Value) -> Value:
+    return m.rms_norm(x, "final_norm")
+
+
+def head(m: Recorder, c: ModelConfig, x: Value) -> Value:
+    return m.linear(x, "embedding" if c.tie_word_embeddings else "head", c.vocab_size)

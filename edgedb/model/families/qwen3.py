@@ -1,0 +1,23 @@
+"""Qwen3 (arXiv 2505.09388): Llama with a norm on every head of the queries and the keys."""
+
+from __future__ import annotations
+
+from ...config import ModelConfig
+from ...ops.program import Recorder, Value
+from .llama import final, first, head, mlp
+
+__all__ = ["final", "first", "head", "layer"]
+
+
+def layer(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
+    x = x + attention(m, c, m.rms_norm(x, "attn_norm"), i)
+    return x + mlp(m, c, m.rms_norm(x, "mlp_norm"))
+
+
+def attention(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
+    qkv = m.linear(x, "attn_qkv", c.qkv_size, bias=c.attention_bias)
+    q, k, v = qkv.split(c.q_size, c.kv_size, c.kv_size)
+    q = m.rope(m.rms_norm(q, "q_norm", heads=c.n_heads), c.n_heads)
+    k = m.rope(m.rms_norm(k, "k_norm", heads=c.n_kv_heads), c.n_kv_heads)
+    attended = m.attention(q, k, v, window=c.window(i))
+    return m.linear(attended, "attn_out", c.hidden_size, bias=c.attention_bias)

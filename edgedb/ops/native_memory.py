@@ -1,0 +1,105 @@
+"""Arrays and weight matrices as the C library sees them (``native/include/edgedb.h``)."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from ..errors import NativeError
+from ..tensors import (
+    BLOCK_BYTES,
+    INT8_BLOCK_BYTES,
+    TILE,
+    Int8Tensor,
+    LinearTensor,
+    PairTensor,
+    tile_grid,
+)
+from .buffer import ALIGNMENT, Buffer, aligned_zeros
+from .library import array_pointer, ffi, lib, struct_pointer
+
+
+class NativeBuffer(Buffer):
+    """A buffer with what an operation needs beside the pointer."""
+
+    __slots__ = ("kind", "width")
+
+    kind: int  # EDB_F32, EDB_F16 or EDB_INT8, as a cache
+    width: int  # elements of a row
+
+    def __init__(self, array: np.ndarray) -> None:
+        if not array.flags.c_contiguous:
+            raise NativeError(f"array {array.shape} is not C-contiguous")
+        super().__init__(array, array_pointer(array))
+        kinds = {np.dtype(np.float16): lib.EDB_F16, np.dtype(np.int8): lib.EDB_INT8}
+        self.kind = kinds.get(array.dtype, lib.EDB_F32)
+        self.width = array.shape[-1] if array.ndim else 1
+
+    @classmethod
+    def zeros(cls, shape: tuple[int, ...], dtype: Any = np.float32) -> NativeBuffer:
+        """On a 64-byte boundary."""
+        return cls(aligned_zeros(shape, dtype))
+
+
+class NativeMatrix:
+    """A weight matrix as C sees it."""
+
+    __slots__ = ("cols", "rows", "struct")
+
+    def __init__(self, tensor: LinearTensor) -> None:
+        rows, cols = self.rows, self.cols = tensor.rows, tensor.cols
+        grid = tile_grid(rows, cols)
+        pairs, scales = 0, None
+        if isinstance(tensor, PairTensor):
+            kind, pairs = lib.EDB_PAIRS, tensor.pairs
+            data = _checked(tensor.blocks, np.uint8, (pairs, *grid, BLOCK_BYTES))
+            scales = _checked(tensor.row_scale, np.float32, (pairs, rows))
+        elif isinstance(tensor, Int8Tensor):
+            kind = lib.EDB_INT8
+            data = _checked(tensor.codes, np.int8, (*grid, INT8_BLOCK_BYTES))
+            scales = _checked(tensor.scales, np.float32, (*grid, TILE))
+        elif tensor.weight.dtype == np.float16:
+            kind = lib.EDB_F16
+            data = _checked(tensor.weight, np.float16, (rows, cols))
+        else:
+            kind = lib.EDB_F32
+            data = _checked(tensor.weight, np.float32, (rows, cols))
+        fields = {
+            "kind": kind,
+            "pairs": pairs,
+            "rows": rows,
+            "cols": cols,
+            "data": array_pointer(_aligned(data)),
+            "scales": ffi.NULL if scales is None else array_pointer(scales),
+        }
+        self.struct = struct_pointer("edb_matrix *", fields)
+
+
+class Scratch(threading.local):
+    """Memory that one thread's operations work in; grows when one asks for more."""
+
+    def __init__(self) -> None:
+        self.grow(1 << 16)
+
+    def grow(self, size: int) -> None:
+        # Both at once: Ctrl-C may come between any two steps.
+        self.memory = array_pointer(aligned_zeros((size,), np.uint8)), size
+
+
+def _checked(array: np.ndarray, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """The array, which C will read without looking back."""
+    if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+        raise NativeError(
+            f"weights are {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}"
+        )
+    return array
+
+
+def _aligned(array: np.ndarray) -> np.ndarray:
+    if array.ctypes.data % ALIGNMENT == 0:
+        return array
+    copy = aligned_zeros(array.shape, array.dtype)
+    copy[...] = array
+    return copy

@@ -1,0 +1,267 @@
+"""A program as the C library runs it: one call for all layers of a pass.
+
+``lowering`` decides the steps; here they become structs of pointers, made once. Whatever a struct
+points to is held by the object that holds the struct.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import NativeError
+from ..tensors import DenseTensor
+from .library import ffi, lib, owned, pointers, status_text, struct_pointer
+from .lowering import Step, View, lower
+from .native_memory import NativeBuffer, NativeMatrix
+from .program import Block, Program, Value
+from .selection import Floats
+from .sequences import MAX_ROWS, CacheLayer, Span
+from .weights import Weights
+
+if TYPE_CHECKING:
+    from .native import NativeOps
+
+_CODES = {
+    op: f"EDB_OP_{op.upper()}"
+    for op in ["embed", "linear", "rms_norm", "add", "mul", "silu", "copy", "rope", "attention"]
+}
+_FORMS = {form: f"EDB_INPUT_{form.upper()}" for form in ("plain", "normed", "gated")}
+_NO_WINDOW = 1 << 24  # keys: as many as any cache holds
+
+
+class NativeCaches:
+    """One sequence's keys and values as a span of C, whose rows and position each pass sets."""
+
+    def __init__(self, layers: Sequence[CacheLayer], capacity: int) -> None:
+        keys, values = (pointers([layer[i].ptr for layer in layers], "void *") for i in range(2))
+        self.fields = {
+            "capacity": capacity,
+            "cache_kind": layers[0][0].kind,  # type: ignore[attr-defined]
+            "keys": keys,
+            "values": values,
+        }
+        self.span = struct_pointer("edb_span *", self.fields)
+
+
+class NativeState:
+    """The slots of a running pass, allocated once; those of many logits when they are wanted."""
+
+    def __init__(self, program: NativeProgram) -> None:
+        self.ids = NativeBuffer.zeros((MAX_ROWS,), np.int32)
+        self.body = _Slots(program.body.widths, MAX_ROWS)
+        x = self.body.buffers[0]
+        self.final = _Slots(program.final.widths, MAX_ROWS, x)
+        self.last = _Slots(program.logits_of.widths, 1, x)
+        self.all: _Slots | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all buffers."""
+        slots = (self.body, self.final, self.last, self.all)
+        return self.ids.array.nbytes + sum(s.size_bytes for s in slots if s is not None)
+
+
+class _Slots:
+    """Buffers for the slots of one part of a program; slot 0 may be there already."""
+
+    def __init__(self, widths: list[int], rows: int, x: NativeBuffer | None = None) -> None:
+        self._own = [NativeBuffer.zeros((rows, width)) for width in widths[x is not None :]]
+        self.buffers = self._own if x is None else [x, *self._own]
+        self._pointers = pointers([buffer.ptr for buffer in self.buffers])
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(buffer.array.nbytes for buffer in self._own)
+
+    def from_row(self, row: int) -> Any:
+        """Pointers to the slots, to slot 0 from ``row`` on."""
+        x = self.buffers[0]
+        self._pointers[0] = x.ptr + row * x.width
+        return self._pointers
+
+
+class NativeProgram:
+    """A program bound to its weights. Immutable: threads share one, each with a state.
+
+    Raises ``NativeError`` naming the operation that the C library refuses.
+    """
+
+    def __init__(
+        self, ops: NativeOps, program: Program, weights: Weights, *, fuse: bool = True
+    ) -> None:
+        self._ops = ops
+        structs = _Structs(ops, weights, fuse)
+        *body, final, head = program.blocks()
+        self.body = _Part(structs, body, program.width)
+        self.final = _Part(structs, [final], program.width)
+        self.logits_of = _Part(structs, [final], program.width, head)
+
+    def state(self) -> NativeState:
+        """What one running pass needs."""
+        return NativeState(self)
+
+    def read(self, state: NativeState, ids: Sequence[int], spans: Sequence[Span]) -> None:
+        """``first`` and all layers for ``ids``, the rows of ``spans``."""
+        state.ids.array[: len(ids)] = ids
+        slots = state.body.from_row(0)
+        self._run(self.body, slots, len(ids), state.ids.ptr, _spans(spans), len(spans))
+
+    def hidden(self, state: NativeState, start: int, n: int) -> NativeBuffer:
+        """Rows ``start`` to ``start + n`` of the residual stream through ``final``. They lie where
+        that stream lay: a pass gives either them or logits, once."""
+        self._run(self.final, state.final.from_row(start), n)
+        return NativeBuffer(state.body.buffers[0].array[start : start + n])
+
+    def logits(self, state: NativeState, start: int, n: int) -> Floats:
+        """The same rows through ``final`` and ``head``, ``[n, vocabulary]``: the state's own array,
+        which the next call overwrites."""
+        if n == 1:
+            slots = state.last
+        else:
+            if state.all is None:
+                state.all = _Slots(self.logits_of.widths, MAX_ROWS, state.body.buffers[0])
+            slots = state.all
+        self._run(self.logits_of, slots.from_row(start), n)
+        rows: Floats = slots.buffers[self.logits_of.output].array[:n]
+        return rows
+
+    def _run(
+        self,
+        part: _Part,
+        slots: Any,
+        n: int,
+        ids: Any = ffi and ffi.NULL,
+        spans: Any = ffi and ffi.NULL,
+        n_spans: int = 0,
+    ) -> None:
+        context, program = self._ops.context, part.program
+        memory = self._ops.scratch.memory
+        status = lib.edb_program_run(context, program, ids, slots, n, spans, n_spans, *memory)
+        if status:
+            if status != lib.EDB_ERR_SCRATCH:
+                raise NativeError(f"a pass of {n} tokens: {status_text(status)}")
+            # For full caches at once, so that a growing conversation asks only here.
+            size = lib.edb_program_scratch_bytes(context, program, n, spans, n_spans)
+            self._ops.scratch.grow(size)
+            self._run(part, slots, n, ids, spans, n_spans)
+
+
+def _spans(spans: Sequence[Span]) -> Any:
+    """The structs of ``spans``; that of one is there already."""
+    if len(spans) == 1:
+        (span,) = spans
+        struct = span.cache.handle.span
+        struct.n, struct.pos = span.n, span.position
+        return struct
+    fields = [{**s.cache.handle.fields, "n": s.n, "pos": s.position} for s in spans]
+    needed = [span.cache.handle.span for span in spans]
+    return owned(ffi.new("edb_span[]", fields), lambda _: None, *needed)
+
+
+class _Structs:
+    """Weights as C sees them, and the structs of operations that point to them."""
+
+    def __init__(self, ops: NativeOps, weights: Weights, fuse: bool) -> None:
+        self.fuse = fuse
+        self.dense = {n for n, t in weights.linears.items() if isinstance(t, DenseTensor)}
+        self.matrices = {name: NativeMatrix(t) for name, t in weights.linears.items()}
+        self.vectors = {name: NativeBuffer(v) for name, v in weights.vectors.items()}
+        self.tables = {
+            table: (NativeBuffer(found.cos), NativeBuffer(found.sin))
+            for table, found in weights.tables.items()
+        }
+
+    def fill(self, op: Any, step: Step, prefix: str, layer: int) -> None:
+        """Write ``step`` into the struct ``op``."""
+        value, numbers = step.value, step.value.attributes
+        op.code, op.width = getattr(lib, _CODES[step.op]), value.width
+        op.input, op.add = getattr(lib, _FORMS[step.form]), step.add
+        for view, source in zip((op.x, op.y, op.z), step.inputs, strict=False):
+            view.slot, view.column = source.slot, source.column
+        op.out.slot, op.out.column = step.out.slot, step.out.column
+        op.heads = numbers.get("heads", 1)
+        if step.op == "copy":
+            return
+        if "matrix" in numbers:
+            op.matrix = self.matrices[prefix + numbers["matrix"]].struct
+        if numbers.get("bias") is not None:
+            op.bias = self.vectors[prefix + numbers["bias"]].ptr
+        if step.op == "attention":
+            self._fill_attention(op, step, prefix, layer)
+            return
+        for norm in [value] if step.op == "rms_norm" else step.norms:
+            op.weight, op.eps = self.vectors[prefix + norm["weight"]].ptr, norm["eps"]
+        if step.op == "rope":
+            self._fill_table(op, value)
+
+    def _fill_attention(self, op: Any, step: Step, prefix: str, layer: int) -> None:
+        value = step.value
+        op.n_heads, op.n_kv_heads = value["n_heads"], value["n_kv_heads"]
+        op.head_dim, op.cache = value["head_dim"], layer
+        op.scale = np.float32(value["scale"])
+        op.window = _NO_WINDOW if value["window"] is None else value["window"]
+        if step.norms:
+            q_norm, k_norm = (self.vectors[prefix + norm["weight"]] for norm in step.norms)
+            op.q_norm, op.k_norm, op.eps = q_norm.ptr, k_norm.ptr, step.norms[0]["eps"]
+        if step.rope is not None:
+            self._fill_table(op, step.rope)
+
+    def _fill_table(self, op: Any, rope: Value) -> None:
+        cos, sin = self.tables[rope["table"]]
+        op.cos, op.sin, op.positions = cos.ptr, sin.ptr, len(cos.array)
+
+
+class _Part:
+    """Blocks one after the other as one program of C: each takes slot 0 and leaves its output
+    there; only ``last`` may leave it elsewhere, in slot ``output``."""
+
+    def __init__(
+        self,
+        structs: _Structs,
+        blocks: Sequence[tuple[str, Block]],
+        width: int,
+        last: tuple[str, Block] | None = None,
+    ) -> None:
+        self.widths = [width]
+        self._structs = structs
+        self._lowered: dict[tuple[Block, frozenset[str]], tuple[list[Step], View]] = {}
+        steps: list[tuple[Step, str]] = []
+        for prefix, block in blocks:
+            lowered, out = self._lower(prefix, block)
+            if out != View(0):
+                lowered.append(Step("copy", block.output, (out,), View(0)))
+            steps += [(step, prefix) for step in lowered]
+        self.output = 0
+        if last is not None:
+            lowered, out = self._lower(*last)
+            steps += [(step, last[0]) for step in lowered]
+            self.output = out.slot
+        self.program = self._create(steps)
+
+    def _lower(self, prefix: str, block: Block) -> tuple[list[Step], View]:
+        dense = frozenset(self._structs.dense.intersection(map(prefix.__add__, block.matrices)))
+        key = (block, frozenset(name.removeprefix(prefix) for name in dense))
+        if key not in self._lowered:  # layers of a kind are alike
+            self._lowered[key] = lower(block, self.widths, dense=key[1], fuse=self._structs.fuse)
+        steps, out = self._lowered[key]
+        return list(steps), out
+
+    def _create(self, steps: list[tuple[Step, str]]) -> Any:
+        ops = ffi.new("edb_op[]", len(steps))
+        for op, (step, prefix) in zip(ops, steps, strict=True):
+            layer = int(prefix.split(".")[1]) if prefix else 0
+            self._structs.fill(op, step, prefix, layer)
+        program, wrong = ffi.new("edb_program **"), ffi.new("int32_t *")
+        status = lib.edb_program_create(
+            ops, len(ops), self.widths, len(self.widths), program, wrong
+        )
+        if status:
+            where = "program"
+            if wrong[0] >= 0:
+                step, prefix = steps[wrong[0]]
+                where = f"operation {wrong[0]}, {prefix}{step.op}"
+            raise NativeError(f"{where}: {status_text(status)}")
+        return owned(program[0], lib.edb_program_destroy, self._structs)

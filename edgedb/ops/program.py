@@ -1,0 +1,341 @@
+"""What a model computes, written down once: values, blocks and programs.
+
+A family (``edgedb/model/families``) says its layer by asking a ``Recorder``; what comes out is data
+that every interpreter reads: numpy and numba walk it, the native backend lowers it to one call of
+C, the exporter runs it in float32, training as PyTorch modules. None of them knows a family.
+
+The operations (``x`` is a row of a token; widths are floats a token):
+
+    input       the block's own row                                         first of every block
+    embed       row ids[t] of a matrix
+    linear      W x, and a bias behind it
+    rms_norm    x / sqrt(mean(x^2) + eps) * w, over each of ``heads`` equal parts
+    slice       ``width`` columns of x from ``begin`` on
+    add, mul    element by element
+    silu        x / (1 + exp(-x))
+    rope        every head turned by its position, halves as pairs (RoFormer, arXiv 2104.09864)
+    attention   softmax(scale q k) v over the keys up to its own, at most ``window`` of them;
+                stores k and v in the layer's cache
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from ..errors import FormatError
+from .sequences import MAX_ROWS
+
+# The operations: how many values each takes. The only list of them; an interpreter that lacks one
+# of these names fails its test.
+OPERATIONS: Mapping[str, int] = MappingProxyType(
+    {
+        "input": 0,
+        "embed": 0,
+        "linear": 1,
+        "rms_norm": 1,
+        "slice": 1,
+        "add": 2,
+        "mul": 2,
+        "silu": 1,
+        "rope": 1,
+        "attention": 3,
+    }
+)
+
+
+@dataclass(frozen=True)
+class RopeTable:
+    """Angles of a rotary embedding: radians a position for each pair of channels, and a factor.
+
+    frequencies: ``head_dim / 2`` of them. factor: what cosines and sines are multiplied by (yarn).
+    """
+
+    frequencies: tuple[float, ...]
+    factor: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """What one operation gives: ``width`` floats for each token. Immutable.
+
+    attributes: what the operation needs beside its arguments (a weight's name, ``eps``, ...).
+    """
+
+    op: str
+    args: tuple[Value, ...]
+    width: int
+    attributes: Mapping[str, Any]
+
+    def __add__(self, other: Value) -> Value:
+        return _same_width("add", self, other)
+
+    def __mul__(self, other: Value) -> Value:
+        return _same_width("mul", self, other)
+
+    def split(self, *widths: int) -> tuple[Value, ...]:
+        """Consecutive columns, ``widths`` of them, which must add up to all."""
+        if sum(widths) != self.width or min(widths, default=0) < 1:
+            raise FormatError(f"slice: {self.width} columns cannot be cut into {widths}")
+        begins = (sum(widths[:i]) for i in range(len(widths)))
+        return tuple(
+            _value("slice", (self,), width, begin=begin)
+            for begin, width in zip(begins, widths, strict=True)
+        )
+
+    def __getitem__(self, name: str) -> Any:
+        """An attribute."""
+        return self.attributes[name]
+
+
+def _value(op: str, args: tuple[Value, ...], width: int, **attributes: Any) -> Value:
+    return Value(op, args, width, MappingProxyType(attributes))
+
+
+def _same_width(op: str, a: Value, b: Value) -> Value:
+    if a.width != b.width:
+        raise FormatError(f"{op}: {a.width} columns and {b.width}")
+    return _value(op, (a, b), a.width)
+
+
+class Recorder:
+    """The operations, as a family asks for them. Weights are named relative to the block.
+
+    eps: of its norms; head_dim and rope: of its attention. Raises ``FormatError`` naming the
+    operation where widths do not fit.
+    """
+
+    def __init__(self, eps: float, head_dim: int, rope: RopeTable) -> None:
+        self._eps, self._head_dim, self._rope = eps, head_dim, rope
+
+    def input(self, width: int) -> Value:
+        return _value("input", (), width)
+
+    def embed(self, name: str, rows: int, width: int) -> Value:
+        """Row ``ids[t]`` of matrix ``name [rows, width]``."""
+        return _value("embed", (), width, matrix=name, rows=rows)
+
+    def linear(self, x: Value, name: str, rows: int, *, bias: bool = False) -> Value:
+        """``W x``, W being matrix ``name [rows, x.width]``; with ``bias`` plus ``name.bias``."""
+        return _value("linear", (x,), rows, matrix=name, bias=f"{name}.bias" if bias else None)
+
+    def rms_norm(self, x: Value, name: str, *, heads: int = 1) -> Value:
+        """Each of ``heads`` equal parts of x over its root mean square, times ``name``."""
+        if x.width % heads:
+            raise FormatError(f"rms_norm {name}: {x.width} columns are not {heads} equal heads")
+        return _value("rms_norm", (x,), x.width, weight=name, heads=heads, eps=self._eps)
+
+    def silu(self, x: Value) -> Value:
+        return _value("silu", (x,), x.width)
+
+    def rope(self, x: Value, heads: int) -> Value:
+        """Each of ``heads`` heads turned by its token's position."""
+        head_dim = 2 * len(self._rope.frequencies)
+        if x.width != heads * head_dim:
+            raise FormatError(f"rope: {x.width} columns are not {heads} heads of {head_dim}")
+        return _value("rope", (x,), x.width, table=self._rope, heads=heads)
+
+    def attention(
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        *,
+        scale: float | None = None,
+        window: int | None = None,
+    ) -> Value:
+        """Heads' outputs side by side. ``scale``: by default ``1 / sqrt(head_dim)``; ``window``:
+        how many keys a query sees, its own included; None: all."""
+        head_dim = self._head_dim
+        if scale is None:
+            scale = float(np.float32(1) / np.sqrt(np.float32(head_dim)))  # each step in float32
+        n_heads, n_kv_heads = q.width // head_dim, k.width // head_dim
+        fits = q.width == n_heads * head_dim and k.width == v.width == n_kv_heads * head_dim
+        if not fits or not n_kv_heads or n_heads % n_kv_heads:
+            raise FormatError(
+                f"attention: q, k, v of {q.width}, {k.width}, {v.width} columns are not heads "
+                f"of {head_dim}"
+            )
+        return _value(
+            "attention",
+            (q, k, v),
+            q.width,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            scale=scale,
+            window=window,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A piece of a pass: from its input's row to its output's, with weights named within it."""
+
+    output: Value
+
+    @cached_property
+    def operations(self) -> tuple[Value, ...]:
+        """All values, arguments before those who read them, in the order they are read aloud."""
+        found: dict[Value, None] = {}
+
+        def visit(value: Value) -> None:
+            if value not in found:
+                for argument in value.args:
+                    visit(argument)
+                found[value] = None
+
+        visit(self.output)
+        return tuple(found)
+
+    @cached_property
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """Name -> ``(rows, cols)`` of every matrix, in the order of use."""
+        shapes: dict[str, tuple[int, int]] = {}
+        for value in self.operations:
+            if value.op == "linear":
+                shapes.setdefault(value["matrix"], (value.width, value.args[0].width))
+            elif value.op == "embed":
+                shapes.setdefault(value["matrix"], (value["rows"], value.width))
+        return shapes
+
+    @cached_property
+    def vectors(self) -> dict[str, int]:
+        """Name -> length of every norm's weights and every bias, in the order of use."""
+        lengths: dict[str, int] = {}
+        for value in self.operations:
+            if value.op == "rms_norm":
+                lengths.setdefault(value["weight"], value.width // value["heads"])
+            elif value.op == "linear" and value["bias"] is not None:
+                lengths.setdefault(value["bias"], value.width)
+        return lengths
+
+    def readers(self, value: Value) -> list[Value]:
+        """The operations that take ``value`` as an argument; the output is read from outside."""
+        return [user for user in self.operations for argument in user.args if argument is value]
+
+    @cached_property
+    def signature(self) -> tuple[Any, ...]:
+        """Equal for blocks that compute the same from weights of the same names."""
+        number = {value: i for i, value in enumerate(self.operations)}
+        return tuple(
+            (v.op, tuple(number[a] for a in v.args), v.width, tuple(v.attributes.items()))
+            for v in self.operations
+        )
+
+    def text(self) -> str:
+        """The operations, a line each, for people."""
+        number = {value: i for i, value in enumerate(self.operations)}
+        rows = []
+        for value, i in number.items():
+            words = [value.op, *(f"%{number[argument]}" for argument in value.args)]
+            words += [text for key in value.attributes if (text := _attribute(value, key))]
+            rows.append(f"%{i:<3} {' '.join(words):<60} {value.width:>7}")
+        return "\n".join(rows)
+
+
+def _attribute(value: Value, key: str) -> str:
+    content = value.attributes[key]
+    if content is None:
+        return ""
+    if key in ("matrix", "weight"):
+        return str(content)
+    if isinstance(content, RopeTable):
+        slowest, fastest = min(content.frequencies), max(content.frequencies)
+        factor = "" if content.factor == 1 else f" times {content.factor:.6g}"
+        shown = f"{fastest:.6g} to {slowest:.6g}{factor}"
+    else:
+        shown = f"{content:.6g}" if isinstance(content, float) else str(content)
+    return f"{key}={shown}"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A model's whole pass in four parts.
+
+    first: ids to the residual stream; layers, which take that stream and give it back: the
+    distinct ``kinds``, and for each layer the index of its kind; final: what comes before the
+    head, which gives logits.
+    """
+
+    first: Block
+    kinds: tuple[Block, ...]
+    layers: tuple[int, ...]
+    final: Block
+    head: Block
+
+    @property
+    def width(self) -> int:
+        """Columns of the residual stream."""
+        return self.first.output.width
+
+    def blocks(self) -> Iterator[tuple[str, Block]]:
+        """Every block in the order of a pass, and what its weights' names begin with."""
+        yield "", self.first
+        for i, kind in enumerate(self.layers):
+            yield f"layers.{i}.", self.kinds[kind]
+        yield "", self.final
+        yield "", self.head
+
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """Name -> ``(rows, cols)`` of every matrix of the model, in the order of a pass."""
+        return {p + n: shape for p, block in self.blocks() for n, shape in block.matrices.items()}
+
+    def vectors(self) -> dict[str, int]:
+        """Name -> length of every norm's weights and every bias, in the order of a pass."""
+        return {p + n: length for p, block in self.blocks() for n, length in block.vectors.items()}
+
+    def attentions(self) -> list[Value]:
+        """The attention of each layer: what its cache holds."""
+        found = {}
+        for i, block in enumerate(self.kinds):
+            (found[i],) = [value for value in block.operations if value.op == "attention"]
+        return [found[kind] for kind in self.layers]
+
+    def ropes(self) -> list[RopeTable]:
+        """Every table once."""
+        tables = [v["table"] for block in self.kinds for v in block.operations if v.op == "rope"]
+        return list(dict.fromkeys(tables))
+
+    def session_bytes(self, context: int) -> int:
+        """Bytes that a session of so many positions takes beside the weights, about: every value of
+        a pass for ``MAX_ROWS`` tokens, a full float16 cache, and the rotary tables."""
+        blocks = (self.first, *self.kinds, self.final, self.head)
+        widths = sum(v.width for b in blocks for v in b.operations if v.op != "slice")
+        rows = sum(2 * a["n_kv_heads"] * a["head_dim"] for a in self.attentions())
+        tables = sum(2 * len(table.frequencies) for table in self.ropes())
+        return 4 * MAX_ROWS * widths + (2 * rows + 4 * tables) * context
+
+    def text(self) -> str:
+        """The program for people: every block once, with the layers that it is."""
+        parts = [("first", self.first)]
+        for i, block in enumerate(self.kinds):
+            which = [layer for layer, kind in enumerate(self.layers) if kind == i]
+            parts.append((f"layers {_runs(which)}", block))
+        parts += [("final", self.final), ("head", self.head)]
+        return "\n\n".join(f"{title}\n{block.text()}" for title, block in parts)
+
+
+def distinct(layers: Sequence[Block]) -> tuple[tuple[Block, ...], tuple[int, ...]]:
+    """``kinds`` and ``layers`` of a ``Program``: blocks that compute the same are one."""
+    kinds: dict[tuple[Any, ...], Block] = {}
+    for block in layers:
+        kinds.setdefault(block.signature, block)
+    numbers = {signature: i for i, signature in enumerate(kinds)}
+    return tuple(kinds.values()), tuple(numbers[block.signature] for block in layers)
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    """``0-3, 7``: ascending numbers, neighbours joined."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] + 1 == number:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)

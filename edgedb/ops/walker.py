@@ -1,0 +1,133 @@
+"""A program run as it is recorded, one operation after the other, for numpy and numba.
+
+Nothing is fused and every value is an array of its own: with ``reference`` this defines what a
+program means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from .buffer import Buffer
+from .program import Block, Program, Value
+from .selection import Floats
+from .sequences import CacheLayer, Span
+from .weights import Weights
+
+
+class Operations(Protocol):
+    """What a backend offers a walker. Arrays are float32 ``[n, width]``, a row one token."""
+
+    def wrap(self, array: np.ndarray) -> Buffer:
+        """An existing array, not copied."""
+
+    def matrix(self, tensor: Any) -> Any:
+        """A weight matrix prepared for ``embed`` and ``linear``."""
+
+    def embed(self, matrix: Any, ids: np.ndarray) -> Floats:
+        """Rows ``ids`` of a matrix."""
+
+    def linear(self, matrix: Any, x: Floats) -> Floats:
+        """``W x``."""
+
+    def rms_norm(self, x: Floats, weight: Floats, eps: float) -> Floats:
+        """``x / sqrt(mean(x^2) + eps) * weight`` along the last axis of ``x [rows, size]``."""
+
+    def silu(self, x: Floats) -> Floats:
+        """``x / (1 + exp(-x))``."""
+
+    def rope(self, x: Floats, cos: Floats, sin: Floats) -> Floats:
+        """``x [n, heads, dim]`` turned; cos and sin of its rows, ``[n, dim / 2]``. Channel i turns
+        with channel ``i + dim / 2``."""
+
+    def attention(
+        self, q: Floats, k: Floats, v: Floats, cache: CacheLayer, position: int, value: Value
+    ) -> Floats:
+        """Store k and v at ``position`` and on, and attend to what ``value`` lets q see."""
+
+
+class WalkerState:
+    """Where a pass has come to."""
+
+    def __init__(self) -> None:
+        self.x = np.empty((0, 0), np.float32)
+
+    size_bytes = 0
+
+
+class Walker:
+    """A program with its weights on a backend's operations. Immutable: threads share one."""
+
+    def __init__(self, program: Program, weights: Weights, ops: Operations) -> None:
+        self.program, self._ops = program, ops
+        self._tables = weights.tables
+        self._vectors = weights.vectors
+        self._matrices = {name: ops.matrix(tensor) for name, tensor in weights.linears.items()}
+
+    def state(self) -> WalkerState:
+        """What one running pass needs."""
+        return WalkerState()
+
+    def read(self, state: WalkerState, ids: Sequence[int], spans: Sequence[Span]) -> None:
+        """``first`` and all layers for ``ids``, the rows of ``spans``, one span after the other."""
+        rows, start = [], 0
+        tokens = np.asarray(ids, np.int32)
+        for span in spans:
+            x = self._run(self.program.first, "", ids=tokens[start : start + span.n])
+            for i, kind in enumerate(self.program.layers):
+                layer = span.cache.layers[i]
+                block = self.program.kinds[kind]
+                x = self._run(block, f"layers.{i}.", x, layer=layer, position=span.position)
+            rows.append(x)
+            start += span.n
+        state.x = np.concatenate(rows)
+
+    def hidden(self, state: WalkerState, start: int, n: int) -> Buffer:
+        """Rows ``start`` to ``start + n`` of the residual stream through ``final``."""
+        return self._ops.wrap(self._run(self.program.final, "", state.x[start : start + n]))
+
+    def logits(self, state: WalkerState, start: int, n: int) -> Floats:
+        """The same rows through ``final`` and ``head``, ``[n, vocabulary]``."""
+        return self._run(self.program.head, "", self.hidden(state, start, n).array)
+
+    def _run(self, block: Block, prefix: str, x: Floats | None = None, **where: Any) -> Floats:
+        found: dict[Value, Any] = {}
+        for value in block.operations:
+            arguments = [found[argument] for argument in value.args]
+            found[value] = x if value.op == "input" else self._do(value, prefix, arguments, where)
+        out: Floats = found[block.output]
+        return out
+
+    def _do(
+        self, value: Value, prefix: str, args: list[Floats], where: Mapping[str, Any]
+    ) -> Floats:
+        ops, op = self._ops, value.op
+        if op == "embed":
+            return ops.embed(self._matrices[prefix + value["matrix"]], where["ids"])
+        if op == "linear":
+            y = ops.linear(self._matrices[prefix + value["matrix"]], args[0])
+            return y if value["bias"] is None else y + self._vectors[prefix + value["bias"]]
+        if op == "rms_norm":
+            heads = args[0].reshape(-1, value.width // value["heads"])
+            weight = self._vectors[prefix + value["weight"]]
+            return ops.rms_norm(heads, weight, value["eps"]).reshape(args[0].shape)
+        if op == "slice":
+            return np.ascontiguousarray(args[0][:, value["begin"] : value["begin"] + value.width])
+        if op == "add":
+            return args[0] + args[1]
+        if op == "mul":
+            return args[0] * args[1]
+        if op == "silu":
+            return ops.silu(args[0])
+        if op == "rope":
+            table = self._tables[value["table"]]
+            rows = slice(where["position"], where["position"] + len(args[0]))
+            per_head = args[0].reshape(len(args[0]), value["heads"], -1)
+            return ops.rope(per_head, table.cos[rows], table.sin[rows]).reshape(args[0].shape)
+        if op == "attention":
+            q, k, v = args
+            return ops.attention(q, k, v, where["layer"], where["position"], value)
+        raise NotImplementedError(f"operation {op}")
