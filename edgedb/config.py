@@ -6,7 +6,7 @@ A ``.dbb`` carries ``to_dict()``; a checkpoint's config.json is read by ``checkp
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +98,7 @@ class ModelConfig:
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling = RopeScaling()
     tie_word_embeddings: bool = False
+    # Features, from here on: what a plain Llama has none of.
     attention_bias: bool = False
     mlp_bias: bool = False
     sliding_window: int | None = None
@@ -125,8 +126,14 @@ class ModelConfig:
         return self.q_size + 2 * self.kv_size
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionary for the file's ``config`` entry; ``from_dict`` reads it back."""
-        return dataclasses.asdict(self)
+        """Plain dictionary for the file's ``config`` entry; ``from_dict`` reads it back.
+
+        A model without features has version 1, which every edgedb reads.
+        """
+        values = dataclasses.asdict(self)
+        features = {name: values.pop(name) for name in _FEATURES}
+        features = {n: v for n, v in features.items() if v != _FEATURES[n]}
+        return {"version": 2, **values, "features": features} if features else values
 
     @classmethod
     def from_dict(cls, raw: object) -> ModelConfig:
@@ -137,13 +144,20 @@ class ModelConfig:
         """
         if not isinstance(raw, Mapping):
             raise FormatError("config: expected a JSON object")
-        names = {f.name for f in dataclasses.fields(cls)}
-        unknown = sorted(set(map(str, raw)) - names)
-        if unknown:
-            raise FormatError(
-                f"config: unknown key {quoted(unknown[0])}; a newer edgedb may read it"
-            )
         values = dict(raw)
+        version = values.pop("version", 1)
+        if version not in (1, 2) or isinstance(version, bool):
+            raise UnsupportedModelError(
+                f"config: version {quoted(version)}; this edgedb reads 1 and 2"
+            )
+        features = values.pop("features", {}) if version == 2 else {}
+        if not isinstance(features, Mapping):
+            raise FormatError("config: features must be a JSON object")
+        _refuse_unknown("feature", features, set(_FEATURES))
+        _refuse_unknown("key", values, {f.name for f in dataclasses.fields(cls)} - set(_FEATURES))
+        values |= features
+        if isinstance(values.get("windowed_layers"), list):
+            values["windowed_layers"] = tuple(values["windowed_layers"])
         values["rope_scaling"] = RopeScaling.from_dict(values.get("rope_scaling") or {})
         missing = sorted(
             f.name
@@ -170,6 +184,10 @@ class ModelConfig:
         self.rope_scaling.check()
         if type(self.tie_word_embeddings) is not bool:
             raise FormatError("config: tie_word_embeddings must be true or false")
+        for name in ("attention_bias", "mlp_bias"):
+            if type(getattr(self, name)) is not bool:
+                raise FormatError(f"config: {name} must be true or false")
+        self._check_window()
         if self.n_heads % self.n_kv_heads:
             raise FormatError(
                 f"config: {self.n_heads} heads cannot share {self.n_kv_heads} key/value heads"
@@ -179,6 +197,34 @@ class ModelConfig:
                 f"config: head_dim = {self.head_dim} is odd; rotary embedding needs pairs"
             )
         return self
+
+    def _check_window(self) -> None:
+        window, layers = self.sliding_window, self.windowed_layers
+        if window is not None and (type(window) is not int or not 1 <= window <= 1 << 24):
+            raise FormatError(f"config: sliding_window = {quoted(window)}, expected 1 to {1 << 24}")
+        if layers is None:
+            return
+        numbers = isinstance(layers, tuple) and all(type(i) is int for i in layers)
+        if not numbers or any(not 0 <= i < self.n_layers for i in layers):
+            raise FormatError(
+                f"config: windowed_layers = {quoted(layers)}, expected numbers of layers"
+            )
+
+
+_FIELDS = [field.name for field in dataclasses.fields(ModelConfig)]
+# name -> what a model has that does not say it
+_FEATURES = {
+    field.name: field.default
+    for field in dataclasses.fields(ModelConfig)[_FIELDS.index("attention_bias") :]
+}
+
+
+def _refuse_unknown(what: str, given: Mapping[Any, Any], known: Collection[str]) -> None:
+    unknown = sorted(set(map(str, given)) - set(known))
+    if unknown:
+        raise FormatError(
+            f"config: unknown {what} {quoted(unknown[0])}; a newer edgedb may read it"
+        )
 
 
 def _check_floats(prefix: str, of: object, bounds: Mapping[str, tuple[float, float]]) -> None:

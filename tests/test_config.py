@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from edgedb.errors import FormatError, UnsupportedModelError
 from edgedb.exactmath import sincos
 from edgedb.model.families import program_of
 from edgedb.model.network import Network
-from edgedb.rope import inverse_frequencies
+from edgedb.rope import inverse_frequencies, rope_tables
 from edgedb.tensors import DenseTensor
 
 CONFIG = ModelConfig(
@@ -51,10 +52,44 @@ def test_a_file_without_a_config_is_refused(raw: object) -> None:
 
 
 def test_unknown_keys_in_a_file_are_refused() -> None:
-    with pytest.raises(FormatError, match="sliding_window"):
-        changed(sliding_window=4096)
+    with pytest.raises(FormatError, match="unknown key 'sliding_window'"):
+        changed(sliding_window=4096)  # a feature, which is not where version 1 looks
+    with pytest.raises(FormatError, match="unknown feature 'experts'"):
+        changed(version=2, features={"experts": 4})
+    with pytest.raises(UnsupportedModelError, match="version 3"):
+        changed(version=3)
     with pytest.raises(FormatError, match=r"rope_scaling\.beta_fast"):
         changed(rope_scaling={"type": "linear", "factor": 2.0, "beta_fast": 32})
+
+
+def test_features_make_version_2() -> None:
+    assert "version" not in CONFIG.to_dict()
+    features = {"attention_bias": True, "sliding_window": 13, "windowed_layers": [1, 3]}
+    config = changed(version=2, features=features)
+    assert [config.window(i) for i in range(4)] == [None, 13, None, 13]
+    document = json.loads(json.dumps(config.to_dict()))
+    assert document["version"] == 2 and document["features"] == features
+    assert ModelConfig.from_dict(document) == config
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        [],
+        {"attention_bias": 1},
+        {"mlp_bias": None},
+        {"sliding_window": 0},
+        {"sliding_window": True},
+        {"sliding_window": 1.5},
+        {"windowed_layers": 3},
+        {"windowed_layers": [32]},
+        {"windowed_layers": [-1]},
+        {"windowed_layers": ["0"]},
+    ],
+)
+def test_impossible_features_are_refused(features: object) -> None:
+    with pytest.raises(FormatError):
+        changed(version=2, features=features)
 
 
 @pytest.mark.parametrize(

@@ -101,41 +101,133 @@ static void attention(void) {
     CHECK(ATTENTION(&bad, 1, 0) == EDB_ERR_KIND);
 }
 
-static void layers(void) {
-    const edb_attention_shape heads = {2, 1, 4, EDB_F32, 16};
+static edb_status create(const edb_op *ops, int32_t n_ops, int32_t expected_wrong) {
+    const int64_t widths[] = {24, 16, 8};
+    edb_program *program;
+    int32_t wrong;
+    edb_status status = edb_program_create(ops, n_ops, widths, 3, &program, &wrong);
+    CHECK((status == EDB_OK) == (program != NULL));
+    CHECK(wrong == expected_wrong);
+    edb_program_destroy(program);
+    return status;
+}
+
+/* Every way in which one operation can be wrong, with a right one before it. */
+static void programs(void) {
     uint64_t seed = 2;
     edb_matrix qkv = random_matrix(&seed, EDB_PAIRS, 1, 16, 24);
-    edb_matrix back = random_matrix(&seed, EDB_INT8, 0, 24, 8);
-    edb_matrix gate_up = random_matrix(&seed, EDB_F32, 0, 16, 24);
-    const edb_layer good = {x, &qkv, &back, x, &gate_up, &back, x, x, 1e-5f};
-    const edb_layer_buffers memory = {out, out + 64, out + 128, out + 192};
-    float k[64] = {0}, v[64] = {0};
-    size_t bytes = edb_decoder_layer_scratch_bytes(context, &good, &heads, 1, 16);
+    edb_matrix back = random_matrix(&seed, EDB_F32, 0, 24, 8);
+    const float *odd = (const float *)(const void *)((const char *)x + 1);
+    const edb_op linear = {.code = EDB_OP_LINEAR, .input = EDB_INPUT_NORMED, .out = {1, 0},
+                           .width = 16, .matrix = &qkv, .weight = x, .eps = 1e-5f};
+    const edb_op attention = {.code = EDB_OP_ATTENTION, .x = {1, 0}, .y = {1, 8}, .z = {1, 12},
+                              .out = {2, 0}, .width = 8, .scale = 0.5f, .positions = 16,
+                              .cos = x, .sin = x, .n_heads = 2, .n_kv_heads = 1, .head_dim = 4,
+                              .window = 9};
+    const edb_op rope = {.code = EDB_OP_ROPE, .heads = 2, .x = {1, 0}, .out = {1, 0}, .width = 8,
+                         .positions = 16, .cos = x, .sin = x};
+    const edb_op add = {.code = EDB_OP_ADD, .x = {1, 0}, .y = {2, 0}, .out = {1, 0}, .width = 8};
+    edb_op ops[2] = {linear, linear};
+    CHECK(create(ops, 2, -1) == EDB_OK);
+    ops[1] = attention;
+    CHECK(create(ops, 2, -1) == EDB_OK);
+    ops[1] = rope;
+    CHECK(create(ops, 2, -1) == EDB_OK);
+    ops[1] = add;
+    CHECK(create(ops, 2, -1) == EDB_OK);
+    CHECK(create(ops, 0, -1) == EDB_ERR_SHAPE);
+
+#define WRONG(good, field, value, status) \
+    ops[1] = good;                        \
+    ops[1].field = value;                 \
+    CHECK(create(ops, 2, 1) == (status))
+    WRONG(linear, code, 99, EDB_ERR_KIND);
+    WRONG(linear, input, 3, EDB_ERR_KIND);
+    WRONG(linear, matrix, NULL, EDB_ERR_NULL);
+    WRONG(linear, matrix, &back, EDB_ERR_SHAPE);
+    WRONG(linear, weight, NULL, EDB_ERR_NULL);
+    WRONG(linear, weight, odd, EDB_ERR_ALIGN);
+    WRONG(linear, bias, odd, EDB_ERR_ALIGN);
+    WRONG(linear, width, 15, EDB_ERR_SHAPE);
+    WRONG(linear, out.slot, 0, EDB_ERR_SHAPE); /* where x lies */
+    WRONG(linear, out.slot, 3, EDB_ERR_SHAPE);
+    WRONG(linear, out.slot, -1, EDB_ERR_SHAPE);
+    WRONG(linear, x.column, 1, EDB_ERR_SHAPE);
+    WRONG(linear, input, EDB_INPUT_GATED, EDB_ERR_SHAPE);
+    WRONG(attention, width, 4, EDB_ERR_SHAPE);
+    WRONG(attention, n_heads, 0, EDB_ERR_SHAPE);
+    WRONG(attention, n_kv_heads, 3, EDB_ERR_SHAPE);
+    WRONG(attention, head_dim, 3, EDB_ERR_SHAPE);
+    WRONG(attention, window, 0, EDB_ERR_SHAPE);
+    WRONG(attention, cache, -1, EDB_ERR_SHAPE);
+    WRONG(attention, y.column, 7, EDB_ERR_SHAPE); /* x is overwritten */
+    WRONG(attention, z.column, 13, EDB_ERR_SHAPE);
+    WRONG(attention, out.slot, 1, EDB_ERR_SHAPE);
+    WRONG(attention, sin, NULL, EDB_ERR_NULL);
+    WRONG(attention, positions, 0, EDB_ERR_SHAPE);
+    WRONG(attention, k_norm, x, EDB_ERR_NULL); /* without q_norm */
+    WRONG(attention, q_norm, x, EDB_ERR_NULL);
+    WRONG(rope, heads, 0, EDB_ERR_SHAPE);
+    WRONG(rope, heads, 3, EDB_ERR_SHAPE);
+    WRONG(rope, heads, 8, EDB_ERR_SHAPE); /* heads of one channel have no pairs */
+    WRONG(rope, cos, NULL, EDB_ERR_NULL);
+    WRONG(rope, out.column, 1, EDB_ERR_SHAPE); /* overlaps x */
+    WRONG(add, y.slot, 5, EDB_ERR_SHAPE);
+    WRONG(add, width, 9, EDB_ERR_SHAPE);
+    WRONG(add, x.column, 12, EDB_ERR_SHAPE);
+    WRONG(add, x.column, -1, EDB_ERR_SHAPE);
+    ops[0] = (edb_op){.code = EDB_OP_LINEAR, .x = {2, 0}, .out = {0, 0}, .width = 24,
+                      .matrix = &back, .bias = x, .add = 1};
+    CHECK(create(ops, 1, 0) == EDB_ERR_KIND); /* dense: a bias, or added */
+
+    ops[0] = linear;
+    ops[1] = attention;
+    const int64_t widths[] = {24, 16, 8};
+    edb_program *program;
+    int32_t wrong;
+    CHECK(edb_program_create(ops, 2, widths, 3, &program, &wrong) == EDB_OK);
+    float memory[48] = {0}, k[64] = {0}, v[64] = {0}, *slots[] = {memory, memory + 24, memory + 40};
+    void *keys[] = {k}, *values[] = {v};
+    const edb_span good = {.n = 1, .pos = 15, .capacity = 16, .cache_kind = EDB_F32, .keys = keys,
+                           .values = values};
+    edb_span spans[2] = {good, good};
+    size_t bytes = edb_program_scratch_bytes(context, program, 1, spans, 1);
     CHECK(bytes > 0 && bytes <= sizeof scratch);
-#define LAYER(layer, buffers, n, pos, size) \
-    edb_decoder_layer(context, layer, &heads, buffers, k, v, n, pos, scratch, size)
-    CHECK(LAYER(&good, &memory, 1, 15, bytes) == EDB_OK);
-    CHECK(LAYER(&good, &memory, 1, 15, bytes - 1) == EDB_ERR_SCRATCH);
-    CHECK(LAYER(&good, &memory, 1, 16, bytes) == EDB_ERR_RANGE);
-    CHECK(LAYER(&good, &memory, INT64_MAX, 0, bytes) == EDB_ERR_SHAPE);
-    CHECK(LAYER(NULL, &memory, 1, 0, bytes) == EDB_ERR_NULL);
-    CHECK(LAYER(&good, NULL, 1, 0, bytes) == EDB_ERR_NULL);
-    edb_layer bad = good;
-    bad.attn_out = &qkv;
-    CHECK(LAYER(&bad, &memory, 1, 0, bytes) == EDB_ERR_SHAPE);
-    CHECK(edb_decoder_layer_scratch_bytes(context, &bad, &heads, 1, 16) == 0);
-    bad.attn_out = NULL;
-    CHECK(LAYER(&bad, &memory, 1, 0, bytes) == EDB_ERR_NULL);
-    bad = good;
-    bad.sin = (const float *)(const void *)((const char *)x + 1);
-    CHECK(LAYER(&bad, &memory, 1, 0, bytes) == EDB_ERR_ALIGN);
-    edb_layer_buffers lost = memory;
-    lost.gate_up = NULL;
-    CHECK(LAYER(&good, &lost, 1, 0, bytes) == EDB_ERR_NULL);
-    CHECK(edb_decoder_layer_scratch_bytes(context, &good, &heads, 1, 17) == 0);
+#define RUN(n, n_spans, size) \
+    edb_program_run(context, program, NULL, slots, n, spans, n_spans, scratch, size)
+    CHECK(RUN(1, 1, bytes) == EDB_OK);
+    CHECK(RUN(1, 1, 0) == EDB_ERR_SCRATCH);
+    CHECK(RUN(0, 1, bytes) == EDB_ERR_SHAPE);
+    CHECK(RUN(129, 1, bytes) == EDB_ERR_SHAPE);
+    CHECK(RUN(2, 1, bytes) == EDB_ERR_SHAPE); /* a row that is nobody's */
+    CHECK(RUN(1, 2, bytes) == EDB_ERR_SHAPE);
+    CHECK(RUN(1, 0, bytes) == EDB_ERR_SHAPE);
+    CHECK(edb_program_scratch_bytes(context, program, 2, spans, 1) == 0);
+    CHECK(edb_program_run(context, program, NULL, slots, 1, NULL, 1, scratch, bytes) ==
+          EDB_ERR_NULL);
+    CHECK(edb_program_run(context, NULL, NULL, slots, 1, spans, 1, scratch, bytes) ==
+          EDB_ERR_NULL);
+#define BAD_SPAN(field, value, status) \
+    spans[0] = good;                   \
+    spans[0].field = value;            \
+    CHECK(RUN(1, 1, bytes) == (status))
+    BAD_SPAN(pos, 16, EDB_ERR_RANGE);
+    BAD_SPAN(pos, -1, EDB_ERR_RANGE);
+    BAD_SPAN(pos, INT64_MAX, EDB_ERR_RANGE);
+    BAD_SPAN(n, INT64_MAX, EDB_ERR_SHAPE);
+    BAD_SPAN(capacity, 0, EDB_ERR_SHAPE);
+    BAD_SPAN(cache_kind, EDB_PAIRS, EDB_ERR_KIND);
+    BAD_SPAN(keys, NULL, EDB_ERR_NULL);
+    spans[0] = good;
+    keys[0] = NULL;
+    CHECK(RUN(1, 1, bytes) == EDB_ERR_NULL);
+    keys[0] = k;
+    slots[2] = NULL;
+    CHECK(RUN(1, 1, bytes) == EDB_ERR_NULL);
+    edb_program_destroy(program);
+    edb_program_destroy(NULL);
     free_matrix(&qkv);
     free_matrix(&back);
-    free_matrix(&gate_up);
 }
 
 static void creation(void) {
@@ -164,7 +256,7 @@ int main(void) {
     matrices();
     tokens();
     attention();
-    layers();
+    programs();
     creation();
     free(out);
     free(x);

@@ -6,7 +6,7 @@ shift
 echo "native tests: $(basename "$dir") $*"
 "$@" "$dir/arguments"
 "$@" "$dir/pool" ${1:+child-alone}
-for program in same_bits same_layer golden_text; do
+for program in same_bits same_program golden_text; do
     "$@" "$dir/$program"
 done >"$dir/golden.txt"
 diff golden.txt "$dir/golden.txt"

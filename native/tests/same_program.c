@@ -1,8 +1,10 @@
 /*
- * edb_decoder_layer against its operations one by one, over random shapes and kinds of matrices:
+ * A layer as a program against its operations one by one, over random shapes and kinds of matrices:
  * on every instruction set and kernel, with one to eight threads, a prompt at once and token by
  * token, all must give the bits of the scalar operations. Prints a digest of those.
  */
+#include <math.h>
+
 #include "testing.h"
 
 enum { CASES = 16, MAX_TOKENS = 140 };
@@ -10,7 +12,8 @@ enum { CASES = 16, MAX_TOKENS = 140 };
 typedef struct {
     edb_matrix qkv, out, gate_up, down;
     float *attn_norm, *mlp_norm, *cos, *sin;
-    edb_layer layer;
+    edb_op ops[5];
+    int64_t widths[4];
     edb_attention_shape shape;
     int64_t hidden, f, q_size, qkv_size, n, pos, cache_bytes;
     float *x;
@@ -75,9 +78,29 @@ static layer_case make_case(uint64_t seed) {
     return c;
 }
 
+enum { X, QKV, ATT, GATE_UP };
+
+/* The five operations that Llama's layer fuses into. */
 static void bind(layer_case *c) {
-    c->layer = (edb_layer){c->attn_norm, &c->qkv, &c->out, c->mlp_norm, &c->gate_up,
-                           &c->down,     c->cos,  c->sin,  1e-5f};
+    const int64_t widths[] = {c->hidden, c->qkv_size, c->q_size, 2 * c->f};
+    memcpy(c->widths, widths, sizeof widths);
+    int32_t q = (int32_t)c->q_size, kv = c->shape.n_kv_heads * c->shape.head_dim;
+    const edb_op ops[] = {
+        {.code = EDB_OP_LINEAR, .input = EDB_INPUT_NORMED, .x = {X, 0}, .out = {QKV, 0},
+         .width = c->qkv_size, .matrix = &c->qkv, .weight = c->attn_norm, .eps = 1e-5f},
+        {.code = EDB_OP_ATTENTION, .x = {QKV, 0}, .y = {QKV, q}, .z = {QKV, q + kv},
+         .out = {ATT, 0}, .width = c->q_size, .scale = 1.0f / sqrtf((float)c->shape.head_dim),
+         .positions = c->shape.capacity, .cos = c->cos, .sin = c->sin,
+         .n_heads = c->shape.n_heads, .n_kv_heads = c->shape.n_kv_heads,
+         .head_dim = c->shape.head_dim, .window = INT64_MAX / 2},
+        {.code = EDB_OP_LINEAR, .add = 1, .x = {ATT, 0}, .out = {X, 0}, .width = c->hidden,
+         .matrix = &c->out},
+        {.code = EDB_OP_LINEAR, .input = EDB_INPUT_NORMED, .x = {X, 0}, .out = {GATE_UP, 0},
+         .width = 2 * c->f, .matrix = &c->gate_up, .weight = c->mlp_norm, .eps = 1e-5f},
+        {.code = EDB_OP_LINEAR, .input = EDB_INPUT_GATED, .add = 1, .x = {GATE_UP, 0},
+         .out = {X, 0}, .width = c->hidden, .matrix = &c->down},
+    };
+    memcpy(c->ops, ops, sizeof ops);
 }
 
 static void free_case(layer_case *c) {
@@ -134,30 +157,35 @@ static void one_by_one(const edb_context *context, const layer_case *c, layer_re
     for (int i = 0; i < 6; i++) free(all[i]);
 }
 
-/* `step` tokens a call. */
+/* `step` tokens a call, at most as many as go through a program at once. */
 static void fused(const edb_context *context, const layer_case *c, int64_t step, layer_result *r) {
-    edb_layer_buffers buffers = {NULL, allocate((size_t)(step * c->qkv_size) * 4),
-                                 allocate((size_t)(step * c->q_size) * 4),
-                                 allocate((size_t)(step * 2 * c->f) * 4)};
+    step = step < 128 ? step : 128;
+    edb_program *program;
+    int32_t wrong;
+    CHECK(edb_program_create(c->ops, 5, c->widths, 4, &program, &wrong) == EDB_OK && wrong == -1);
+    float *slots[4] = {NULL};
+    for (int i = QKV; i <= GATE_UP; i++) slots[i] = allocate((size_t)(step * c->widths[i]) * 4);
+    void *keys[] = {r->caches[0]}, *values[] = {r->caches[1]};
+    edb_span span = {.capacity = c->shape.capacity, .cache_kind = c->shape.cache_kind,
+                     .keys = keys, .values = values};
     size_t bytes = 0;
-    for (int64_t n = 1; n <= step; n++) {
-        size_t needed =
-            edb_decoder_layer_scratch_bytes(context, &c->layer, &c->shape, n, c->shape.capacity);
+    for (span.n = 1; span.n <= step; span.n++) {
+        size_t needed = edb_program_scratch_bytes(context, program, span.n, &span, 1);
         CHECK(needed > 0);
         bytes = needed > bytes ? needed : bytes;
     }
     void *scratch = malloc(bytes);
     CHECK(scratch != NULL);
     for (int64_t t = 0; t < c->n; t += step) {
-        buffers.x = r->x + t * c->hidden;
-        int64_t n = c->n - t < step ? c->n - t : step;
-        CHECK(edb_decoder_layer(context, &c->layer, &c->shape, &buffers, r->caches[0], r->caches[1],
-                                n, c->pos + t, scratch, bytes) == EDB_OK);
+        slots[X] = r->x + t * c->hidden;
+        span.n = c->n - t < step ? c->n - t : step;
+        span.pos = c->pos + t;
+        CHECK(edb_program_run(context, program, NULL, slots, span.n, &span, 1, scratch, bytes) ==
+              EDB_OK);
     }
     free(scratch);
-    free(buffers.qkv);
-    free(buffers.att);
-    free(buffers.gate_up);
+    for (int i = QKV; i <= GATE_UP; i++) free(slots[i]);
+    edb_program_destroy(program);
 }
 
 static void check_same(const layer_case *c, layer_result *r, const layer_result *expected) {
