@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedb.errors import EdgeDBError
+from edgedb.model.families import program_of
 from edgedb.tokenizer import TokenizerSpec, load_tokenizer
 
 from . import sample
 from .feedback import panels
-from .forward import Decoder, rms_norm
+from .forward import Float32Program
 from .sources import Source
 
 Float32 = NDArray[np.float32]
@@ -82,7 +83,8 @@ class LayerInputs:
     def __init__(self, source: Source, ids: Ids) -> None:
         self.source = source
         self.layer = 0
-        self.decoder = Decoder(source.config, ids.shape[1])
+        self.program = program_of(source.config)
+        self._forward = Float32Program(self.program, ids.shape[1])
         unique, where = np.unique(ids, return_inverse=True)
         rows = np.stack([source.tensor("embedding", slice(i, i + 1))[0] for i in unique])
         self.hidden = rows[where.reshape(ids.shape)]
@@ -93,15 +95,18 @@ class LayerInputs:
         go on with.
         """
         prefix = f"layers.{self.layer}."
-        norms = {kind: self.source.tensor(prefix + kind) for kind in ("attn_norm", "mlp_norm")}
-        self.decoder.layer(self.hidden, norms, lambda kind, x: replace(prefix + kind, hessians(x)))
+        block = self.program.kinds[self.program.layers[self.layer]]
+        vectors = {name: self.source.tensor(prefix + name) for name in block.vectors}
+        self.hidden = self._forward.layer(
+            self.layer, self.hidden, vectors, lambda name, x: replace(prefix + name, hessians(x))
+        )
         self.layer += 1
 
     def head(self) -> list[Float32]:
         """After the last layer: the mean of ``x x^T`` over the inputs of the head."""
-        config = self.source.config
-        x = self.hidden.reshape(-1, config.hidden_size)
-        return hessians(rms_norm(x, self.source.tensor("final_norm"), config.norm_eps))
+        vectors = {name: self.source.tensor(name) for name in self.program.final.vectors}
+        x = self._forward.final(self.hidden, vectors)
+        return hessians(x.reshape(-1, x.shape[-1]))
 
 
 def hessians(x: Float32) -> list[Float32]:

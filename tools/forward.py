@@ -1,28 +1,132 @@
-"""The forward pass in plain numpy over many tokens at once, one layer's float32 weights at a time.
+"""A program in float32 over many tokens at once, a layer's weights at a time, for the exporter.
 
-The runtime's forward (``edgedb.llama``) keeps a whole model and quantizes activations; the exporter
-needs the opposite: float32 arithmetic, thousands of tokens, and the inputs of every matrix.
+The runtime's interpreters keep a whole model and quantize activations; calibration needs the
+opposite, and the inputs of every matrix. Sequences are read whole, from position 0 on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgedb.config import ModelConfig
-from edgedb.rope import rope_tables
+from edgedb.ops.program import Block, Program, RopeTable, Value
+from edgedb.rope import RopeTables
 
 Float32 = NDArray[np.float32]
 
-# Called before each matrix of a layer with its kind ("attn_qkv", ...) and its input
-# [tokens, cols]; returns the weight [rows, cols] to multiply with.
+# Called before each matrix with its name and all that it will be multiplied with [tokens, cols];
+# returns the weights [rows, cols] to go on with.
 WeightAt = Callable[[str, Float32], Float32]
 
-
-# Tokens whose gate and up activations exist at one time: they are the widest of all.
+# Tokens (of whole sequences, one at least) between two matrices: the widest activations, such as
+# gate and up, exist for so many at a time.
 _CHUNK_TOKENS = 512
+
+
+class Float32Program:
+    """The layers of a program; weights come from the caller."""
+
+    def __init__(self, program: Program, length: int) -> None:
+        """``length``: tokens of a sequence."""
+        self.program = program
+        self._tables: dict[RopeTable, RopeTables] = {}
+        for table in program.ropes():
+            self._tables[table] = RopeTables(table, length)
+            self._tables[table].cover(length)
+
+    def layer(
+        self, i: int, x: Float32, vectors: Mapping[str, Float32], weight_at: WeightAt
+    ) -> Float32:
+        """Layer ``i`` of ``x [sequences, tokens, width]``. Names are those of the block."""
+        return self.run(self.program.kinds[self.program.layers[i]], x, vectors, weight_at)
+
+    def final(self, x: Float32, vectors: Mapping[str, Float32]) -> Float32:
+        """What the head reads, of the same shape."""
+        return self.run(self.program.final, x, vectors, _no_matrix)
+
+    def run(
+        self, block: Block, x: Float32, vectors: Mapping[str, Float32], weight_at: WeightAt
+    ) -> Float32:
+        """A block of ``x [sequences, tokens, width]``; every matrix sees all tokens at once."""
+        sequences, length, _ = x.shape
+        found: dict[Value, Float32] = {block.operations[0]: x}
+        for segment, needed in _segments(block):
+            weight = None
+            if segment[0].op == "linear":
+                source = found[segment[0].args[0]]
+                flat = source.reshape(-1, source.shape[-1])
+                weight = weight_at(segment[0]["matrix"], flat)
+            kept = [value for value in segment if value in needed]
+            whole = {v: np.empty((sequences, length, v.width), np.float32) for v in kept}
+            step = max(1, _CHUNK_TOKENS // length)
+            for start in range(0, sequences, step):
+                part = slice(start, start + step)
+                values = {value: array[part] for value, array in found.items()}
+                for value in segment:
+                    values[value] = self._do(value, values, vectors, weight)
+                for value in kept:
+                    whole[value][part] = values[value]
+            found = {v: array for v, array in {**found, **whole}.items() if v in needed}
+        return found[block.output]
+
+    def _do(
+        self,
+        value: Value,
+        values: Mapping[Value, Float32],
+        vectors: Mapping[str, Float32],
+        weight: Float32 | None,
+    ) -> Float32:
+        """One operation of ``[sequences, tokens, width]``."""
+        op, args = value.op, [values[argument] for argument in value.args]
+        if op == "linear":
+            assert weight is not None, "a segment begins with its matrix"
+            y: Float32 = args[0] @ weight.T
+            return y if value["bias"] is None else y + vectors[value["bias"]]
+        if op == "rms_norm":
+            heads = args[0].reshape(*args[0].shape[:2], value["heads"], -1)
+            return rms_norm(heads, vectors[value["weight"]], value["eps"]).reshape(args[0].shape)
+        if op == "slice":
+            return args[0][..., value["begin"] : value["begin"] + value.width]
+        if op == "add":
+            return args[0] + args[1]
+        if op == "mul":
+            return args[0] * args[1]
+        if op == "silu":
+            with np.errstate(over="ignore"):  # exp(-x) may overflow to infinity: silu is then 0
+                return args[0] / (1 + np.exp(-args[0]))
+        if op == "rope":
+            heads = args[0].reshape(*args[0].shape[:2], value["heads"], -1)
+            return self._turned(heads, value["table"]).reshape(args[0].shape)
+        if op == "attention":
+            return np.stack([_attention(value, *rows) for rows in zip(*args, strict=True)])
+        raise NotImplementedError(f"operation {op}")
+
+    def _turned(self, heads: Float32, table: RopeTable) -> Float32:
+        """``[sequences, tokens, heads, dim]`` by the tokens' positions."""
+        n = heads.shape[1]
+        cos, sin = (t[:n, None] for t in (self._tables[table].cos, self._tables[table].sin))
+        first, second = np.split(heads, 2, axis=-1)
+        return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def _segments(block: Block) -> Iterator[tuple[list[Value], set[Value]]]:
+    """Operations up to the next matrix, and the values that are read after them."""
+    segments: list[list[Value]] = [[]]
+    for value in block.operations:
+        if value.op == "linear":
+            segments.append([])
+        if value.op != "input":
+            segments[-1].append(value)
+    for i, segment in enumerate(segments):
+        later = {argument for rest in segments[i + 1 :] for v in rest for argument in v.args}
+        if segment:
+            yield segment, later | {block.output}
+
+
+def _no_matrix(name: str, x: Float32) -> Float32:
+    raise NotImplementedError(f"matrix {name} outside of a layer")
 
 
 def rms_norm(x: Float32, weight: Float32, eps: float) -> Float32:
@@ -31,73 +135,20 @@ def rms_norm(x: Float32, weight: Float32, eps: float) -> Float32:
     return x / np.sqrt(mean_square + np.float32(eps)) * weight
 
 
-class Decoder:
-    """A decoder layer applied to ``[sequences, tokens, hidden]``; weights come from the caller."""
-
-    def __init__(self, config: ModelConfig, length: int) -> None:
-        self.config = config
-        cos, sin = rope_tables(config, length)  # [length, head_dim / 2]
-        self._cos, self._sin = np.asarray(cos), np.asarray(sin)
-
-    def layer(self, x: Float32, norms: Mapping[str, Float32], weight_at: WeightAt) -> None:
-        """Add one layer's output to ``x [sequences, tokens, hidden]``, in place."""
-        eps = self.config.norm_eps
-        flat = x.reshape(-1, x.shape[-1])
-        h = rms_norm(flat, norms["attn_norm"], eps)
-        qkv = h @ weight_at("attn_qkv", h).T
-        att = self._attention(qkv.reshape(*x.shape[:2], -1)).reshape(len(flat), -1)
-        del qkv
-        flat += att @ weight_at("attn_out", att).T
-        h = rms_norm(flat, norms["mlp_norm"], eps)
-        weight = weight_at("mlp_gate_up", h).T
-        hidden = np.empty((len(h), self.config.intermediate_size), np.float32)
-        for start in range(0, len(h), _CHUNK_TOKENS):
-            part = slice(start, start + _CHUNK_TOKENS)
-            hidden[part] = swiglu(h[part] @ weight)
-        flat += hidden @ weight_at("mlp_down", hidden).T
-
-    def rotate(self, heads: Float32) -> Float32:
-        """Rotary embedding of ``[..., tokens, head_dim]`` from position 0 on."""
-        n = heads.shape[-2]
-        half = heads.shape[-1] // 2
-        cos, sin = self._cos[:n], self._sin[:n]
-        first, second = heads[..., :half], heads[..., half:]
-        return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-    def split_heads(self, qkv: Float32) -> tuple[Float32, Float32, Float32]:
-        """``[tokens, q + 2 kv]`` -> q ``[kv heads, group, tokens, dim]``, k, v ``[kv heads, tokens,
-        dim]``.
-        """
-        config = self.config
-        n, dim, n_kv = len(qkv), config.head_dim, config.n_kv_heads
-        q = qkv[:, : config.q_size].reshape(n, n_kv, -1, dim).transpose(1, 2, 0, 3)
-        k, v = qkv[:, config.q_size :].reshape(n, 2, n_kv, dim).transpose(1, 2, 0, 3)
-        return q, k, v
-
-    def _attention(self, qkv: Float32) -> Float32:
-        """Causal attention, one sequence and one key/value head at a time; ``[s, t, q_size]``."""
-        n_sequences, n, _ = qkv.shape
-        config = self.config
-        out = np.empty((n_sequences, n, config.q_size), np.float32)
-        future = np.triu(np.full((n, n), -np.inf, np.float32), 1)
-        for sequence, rows in enumerate(qkv):
-            q, k, v = self.split_heads(rows)
-            q, k = self.rotate(q), self.rotate(k)
-            mixed = np.empty(q.shape, np.float32)
-            for head in range(config.n_kv_heads):
-                scores = q[head] @ (k[head].T * np.float32(config.head_dim**-0.5))
-                scores += future
-                mixed[head] = softmax(scores) @ v[head]
-            out[sequence] = mixed.transpose(2, 0, 1, 3).reshape(n, -1)
-        return out
-
-
-def swiglu(gate_up: Float32) -> Float32:
-    """``silu(gate) * up``, gate being the first half of the last axis."""
-    gate, up = np.split(gate_up, 2, axis=-1)
-    with np.errstate(over="ignore"):  # exp(-gate) may overflow to infinity: silu is then 0
-        out: Float32 = gate / (1 + np.exp(-gate)) * up
-    return out
+def _attention(value: Value, q: Float32, k: Float32, v: Float32) -> Float32:
+    """Of one sequence ``[tokens, width]``, one key/value head at a time."""
+    n, dim = len(q), value["head_dim"]
+    queries = q.reshape(n, value["n_kv_heads"], -1, dim).transpose(1, 2, 0, 3)
+    keys, values = (x.reshape(n, -1, dim).transpose(1, 0, 2) for x in (k, v))
+    distance = np.arange(n)[:, None] - np.arange(n)
+    hidden = (distance < 0) | (distance >= (value["window"] or n))
+    unseen = np.where(hidden, np.float32(-np.inf), np.float32(0))
+    mixed = np.empty(queries.shape, np.float32)
+    for head, group in enumerate(np.ascontiguousarray(queries)):
+        scores = group @ (keys[head].T * np.float32(value["scale"]))
+        scores += unseen
+        mixed[head] = softmax(scores) @ values[head]
+    return mixed.transpose(2, 0, 1, 3).reshape(n, -1)
 
 
 def softmax(scores: Float32) -> Float32:
