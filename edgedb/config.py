@@ -12,7 +12,8 @@ from typing import Any
 
 from .display import quoted
 from .errors import FormatError, UnsupportedModelError
-from .families import FAMILIES, ROPE_KEYS
+
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 # A cache as long as the longest published context would reserve gigabytes that a chat never uses.
 DEFAULT_CONTEXT = 8192
@@ -36,15 +37,20 @@ _SCALING_BOUNDS = {
     "low_freq_factor": (1e-3, 1e6),
     "high_freq_factor": (1e-3, 1e6),
     "original_max_position_embeddings": (1, 1 << 24),
+    "beta_fast": (1e-3, 1e6),
+    "beta_slow": (1e-3, 1e6),
+    "attention_factor": (1e-3, 1e3),
 }
+_YARN = {"beta_fast", "beta_slow", "attention_factor"}
 
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Frequency scaling of the rotary embedding; ``type`` is a key of ``families.ROPE_KEYS``.
+    """Frequency scaling of the rotary embedding; ``type`` is one of ``ROPE_TYPES``.
 
     ``linear`` divides every frequency by ``factor``. ``llama3`` (Llama 3.1) divides low
-    frequencies by ``factor``, keeps high ones, and blends in between.
+    frequencies by ``factor``, keeps high ones, and blends in between. So does ``yarn``
+    (arXiv 2309.00071), whose bounds are turns, and which lengthens what it rotates.
     """
 
     type: str = "default"
@@ -52,16 +58,28 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+    # yarn alone
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0  # what cosines and sines are multiplied by
+
+    def to_dict(self) -> dict[str, Any]:
+        """``from_dict`` reads it back; what only yarn has is there only for yarn."""
+        values = dataclasses.asdict(self)
+        return values if self.type == "yarn" else {k: values[k] for k in values if k not in _YARN}
 
     @classmethod
     def from_dict(cls, raw: object) -> RopeScaling:
-        """Read the form that ``dataclasses.asdict`` gives, trusting nothing.
+        """Read ``to_dict``'s form, trusting nothing.
 
         Raises ``FormatError`` for anything but an object with these keys.
         """
         if not isinstance(raw, Mapping):
             raise FormatError("config: rope_scaling must be a JSON object")
-        unknown = sorted(set(map(str, raw)) - {f.name for f in dataclasses.fields(cls)})
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(
+            set(map(str, raw)) - (known if raw.get("type") == "yarn" else known - _YARN)
+        )
         if unknown:
             raise FormatError(
                 f"config: unknown key rope_scaling.{unknown[0]}; a newer edgedb may read it"
@@ -71,12 +89,14 @@ class RopeScaling:
     def check(self) -> None:
         """Raise ``FormatError`` for values that no model has, and for an unknown ``type``
         ``UnsupportedModelError``: what passes has a finite angle at every position."""
-        if not isinstance(self.type, str) or self.type not in ROPE_KEYS:
+        if not isinstance(self.type, str) or self.type not in ROPE_TYPES:
             raise UnsupportedModelError(
                 f"rope scaling {quoted(self.type)} is not supported; "
-                f"this version runs {', '.join(ROPE_KEYS)}"
+                f"this version runs {', '.join(ROPE_TYPES)}"
             )
         _check_floats("rope_scaling.", self, _SCALING_BOUNDS)
+        if self.type == "yarn" and self.beta_fast <= self.beta_slow:
+            raise FormatError("config: rope_scaling needs beta_fast above beta_slow")
         if self.type == "llama3" and self.high_freq_factor <= self.low_freq_factor:
             raise FormatError("config: rope_scaling needs high_freq_factor above low_freq_factor")
 
@@ -130,7 +150,7 @@ class ModelConfig:
 
         A model without features has version 1, which every edgedb reads.
         """
-        values = dataclasses.asdict(self)
+        values = dataclasses.asdict(self) | {"rope_scaling": self.rope_scaling.to_dict()}
         features = {name: values.pop(name) for name in _FEATURES}
         features = {n: v for n, v in features.items() if v != _FEATURES[n]}
         return {"version": 2, **values, "features": features} if features else values
@@ -171,11 +191,11 @@ class ModelConfig:
     def checked(self) -> ModelConfig:
         """The same, if this version can run it.
 
-        Raises ``FormatError`` for a value that no model has, ``UnsupportedModelError`` for another
-        family.
+        Raises ``FormatError`` for a value that no model has, ``UnsupportedModelError`` for a rotary
+        scaling of another kind.
         """
-        if not isinstance(self.model_type, str) or self.model_type not in FAMILIES:
-            raise UnsupportedModelError(f"model_type {quoted(self.model_type)} is not supported")
+        if not isinstance(self.model_type, str):
+            raise FormatError(f"config: model_type = {quoted(self.model_type)}, expected a name")
         for name, (low, high) in _BOUNDS.items():
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:

@@ -52,7 +52,9 @@ def rope_tables(config: ModelConfig, n_positions: int) -> tuple[Floats, Floats]:
 
 def rope_table(config: ModelConfig) -> RopeTable:
     """What a model's heads turn by."""
-    return RopeTable(tuple(map(float, inverse_frequencies(config))))
+    frequencies = tuple(map(float, inverse_frequencies(config)))
+    scaling = config.rope_scaling
+    return RopeTable(frequencies, scaling.attention_factor if scaling.type == "yarn" else 1.0)
 
 
 def inverse_frequencies(config: ModelConfig) -> Floats:
@@ -64,7 +66,31 @@ def inverse_frequencies(config: ModelConfig) -> Floats:
         float(np.float32(config.rope_theta ** (-2 * i / config.head_dim)))
         for i in range(config.head_dim // 2)
     ]
-    return np.array([_scaled(f, config.rope_scaling) for f in plain], np.float32)
+    scaling = config.rope_scaling
+    if scaling.type == "yarn":
+        first, last = _yarn_bounds(config)
+        kept = [1 - min(1.0, max(0.0, (i - first) / (last - first))) for i in range(len(plain))]
+        scaled = [f * (k + (1 - k) / scaling.factor) for f, k in zip(plain, kept, strict=True)]
+    else:
+        scaled = [_scaled(f, scaling) for f in plain]
+    return np.array(scaled, np.float32)
+
+
+def _yarn_bounds(config: ModelConfig) -> tuple[float, float]:
+    """Up to which pair of channels frequencies stay, and from which on they are divided.
+
+    A pair stays if the original context saw ``beta_fast`` turns of it or more (arXiv 2309.00071,
+    section 3.2); as in transformers, bounds are whole numbers.
+    """
+
+    def pair(turns: float) -> float:
+        length = config.rope_scaling.original_max_position_embeddings
+        ratio = math.log(length / (2 * math.pi * turns)) / math.log(config.rope_theta)
+        return config.head_dim * ratio / 2
+
+    first = max(math.floor(pair(config.rope_scaling.beta_fast)), 0)
+    last = min(math.ceil(pair(config.rope_scaling.beta_slow)), config.head_dim - 1)
+    return first, last if last != first else last + 0.001
 
 
 def _scaled(frequency: float, scaling: RopeScaling) -> float:

@@ -11,12 +11,11 @@ from anything import VALUES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgedb.checkpoint_config import read_config
 from edgedb.config import ModelConfig, RopeScaling
 from edgedb.errors import EdgeDBError, FormatError, UnsupportedModelError
 from edgedb.exactmath import sincos
-from edgedb.families import FAMILIES
-from edgedb.model.families import program_of
+from edgedb.model.checkpoint_config import read_config
+from edgedb.model.families import FAMILIES, program_of
 from edgedb.rope import inverse_frequencies
 
 LLAMA_2_7B: dict[str, Any] = {

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from edgedb.checkpoint_config import read_config
-from edgedb.families import FAMILIES, ROPE_KEYS
-from edgedb.keys import Keys
+from edgedb.model.checkpoint_config import read_config
+from edgedb.model.checkpoint_keys import ROPE_KEYS
+from edgedb.model.families import FAMILIES
+from edgedb.model.keys import Keys
 
 LISTS = [
     *(pytest.param(family.config, id=name) for name, family in FAMILIES.items()),

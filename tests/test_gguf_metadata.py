@@ -11,10 +11,10 @@ from anything import VALUES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgedb.checkpoint_config import read_config
 from edgedb.config import ModelConfig, RopeScaling
 from edgedb.errors import EdgeDBError, FormatError, UnsupportedModelError
-from edgedb.families import FAMILIES
+from edgedb.model.checkpoint_config import read_config
+from edgedb.model.families import FAMILIES
 from tools.sources.gguf_metadata import config_of, llama3_scaling
 
 LLAMA: dict[str, Any] = {

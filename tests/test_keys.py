@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgedb.errors import UnsupportedModelError
-from edgedb.keys import Keys, Neutral, at_least, each, either, equals, names, needs, only
+from edgedb.model.keys import Keys, Neutral, at_least, each, either, equals, names, needs, only
 
 KEYS = Keys(
     fields={"width": "hidden_size"},

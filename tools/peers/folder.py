@@ -12,7 +12,7 @@ from edgedb.errors import EdgeDBError
 from edgedb.model.families import program_of
 
 from ..sources import Source
-from ..sources.huggingface import HuggingFaceSource
+from ..sources.names import HUGGING_FACE, split_layer, stored_names
 from ..sources.source import Float32
 
 
@@ -52,9 +52,8 @@ def split_tensors(source: Source) -> dict[str, Float32]:
     }
     tensors = {}
     for name in (*program_of(config).matrices(), *program_of(config).vectors()):
-        _, _, kind = name.rpartition(".")
-        layer = name.split(".")[1] if "." in name else ""
-        names = [stored.format(i=layer) for stored in HuggingFaceSource.layout[kind]]
+        kind = split_layer(name)[1]
+        names = stored_names(HUGGING_FACE[config.model_type], name)
         edges = np.cumsum(parts.get(kind, ()))[:-1]
         for stored, rows in zip(names, np.split(source.tensor(name), edges), strict=True):
             tensors[stored] = np.ascontiguousarray(rows, np.float32)

@@ -1,7 +1,7 @@
-"""A GGUF model (architecture ``llama``): weights of any type dequantized, rows of q and k put back.
+"""A GGUF model: weights of any type dequantized, rows of q and k put back where they were moved.
 
-llama.cpp's converter interleaves the rows of q and k within each head, because its rotary
-embedding turns neighbours (2i, 2i+1) where Hugging Face's turns (i, i + head_dim/2).
+llama.cpp's converter interleaves the rows of q and k within each head for some families, whose
+rotary embedding there turns neighbours (2i, 2i+1) where Hugging Face's turns (i, i + head_dim/2).
 """
 
 from __future__ import annotations
@@ -13,27 +13,19 @@ from typing import ClassVar
 import numpy as np
 
 from edgedb.errors import UnsupportedModelError
+from edgedb.model.families import family_of
 
 from .gguf_file import StoredTensor, open_parts
 from .gguf_metadata import config_of
 from .gguf_tokenizer import tokenizer_spec
+from .names import GGUF
 from .source import Float32, Source
 
 
 class GGUFSource(Source):
     """See ``Source``. The files are mapped; a tensor is dequantized when it is asked for."""
 
-    layout: ClassVar = {
-        "embedding": ("token_embd.weight",),
-        "attn_norm": ("blk.{i}.attn_norm.weight",),
-        "attn_qkv": ("blk.{i}.attn_q.weight", "blk.{i}.attn_k.weight", "blk.{i}.attn_v.weight"),
-        "attn_out": ("blk.{i}.attn_output.weight",),
-        "mlp_norm": ("blk.{i}.ffn_norm.weight",),
-        "mlp_gate_up": ("blk.{i}.ffn_gate.weight", "blk.{i}.ffn_up.weight"),
-        "mlp_down": ("blk.{i}.ffn_down.weight",),
-        "final_norm": ("output_norm.weight",),
-        "head": ("output.weight",),
-    }
+    all_names: ClassVar = GGUF
 
     def __init__(self, path: Path) -> None:
         parts = open_parts(path)
@@ -63,7 +55,8 @@ class GGUFSource(Source):
         return self._shapes
 
     def read_stored(self, stored: str, start: int, stop: int) -> Float32:
-        if not stored.endswith(("attn_q.weight", "attn_k.weight")):
+        turned = stored.rpartition(".")[0].endswith(("attn_q", "attn_k"))
+        if not turned or not family_of(self.config.model_type).interleaved:
             return self._dequantize(stored, start, stop)
         weight = self._dequantize(stored)
         return _unpermute(weight, self.config.head_dim)[start:stop]
@@ -84,6 +77,5 @@ class GGUFSource(Source):
 
 def _unpermute(weight: Float32, head_dim: int) -> Float32:
     """Rows from (0, half, 1, half + 1, ...) within each head back to 0, 1, 2, ..."""
-    rows, cols = weight.shape
-    heads = weight.reshape(rows // head_dim, head_dim // 2, 2, cols)
-    return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows, cols)
+    heads = weight.reshape(len(weight) // head_dim, head_dim // 2, 2, -1)
+    return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(weight.shape)

@@ -10,8 +10,8 @@ import numpy as np
 
 from edgedb.display import quoted
 from edgedb.errors import FormatError, UnsupportedModelError
-from edgedb.families import FAMILIES
-from edgedb.keys import Keys, Refusal, names, only
+from edgedb.model.families import FAMILIES
+from edgedb.model.keys import Keys, Refusal, names, only
 
 from .source import Float32
 
@@ -101,6 +101,8 @@ def _rope_scaling(own: Mapping[str, Any], divisors: Float32 | None) -> dict[str,
     """As llama.cpp has it: linear where no type is said, and 0 is no factor."""
     factor = own.get("rope.scaling.factor", own.get("rope.scale_linear", 0.0)) or 1.0
     kind = own.get("rope.scaling.type", "linear")
+    if kind == "yarn":
+        return _yarn(own, factor)
     if kind not in ("linear", "none"):
         raise UnsupportedModelError(f"rope scaling {quoted(kind)} is not supported")
     scaled = kind == "linear" and factor != 1.0
@@ -109,6 +111,26 @@ def _rope_scaling(own: Mapping[str, Any], divisors: Float32 | None) -> dict[str,
     if scaled:
         raise UnsupportedModelError("rope_freqs.weight beside rope.scaling.factor is not supported")
     return llama3_scaling(divisors, own["attention.key_length"], own.get("rope.freq_base", 10000.0))
+
+
+def _yarn(own: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """As llama.cpp computes it: the whole of yarn; a share, ``yarn_ext_factor``, is refused."""
+    extension = own.get("rope.scaling.yarn_ext_factor", -1.0)
+    if extension not in (-1.0, 1.0):
+        raise UnsupportedModelError(
+            f"rope.scaling.yarn_ext_factor = {quoted(extension)} is not supported"
+        )
+    if own.get("rope.scaling.original_context_length") is None:
+        raise FormatError("rope.scaling.original_context_length is missing beside yarn")
+    return {
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": own["rope.scaling.original_context_length"],
+        "beta_fast": own.get("rope.scaling.yarn_beta_fast", 32.0),
+        "beta_slow": own.get("rope.scaling.yarn_beta_slow", 1.0),
+        "attention_factor": own.get("rope.scaling.attn_factor", 1.0)
+        * (0.1 * math.log(max(factor, 1.0)) + 1),
+    }
 
 
 def llama3_scaling(divisors: Float32, head_dim: Any, theta: Any) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edgedb.errors import FormatError
+from edgedb.model.families import family_of
 
 from .folder import exists, read_json
 from .huggingface_tokenizer import tokenizer_spec
+from .names import HUGGING_FACE
 from .safetensors import SafetensorsFile
 from .source import Float32, Source
 
@@ -21,30 +23,15 @@ _SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
 class HuggingFaceSource(Source):
     """See ``Source``; a missing file is a ``FormatError`` that names it."""
 
-    layout: ClassVar = {
-        "embedding": ("model.embed_tokens.weight",),
-        "attn_norm": ("model.layers.{i}.input_layernorm.weight",),
-        "attn_qkv": (
-            "model.layers.{i}.self_attn.q_proj.weight",
-            "model.layers.{i}.self_attn.k_proj.weight",
-            "model.layers.{i}.self_attn.v_proj.weight",
-        ),
-        "attn_out": ("model.layers.{i}.self_attn.o_proj.weight",),
-        "mlp_norm": ("model.layers.{i}.post_attention_layernorm.weight",),
-        "mlp_gate_up": (
-            "model.layers.{i}.mlp.gate_proj.weight",
-            "model.layers.{i}.mlp.up_proj.weight",
-        ),
-        "mlp_down": ("model.layers.{i}.mlp.down_proj.weight",),
-        "final_norm": ("model.norm.weight",),
-        "head": ("lm_head.weight",),
-    }
+    all_names: ClassVar = HUGGING_FACE
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.read_config("config.json", read_json(path / "config.json", required=True), [])
+        settings = read_json(path / "config.json", required=True)
+        family_of(settings.get("model_type", "?"))  # before any file that only it would have
         self._shards = {file.name: SafetensorsFile(file) for file in _shard_files(path)}
         self._shard_of = {name: shard for shard in self._shards.values() for name in shard.shapes}
+        self.read_config("config.json", settings, [])
         self.check()
         found = tokenizer_spec(path, self.config_dict, self.config.vocab_size)
         self.take_tokenizer(found)

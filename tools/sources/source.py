@@ -13,13 +13,14 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edgedb.checkpoint_config import read_config
 from edgedb.config import ModelConfig
 from edgedb.display import quoted
 from edgedb.errors import CheckpointWarning, FormatError, UnsupportedModelError
+from edgedb.model.checkpoint_config import read_config
 from edgedb.model.families import program_of
 from edgedb.tokenizer import TokenizerSpec
 
+from .names import Names, split_layer, stored_names
 from .tokenizer_spec import runnable
 
 Float32 = NDArray[np.float32]
@@ -38,17 +39,14 @@ class Source(abc.ABC):
     """A checkpoint on disk. Tensors are read one at a time, as float32.
 
     ``config_dict`` has the keys of a Hugging Face ``config.json``; ``config`` is what edgedb made
-    of it. Subclasses map edgedb's names to the checkpoint's with ``layout``.
+    of it. Subclasses have the names of every family in ``all_names``.
     """
 
     path: Path
     config_dict: dict[str, Any]
     config: ModelConfig
     tokenizer_spec: TokenizerSpec
-
-    # edgedb name (without "layers.{i}.") -> checkpoint names whose rows, one after the other, make
-    # it up; "{i}" stands for the layer.
-    layout: ClassVar[Mapping[str, tuple[str, ...]]]
+    all_names: ClassVar[Mapping[str, Names]]  # model_type -> names; see ``names``
 
     @abc.abstractmethod
     def stored_shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -68,10 +66,7 @@ class Source(abc.ABC):
 
     def stored_names(self, name: str) -> list[str]:
         """Checkpoint names of the parts of edgedb's tensor ``name``, in row order."""
-        if name.startswith("layers."):
-            _, layer, kind = name.split(".")
-            return [part.format(i=layer) for part in self.layout[kind]]
-        return list(self.layout[name])
+        return stored_names(self.all_names[self._model_type], name)
 
     def tensor(self, name: str, rows: slice | None = None) -> Float32:
         """A weight matrix ``[rows, cols]`` or a norm ``[n]`` by its edgedb name, float32.
@@ -83,11 +78,17 @@ class Source(abc.ABC):
         parts = self.stored_names(name)
         if rows is None:
             read = [self.read_stored(part, 0, shapes[part][0]) for part in parts]
-            return read[0] if len(read) == 1 else np.concatenate(read)
-        if len(parts) != 1:
-            raise ValueError(f"{name}: rows of a fused tensor cannot be read on their own")
-        start, stop, _ = rows.indices(shapes[parts[0]][0])
-        return self.read_stored(parts[0], start, stop)
+            found = read[0] if len(read) == 1 else np.concatenate(read)
+        else:
+            if len(parts) != 1:
+                raise ValueError(f"{name}: rows of a fused tensor cannot be read on their own")
+            start, stop, _ = rows.indices(shapes[parts[0]][0])
+            found = self.read_stored(parts[0], start, stop)
+        factor = self._factors.get(split_layer(name)[1].removesuffix(".bias"))
+        if factor is None:
+            return found
+        by_row = np.asarray(factor, np.float64).reshape(-1, *[1] * (found.ndim - 1))
+        return (found * by_row).astype(np.float32)
 
     def fingerprint(self) -> dict[str, Any]:
         """Name, size and SHA-256 of the checkpoint, for the provenance of what is made from it."""
@@ -115,7 +116,9 @@ class Source(abc.ABC):
         ``unknown``: names in ``file`` that are on no list already; a warning says them all.
         """
         self.config_dict = settings
-        self.config, more = read_config(settings)
+        self._model_type = str(settings.get("model_type"))
+        fold, more = read_config(settings, self._has)
+        self.config, self._factors = fold.config, fold.factors
         listed = [quoted(name) for name in unknown + more]
         if listed:
             rest = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
@@ -130,17 +133,21 @@ class Source(abc.ABC):
         """Compare the checkpoint's tensors with what ``config`` asks for.
 
         Raises ``FormatError`` for a missing tensor or a wrong shape, ``UnsupportedModelError`` for
-        one that cannot be read as floats, or that the forward pass would not use (a bias, a norm of
-        q and k, an adapter).
+        one that cannot be read as floats, or that the family's pass would not use (a bias, a norm
+        of q and k, an adapter).
         """
         shapes = self.stored_shapes()
         wanted: dict[str, tuple[int, ...]] = {}
-        for name, (_, cols) in program_of(self.config).matrices().items():
-            for part, n_rows in zip(self.stored_names(name), self._part_rows(name), strict=True):
+        program = program_of(self.config)
+        for name, (rows, cols) in program.matrices().items():
+            part_rows = self._part_rows(name, rows)
+            for part, n_rows in zip(self.stored_names(name), part_rows, strict=True):
                 wanted[part] = (n_rows, cols)
-        for name, length in program_of(self.config).vectors().items():
-            wanted[self.stored_names(name)[0]] = (length,)
-        embedding, head = self.layout["embedding"][0], self.layout["head"][0]
+        for name, rows in program.vectors().items():
+            part_rows = self._part_rows(name, rows)
+            for part, n_rows in zip(self.stored_names(name), part_rows, strict=True):
+                wanted[part] = (n_rows,)
+        (embedding,), (head,) = self.stored_names("embedding"), self.stored_names("head")
         if head in shapes:
             wanted[head] = wanted[embedding]
         for part, shape in wanted.items():
@@ -156,7 +163,8 @@ class Source(abc.ABC):
         for part in shapes:
             if part not in wanted and not self.ignorable(part):
                 raise UnsupportedModelError(
-                    f"{self.path.name}: tensor {part} has no place in a Llama forward pass"
+                    f"{self.path.name}: tensor {part} has no place in the pass of "
+                    f"{self.config.model_type}"
                 )
         if self.config.tie_word_embeddings and head in shapes and not self._equal(embedding, head):
             # As in transformers: what the file holds counts, not what config.json says of it.
@@ -181,10 +189,14 @@ class Source(abc.ABC):
             for start in range(0, n_rows, _COMPARED_ROWS)
         )
 
-    def _part_rows(self, name: str) -> tuple[int, ...]:
-        kind = name.rpartition(".")[2]
+    def _has(self, name: str) -> bool:
+        return self.stored_names(name)[0] in self.stored_shapes()
+
+    def _part_rows(self, name: str, rows: int) -> tuple[int, ...]:
+        """How the ``rows`` of a tensor are shared between its parts."""
+        kind = split_layer(name)[1].removesuffix(".bias")
         if kind == "attn_qkv":
             return (self.config.q_size, self.config.kv_size, self.config.kv_size)
         if kind == "mlp_gate_up":
             return (self.config.intermediate_size,) * 2
-        return (program_of(self.config).matrices()[name][0],)
+        return (rows,)

@@ -1,46 +1,42 @@
-"""The families of models, one file each: ``FAMILIES`` is the only list of them.
+"""The families of models, one file each; ``FAMILIES`` is the only list of them.
 
-A family says its pass by asking a recorder: ``first``, ``layer``, ``final`` and ``head``. It may
-ask ``edgedb.ops.program`` and other families.
+A family says its pass by asking a recorder, and how its checkpoints' settings are read. It may ask
+``edgedb.ops.program``, the lists of keys beside this folder, and other families.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Protocol
 
 from ...config import DEFAULT_CONTEXT, ModelConfig
-from ...errors import FormatError
-from ...ops.program import Block, Program, Recorder, Value, distinct
+from ...display import quoted
+from ...errors import FormatError, UnsupportedModelError
+from ...ops.program import Block, Program, Recorder, distinct
 from ...rope import rope_table
 from . import granite, llama, mistral, qwen2, qwen3
+from .family import Family, Fold
 
+__all__ = ["FAMILIES", "Family", "Fold", "family_of", "program_of"]
 
-class Family(Protocol):
-    """What a family's file says."""
-
-    def first(self, m: Recorder, c: ModelConfig) -> Value:
-        """Ids to the residual stream."""
-
-    def layer(self, m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
-        """Layer ``i``: the residual stream to itself."""
-
-    def final(self, m: Recorder, c: ModelConfig, x: Value) -> Value:
-        """The residual stream to what the head reads."""
-
-    def head(self, m: Recorder, c: ModelConfig, x: Value) -> Value:
-        """To logits."""
-
-
-# model_type of a checkpoint -> who says its pass.
+# model_type of config.json -> family
 FAMILIES: Mapping[str, Family] = {
-    "granite": granite,
-    "llama": llama,
-    "mistral": mistral,
-    "qwen2": qwen2,
-    "qwen3": qwen3,
+    "granite": granite.FAMILY,
+    "llama": llama.FAMILY,
+    "mistral": mistral.FAMILY,
+    "qwen2": qwen2.FAMILY,
+    "qwen3": qwen3.FAMILY,
 }
+
+
+def family_of(model_type: object) -> Family:
+    """Raises ``UnsupportedModelError`` for a ``model_type`` that is none of ``FAMILIES``."""
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise UnsupportedModelError(
+            f"model_type {quoted(model_type)} is not supported; "
+            f"this version runs {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[model_type]
 
 
 # What a session takes beside the weights: 512 MiB are for any model, 8 bytes a weight for large
@@ -52,10 +48,10 @@ _FREE_BYTES, _BYTES_PER_WEIGHT = 1 << 29, 8
 def program_of(config: ModelConfig) -> Program:
     """The program of a model.
 
-    Raises ``FormatError`` if its sizes do not fit together, or ask for far more memory than its
-    weights justify.
+    Raises ``UnsupportedModelError`` for an unknown family, ``FormatError`` if sizes do not fit
+    together, or ask for far more memory than the weights justify.
     """
-    family = FAMILIES[config.model_type]
+    family = family_of(config.model_type)
     m = Recorder(config.norm_eps, config.head_dim, rope_table(config))
     x = m.input(config.hidden_size)
     kinds, layers = distinct([Block(family.layer(m, config, x, i)) for i in range(config.n_layers)])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from ...config import ModelConfig
 from ...ops.program import Recorder, Value
+from ..checkpoint_keys import LLAMA_CONFIG, LLAMA_METADATA
+from ..keys import names
+from .family import Family
 
 
 def first(m: Recorder, c: ModelConfig) -> Value:
@@ -35,3 +38,25 @@ def final(m: Recorder, c: ModelConfig, x: Value) -> Value:
 
 def head(m: Recorder, c: ModelConfig, x: Value) -> Value:
     return m.linear(x, "embedding" if c.tie_word_embeddings else "head", c.vocab_size)
+
+
+FAMILY = Family(
+    first,
+    layer,
+    final,
+    head,
+    models="Llama 1, 2, 3, TinyLlama, SmolLM2",
+    classes=("LlamaForCausalLM", "LLaMAForCausalLM"),
+    config=LLAMA_CONFIG,
+    defaults={
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+    },
+    nulls=names("is_causal"),
+    biases={"attention_bias": "attn_qkv", "mlp_bias": "mlp_gate_up"},
+    architecture="llama",
+    metadata=LLAMA_METADATA,
+    interleaved=True,
+)

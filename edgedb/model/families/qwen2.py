@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from ...config import ModelConfig
 from ...ops.program import Recorder, Value
-from .llama import final, first, head, mlp
-
-__all__ = ["final", "first", "head", "layer"]
+from ..keys import each, names, needs
+from .family import Settings
+from .llama import FAMILY as LLAMA
+from .llama import mlp
+from .mistral import WINDOW, window_of
 
 
 def layer(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
@@ -19,3 +24,49 @@ def attention(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
     q, k, v = qkv.split(c.q_size, c.kv_size, c.kv_size)
     q, k = m.rope(q, c.n_heads), m.rope(k, c.n_kv_heads)
     return m.linear(m.attention(q, k, v, window=c.window(i)), "attn_out", c.hidden_size)
+
+
+def features(settings: Settings) -> dict[str, Any]:
+    """The window counts only with ``use_sliding_window``, in the layers that ``layer_types`` says;
+    where it says nothing, from ``max_window_layers`` on."""
+    window = window_of(settings) if settings["use_sliding_window"] else None
+    if window is None:
+        return {}
+    n_layers = settings.get("num_hidden_layers")
+    if type(n_layers) is not int or not 0 <= n_layers <= 1024:
+        return {}  # refused where sizes are checked
+    first = settings["max_window_layers"]
+    kinds = settings.get("layer_types") or [
+        "sliding_attention" if i >= first else "full_attention" for i in range(n_layers)
+    ]
+    windowed = tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention")
+    return {"sliding_window": window, "windowed_layers": windowed} if windowed else {}
+
+
+FAMILY = replace(
+    LLAMA,
+    layer=layer,
+    models="Qwen2, Qwen2.5",
+    classes=("Qwen2ForCausalLM",),
+    config=LLAMA.config.but(
+        honoured="max_window_layers use_sliding_window",
+        refused={
+            **WINDOW,
+            "layer_types": needs(
+                "other layers than attention", each("full_attention", "sliding_attention")
+            ),
+        },
+    ),
+    defaults={
+        **LLAMA.defaults,
+        "max_position_embeddings": 32768,
+        "max_window_layers": 28,
+        "sliding_window": 4096,
+        "use_sliding_window": False,
+    },
+    nulls=names("is_causal num_key_value_heads sliding_window"),
+    features=features,
+    biases={},  # always there
+    architecture="qwen2",
+    interleaved=False,
+)

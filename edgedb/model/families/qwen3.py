@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ...config import ModelConfig
 from ...ops.program import Recorder, Value
-from .llama import final, first, head, mlp
-
-__all__ = ["final", "first", "head", "layer"]
+from .llama import mlp
+from .qwen2 import FAMILY as QWEN2
 
 
 def layer(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
@@ -21,3 +22,14 @@ def attention(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
     k = m.rope(m.rms_norm(k, "k_norm", heads=c.n_kv_heads), c.n_kv_heads)
     attended = m.attention(q, k, v, window=c.window(i))
     return m.linear(attended, "attn_out", c.hidden_size, bias=c.attention_bias)
+
+
+FAMILY = replace(
+    QWEN2,
+    layer=layer,
+    models="Qwen3 0.6B to 32B",
+    classes=("Qwen3ForCausalLM",),
+    defaults={**QWEN2.defaults, "head_dim": 128, "num_key_value_heads": 32},
+    biases={"attention_bias": "attn_qkv"},
+    architecture="qwen3",
+)

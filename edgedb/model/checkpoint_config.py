@@ -1,33 +1,34 @@
-"""From a checkpoint's config.json to a ``ModelConfig``, by the tables of ``families.py``.
+"""From a checkpoint's config.json to a ``ModelConfig``, by what its family says of the keys.
 
 The same dictionary, built from GGUF metadata by ``tools``, takes the same road.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from .config import ModelConfig, RopeScaling
-from .display import quoted
-from .errors import FormatError, UnsupportedModelError
-from .families import FAMILIES, ROPE_KEYS, Family
+from ..config import ModelConfig, RopeScaling
+from ..display import quoted
+from ..errors import FormatError, UnsupportedModelError
+from .checkpoint_keys import ROPE_KEYS
+from .families import Family, Fold, family_of
 
 
-def read_config(raw: Mapping[str, Any]) -> tuple[ModelConfig, list[str]]:
-    """Hyper-parameters of a Hugging Face ``config.json`` (already parsed), and the names in it that
-    this version does not know.
+def read_config(
+    raw: Mapping[str, Any], has: Callable[[str], bool] = lambda name: False
+) -> tuple[Fold, list[str]]:
+    """Hyper-parameters of a Hugging Face ``config.json`` (already parsed) and what its weights are
+    multiplied with, and the names in it that this version does not know.
 
-    Raises ``UnsupportedModelError`` naming the feature that is not supported, ``FormatError`` for a
+    ``has``: whether the checkpoint has a tensor, such as ``layers.0.attn_qkv.bias``. Raises
+    ``UnsupportedModelError`` naming the feature that is not supported, ``FormatError`` for a
     missing or impossible value.
     """
     model_type = raw.get("model_type", "?")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise UnsupportedModelError(
-            f"model_type {quoted(model_type)} is not supported; this version runs {known}"
-        )
-    family = FAMILIES[model_type]
+    family = family_of(model_type)
     given = {key: value for key, value in raw.items() if value is not None or key in family.nulls}
     settings = {**family.defaults, **given}
     unknown = family.config.check(settings) + _unknown_classes(settings, family)
@@ -43,8 +44,11 @@ def read_config(raw: Mapping[str, Any]) -> tuple[ModelConfig, list[str]]:
     for key, field in family.config.fields.items():
         if fields[field] is None:
             raise FormatError(f"config.json: {key} is missing")
+    fields |= family.features(settings)
+    fields |= {name: has(f"layers.0.{matrix}.bias") for name, matrix in family.biases.items()}
     config = ModelConfig(model_type=model_type, rope_theta=theta, rope_scaling=rope, **fields)
-    return config.checked(), unknown + unknown_of_rope
+    fold = family.fold(settings, config.checked())
+    return replace(fold, config=fold.config.checked()), unknown + unknown_of_rope
 
 
 def _unknown_classes(settings: Mapping[str, Any], family: Family) -> list[str]:
@@ -82,6 +86,8 @@ def _read_rope(settings: Mapping[str, Any]) -> tuple[RopeScaling, Any, list[str]
     if kind == "default":
         return RopeScaling(), theta, unknown
     values: dict[str, Any] = {"factor": rope.get("factor")}
+    if kind == "yarn":
+        values |= _yarn(settings, rope)
     if kind == "llama3":
         values |= {
             "low_freq_factor": rope.get("low_freq_factor"),
@@ -94,8 +100,30 @@ def _read_rope(settings: Mapping[str, Any]) -> tuple[RopeScaling, Any, list[str]
     return RopeScaling(kind, **values), theta, unknown
 
 
+def _yarn(settings: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of yarn; the factor of cosines and sines as transformers finds it."""
+    values = {
+        "beta_fast": rope.get("beta_fast", 32.0),
+        "beta_slow": rope.get("beta_slow", 1.0),
+        "original_max_position_embeddings": _original_context(settings, rope),
+    }
+    if "attention_factor" in rope:
+        return {**values, "attention_factor": rope["attention_factor"]}
+    factor: Any = rope.get("factor")
+    both = [rope.get(key, 0) for key in ("mscale", "mscale_all_dim")]
+    if any(type(value) not in (int, float) for value in (factor, *both)):
+        return values  # refused where values are checked
+    of, over = (_attention_factor(factor, mscale) for mscale in (both if all(both) else (1.0, 0)))
+    return {**values, "attention_factor": of / over}
+
+
+def _attention_factor(factor: float, mscale: float) -> float:
+    """YaRN, arXiv 2309.00071, equation 22: scores grow with the logarithm of the context."""
+    return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
+
+
 def _original_context(settings: Mapping[str, Any], rope: Mapping[str, Any]) -> Any:
-    """Positions that llama3's scaling starts from; transformers looks outside first."""
+    """Positions that llama3's and yarn's scaling start from; transformers looks outside first."""
     key = "original_max_position_embeddings"
     return settings.get(key, rope.get(key, settings["max_position_embeddings"]))
 

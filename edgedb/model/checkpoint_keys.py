@@ -1,37 +1,15 @@
-"""The model families that edgedb runs: names, defaults, and what each key of their settings does.
+"""What each key of a decoder's settings does: the lists that families share and amend.
 
-A family whose checkpoints differ only in names or defaults is one entry of ``FAMILIES``. Lists are
-read off transformers 5.24 (and the spellings that transformers 4 wrote) and llama.cpp's converter.
+Read off transformers 5.24 (and the spellings that transformers 4 wrote) and llama.cpp's converter.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from .keys import Keys, Refusal, at_least, each, either, equals, names, needs, only
-
-
-@dataclass(frozen=True)
-class Family:
-    """One ``model_type`` of config.json.
-
-    classes: of transformers, that compute this forward pass. config: keys of config.json, whose
-    fields are those of ``ModelConfig``. defaults: what stands for a key that is missing or null.
-    nulls: keys whose null does not mean the same as their absence. architecture: the name in GGUF.
-    metadata: keys of GGUF without the architecture, whose fields are keys of config.json.
-    """
-
-    models: str
-    classes: tuple[str, ...]
-    config: Keys
-    defaults: Mapping[str, Any]
-    nulls: frozenset[str]
-    architecture: str | None = None
-    metadata: Keys = field(default_factory=Keys)
-
 
 # Whatever the family: what transformers keeps for training, for its own generation, for its logs,
 # and what says how to compute, not what.
@@ -68,7 +46,7 @@ _PARALLEL = needs("attention and feed-forward in parallel", only(False))
 _UNROTATED = needs("layers without rotary embedding", either(only(0), each(1)))
 _PARTIAL = needs("partial rotary embedding", only(1.0))
 
-_LLAMA_CONFIG = Keys(
+LLAMA_CONFIG = Keys(
     fields={
         "vocab_size": "vocab_size",
         "hidden_size": "hidden_size",
@@ -140,7 +118,7 @@ def _usual_scale(value: Any, settings: Mapping[str, Any]) -> bool:
     return value == 0 or math.isclose(value, head_dim**-0.5, rel_tol=1e-6)
 
 
-_LLAMA_METADATA = Keys(
+LLAMA_METADATA = Keys(
     fields={
         "attention.head_count": "num_attention_heads",
         "attention.head_count_kv": "num_key_value_heads",
@@ -152,7 +130,13 @@ _LLAMA_METADATA = Keys(
         "feed_forward_length": "intermediate_size",
         "rope.freq_base": "rope_theta",
     },
-    honoured=names("rope.scale_linear rope.scaling.factor rope.scaling.type"),
+    honoured=names(
+        """
+        rope.scale_linear rope.scaling.attn_factor rope.scaling.factor
+        rope.scaling.original_context_length rope.scaling.type rope.scaling.yarn_beta_fast
+        rope.scaling.yarn_beta_slow rope.scaling.yarn_ext_factor
+        """
+    ),
     refused={
         "attention.causal": _NOT_CAUSAL,
         "attention.clamp_kqv": needs("clipped q, k and v", only(0.0)),
@@ -173,58 +157,22 @@ _LLAMA_METADATA = Keys(
         "rope.dimension_count": needs("partial rotary embedding", equals("attention.key_length")),
         "rope.dimension_sections": needs("a rotary embedding in sections", each(0)),
         "rope.scaling.alpha": needs("another rotary scaling", only(0.0)),
-        "rope.scaling.attn_factor": needs("scaled attention scores", only(1.0)),
         "rope.scaling.yarn_attn_factor": needs("scaled attention scores", only(1.0)),
-        # Negative: as the type says, which is not yarn here.
-        "rope.scaling.yarn_ext_factor": needs("rotary scaling yarn", only(0.0, -1.0)),
         "rope.scaling.yarn_log_multiplier": needs("rotary scaling yarn", only(0.0)),
         "tensor_data_layout": needs("another order of rows", only("Meta AI original pth")),
         "use_parallel_residual": _PARALLEL,
     },
-    # Those of yarn, of experts and of windows count beside one, and that is refused.
+    # Those of experts and of windows count beside one, and that is refused.
     harmless=names(
         """
         attention.key_length_swa attention.layer_norm_epsilon attention.sliding_window_pattern
         attention.value_length_swa decoder_start_token_id expert_feed_forward_length
         expert_gating_func expert_used_count expert_weights_norm expert_weights_scale pooling_type
         rope.dimension_count_swa rope.freq_base_swa rope.scaling.finetuned
-        rope.scaling.original_context_length rope.scaling.yarn_beta_fast
-        rope.scaling.yarn_beta_slow vocab_size
+        vocab_size
         """
     ),
 )
-
-FAMILIES = {
-    "llama": Family(
-        models="Llama 1, 2, 3, TinyLlama, SmolLM2",
-        classes=("LlamaForCausalLM", "LLaMAForCausalLM"),
-        config=_LLAMA_CONFIG,
-        defaults={
-            "max_position_embeddings": 2048,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 10000.0,
-            "tie_word_embeddings": False,
-        },
-        nulls=names("is_causal"),
-        architecture="llama",
-        metadata=_LLAMA_METADATA,
-    ),
-    "mistral": Family(
-        models="Mistral, if its window covers the context",
-        classes=("MistralForCausalLM",),
-        config=_LLAMA_CONFIG,
-        defaults={
-            "max_position_embeddings": 131072,
-            "num_key_value_heads": 8,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 10000.0,
-            "sliding_window": 4096,
-            "tie_word_embeddings": False,
-        },
-        # Null is no window, and as many key/value heads as heads.
-        nulls=names("is_causal num_key_value_heads sliding_window"),
-    ),
-}
 
 _ROPE = Keys(
     honoured=names("rope_theta rope_type type"),
@@ -245,5 +193,17 @@ ROPE_KEYS = {
         honoured=_ROPE.honoured
         | names("factor high_freq_factor low_freq_factor original_max_position_embeddings"),
         refused=_ROPE.refused,
+    ),
+    "yarn": Keys(
+        honoured=_ROPE.honoured
+        | names(
+            "attention_factor beta_fast beta_slow factor mscale mscale_all_dim "
+            "original_max_position_embeddings"
+        ),
+        refused={
+            **_ROPE.refused,
+            "truncate": needs("a rotary scaling that is not cut to whole channels", only(True)),
+        },
+        harmless=names("finetuned"),
     ),
 }

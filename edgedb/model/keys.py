@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .display import quoted
-from .errors import UnsupportedModelError
+from ..display import quoted
+from ..errors import UnsupportedModelError
 
 # Whether a value changes nothing, given the value and all settings beside it.
 Neutral = Callable[[Any, Mapping[str, Any]], bool]
@@ -49,6 +49,23 @@ class Keys:
                 value = quoted(settings[key])
                 raise UnsupportedModelError(f"this model {refusal.fault} ({prefix}{key} = {value})")
         return [f"{prefix}{key}" for key in settings if not self.lists(key)]
+
+    def but(
+        self,
+        *,
+        fields: Mapping[str, str] | None = None,
+        honoured: str = "",
+        refused: Mapping[str, Refusal] | None = None,
+        harmless: str = "",
+    ) -> Keys:
+        """The same with these keys on these lists, and on no other."""
+        moved = {*(fields or {}), *names(honoured), *(refused or {}), *names(harmless)}
+        return Keys(
+            {**{k: name for k, name in self.fields.items() if k not in moved}, **(fields or {})},
+            (self.honoured - moved) | names(honoured),
+            {**{k: r for k, r in self.refused.items() if k not in moved}, **(refused or {})},
+            (self.harmless - moved) | names(harmless),
+        )
 
     def lists(self, key: str) -> bool:
         """Whether it is known what ``key`` does."""
@@ -101,3 +118,8 @@ def at_least(key: str) -> Neutral:
         return type(value) is int and type(other) is int and value >= other
 
     return neutral
+
+
+def at_least_one(value: Any, settings: Mapping[str, Any]) -> bool:
+    """A whole number from 1 on."""
+    return type(value) is int and value >= 1

@@ -1,0 +1,69 @@
+"""What a family's file says: its pass, and how a checkpoint's settings are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...config import ModelConfig
+from ...ops.program import Recorder, Value
+from ..keys import Keys
+
+Settings = Mapping[str, Any]  # of config.json, defaults filled in
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Numbers of a checkpoint that are multiplied into its weights, so that no pass knows them.
+
+    config: what becomes of the hyper-parameters. factors: for a tensor (named as in its block) what
+    its rows are multiplied with, one number or one for each row.
+    """
+
+    config: ModelConfig
+    factors: Mapping[str, float | NDArray[np.float64]] = field(default_factory=dict)
+
+
+def no_features(settings: Settings) -> dict[str, Any]:
+    return {}
+
+
+def no_fold(settings: Settings, config: ModelConfig) -> Fold:
+    return Fold(config)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One ``model_type`` of config.json.
+
+    first, layer, final, head: the pass, said to a recorder: ids to the residual stream; that stream
+    to itself; to what the head reads; to logits.
+    models: for people. classes: of transformers, that compute this pass. config: keys of
+    config.json, whose fields are those of ``ModelConfig``. defaults: what stands for a key that is
+    missing or null. nulls: keys whose null does not mean the same as their absence. features: those
+    of ``ModelConfig`` that settings say; biases: those that tensors say, each with the matrix that
+    shows it. fold: what is multiplied into weights.
+    architecture: the name in GGUF. metadata: keys of GGUF without the architecture, whose fields
+    are keys of config.json. interleaved: llama.cpp's converter has put the rows of q and k in
+    another order.
+    """
+
+    first: Callable[[Recorder, ModelConfig], Value]
+    layer: Callable[[Recorder, ModelConfig, Value, int], Value]
+    final: Callable[[Recorder, ModelConfig, Value], Value]
+    head: Callable[[Recorder, ModelConfig, Value], Value]
+    models: str
+    classes: tuple[str, ...]
+    config: Keys
+    defaults: Mapping[str, Any]
+    nulls: frozenset[str]
+    features: Callable[[Settings], dict[str, Any]] = no_features
+    biases: Mapping[str, str] = field(default_factory=dict)
+    fold: Callable[[Settings, ModelConfig], Fold] = no_fold
+    architecture: str | None = None
+    metadata: Keys = field(default_factory=Keys)
+    interleaved: bool = False

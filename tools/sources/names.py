@@ -1,0 +1,80 @@
+"""What checkpoints call the tensors: edgedb's names, without ``layers.{i}.``, and theirs.
+
+A tensor of several parts is their rows, one after the other; ``{i}`` stands for the layer. A bias
+is called like its matrix, with ``.bias`` in place of ``.weight``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+Names = Mapping[str, tuple[str, ...]]
+
+_LAYER = "model.layers.{i}."
+_LLAMA: Names = {
+    "embedding": ("model.embed_tokens.weight",),
+    "attn_norm": (_LAYER + "input_layernorm.weight",),
+    "attn_qkv": tuple(_LAYER + f"self_attn.{x}_proj.weight" for x in "qkv"),
+    "attn_out": (_LAYER + "self_attn.o_proj.weight",),
+    "mlp_norm": (_LAYER + "post_attention_layernorm.weight",),
+    "mlp_gate_up": tuple(_LAYER + f"mlp.{x}_proj.weight" for x in ("gate", "up")),
+    "mlp_down": (_LAYER + "mlp.down_proj.weight",),
+    "final_norm": ("model.norm.weight",),
+    "head": ("lm_head.weight",),
+}
+_HEAD_NORMS: Names = {
+    "q_norm": (_LAYER + "self_attn.q_norm.weight",),
+    "k_norm": (_LAYER + "self_attn.k_norm.weight",),
+}
+
+# model_type -> names in Hugging Face's safetensors
+HUGGING_FACE: Mapping[str, Names] = {
+    "granite": _LLAMA,
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": {**_LLAMA, **_HEAD_NORMS},
+}
+
+_BLOCK = "blk.{i}."
+_GGUF_LLAMA: Names = {
+    "embedding": ("token_embd.weight",),
+    "attn_norm": (_BLOCK + "attn_norm.weight",),
+    "attn_qkv": tuple(_BLOCK + f"attn_{x}.weight" for x in "qkv"),
+    "attn_out": (_BLOCK + "attn_output.weight",),
+    "mlp_norm": (_BLOCK + "ffn_norm.weight",),
+    "mlp_gate_up": tuple(_BLOCK + f"ffn_{x}.weight" for x in ("gate", "up")),
+    "mlp_down": (_BLOCK + "ffn_down.weight",),
+    "final_norm": ("output_norm.weight",),
+    "head": ("output.weight",),
+}
+_GGUF_HEAD_NORMS: Names = {
+    "q_norm": (_BLOCK + "attn_q_norm.weight",),
+    "k_norm": (_BLOCK + "attn_k_norm.weight",),
+}
+
+# model_type -> names in GGUF
+GGUF: Mapping[str, Names] = {
+    "granite": _GGUF_LLAMA,
+    "llama": _GGUF_LLAMA,
+    "qwen2": _GGUF_LLAMA,
+    "qwen3": {**_GGUF_LLAMA, **_GGUF_HEAD_NORMS},
+}
+
+
+def stored_names(names: Names, name: str) -> list[str]:
+    """What a checkpoint calls the parts of tensor ``name`` of a model, in row order."""
+    layer, kind = split_layer(name)
+    matrix = kind.removesuffix(".bias")
+    parts = names[matrix]
+    if matrix != kind:
+        parts = tuple(part.removesuffix(".weight") + ".bias" for part in parts)
+    return [part.format(i=layer) for part in parts]
+
+
+def split_layer(name: str) -> tuple[str, str]:
+    """``layers.3.attn_qkv.bias`` -> ``("3", "attn_qkv.bias")``; without a layer ``("", name)``."""
+    if not name.startswith("layers."):
+        return "", name
+    _, layer, kind = name.split(".", 2)
+    return layer, kind
