@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -43,14 +44,15 @@ LINEAR = {"rope_type": "linear", "factor": 2.0}
 
 def read(**changes: Any) -> ModelConfig:
     """Llama 2's configuration with changes, whose every name is known."""
-    config, unknown = read_config(LLAMA_2_7B | changes)
+    fold, unknown = read_config(LLAMA_2_7B | changes)
+    config = fold.config
     assert unknown == []
     return config
 
 
 def without(*keys: str, **changes: Any) -> ModelConfig:
     raw = {key: value for key, value in LLAMA_2_7B.items() if key not in keys}
-    return read_config(raw | changes)[0]
+    return read_config(raw | changes)[0].config
 
 
 def test_llama_2() -> None:
@@ -114,19 +116,63 @@ def test_mistral() -> None:
     assert read(**mistral, sliding_window=None).model_type == "mistral"
     assert read(**mistral, sliding_window=4096).model_type == "mistral"
     assert read(**mistral).max_position_embeddings == 4096  # the window that is not said: 4,096
-    with pytest.raises(UnsupportedModelError, match="sliding_window = 4096"):
-        read(**mistral, max_position_embeddings=4097)
-    with pytest.raises(UnsupportedModelError, match="sliding_window = 4096"):
-        without("max_position_embeddings", **mistral)
+    assert read(**mistral, sliding_window=4096).window(0) is None  # as good as all
+    assert read(**mistral).window(0) is None
+    assert read(**mistral, max_position_embeddings=4097).window(31) == 4096
+    assert without("max_position_embeddings", **mistral).window(0) == 4096
+    assert read(**mistral, sliding_window=13).window(7) == 13
     assert without("num_key_value_heads", **mistral).n_kv_heads == 8
     assert read(**mistral, num_key_value_heads=None).n_kv_heads == 32
 
 
-@pytest.mark.parametrize("window", [0, 1, 4095, 4096.5, True, "none"])
-@pytest.mark.parametrize("model_type", ["llama", "mistral"])
-def test_a_window_shorter_than_the_context_is_refused(model_type: str, window: object) -> None:
+@pytest.mark.parametrize("window", [0, 4096.5, True, "none"])
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2"])
+def test_a_window_that_is_none_is_refused(model_type: str, window: object) -> None:
     with pytest.raises(UnsupportedModelError, match=f"sliding_window = {window!r}"):
         read(model_type=model_type, sliding_window=window)
+
+
+@pytest.mark.parametrize("window", [1, 4095])
+def test_llama_has_no_window(window: int) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"sliding_window = {window}"):
+        read(sliding_window=window)
+
+
+def test_the_windows_of_qwen() -> None:
+    qwen: dict[str, Any] = {"model_type": "qwen2", "sliding_window": 512, "max_window_layers": 30}
+    assert read(**qwen).sliding_window is None
+    used = read(**qwen, use_sliding_window=True)
+    assert [used.window(i) for i in (0, 29, 30, 31)] == [None, None, 512, 512]
+    kinds = ["sliding_attention", *["full_attention"] * 31]
+    used = read(**qwen, use_sliding_window=True, layer_types=kinds)
+    assert used.windowed_layers == (0,)
+
+
+def test_multipliers_of_granite_go_into_its_weights() -> None:
+    multipliers = {"embedding_multiplier": 12.0, "residual_multiplier": 0.22}
+    multipliers |= {"attention_multiplier": 0.015625, "logits_scaling": 8.0}
+    fold, unknown = read_config(LLAMA_2_7B | {"model_type": "granite"} | multipliers)
+    assert unknown == []
+    assert fold.config.norm_eps == LLAMA_2_7B["rms_norm_eps"] / 144
+    assert fold.factors["attn_out"] == fold.factors["mlp_down"] == 0.22 / 12
+    assert fold.factors["final_norm"] == 1 / 8
+    rows = np.asarray(fold.factors["attn_qkv"])
+    assert (rows[:4096] == 0.015625 * 128**0.5).all() and (rows[4096:] == 1).all()
+    for value in (0.0, -1.0, float("nan"), "2"):
+        with pytest.raises(FormatError, match="embedding_multiplier"):
+            read(model_type="granite", **multipliers | {"embedding_multiplier": value})
+
+
+def test_yarn_as_transformers_reads_it() -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0}
+    scaling = read(rope_scaling=yarn).rope_scaling
+    assert scaling.original_max_position_embeddings == 4096
+    assert scaling.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
+    assert read(rope_scaling=yarn | {"attention_factor": 1.5}).rope_scaling.attention_factor == 1.5
+    both = read(rope_scaling=yarn | {"mscale": 1.0, "mscale_all_dim": 1.0}).rope_scaling
+    assert both.attention_factor == 1
+    with pytest.raises(FormatError, match="beta_fast"):
+        read(rope_scaling=yarn | {"beta_fast": 1, "beta_slow": 32})
 
 
 def test_null_means_that_a_key_is_not_there() -> None:
@@ -176,7 +222,8 @@ def test_what_changes_nothing_is_accepted() -> None:
         ({"per_layer_config": {"3": {"intermediate_size": 64}}}, "per_layer_config"),
         ({"quantization_config": {"bits": 4}}, "already quantized: export the checkpoint it was"),
         ({"quantization": {"bits": 4}}, "already quantized"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "dynamic"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": False}}, "truncate"),
         ({"rope_scaling": {"rope_type": ["yarn"]}}, "yarn"),
         ({"rope_interleaved": True}, "rope_interleaved"),
         ({"logits_scaling": 8.0}, "logits_scaling"),
@@ -202,7 +249,8 @@ def test_names_on_no_list_are_returned() -> None:
         "rope_parameters.attention_factor",
     ]
     # A factor counts only beside a type.
-    config, unknown = read_config(LLAMA_2_7B | {"rope_scaling": {"factor": 2.0}})
+    fold, unknown = read_config(LLAMA_2_7B | {"rope_scaling": {"factor": 2.0}})
+    config = fold.config
     assert (config.rope_scaling, unknown) == (RopeScaling(), ["rope_scaling.factor"])
 
 
@@ -249,7 +297,7 @@ ROPE = st.dictionaries(
 @given(st.dictionaries(st.sampled_from(KEYS), ROPE | VALUES, max_size=3))
 def test_whatever_a_value_is_the_error_is_ours(changes: dict[str, Any]) -> None:
     try:
-        config, _ = read_config(LLAMA_2_7B | changes)
+        config = read_config(LLAMA_2_7B | changes)[0].config
     except EdgeDBError:
         return
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

@@ -55,12 +55,12 @@ def test_gguf_types_are_dequantized(tmp_path: Path, bpe_metadata: dict) -> None:
 
 
 def test_unsupported_ggufs_are_named(tmp_path: Path, bpe_metadata: dict) -> None:
-    path = write_gguf(tmp_path / "a.gguf", bpe_metadata, architecture="qwen2")
-    with pytest.raises(UnsupportedModelError, match="qwen2"):
+    path = write_gguf(tmp_path / "a.gguf", bpe_metadata, architecture="gemma2")
+    with pytest.raises(UnsupportedModelError, match="gemma2"):
         open_source(path)
-    bias = {"blk.0.attn_q.bias": np.zeros(96, np.float32)}
+    bias = {"blk.0.attn_norm.bias": np.zeros(96, np.float32)}
     path = write_gguf(tmp_path / "b.gguf", bpe_metadata, extra=bias)
-    with pytest.raises(UnsupportedModelError, match=r"blk.0.attn_q.bias"):
+    with pytest.raises(UnsupportedModelError, match=r"blk.0.attn_norm.bias"):
         open_source(path)
     path = write_gguf(tmp_path / "c.gguf", {**bpe_metadata, "tokenizer_pre": "deepseek-coder"})
     with pytest.raises(UnsupportedModelError, match="deepseek-coder"):

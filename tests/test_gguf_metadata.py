@@ -34,7 +34,8 @@ def read(
     metadata = {f"llama.{key}": value for key, value in (LLAMA | (changes or {})).items()}
     metadata = {"general.architecture": "llama", **metadata, **general}
     settings, unknown = config_of("m.gguf", metadata, vocab_size=320, tied=True, divisors=divisors)
-    config, more = read_config(settings)
+    fold, more = read_config(settings)
+    config = fold.config
     return config, unknown + more
 
 
@@ -100,8 +101,8 @@ def test_rotary_scaling(changes: dict, scaling: RopeScaling) -> None:
         ({"logit_scale": 0.5}, "llama.logit_scale = 0.5"),
         ({"rope.dimension_count": 12}, "llama.rope.dimension_count = 12"),
         ({"rope.dimension_sections": [8, 8, 8, 0]}, "llama.rope.dimension_sections"),
-        ({"rope.scaling.attn_factor": 1.2}, "llama.rope.scaling.attn_factor = 1.2"),
-        ({"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}, "yarn"),
+        ({"rope.scaling.attn_factor": 1.2}, "rope.scaling.attn_factor = 1.2"),
+        ({"rope.scaling.type": "longrope", "rope.scaling.factor": 4.0}, "longrope"),
         ({"rope.scaling.type": ["linear"]}, "rope scaling"),
         ({"rope.scaling.yarn_ext_factor": 1.0}, "yarn_ext_factor"),
     ],
@@ -143,7 +144,7 @@ def test_keys_on_no_list_are_returned() -> None:
         read(**{"general.type": "adapter"})
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "?", ["llama"], 3])
+@pytest.mark.parametrize("architecture", ["gemma2", "?", ["llama"], 3])
 def test_another_architecture_is_refused_by_name(architecture: object) -> None:
     with pytest.raises(UnsupportedModelError, match=r"architecture .* is not supported"):
         read(**{"general.architecture": architecture})

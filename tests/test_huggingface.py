@@ -42,7 +42,7 @@ def test_shards_equal_one_file(tmp_path: Path, tiny_bpe: bytes) -> None:
     [
         ({"model_type": "mamba"}, "mamba"),
         ({"sliding_window": 128}, "sliding"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "dynamic"),
         ({"hidden_act": "gelu"}, "gelu"),
     ],
 )

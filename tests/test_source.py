@@ -63,5 +63,9 @@ def test_of_biases_the_tensors_decide(tmp_path: Path, tiny_bpe: bytes) -> None:
     name = "model.layers.0.self_attn.q_proj.bias"
     rows = CONFIG["num_attention_heads"] * CONFIG["head_dim"]
     tensors = weights() | {name: np.zeros(rows, np.float32)}
-    with pytest.raises(UnsupportedModelError, match=name):
+    with pytest.raises(FormatError, match=r"self_attn\.k_proj\.bias is missing"):
         open_source(write_hf(tmp_path / "with", tiny_bpe, tensors=tensors, **flags))
+    other = "model.layers.0.input_layernorm.bias"
+    tensors = weights() | {other: np.zeros(CONFIG["hidden_size"], np.float32)}
+    with pytest.raises(UnsupportedModelError, match=other):
+        open_source(write_hf(tmp_path / "other", tiny_bpe, tensors=tensors))

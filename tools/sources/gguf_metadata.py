@@ -22,6 +22,8 @@ _GENERAL = Keys(
     refused={"general.type": Refusal("is no model by itself", only("model"))},
     harmless=names("general. quantize. split. tokenizer."),
 )
+# That of Llama 3 comes first: several may give the same divisors.
+_ORIGINAL_CONTEXTS = (8192, *(1 << i for i in range(5, 20) if i != 13))
 # A number, or a list with one for each layer.
 _PER_LAYER = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
 _REQUIRED = (
@@ -103,6 +105,13 @@ def _rope_scaling(own: Mapping[str, Any], divisors: Float32 | None) -> dict[str,
     kind = own.get("rope.scaling.type", "linear")
     if kind == "yarn":
         return _yarn(own, factor)
+    # Outside of yarn both would count all the same.
+    for key, neutral in (("attn_factor", (1.0,)), ("yarn_ext_factor", (0.0, -1.0))):
+        if (value := own.get(f"rope.scaling.{key}", neutral[0])) not in neutral:
+            raise UnsupportedModelError(
+                f"this model needs scaled attention scores (rope.scaling.{key} = {quoted(value)}), "
+                "which is not supported"
+            )
     if kind not in ("linear", "none"):
         raise UnsupportedModelError(f"rope scaling {quoted(kind)} is not supported")
     scaled = kind == "linear" and factor != 1.0
@@ -136,24 +145,26 @@ def _yarn(own: Mapping[str, Any], factor: float) -> dict[str, Any]:
 def llama3_scaling(divisors: Float32, head_dim: Any, theta: Any) -> dict[str, Any]:
     """Llama 3.1's scaling from the divisors of the frequencies, which is all that GGUF keeps.
 
-    The largest divisor is ``factor``; the other three parameters are those of every published
-    Llama 3. Raises ``UnsupportedModelError`` when they do not reproduce the divisors.
+    The largest divisor is ``factor``; the two frequency factors are those of every published model,
+    and the original context is the power of two that gives these divisors. Raises
+    ``UnsupportedModelError`` when none does.
     """
     n = divisors.size
     if divisors.ndim != 1 or head_dim != 2 * n or type(theta) not in (int, float):
         raise FormatError(f"rope_freqs.weight holds {n} divisors for heads of {quoted(head_dim)}")
-    factor, low, high, original = float(divisors.max()), 1.0, 4.0, 8192
-    with np.errstate(all="ignore"):  # whatever a file says
-        wavelength = 2 * math.pi * np.float64(theta) ** (np.arange(n, dtype=np.float64) / n)
-        blend = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
-        expected = 1.0 / ((1 - blend) / factor + blend) if factor else blend
-        same = np.allclose(divisors, expected, rtol=1e-4)
-    if not same:
-        raise UnsupportedModelError("rope_freqs.weight holds a rotary scaling other than llama3's")
-    return {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": original,
-    }
+    factor, low, high = float(divisors.max()), 1.0, 4.0
+    for original in _ORIGINAL_CONTEXTS:
+        with np.errstate(all="ignore"):  # whatever a file says
+            wavelength = 2 * math.pi * np.float64(theta) ** (np.arange(n, dtype=np.float64) / n)
+            blend = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
+            expected = 1.0 / ((1 - blend) / factor + blend) if factor else blend
+            same = np.allclose(divisors, expected, rtol=1e-4)
+        if same:
+            return {
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low,
+                "high_freq_factor": high,
+                "original_max_position_embeddings": original,
+            }
+    raise UnsupportedModelError("rope_freqs.weight holds a rotary scaling other than llama3's")

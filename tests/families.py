@@ -1,0 +1,151 @@
+"""The tiny checkpoints of every family, as folders with changed settings and as GGUF."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from checkpoints import interleave
+from safetensors.numpy import load_file
+
+from edgedb.model.families import FAMILIES
+
+# folder -> variants that are supported
+SUPPORTED: dict[str, tuple[str, ...]] = {
+    "granite": ("v4",),
+    "llama": ("v4", "linear", "yarn"),
+    "llama_bias": ("v4",),
+    "mistral": ("v4",),
+    "qwen2": ("v4", "window"),
+    "qwen3": ("v4",),
+}
+CASES = [(name, variant) for name, found in SUPPORTED.items() for variant in ("", *found)]
+
+
+def copy_family(source: Path, folder: Path, variant: str = "", **changes: Any) -> Path:
+    """A writable copy of a checkpoint with the settings of ``variant`` and ``changes``."""
+    folder.mkdir(parents=True)
+    for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(source / name, folder / name)
+    file = source / (f"config_{variant}.json" if variant else "config.json")
+    (folder / "config.json").write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return folder
+
+
+def reference(source: Path, variant: str = "") -> tuple[list[int], np.ndarray, list[int]]:
+    """Ids, logits after the last of them, and the greedy continuation."""
+    stored = np.load(source / "ref.npz")
+    plain = variant in ("", "v4")
+    logits = stored["logits" if plain else f"logits_{variant}"]
+    greedy = stored["greedy"].tolist() if plain else []
+    return stored["ids"].tolist(), logits, greedy
+
+
+_GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def write_family_gguf(folder: Path, path: Path) -> Path:
+    """The checkpoint in ``folder`` as llama.cpp's converter writes it."""
+    import gguf
+
+    config = json.loads((folder / "config.json").read_text())
+    architecture = FAMILIES[config["model_type"]].architecture
+    assert architecture is not None, "only what GGUF has a name for"
+    writer = gguf.GGUFWriter(path, architecture)
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    theta = rope.get("rope_theta", config.get("rope_theta"))
+    writer.add_rope_freq_base(theta)
+    _add_scaling(writer, rope, theta, head_dim)
+    if config["model_type"] == "granite":
+        writer.add_attention_scale(config["attention_multiplier"])
+        writer.add_embedding_scale(config["embedding_multiplier"])
+        writer.add_residual_scale(config["residual_multiplier"])
+        writer.add_logit_scale(config["logits_scaling"])
+    _add_tokenizer(writer, json.loads((folder / "tokenizer.json").read_text()))
+    moved = FAMILIES[config["model_type"]].interleaved
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if (moved and ".q_proj." in name) or (moved and ".k_proj." in name):
+            tensor = interleave(tensor, head_dim)
+        writer.add_tensor(_gguf_name(name), tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _gguf_name(name: str) -> str:
+    stem, _, kind = name.rpartition(".")
+    if stem in _GGUF_NAMES:
+        return f"{_GGUF_NAMES[stem]}.{kind}"
+    _, _, layer, rest = stem.split(".", 3)
+    return f"blk.{layer}.{_GGUF_NAMES[rest]}.{kind}"
+
+
+def _add_scaling(writer: Any, rope: dict[str, Any], theta: float, head_dim: int) -> None:
+    import gguf
+
+    kind = rope.get("rope_type", "default")
+    if kind == "llama3":
+        original, factor = rope["original_max_position_embeddings"], rope["factor"]
+        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+        n = head_dim // 2
+        divisors = np.ones(n, np.float32)
+        for i in range(n):  # the converter's rule, one frequency at a time
+            wavelength = 2 * np.pi * theta ** (i / n)
+            if wavelength > original / low:
+                divisors[i] = factor
+            elif wavelength > original / high:
+                smooth = (original / wavelength - low) / (high - low)
+                divisors[i] = 1 / ((1 - smooth) / factor + smooth)
+        writer.add_tensor("rope_freqs.weight", divisors)
+    elif kind == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    elif kind == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+
+
+def _add_tokenizer(writer: Any, raw: dict[str, Any]) -> None:
+    vocabulary = dict(raw["model"]["vocab"])
+    special = {token["content"]: token["id"] for token in raw["added_tokens"]}
+    ids = vocabulary | special
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(sorted(ids, key=ids.__getitem__))
+    writer.add_token_types([3 if t in special else 1 for t in sorted(ids, key=ids.__getitem__)])
+    merges = raw["model"]["merges"]
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+    writer.add_bos_token_id(special["<s>"])
+    writer.add_eos_token_id(special["</s>"])
