@@ -208,13 +208,25 @@ def generate(
 @main.command()
 @click.argument("model", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--program", "as_program", is_flag=True, help="Print the operations of a pass through MODEL."
+)
 @threads_option
 @backend_options
-def info(model: str | None, as_json: bool, **options: Any) -> None:
+def info(model: str | None, as_json: bool, as_program: bool, **options: Any) -> None:
     """Show what a model file holds and what runs it on this machine."""
     from . import ui
     from .runtime import describe_runtime
 
+    if as_program:
+        if model is None or as_json:
+            raise click.UsageError("--program wants a MODEL, and no --json")
+        from .dbb import read_dbb
+        from .model.families import program_of
+        from .modelfiles import find_model
+
+        click.echo(program_of(read_dbb(find_model(model)).config).text())
+        return
     runtime = describe_runtime(**options)
     described = None
     if model is not None:

@@ -136,6 +136,7 @@ def model_info(info: dict[str, Any]) -> None:
             ),
             ("vocabulary", f"{config['vocab_size']:,} ({info['tokenizer']['kind']})"),
             ("context", f"{config['max_position_embeddings']:,} tokens, {rope}"),
+            *([("features", _features(config))] if config.get("features") else []),
             ("chat template", "yes" if info["tokenizer"]["chat_template"] else "no"),
             ("bits a weight", f"{bits['linear']:.2f} linear layers, {bits['file']:.2f} whole file"),
         ]
@@ -161,6 +162,17 @@ def model_info(info: dict[str, Any]) -> None:
     if provenance:
         click.echo("\nprovenance")
         _table(_flat(provenance))
+
+
+def _features(config: dict[str, Any]) -> str:
+    """What a model has beside Llama."""
+    features = config["features"]
+    words = [name.replace("_", " ") for name, value in features.items() if value is True]
+    if window := features.get("sliding_window"):
+        layers = features.get("windowed_layers")
+        of = "every layer" if layers is None else f"{len(layers)} of {config['n_layers']} layers"
+        words.append(f"a window of {window:,} tokens in {of}")
+    return ", ".join(words)
 
 
 def runtime_info(info: dict[str, Any]) -> None:

@@ -12,10 +12,10 @@ torch.set_num_threads(1)  # more cost more than they give on matrices this small
 
 from tiny import TinySource  # noqa: E402
 
-from edgedb.model.families import program_of  # noqa: E402
 from edgedb.dbb import read_dbb  # noqa: E402
 from edgedb.dbb_writer import DbbWriter  # noqa: E402
 from edgedb.errors import EdgeDBError  # noqa: E402
+from edgedb.model.families import program_of  # noqa: E402
 from edgedb.packing import dequantize, pack_int8, quantize_int8  # noqa: E402
 from tools import checkpoint, export_student  # noqa: E402
 from tools.decoder import Decoder, load_teacher  # noqa: E402

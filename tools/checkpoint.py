@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edgedb.model.families import program_of
 from edgedb.config import ModelConfig
 from edgedb.errors import FormatError
+from edgedb.model.families import program_of
 from edgedb.tokenizer import TokenizerSpec
 
 from .command import Arguments, one_line_errors

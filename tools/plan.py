@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from edgedb.model.families import program_of
 from edgedb.config import ModelConfig
 from edgedb.errors import EdgeDBError
+from edgedb.model.families import program_of
 
 if TYPE_CHECKING:
     from .decoder import Decoder

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
-from edgedb.model.families import program_of
 from edgedb.config import ModelConfig
 from edgedb.errors import EdgeDBError
+from edgedb.model.families import program_of
 from edgedb.tensors import Kind
 
 from .fdb import MAX_FIT_PAIRS

@@ -10,6 +10,7 @@ import edgedb
 from edgedb.config import ModelConfig
 from edgedb.dbb import DbbWriter
 from edgedb.engine import Model
+from edgedb.model.families import program_of
 from edgedb.tensors import Kind as StoredAs
 from edgedb.tokenizer import TokenizerSpec
 
@@ -65,9 +66,9 @@ def write(path: Path, spec: TokenizerSpec) -> bytes:
     """A small model with this tokenizer; the bytes of the file."""
     rng = np.random.default_rng(0)
     with DbbWriter(path, CONFIG, spec, KINDS) as writer:
-        for name, shape in CONFIG.linear_shapes().items():
+        for name, shape in program_of(CONFIG).matrices().items():
             writer.put(name, random_linear(KINDS[name], *shape, rng))
-        for name, size in CONFIG.norm_shapes().items():
+        for name, size in program_of(CONFIG).vectors().items():
             writer.put(name, np.ones(size, np.float32))
         writer.finish({"group": 64})
     return path.read_bytes()
