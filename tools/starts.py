@@ -39,7 +39,7 @@ def student_of_model(path: Path, teacher: Decoder, *, sharded: bool = False) -> 
     plan = {name: t.pairs for name, t in file.linears.items() if isinstance(t, PairTensor)}
     student = empty_student(file.config, teacher.device, plan, sharded=sharded)
     for name, norm in student.norms():
-        assign(norm, torch.from_numpy(file.norms[name].copy()))
+        assign(norm, torch.from_numpy(file.vectors[name].copy()))
     weights = dict(teacher.matrices()) | teacher.tables()
     for name, module in (*student.tables().items(), *student.matrices()):
         stored, theirs = file.linears[name], weights[name]
