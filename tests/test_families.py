@@ -167,6 +167,23 @@ def test_a_feature_that_is_left_out_shows(
     assert min(np.abs(one - expected).max() for one in got) > 100 * TOLERANCE
 
 
+@cases
+def test_training_refuses_a_pass_that_it_would_get_wrong(
+    families: Path, tmp_path: Path, name: str, variant: str
+) -> None:
+    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'edgedb-llm[train]'")
+    from tools.decoder import load_teacher
+
+    source = opened(families, tmp_path, name, variant)
+    if name not in ("llama", "granite") or variant == "yarn":
+        with pytest.raises(UnsupportedModelError, match="training runs Llama's pass"):
+            load_teacher(source)
+        return
+    ids, expected, _ = reference(families / name, variant)
+    got = load_teacher(source).logits(torch.tensor([ids]))[0].numpy()
+    np.testing.assert_allclose(got[-len(expected) :], expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["gemma2", "opt", "mixtral", "phi3", "olmo2", "lfm2", "gpt_oss"])
 def test_every_other_family_is_refused_by_name(families: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(UnsupportedModelError, match=f"'{name}' is not supported"):

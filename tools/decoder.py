@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgedb.config import ModelConfig
+from edgedb.errors import UnsupportedModelError
+from edgedb.model.families import program_of
 
 from . import parallel
 
@@ -120,7 +122,9 @@ class Decoder(nn.Module):
     untied_head: nn.Parameter | nn.Module
 
     def __init__(self, config: ModelConfig, linear: LinearFactory = dense_linear) -> None:
+        """Raises ``UnsupportedModelError`` for a model whose pass is not Llama's."""
         super().__init__()
+        refuse_other_passes(config)
         self.config = config
         self.embedding = nn.Parameter(torch.zeros(config.vocab_size, config.hidden_size))
         self.layers = nn.ModuleList(Block(config, i, linear) for i in range(config.n_layers))
@@ -191,6 +195,22 @@ class Decoder(nn.Module):
             yield f"layers.{i}.attn_norm", layer.attn_norm.weight
             yield f"layers.{i}.mlp_norm", layer.mlp_norm.weight
         yield "final_norm", self.final_norm.weight
+
+
+def refuse_other_passes(config: ModelConfig) -> None:
+    """Nothing that a family's program has may be forgotten here without a word."""
+    plain = ModelConfig.from_dict(
+        {k: v for k, v in config.to_dict().items() if k not in ("version", "features")}
+        | {"model_type": "llama"}
+    )
+    mine, llama = (
+        [block.signature for _, block in program_of(c).blocks()] for c in (config, plain)
+    )
+    if mine != llama or config.rope_scaling.type == "yarn":
+        raise UnsupportedModelError(
+            f"{config.model_type}: training runs Llama's pass, and this model has more than that; "
+            "convert it without training"
+        )
 
 
 def _matrix(table: nn.Parameter | nn.Module) -> Tensor:
