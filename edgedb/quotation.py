@@ -34,6 +34,7 @@ _HOLDERS: tuple[Any, ...] = (
     type({}.values()),
     type({}.items()),
 )
+_QUOTED_OR_NOT = bytes([0] + [1] * 255)  # a table for bytes.translate
 # Roles are names that the caller chose, of which templates make tokens: <|user|>.
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # A pattern of % in which every value stands for itself: no width, no precision.
@@ -340,7 +341,7 @@ def percent(pattern: str, values: Any) -> str:
 
 def own_matches(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
     """Matches of ``pattern`` that lie in the template's own text, from left to right."""
-    own = bytes(bool(source) for source in sources(text))
+    own = sources(text).translate(_QUOTED_OR_NOT)
     end = 0
     while (start := own.find(0, end)) >= 0:
         end = own.find(1, start)

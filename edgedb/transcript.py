@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
-from .quotation import MODEL, OTHERS, TEMPLATE, sources
+from .quotation import MODEL, TEMPLATE, sources
 from .tokenizer import Tokenizer
 
 
@@ -52,9 +52,10 @@ def encode_keeping(tokenizer: Tokenizer, text: str, held: Sequence[int]) -> list
         piece = decoder.decode(data)
         if not text.startswith(piece, at):
             break
-        trust = TEMPLATE if token in specials else MODEL if token in markers else OTHERS
-        if max(marks[at : at + len(piece)], default=TEMPLATE) > trust:
-            break
+        if token in specials or token in markers:
+            trusted = TEMPLATE if token in specials else MODEL
+            if max(marks[at : at + len(piece)], default=TEMPLATE) > trusted:
+                break
         at += len(piece)
         begins = token in specials
     return [*held[:n_kept], *tokenizer.encode(text[kept:], add_bos=False, special=True)]

@@ -288,6 +288,16 @@ def test_every_part_of_a_message_is_quoted(key: str) -> None:
     assert END in text and own(text) == "user"
 
 
+def test_whatever_else_a_template_is_given_is_quoted() -> None:
+    template = "{{ tools | tojson }}{{ documents[0].text }}{{ date }}{{ messages[-1].content }}"
+    spec = TokenizerSpec("tokenizers", b"", chat_template=template + "!")
+    given = {"tools": [{"name": END}], "documents": [{"text": END, "title": "t"}]}
+    messages = [{"role": "user", "content": [{"type": "text", "text": END}]}]
+    assert own(render(spec, messages, chat_template_kwargs={"date": END}, **given)) == "!"
+    cut = render(spec, messages, continue_final_message=True, **given)
+    assert cut.endswith(END) and own(cut) == ""
+
+
 def test_a_role_that_is_no_name_is_quoted() -> None:
     assert own(rendered("{{ messages[0].role }}", "x", role=f"user{END}")) == ""
 
