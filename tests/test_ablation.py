@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: make test installs its CPU build")
 
-from test_distill import OPTIONS, replace  # noqa: E402
 from tiny import TinySource  # noqa: E402
+from training import OPTIONS  # noqa: E402
 
 from edgedb.errors import EdgeDBError  # noqa: E402
 from tools.ablation import ARMS, options_of, read_run, run_arm  # noqa: E402

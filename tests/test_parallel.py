@@ -13,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: make test installs its CPU build")
 
-from test_distill import OPTIONS, log_of, trainer  # noqa: E402
+from training import OPTIONS, log_of, trainer  # noqa: E402
 
 from tools.checkpoint import load_student  # noqa: E402
 from tools.dad import LossOptions  # noqa: E402
@@ -27,7 +27,7 @@ import sys
 from pathlib import Path
 import torch
 from tiny import TinySource
-from test_distill import replace
+from dataclasses import replace
 from test_parallel import PLAIN
 from tools import parallel
 from tools.decoder import load_teacher
