@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from anything import VALUES
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgedb.config import ModelConfig, RopeScaling
@@ -287,17 +287,33 @@ def test_missing_values_are_named(key: str, there: bool) -> None:
         without(key, **({key: None} if there else {}))
 
 
-KEYS = sorted({*FAMILIES["llama"].config.fields, *FAMILIES["llama"].config.honoured})
-ROPE = st.dictionaries(
-    st.sampled_from(["rope_type", "type", "rope_theta", *LLAMA_31_ROPE]),
-    st.sampled_from(["linear", "llama3"]) | VALUES,
+KEYS = sorted(
+    {
+        key
+        for family in FAMILIES.values()
+        for key in (*family.config.fields, *family.config.honoured)
+    }
 )
+YARN = ["beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor"]
+ROPE = st.dictionaries(
+    st.sampled_from(["rope_type", "type", "rope_theta", *LLAMA_31_ROPE, *YARN]),
+    st.sampled_from(["linear", "llama3", "yarn"]) | VALUES,
+)
+WINDOWED = {"use_sliding_window": True, "sliding_window": 7}
 
 
-@given(st.dictionaries(st.sampled_from(KEYS), ROPE | VALUES, max_size=3))
-def test_whatever_a_value_is_the_error_is_ours(changes: dict[str, Any]) -> None:
+@given(
+    st.sampled_from(sorted(FAMILIES)),
+    st.dictionaries(st.sampled_from(KEYS), ROPE | VALUES, max_size=3),
+)
+@example("mistral", {"max_position_embeddings": "4096", "sliding_window": 7})
+@example("qwen2", WINDOWED | {"max_window_layers": "3"})
+@example("qwen2", WINDOWED | {"num_hidden_layers": []})
+@example("llama", {"rope_scaling": {"type": "yarn", "factor": 2, "mscale": 10**400}})
+@example("llama", {"rope_scaling": {"type": "yarn", "factor": 1e4, "mscale_all_dim": -1.0857}})
+def test_whatever_a_value_is_the_error_is_ours(family: str, changes: dict[str, Any]) -> None:
     try:
-        config = read_config(LLAMA_2_7B | changes)[0].config
+        config = read_config(LLAMA_2_7B | {"model_type": family} | changes)[0].config
     except EdgeDBError:
         return
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

@@ -44,9 +44,10 @@ def read_config(
     for key, field in family.config.fields.items():
         if fields[field] is None:
             raise FormatError(f"config.json: {key} is missing")
-    fields |= family.features(settings)
     fields |= {name: has(f"layers.0.{matrix}.bias") for name, matrix in family.biases.items()}
     config = ModelConfig(model_type=model_type, rope_theta=theta, rope_scaling=rope, **fields)
+    # Checked before: a family compares its features with the sizes.
+    config = replace(config.checked(), **family.features(settings))
     fold = family.fold(settings, config.checked())
     return replace(fold, config=fold.config.checked()), unknown + unknown_of_rope
 
@@ -110,11 +111,17 @@ def _yarn(settings: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, Any
     if "attention_factor" in rope:
         return {**values, "attention_factor": rope["attention_factor"]}
     factor: Any = rope.get("factor")
-    both = [rope.get(key, 0) for key in ("mscale", "mscale_all_dim")]
-    if any(type(value) not in (int, float) for value in (factor, *both)):
+    if not _is_number(factor):
         return values  # refused where values are checked
+    both = [rope.get(key, 0) for key in ("mscale", "mscale_all_dim")]
+    if not all(map(_is_number, both)):
+        raise FormatError("config.json: mscale and mscale_all_dim must be numbers of 0 to 1e6")
     of, over = (_attention_factor(factor, mscale) for mscale in (both if all(both) else (1.0, 0)))
     return {**values, "attention_factor": of / over}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and type(value) is not bool and 0 <= value <= 1e6
 
 
 def _attention_factor(factor: float, mscale: float) -> float:

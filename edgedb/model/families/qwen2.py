@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from ...config import ModelConfig
+from ...display import quoted
+from ...errors import FormatError
 from ...ops.program import Recorder, Value
 from ..keys import each, names, needs
 from .family import Settings
@@ -32,10 +34,9 @@ def features(settings: Settings) -> dict[str, Any]:
     window = window_of(settings) if settings["use_sliding_window"] else None
     if window is None:
         return {}
-    n_layers = settings.get("num_hidden_layers")
-    if type(n_layers) is not int or not 0 <= n_layers <= 1024:
-        return {}  # refused where sizes are checked
-    first = settings["max_window_layers"]
+    n_layers, first = settings["num_hidden_layers"], settings["max_window_layers"]
+    if type(first) is not int:
+        raise FormatError(f"config.json: max_window_layers = {quoted(first)}, expected a number")
     kinds = settings.get("layer_types") or [
         "sliding_attention" if i >= first else "full_attention" for i in range(n_layers)
     ]
