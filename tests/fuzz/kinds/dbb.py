@@ -20,8 +20,12 @@ class DbbKind(Kind):
     share = 4
 
     def prepare(self, folder: Path) -> None:
-        specs = models.specs()
-        self.raw = [models.write(folder / f"base{i}.dbb", spec) for i, spec in enumerate(specs)]
+        bpe, pieces = models.specs()
+        wanted = [(bpe, models.CONFIG), (pieces, models.CONFIG), (pieces, models.FEATURES)]
+        self.raw = [
+            models.write(folder / f"base{i}.dbb", spec, config)
+            for i, (spec, config) in enumerate(wanted)
+        ]
         self.tokenizers = TokenizerJsonKind()
         self.tokenizers.prepare(folder)
 

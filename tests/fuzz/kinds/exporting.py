@@ -7,6 +7,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
+
 from edgedb.errors import EdgeDBError
 from tools.export import Options, export
 from tools.sources import open_source
@@ -25,7 +27,35 @@ CONFIG: dict[str, Any] = {
     "head_dim": 8,
     "max_position_embeddings": 64,
 }
+# What the families' configurations have beside those of Llama.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 5},
+    "granite": {
+        "attention_multiplier": 0.3,
+        "embedding_multiplier": 2.0,
+        "logits_scaling": 4.0,
+        "residual_multiplier": 0.5,
+    },
+    "qwen2": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0},
+    "qwen3": {"use_sliding_window": False},
+}
 _METHODS = ("dense32", "dense32", "dense16", "int8", "rtn")
+
+
+def checkpoint(family: str, vocab_size: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """config.json and tensors, under Hugging Face's names, of a small model."""
+    config = {**CONFIG, **FAMILIES[family], "model_type": family, "vocab_size": vocab_size}
+    tensors = checkpoints.weights(config)
+    attention = "model.layers.0.self_attn."
+    if family == "qwen2":
+        for name in "qkv":
+            rows = len(tensors[f"{attention}{name}_proj.weight"])
+            tensors[f"{attention}{name}_proj.bias"] = np.full(rows, 0.1, np.float32)
+    if family == "qwen3":
+        for name in "qk":
+            tensors[f"{attention}{name}_norm.weight"] = np.ones(config["head_dim"], np.float32)
+    return config, tensors
 
 
 def method_of(rng: Random) -> bytes:

@@ -17,12 +17,18 @@ from .kind import Files, Kind
 
 _TYPES = (0, 1, U32, I32, F32, BOOL, STRING, ARRAY, U64, 12, 13, 99)
 _NAMES = ("model.gguf", "model-00001-of-00001.gguf", "model-00001-of-00002.gguf")
+_ARCHITECTURES = ("llama", "llama", "granite", "qwen2", "qwen3")
 # Keys that change what is read, with values that some files have.
 _MORE: tuple[tuple[str, int, Any], ...] = (
     ("llama.rope.scaling.type", STRING, "linear"),
     ("llama.rope.scaling.type", STRING, "yarn"),
     ("llama.rope.scaling.factor", F32, 4.0),
     ("llama.rope.scale_linear", F32, 2.0),
+    ("llama.rope.scaling.original_context_length", U32, 32),
+    ("llama.attention.scale", F32, 0.3),
+    ("llama.embedding_scale", F32, 2.0),
+    ("llama.logit_scale", F32, 0.0),
+    ("llama.residual_scale", F32, -1.0),
     ("llama.rope.scaling.attn_factor", F32, 0.5),
     ("llama.attention.causal", BOOL, False),
     ("llama.attention.sliding_window", U32, 13),
@@ -93,6 +99,13 @@ def _sentencepiece() -> tuple[list[list[Any]], int]:
     ], len(tokens)
 
 
+def _stored_name(name: str) -> str:
+    stem, _, kind = name.rpartition(".")
+    if stem.endswith("_norm") and "self_attn" in stem:
+        return f"blk.0.attn_{stem.rpartition('.')[2]}.{kind}"
+    return checkpoints.gguf_name(f"{stem}.weight").removesuffix("weight") + kind
+
+
 class GGUFKind(Kind):
     name = "GGUF"
     share = 5
@@ -100,12 +113,14 @@ class GGUFKind(Kind):
     def prepare(self, folder: Path) -> None:
         self.bases = []
         for tokenizer, vocab_size in (_bpe(), _sentencepiece()):
-            config = {**exporting.CONFIG, "vocab_size": vocab_size}
-            tensors = [
-                [checkpoints.gguf_name(name), list(array.shape), 0, array.tobytes()]
-                for name, array in checkpoints.weights(config).items()
-            ]
-            self.bases.append((_hyper_parameters() + tokenizer, tensors))
+            for architecture in _ARCHITECTURES:
+                _, arrays = exporting.checkpoint(architecture, vocab_size)
+                tensors = [
+                    [_stored_name(name), list(array.shape), 0, array.tobytes()]
+                    for name, array in arrays.items()
+                ]
+                about = json.loads(json.dumps(_hyper_parameters()).replace("llama", architecture))
+                self.bases.append((about + tokenizer, tensors))
 
     def make(self, rng: Random) -> Files:
         base_entries, base_tensors = rng.choice(self.bases)
@@ -155,7 +170,8 @@ def _split(rng: Random, entries: list[list[Any]], tensors: list[list[Any]]) -> F
 
 def _change_entry(rng: Random, entries: list[list[Any]]) -> None:
     if rng.random() < 0.2:
-        entries.append(list(rng.choice(_MORE)))
+        key, kind, value = rng.choice(_MORE)
+        entries.append([key.replace("llama.", rng.choice(_ARCHITECTURES) + "."), kind, value])
         return
     entry = rng.choice(entries)
     way = rng.randrange(6)

@@ -9,7 +9,6 @@ from typing import Any
 
 from safetensors.numpy import save
 
-from ... import checkpoints
 from ...tiny_tokenizers import sentencepiece_bpe
 from .. import mutators
 from . import exporting, models
@@ -22,7 +21,10 @@ _CONFIGS: tuple[dict[str, Any], ...] = (
                       "high_freq_factor": 4.0, "original_max_position_embeddings": 32}},
     {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}},
     {"rope_scaling": {"type": "linear", "factor": 2}},
+    {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32,
+                      "attention_factor": None, "beta_fast": 32, "beta_slow": 1}},
     {"model_type": "mistral", "sliding_window": None},
+    {"layer_types": ["sliding_attention"], "sliding_window": 7},
     {"tie_word_embeddings": True},
     {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "torch_dtype": "float32"},
     {"text_config": {}},
@@ -35,15 +37,18 @@ class HuggingFaceKind(Kind):
     share = 3
 
     def prepare(self, folder: Path) -> None:
-        self.config = {**exporting.CONFIG, "vocab_size": 401}
-        self.weights = save(checkpoints.weights(self.config))
+        self.models = []
+        for family in exporting.FAMILIES:
+            config, tensors = exporting.checkpoint(family, 401)
+            self.models.append((config, save(tensors)))
         self.tokenizers = TokenizerJsonKind()
         self.tokenizers.prepare(folder)
         self.fast = models.specs()[0].data
         self.pieces = sentencepiece_bpe()
 
     def make(self, rng: Random) -> Files:
-        config = {**self.config, **(rng.choice(_CONFIGS) if rng.random() < 0.5 else {})}
+        config, weights = rng.choice(self.models)
+        config = {**config, **(rng.choice(_CONFIGS) if rng.random() < 0.5 else {})}
         settings: Any = {
             "bos_token": "<|im_start|>",
             "eos_token": {"content": "<|im_end|>"},
@@ -51,7 +56,7 @@ class HuggingFaceKind(Kind):
             "add_bos_token": rng.random() < 0.5,
         }
         files: Files = {
-            _WEIGHTS: self.weights,
+            _WEIGHTS: weights,
             "tokenizer.json": self.fast,
             "method": exporting.method_of(rng),
         }
@@ -68,7 +73,7 @@ class HuggingFaceKind(Kind):
         elif way == 4:
             files["tokenizer.json"] = self.tokenizers.make(rng)["tokenizer.json"]
         elif way == 5:
-            files[_WEIGHTS] = _other_weights(rng, self.weights)
+            files[_WEIGHTS] = _other_weights(rng, weights)
         elif way == 6 and "tokenizer.model" in files:
             files["tokenizer.model"] = mutators.data(rng, self.pieces)
         else:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 import edgedb
-from edgedb.config import ModelConfig
+from edgedb.config import ModelConfig, RopeScaling
 from edgedb.dbb import DbbWriter
 from edgedb.engine import Model
 from edgedb.model.families import program_of
@@ -28,6 +29,17 @@ CONFIG = ModelConfig(
     head_dim=8,
     max_position_embeddings=128,
 )
+# With everything that a plain Llama has none of.
+FEATURES = replace(
+    CONFIG,
+    model_type="qwen3",
+    n_layers=2,
+    rope_scaling=RopeScaling("yarn", factor=2.0, original_max_position_embeddings=64),
+    tie_word_embeddings=True,
+    attention_bias=True,
+    sliding_window=5,
+    windowed_layers=(1,),
+)
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
     " | trim + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -35,10 +47,10 @@ TEMPLATE = (
 )
 KINDS: dict[str, StoredAs] = {
     "embedding": "int8",
-    "layers.0.attn_qkv": 2,
-    "layers.0.attn_out": "float16",
-    "layers.0.mlp_gate_up": 1,
-    "layers.0.mlp_down": "float32",
+    "attn_qkv": 2,
+    "attn_out": "float16",
+    "mlp_gate_up": 1,
+    "mlp_down": "float32",
     "head": "int8",
 }
 # What users type, and what has made tokenizers fail.
@@ -62,13 +74,15 @@ def specs() -> list[TokenizerSpec]:
     return [bpe, TokenizerSpec("sentencepiece", pieces, 1, (2,), True, TEMPLATE, {})]
 
 
-def write(path: Path, spec: TokenizerSpec) -> bytes:
+def write(path: Path, spec: TokenizerSpec, config: ModelConfig = CONFIG) -> bytes:
     """A small model with this tokenizer; the bytes of the file."""
     rng = np.random.default_rng(0)
-    with DbbWriter(path, CONFIG, spec, KINDS) as writer:
-        for name, shape in program_of(CONFIG).matrices().items():
-            writer.put(name, random_linear(KINDS[name], *shape, rng))
-        for name, size in program_of(CONFIG).vectors().items():
+    program = program_of(config)
+    kinds = {name: KINDS[name.rpartition(".")[2]] for name in program.matrices()}
+    with DbbWriter(path, config, spec, kinds) as writer:
+        for name, shape in program.matrices().items():
+            writer.put(name, random_linear(kinds[name], *shape, rng))
+        for name, size in program.vectors().items():
             writer.put(name, np.ones(size, np.float32))
         writer.finish({"group": 64})
     return path.read_bytes()
