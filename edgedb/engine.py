@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -80,6 +79,7 @@ class Model(Answers):
         self.file = file
         self.ops = ops
         self._derived: dict[Any, Any] = {}
+        self._summary: dict[str, Any] | None = None
         self.kv_dtype = arguments.choice(*KV_DTYPES)("kv_dtype", kv_dtype)
         head = arguments.choice(*HEADS)("head", head)
         longest = file.config.max_position_embeddings
@@ -104,15 +104,14 @@ class Model(Answers):
         """Special tokens and chat template."""
         return self.file.tokenizer
 
-    @cached_property
-    def _summary(self) -> dict[str, Any]:
-        from .summary import summarize
-
-        return summarize(self.file)  # reads the whole file
-
     @property
     def info(self) -> dict[str, Any]:
         """What ``edgedb info`` shows: the file's summary, made once, and what runs it."""
+        from .summary import summarize
+
+        # No cached_property: the lock that it has before Python 3.12 would outlive a fork.
+        if self._summary is None:
+            self._summary = summarize(self.file)  # reads the whole file
         return {
             **self._summary,
             "backend": self.ops.name,

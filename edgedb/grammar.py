@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import EdgeDBError
+from .gate import gate
 from .json_schema import MAX_NESTING, readable
 from .ops.selection import Floats
 from .tokenizer import Tokenizer
@@ -39,17 +40,18 @@ class Grammar:
                     raise ValueError("expected a JSON object")
                 compact = json.dumps(readable(schema), allow_nan=False)
                 options = {"whitespace_pattern": _WHITE_SPACE}
-                self.text = str(matcher.grammar_from_json_schema(compact, options))
+                with gate.lock:
+                    self.text = str(matcher.grammar_from_json_schema(compact, options))
             except RecursionError:  # in the reader of JSON
                 raise EdgeDBError(f"json_schema: nested more than {MAX_NESTING} deep") from None
             except (TypeError, ValueError) as error:
                 raise EdgeDBError(f"json_schema: {_one_line(error)}") from None
         elif not isinstance(source, str):
             raise EdgeDBError(f"{kind}: expected a text")
-        elif kind == "regex":
-            self.text = str(matcher.grammar_from_regex(source))
         else:
-            self.text = str(matcher.grammar_from_lark(source))
+            write = matcher.grammar_from_regex if kind == "regex" else matcher.grammar_from_lark
+            with gate.lock:
+                self.text = str(write(source))
 
     def parser(self, model: Model) -> Parser:
         """A parser at its beginning. Raises ``EdgeDBError`` if the form is not valid."""
@@ -62,26 +64,30 @@ class Parser:
     def __init__(self, grammar: Grammar, model: Model) -> None:
         key = (model.config.vocab_size, model.tokenizer_spec.eos_ids)
         self._kind = grammar.kind
-        vocabulary = model.cached(_vocabulary, key)
-        self._matcher = _llguidance().LLMatcher(vocabulary, grammar.text, log_level=0)
-        self._check()
+        with gate.lock:
+            vocabulary = model.cached(_vocabulary, key)
+            self._matcher = _llguidance().LLMatcher(vocabulary, grammar.text, log_level=0)
+            self._check()
 
     @property
     def finished(self) -> bool:
         """Whether the answer is complete and nothing can follow."""
-        return bool(self._matcher.is_stopped())
+        with gate.lock:
+            return bool(self._matcher.is_stopped())
 
     def forbid(self, scores: Floats) -> None:
         """Set the scores of all tokens that may not come next to -inf."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        self._check()
+        with gate.lock:
+            bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+            self._check()
         allowed = np.unpackbits(bits, count=len(scores), bitorder="little")
         np.copyto(scores, np.float32(-np.inf), where=allowed == 0)
 
     def accept(self, token: int) -> None:
         """``token`` was chosen."""
-        self._matcher.consume_token(token)
-        self._check()
+        with gate.lock:
+            self._matcher.consume_token(token)
+            self._check()
 
     def _check(self) -> None:
         if self._matcher.is_error():

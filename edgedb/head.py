@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .errors import EdgeDBError
+from .gate import gate
 from .ops import Ops
 from .ops.buffer import Buffer
 from .ops.reference import quantize
@@ -153,7 +154,7 @@ class TwoStageHead:
 
     def _prepare(self) -> None:
         """At the first use: norms of the last pair, and its tiles as matrices of their own."""
-        with self._preparing:
+        with gate.lock, self._preparing:
             if self._tiles:
                 return
             last = self._last

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from .config import ModelConfig, RopeScaling
 from .exactmath import sincos
+from .gate import gate
 from .ops.program import RopeTable
 
 Floats = npt.NDArray[np.float32]
@@ -34,7 +35,7 @@ class RopeTables:
         """Have the first ``n_positions`` rows ready. Several threads may ask."""
         if n_positions <= self._ready:
             return
-        with self._lock:
+        with gate.lock, self._lock:
             begin, end = self._ready, min(max(n_positions, self._ready + 256), len(self.cos))
             # Both factors have 24 bits: the product is exact in float64.
             angles = np.arange(begin, end, dtype=np.float64)[:, None] * self._frequencies[None, :]

@@ -19,6 +19,7 @@ import numpy as np
 from . import arguments
 from .candidates import Candidates, Limits, draw, surprise
 from .errors import EdgeDBError
+from .gate import gate
 from .ops.selection import Floats, Ids, NumpySelection
 from .penalties import add_bias, penalize_repetition, penalize_sequences
 
@@ -146,6 +147,10 @@ class Sampler:
         NaN or +inf, or if all are -inf.
         """
         scores = self._scores(logits, history)
+        with gate.lock:  # parts of numpy are C++
+            return self._choose(scores)
+
+    def _choose(self, scores: Floats) -> int:
         if self.params.temperature == 0:
             ids, values = self._ops.largest(scores, 1)
             _check_best(float(values[0]))
@@ -189,28 +194,29 @@ class Sampler:
         np.copyto(scores, logits)
         for processor in self._processors:
             scores = _checked(processor(np.array(history, np.int32), scores), logits)
-        add_bias(scores, *self._bias)
-        if penalized:
-            penalize_repetition(
-                scores,
-                recent,
-                params.repetition_penalty,
-                params.presence_penalty,
-                params.frequency_penalty,
-                self._exempt,
-            )
-        if repeated:
-            penalize_sequences(
-                scores,
-                np.asarray(history, np.int32),
-                params.dry_multiplier,
-                params.dry_base,
-                params.dry_allowed_length,
-                self._breakers,
-                self._exempt,
-            )
-        if self._constraint is not None:
-            self._constraint.forbid(scores)
+        with gate.lock:  # not around the processors, which are anybody's code
+            add_bias(scores, *self._bias)
+            if penalized:
+                penalize_repetition(
+                    scores,
+                    recent,
+                    params.repetition_penalty,
+                    params.presence_penalty,
+                    params.frequency_penalty,
+                    self._exempt,
+                )
+            if repeated:
+                penalize_sequences(
+                    scores,
+                    np.asarray(history, np.int32),
+                    params.dry_multiplier,
+                    params.dry_base,
+                    params.dry_allowed_length,
+                    self._breakers,
+                    self._exempt,
+                )
+            if self._constraint is not None:
+                self._constraint.forbid(scores)
         return scores
 
     def _mirostat(self, scores: Floats) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from .errors import FormatError
+from .gate import gate
 
 if TYPE_CHECKING:
     from .vocabulary import Detokenizer
@@ -170,7 +171,8 @@ def load_tokenizer(spec: TokenizerSpec, vocab_size: int | None = None) -> Tokeni
     Raises ``FormatError`` if its file cannot be read, its special ids lie outside the vocabulary,
     or it has more tokens than the model.
     """
-    tokenizer = _open(spec)
+    with gate.lock:
+        tokenizer = _open(spec)
     for name, token in (("bos_id", spec.bos_id), *(("eos_ids", i) for i in spec.eos_ids)):
         if token is not None and token >= tokenizer.vocab_size:
             raise FormatError(

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from .errors import EdgeDBError
+from .gate import gate
 from .quotation import Quoted, source_of
 
 if TYPE_CHECKING:
@@ -55,7 +56,10 @@ STRIP_ALL = 2  # a value of Vocabulary.leading
 
 
 class Vocabulary:
-    """Ids to bytes, and the encoding rules that both libraries share."""
+    """Ids to bytes, and the encoding rules that both libraries share.
+
+    They are called inside the gate (``gate.py``): what a subclass defines runs there.
+    """
 
     vocab_size: int
     # The space that encoding puts before a text: 0 none; 1 dropped from the first piece;
@@ -89,10 +93,11 @@ class Vocabulary:
             raise EdgeDBError(
                 f"the text is not valid Unicode: lone surrogate at character {error.start}"
             ) from None
-        if special and source_of(text):
-            ids = self._encode_quoting(cast(Quoted, text))
-        else:
-            ids = self._encode(str.__str__(text), special) if text else []
+        with gate.lock:
+            if special and source_of(text):
+                ids = self._encode_quoting(cast(Quoted, text))
+            else:
+                ids = self._encode(str.__str__(text), special) if text else []
         if (self._spec.add_bos if add_bos is None else add_bos) and self._spec.bos_id is not None:
             ids.insert(0, self._spec.bos_id)
         return ids
@@ -100,12 +105,13 @@ class Vocabulary:
     def encode_inside(self, text: str) -> list[int]:
         if not text:
             return []
-        for character in _SEPARATE:
-            lead = self._encode(character, False)
-            ids = self._encode(character + text, False)
-            if ids[: len(lead)] == lead and self.token_bytes(lead[-1]) == character.encode():
-                return ids[len(lead) :]
-        return self._encode(text, False)
+        with gate.lock:
+            for character in _SEPARATE:
+                lead = self._encode(character, False)
+                ids = self._encode(character + text, False)
+                if ids[: len(lead)] == lead and self.token_bytes(lead[-1]) == character.encode():
+                    return ids[len(lead) :]
+            return self._encode(text, False)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         stream = Detokenizer(self, self.leading, skip_special)
@@ -122,7 +128,8 @@ class Vocabulary:
         if data is None:
             if not 0 <= token < self.vocab_size:  # of which there is no end: not to be remembered
                 return b""
-            data = self._bytes[token] = self._piece_bytes(token)
+            with gate.lock:
+                data = self._bytes[token] = self._piece_bytes(token)
         return data
 
     def _encode(self, text: str, special: bool) -> list[int]:

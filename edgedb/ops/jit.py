@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import llvmlite.binding
 import numba
 import numpy as np
 
+from ..gate import gate
 from ..packing import gather_rows
 from ..tensors import DenseTensor, Int8Tensor, LinearTensor
 from . import jit_layers, jit_matmul
@@ -39,7 +41,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _REFERENCE = ReferenceOps()
 
-# numba's own thread pool ("workqueue") aborts the process when two threads enter it.
+# numba's own thread pool ("workqueue") aborts the process when two threads enter it. It is entered
+# inside the gate, as every kernel is: the first call of one compiles it, under a lock of numba's.
 _POOL = threading.Lock()
 
 
@@ -79,9 +82,10 @@ class NumbaOps(NumpySelection):
 
     def __init__(self, threads: int | None = None) -> None:
         most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-        self.threads = max(1, min(threads or usable_cpus(), most))
+        self.threads = 1 if _forked else max(1, min(threads or usable_cpus(), most))
         self.isa = f"llvm-{llvmlite.binding.get_host_cpu_name()}"
         self._scratch: dict[tuple[int, int], tuple[np.ndarray, ...]] = {}
+        _alive.add(self)
 
     def buffer(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Buffer:
         return self.wrap(aligned_zeros(shape, dtype))
@@ -108,7 +112,7 @@ class NumbaOps(NumpySelection):
 
     def matmul(self, matrix: JitMatrix, x: Buffer, out: Buffer, n: int, add: bool = False) -> None:
         # The lock also keeps the scratch of quantized activations to one call at a time.
-        with _POOL:
+        with gate.lock, _POOL:
             parts = self.threads if matrix.is_parallel else 1
             if parts > 1:
                 numba.set_num_threads(parts)
@@ -170,22 +174,25 @@ class NumbaOps(NumpySelection):
 
     def rms_norm(self, x: Floats, weight: Floats, eps: float) -> Floats:
         out = np.empty_like(x)
-        jit_layers.rmsnorm(x, _read_only(weight), out, len(x), eps)
+        with gate.lock:
+            jit_layers.rmsnorm(x, _read_only(weight), out, len(x), eps)
         return out
 
     def silu(self, x: Floats) -> Floats:
         out = np.empty_like(x)
         if self.threads > 1 and len(x) >= 8:
-            with _POOL:
+            with gate.lock, _POOL:
                 numba.set_num_threads(self.threads)
                 jit_layers.silu_parallel(x, out)
         else:
-            jit_layers.silu(x, out)
+            with gate.lock:
+                jit_layers.silu(x, out)
         return out
 
     def rope(self, x: Floats, cos: Floats, sin: Floats) -> Floats:
         out = np.empty_like(x)
-        jit_layers.rope(x, _read_only(cos), _read_only(sin), out)
+        with gate.lock:
+            jit_layers.rope(x, _read_only(cos), _read_only(sin), out)
         return out
 
     def attention(
@@ -194,14 +201,36 @@ class NumbaOps(NumpySelection):
         if cache[0].array.dtype == np.int8:  # right, and not fast
             return _REFERENCE.attention(q, k, v, cache, position, value)
         n, (k_cache, v_cache) = len(q), (buffer.ptr for buffer in cache)
-        jit_layers.store(k, v, k_cache, v_cache, position)
+        with gate.lock:
+            jit_layers.store(k, v, k_cache, v_cache, position)
         out = np.empty_like(q)
         scale, window = np.float32(value["scale"]), value["window"] or position + n
         arguments = (TOKENS_PER_TASK, q, k_cache, v_cache, out, position, scale, window)
         if self.threads > 1 and value.width * n * min(window, position + n) > 1 << 17:
-            with _POOL:
+            with gate.lock, _POOL:
                 numba.set_num_threads(self.threads)
                 jit_layers.attention_parallel(*arguments)
         else:
-            jit_layers.attention(*arguments)
+            with gate.lock:
+                jit_layers.attention(*arguments)
         return out
+
+
+# GNU OpenMP ends a forked child that enters the pool of its parent: one thread remains.
+_alive: weakref.WeakSet[NumbaOps] = weakref.WeakSet()
+_forked = False  # from a process whose pool was running
+
+
+def _leave_pool() -> None:
+    global _forked
+    try:
+        numba.threading_layer()
+    except ValueError:  # none was started
+        return
+    _forked = True
+    for ops in _alive:
+        ops.threads = 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_pool)
