@@ -1,5 +1,5 @@
-# make chat    set up once, then talk to SmolLM2-135M, trained at two bits a weight (PAIRS=2: four
-#              bits, untrained, which knows more; it is fetched and converted first)
+# make chat    set up once, then talk to SmolLM2-135M, trained at two to four bits a weight (PAIRS=2:
+#              four bits, untrained; it is fetched and converted first)
 # make test    set up once, then the whole test suite
 # make bench   prompt and decode speed of a model (MODEL=file) or of a shape (SHAPE=llama-1.1b)
 # make bench-peers
@@ -19,7 +19,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PAIRS ?=
 SMOLLM2 := models/smollm2-135m-instruct
-MODEL ?= $(SMOLLM2)$(if $(PAIRS),$(patsubst %,-%,$(filter-out 2,$(PAIRS))),-db2).dbb
+MODEL ?= $(SMOLLM2)$(if $(PAIRS),$(patsubst %,-%,$(filter-out 2,$(PAIRS))),-mixed).dbb
 GGUF := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 NATIVE := $(wildcard native/src/* native/include/*) native/build.py setup.py
 BENCH ?=

@@ -124,9 +124,9 @@ def chat(
     On a terminal this is a conversation with line editing; /help lists its commands. Otherwise
     every line of standard input is one turn, and only the answers are printed.
 
-    Without MODEL, smollm2-135m-instruct-db2.dbb or smollm2-135m-instruct.dbb is used, from models
-    in this folder, in $XDG_DATA_HOME/edgedb or in the source tree, or from $EDGEDB_MODELS. What you
-    type is kept in $XDG_STATE_HOME/edgedb/history unless EDGEDB_NO_HISTORY is set.
+    Without MODEL, smollm2-135m-instruct-mixed.dbb or smollm2-135m-instruct.dbb is used, from
+    models in this folder, in $XDG_DATA_HOME/edgedb or in the source tree, or from $EDGEDB_MODELS.
+    What you type is kept in $XDG_STATE_HOME/edgedb/history unless EDGEDB_NO_HISTORY is set.
     """
     if model is not None and named is not None:
         raise click.UsageError("give the model once, as an argument or with --model")

@@ -12,7 +12,7 @@ from edgedb import ContextFullError, EdgeDBError
 from edgedb.chat import ChatOptions, Conversation, reports
 from edgedb.sampling import SamplingParams
 
-DB2 = Path(__file__).parent.parent / "models" / "smollm2-135m-instruct-db2.dbb"
+DEFAULT = Path(__file__).parent.parent / "models" / "smollm2-135m-instruct-mixed.dbb"
 SYSTEM = {"role": "system", "content": "Be brief."}
 PARAMS = SamplingParams(temperature=1.5, seed=2)
 
@@ -29,10 +29,10 @@ def conversation(tiny_model: Path) -> Conversation:
 
 def test_the_greeting_says_what_the_default_model_is(conversation: Conversation) -> None:
     assert reports.banner(conversation).count("\n") == 0
-    default = Conversation(edgedb.load(DB2, backend="numpy"), ChatOptions())
+    default = Conversation(edgedb.load(DEFAULT, backend="numpy"), ChatOptions())
     _, remark = reports.banner(default).split("\n")
-    assert "two bits" in remark and "`make chat PAIRS=2` answers better" in remark
-    first_screen = (DB2.parent.parent / "README.md").read_text(encoding="utf-8")[:2500]
+    assert "three bits" in remark and "often wrong" in remark
+    first_screen = (DEFAULT.parent.parent / "README.md").read_text(encoding="utf-8")[:2500]
     assert f"\n{remark}\n" in first_screen and "<sub>" not in first_screen.partition(remark)[0]
 
 

@@ -170,7 +170,7 @@ def test_chat_takes_the_default_model(
 ) -> None:
     checkout = tmp_path / "checkout"
     monkeypatch.setattr(modelfiles, "CHECKOUT", checkout)
-    refused(run("chat", text="Hi\n"), "models/smollm2-135m-instruct-db2.dbb")
+    refused(run("chat", text="Hi\n"), "models/smollm2-135m-instruct-mixed.dbb")
     first, second = modelfiles.DEFAULT_NAMES
     for path in (checkout / "models" / second, checkout / "models" / first, Path("models", first)):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -161,7 +161,7 @@ def test_embeddings(run: Callable[..., Result], tiny_model: Path) -> None:
 
 
 def test_names() -> None:
-    names = ["smollm2-135m-instruct-db2", "smollm2-135m-instruct", "tiny"]
+    names = ["smollm2-135m-instruct-mixed", "smollm2-135m-instruct", "tiny"]
     assert llm_plugin.aliases(names) == {"smollm2-135m-instruct": "smollm2"}
 
 
