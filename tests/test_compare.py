@@ -88,7 +88,21 @@ def test_a_student_is_what_it_multiplies_with(tmp_path: Path) -> None:
     for name, module in student.matrices():
         assert np.array_equal(found.tensor(name), module.weight().detach().numpy())
     assert 2.25 < found.layer_bits < 3  # in rows of 64 a row's own scale is half a bit
-    assert found.record == {"step": 3}
+    assert found.record == {"step": 3, "pairs": [1]}
+
+
+def test_a_mixed_students_bits_are_counted_by_matrix(tmp_path: Path) -> None:
+    def bits(plan: dict[str, int]) -> float:
+        student = make_student(load_teacher(TinySource()), "absmax", plan=plan)
+        save_student(tmp_path / "s.safetensors", student, step=3, provenance={})
+        found = open_weights(tmp_path / "s.safetensors")
+        assert found.record["pairs"] == sorted({1, *plan.values()})
+        return found.layer_bits
+
+    shapes = {n: s for n, s in program_of(TinySource().config).matrices().items() if "." in n}
+    rows, cols = shapes["layers.0.mlp_down"]
+    more = (2.25 * rows * cols + 32 * rows) / sum(r * c for r, c in shapes.values())
+    assert bits({"layers.0.mlp_down": 2}) == pytest.approx(bits({}) + more)
 
 
 def test_a_folder_keeps_every_weight(tmp_path: Path, tiny_bpe: bytes) -> None:
