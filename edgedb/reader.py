@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class Reader:
     """Tokens and what the model made of them. Used by one thread at a time.
 
-    The first ``cache.length`` ids are in the cache; the rest is read when logits are wanted.
+    The first ``cache.length`` ids are in the cache; the rest is read when logits are wanted. Ctrl-C
+    may come between any two lines: each leaves what the next use can go on from, after ``settle``.
     """
 
     def __init__(self, model: Model) -> None:
@@ -49,6 +50,11 @@ class Reader:
         """Bytes of memory once the context is full."""
         return self.cache.size_bytes + self._state.size_bytes + self._ids.nbytes
 
+    def settle(self) -> None:
+        """Forget what an interrupted use had begun; the tokens stay."""
+        self.cache.truncate(self.length)
+        self._lookup = self._ahead = None
+
     def append(self, ids: Sequence[int]) -> None:
         """Put ``ids``, tokens of the vocabulary, at the end.
 
@@ -61,15 +67,14 @@ class Reader:
             )
         if len(ids):
             self._ids[self.length : end] = ids
-            self.length = end
-            self._logits = None
+            self._logits, self.length = None, end
 
     def rewind(self, position: int) -> None:
         """Forget every token from ``position`` on."""
         if position < self.length:
-            self.length = position
-            self.cache.truncate(position)
             self._logits = self._ahead = None
+            self.cache.truncate(position)
+            self.length = position
 
     def hold(self, ids: Sequence[int]) -> int:
         """Make ``ids`` the sequence, keep what is common, and return how many are to be read.
@@ -141,13 +146,13 @@ class Reader:
             # How the tokens are cut into batches changes no bit of the result.
             n = min(end - at, MAX_ROWS if cancelled is None else self._pace.batch)
             started = time.perf_counter()
-            self._logits = self.model.network.forward(
+            logits = self.model.network.forward(
                 self._ids[at : at + n].tolist(),
                 self.cache,
                 self._state,
                 logits=(wanted or "last") if at + n == end else None,
             )
-            self._partial = wanted
+            self._logits, self._partial = logits, wanted
             self._pace.measured(n, time.perf_counter() - started)
             if progress is not None:
                 progress(self.cache.length - start, end - start)

@@ -7,8 +7,8 @@ through ``Session._start``, once its arguments are checked.
 from __future__ import annotations
 
 import copy
-import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -47,7 +47,7 @@ class Session(Answers):
         self.model = model
         self.extra: dict[str, Any] = {}  # the caller's own, saved with the session
         self._reader = Reader(model)
-        self._lock = threading.Lock()
+        self._uses: list[weakref.ref[_Use]] = []  # the first of them has the session
 
     @property
     def tokens(self) -> list[int]:
@@ -283,9 +283,20 @@ class Session(Answers):
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        if not self._lock.acquire(blocking=False):
-            raise BusyError("this session is answering already; use a second session")
+        use = _Use()
+        self._uses.append(weakref.ref(use, self._uses.remove))
         try:
+            if self._uses[0]() is not use:
+                raise BusyError("this session is answering already; use a second session")
+            self._reader.settle()
             yield
         finally:
-            self._lock.release()
+            # Not a lock to release: Ctrl-C may come before this, and then the use ends with the
+            # frame.
+            del use
+
+
+class _Use:
+    """One use of a session: it lasts as long as this is alive."""
+
+    __slots__ = ("__weakref__",)
