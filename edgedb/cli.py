@@ -15,10 +15,10 @@ from typing import Any
 import click
 
 from . import __version__
-from .errors import EdgeDBError, SlowBackendWarning
+from .errors import SlowBackendWarning
 from .options import (
     IntList,
-    OneLineUsage,
+    OneLineErrors,
     SamplingCommand,
     backend_options,
     load_options,
@@ -32,23 +32,15 @@ from .options import (
 from .settings import HELP
 
 
-class _Commands(OneLineUsage, click.Group):
-    """Errors of edgedb become one line and exit code 2, an interrupt exit code 130; its warnings
-    become one line."""
+class _Commands(OneLineErrors, click.Group):
+    """Warnings of edgedb become one line, as its errors do."""
+
+    prefix = "edgedb"
 
     def invoke(self, ctx: click.Context) -> Any:
-        for stream in (sys.stdin, sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):  # a locale without a character is no reason to end
-                stream.reconfigure(errors="replace")
-        try:
-            with warnings.catch_warnings():
-                warnings.showwarning = _show_warning
-                return super().invoke(ctx)
-        except EdgeDBError as error:
-            click.echo(f"edgedb: {error}", err=True)
-            ctx.exit(2)
-        except KeyboardInterrupt:
-            ctx.exit(130)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return super().invoke(ctx)
 
 
 def _show_warning(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .command_line import command_line
 from .display import one_line
 from .errors import EdgeDBError
 from .settings import HELP, Setting, read_variables, sampling_settings, unescape
@@ -61,16 +62,26 @@ class Variables(click.ParamType):
             )
 
 
-class OneLineUsage(click.Command):
-    """A command whose complaints about arguments, which click quotes as they are, are one line."""
+class OneLineErrors(click.Command):
+    """A command whose errors are one line, also those about arguments, which click quotes as they
+    are; see ``command_line``."""
+
+    prefix = "error"  # of the line
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        with command_line(self.prefix):
+            return super().main(*args, **kwargs)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with _one_line_usage():
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _one_line_usage():
-            return super().invoke(ctx)
+        try:
+            with _one_line_usage():
+                return super().invoke(ctx)
+        except KeyboardInterrupt:  # of which click would make "Aborted!" and 1
+            ctx.exit(130)
 
 
 @contextmanager
@@ -233,7 +244,7 @@ def read_text(source: str | None) -> str:
         raw = sys.stdin.buffer.read() if source in (None, "-") else Path(str(source)).read_bytes()
         return raw.decode("utf-8")
     except OSError as error:
-        raise EdgeDBError(f"{source}: {error.strerror}") from None
+        raise EdgeDBError(f"{source or 'standard input'}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise EdgeDBError(
             f"{source or 'standard input'} is not UTF-8 text (byte {error.start})"

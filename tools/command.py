@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from edgedb.command_line import command_line
 from edgedb.display import one_line
 from edgedb.errors import CheckpointWarning, EdgeDBError
 
@@ -40,19 +41,15 @@ class Arguments(argparse.ArgumentParser):
 
 
 def one_line_errors(command: Callable[[], None]) -> Callable[[], None]:
-    """Print an ``EdgeDBError`` of ``command`` to standard error and exit with 2.
+    """Run ``command`` as ``edgedb.command_line`` does: its errors are one line and exit code 2.
 
-    What a checkpoint makes one wonder about is shown there, too.
+    What a checkpoint makes one wonder about is shown on standard error, too.
     """
 
     @functools.wraps(command)
     def run() -> None:
-        try:
-            with shown_warnings(lambda text: print(text, file=sys.stderr)):
-                command()
-        except EdgeDBError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
+        with command_line("error"), shown_warnings(lambda text: print(text, file=sys.stderr)):
+            command()
 
     return run
 

