@@ -66,12 +66,8 @@ class Network:
         The array is the state's own buffer: the next call overwrites it. The caller checks that
         ids are in the vocabulary and that the cache has room.
         """
-        n, position = len(tokens), cache.length
-        for table in self._tables.values():
-            table.cover(position + n)
-        self._bound.read(state, tokens, [Span(cache, position, n)])
-        cache.length = position + n
-
+        n = len(tokens)
+        self._read(tokens, [cache], n, state)
         if logits is None:
             return None
         if logits == "all":
@@ -87,12 +83,16 @@ class Network:
         Returns float32 logits ``(n, vocab)``: each row has the bits that ``forward`` gives for its
         sequence alone. The array is the state's own buffer.
         """
-        for table in self._tables.values():
-            table.cover(1 + max(cache.length for cache in caches))
-        self._bound.read(state, tokens, [Span(cache, cache.length, 1) for cache in caches])
-        for cache in caches:
-            cache.length += 1
+        self._read(tokens, caches, 1, state)
         return self._bound.logits(state, 0, len(tokens))
+
+    def _read(self, tokens: Sequence[int], caches: Sequence[KVCache], n: int, state: Any) -> None:
+        """Read ``n`` tokens at the end of each of ``caches``, and count them."""
+        for table in self._tables.values():
+            table.cover(n + max(cache.length for cache in caches))
+        self._bound.read(state, tokens, [Span(cache, cache.length, n) for cache in caches])
+        for cache in caches:
+            cache.length += n
 
     def hidden(self, tokens: Sequence[int], cache: KVCache, state: Any) -> np.ndarray:
         """Read ``tokens`` as ``forward`` does; float32 ``(n, hidden)`` after the final norm.

@@ -93,7 +93,7 @@ class NativeProgram:
         self, ops: NativeOps, program: Program, weights: Weights, *, fuse: bool = True
     ) -> None:
         self._ops = ops
-        structs = _Structs(ops, weights, fuse)
+        structs = _Structs(weights, fuse)
         *body, final, head = program.blocks()
         self.body = _Part(structs, body, program.width)
         self.final = _Part(structs, [final], program.width)
@@ -164,7 +164,7 @@ def _spans(spans: Sequence[Span]) -> Any:
 class _Structs:
     """Weights as C sees them, and the structs of operations that point to them."""
 
-    def __init__(self, ops: NativeOps, weights: Weights, fuse: bool) -> None:
+    def __init__(self, weights: Weights, fuse: bool) -> None:
         self.fuse = fuse
         self.dense = {n for n, t in weights.linears.items() if isinstance(t, DenseTensor)}
         self.matrices = {name: NativeMatrix(t) for name, t in weights.linears.items()}

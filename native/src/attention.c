@@ -329,11 +329,11 @@ static void attend_many(void *argument, int64_t begin, int64_t end, int32_t work
         int64_t kv_head = task % shape->n_kv_heads;
         int64_t last = job->n - task / shape->n_kv_heads * TOKENS_TOGETHER;
         int64_t first = edb_max(0, last - TOKENS_TOGETHER), keys = job->pos + last;
-        int64_t begin = first_key(job, first) / EDB_KEY_BLOCK * EDB_KEY_BLOCK;
-        int begin_together = first_key(job, last - 1) < begin + EDB_KEY_BLOCK;
-        for (int64_t key = begin; key < keys; key += EDB_KEY_BLOCK) {
+        int64_t start = first_key(job, first) / EDB_KEY_BLOCK * EDB_KEY_BLOCK;
+        int start_together = first_key(job, last - 1) < start + EDB_KEY_BLOCK;
+        for (int64_t key = start; key < keys; key += EDB_KEY_BLOCK) {
             int64_t count = edb_min(EDB_KEY_BLOCK, keys - key);
-            int is_first = key == begin && begin_together; /* of every token */
+            int is_first = key == start && start_together; /* of every token */
             edb_attend wide = {.cache_kind = EDB_F32,
                                .k = widened(job, job->k_cache, kv_head, key, count, k),
                                .v = widened(job, job->v_cache, kv_head, key, count, v)};
@@ -355,10 +355,8 @@ static void attend_many(void *argument, int64_t begin, int64_t end, int32_t work
     }
 }
 
-int32_t edb_attention_stages(const edb_context *context, edb_attention_job *job, void *scratch,
-                             edb_stage *stages) {
+int32_t edb_attention_stages(edb_attention_job *job, void *scratch, edb_stage *stages) {
     const edb_attention_shape *shape = &job->shape;
-    (void)context;
     job->scratch = edb_align_up(scratch);
     job->first_block = first_key(job, 0) / EDB_KEY_BLOCK;
     job->blocks = edb_ceil_div(job->pos + job->n, EDB_KEY_BLOCK) - job->first_block;
@@ -394,7 +392,7 @@ edb_status edb_attention(const edb_context *context, const edb_attention_shape *
     edb_attention_job job = job_of(context, shape, rows, k_cache, v_cache, n, pos);
     job.out = (edb_rows){out, (int64_t)shape->n_heads * shape->head_dim};
     edb_stage stages[2];
-    int32_t count = edb_attention_stages(context, &job, scratch, stages);
+    int32_t count = edb_attention_stages(&job, scratch, stages);
     int64_t work = n * (pos + n) * shape->n_heads * shape->head_dim;
     edb_pool_run_stages(work < WORTH_SHARING ? NULL : context->pool, stages, count);
     return EDB_OK;

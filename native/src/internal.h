@@ -384,7 +384,6 @@ uint64_t edb_attention_scratch(const edb_context *context, const edb_attention_s
  * up to two; they return how many. The job is filled but for scratch and blocks.
  */
 int32_t edb_store_stages(const edb_context *context, edb_attention_job *job, edb_stage *stages);
-int32_t edb_attention_stages(const edb_context *context, edb_attention_job *job, void *scratch,
-                             edb_stage *stages);
+int32_t edb_attention_stages(edb_attention_job *job, void *scratch, edb_stage *stages);
 
 #endif

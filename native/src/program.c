@@ -318,8 +318,7 @@ static void add_attention(run_state *run, const edb_op *op, const edb_span *span
                                .scale = op->scale,
                                .window = op->window};
     run->n_stages += edb_store_stages(run->context, job, run->stages + run->n_stages);
-    run->n_stages +=
-        edb_attention_stages(run->context, job, run->scratch, run->stages + run->n_stages);
+    run->n_stages += edb_attention_stages(job, run->scratch, run->stages + run->n_stages);
 }
 
 /* Rows row..row+n-1, which are positions pos..pos+n-1. */
