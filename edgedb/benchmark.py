@@ -32,7 +32,16 @@ from .ops import Ops, create
 from .ops.cores import usable_cpus
 from .ops.sequences import MAX_ROWS
 from .packing import pack_int8, quantize_int8
-from .tensors import BLOCK_BYTES, MAX_PAIRS, LinearTensor, PairTensor, tile_grid
+from .tensors import (
+    BLOCK_BYTES,
+    HALF_BYTES,
+    MAX_PLANES,
+    TILE,
+    LinearTensor,
+    PairTensor,
+    planes_of,
+    tile_grid,
+)
 
 SHAPES = {
     "llama-2-7b": ModelConfig("llama", 32000, 4096, 11008, 32, 32, 32, 128, 4096),
@@ -97,13 +106,16 @@ class Weights:
     vectors: Mapping[str, np.ndarray]
 
 
-def random_weights(shape: str, pairs: int = 1, seed: int = 0) -> Weights:
+_PLANES = arguments.rule(f"1 to {MAX_PLANES // 2} in steps of a half", planes_of)
+
+
+def random_weights(shape: str, pairs: float = 1, seed: int = 0) -> Weights:
     """A model of a known shape with random planes and codes; int8 embedding and head.
 
     Random bytes cost the kernels what real ones cost: nothing skips or branches on values.
     """
     shape = arguments.choice(*SHAPES)("shape", shape)
-    pairs = arguments.whole(1, MAX_PAIRS)("pairs", pairs)
+    n, half = divmod(_PLANES("pairs", pairs), 2)
     config = SHAPES[shape]
     rng = np.random.Generator(np.random.PCG64(seed))
     linears: dict[str, LinearTensor] = {}
@@ -113,16 +125,23 @@ def random_weights(shape: str, pairs: int = 1, seed: int = 0) -> Weights:
             linears[name] = pack_int8(*quantize_int8(weight))
             continue
         tiles, groups = tile_grid(rows, cols)
-        blocks = rng.integers(0, 256, (pairs, tiles, groups, BLOCK_BYTES), np.uint8)
-        codes = blocks[..., -128:].view(np.int8)
-        np.maximum(codes // 2, -63, out=codes)  # keeps c1 + c2 in -127..127
+        blocks = _random_blocks((n, tiles, groups, BLOCK_BYTES), 2, rng)
+        last = _random_blocks((tiles, groups, HALF_BYTES), 1, rng) if half else None
         # Outputs near 1 for inputs near 1, so that no layer overflows.
-        row_scale = np.full((pairs, rows), 1 / (64 * cols**0.5), np.float32)
-        linears[name] = PairTensor(blocks, row_scale, rows, cols)
+        row_scale = np.full((n + half, rows), 1 / (64 * cols**0.5), np.float32)
+        linears[name] = PairTensor(blocks, row_scale, rows, cols, last)
     vectors = {
         name: np.ones(size, np.float32) for name, size in program_of(config).vectors().items()
     }
     return Weights(config, linears, vectors)
+
+
+def _random_blocks(shape: tuple[int, ...], n_codes: int, rng: np.random.Generator) -> np.ndarray:
+    """Random bytes, of which the last ``64 * n_codes`` of a block are valid codes."""
+    blocks = rng.integers(0, 256, shape, np.uint8)
+    codes = blocks[..., -TILE * n_codes :].view(np.int8)
+    np.maximum(codes // 2, -63, out=codes)  # keeps c1 + c2 in -127..127
+    return blocks
 
 
 def bytes_per_token(weights: Weights) -> int:
@@ -165,7 +184,7 @@ def run(
     model: str | os.PathLike[str] | None,
     *,
     shape: str | None = None,
-    pairs: int = 1,
+    pairs: float = 1,
     prompt: Sequence[int] = (128, 512),
     decode: Sequence[int] = (64, 128),
     repetitions: int = 5,

@@ -20,7 +20,7 @@ from .errors import FormatError
 from .tensors import DTYPES, Part
 
 ALIGNMENT = 64
-VERSION = "1"
+VERSIONS = ("1", "2")  # of a .dbb; 2 has half pairs
 # A 405B model needs 0.3 MB; the cap only bounds what parsing hostile JSON may cost.
 MAX_HEADER_BYTES = 16 << 20
 MAX_NESTING = 64  # of JSON in a header; ours needs 5
@@ -136,11 +136,11 @@ def nested_deeper(document: Any, limit: int) -> bool:
 
 
 def read_header(
-    data: Any, size: int, *, kind: str = "dbb", version: str = VERSION
+    data: Any, size: int, *, kind: str = "dbb", versions: Sequence[str] = VERSIONS
 ) -> tuple[dict[str, str], dict[str, Entry], int]:
     """Read and check the header of a file of ``size`` bytes held in ``data`` (bytes or mmap).
 
-    ``kind`` and ``version`` are what its metadata must say.
+    ``kind`` and one of ``versions`` are what its metadata must say.
 
     Returns the metadata, the tensors by name, and the offset of the data. Checked here: length,
     checksum, JSON, types, shapes against byte counts, alignment, and that the tensors cover the
@@ -177,9 +177,10 @@ def read_header(
         raise FormatError(
             f"header: format is {str(metadata.get('format'))[:40]!r}, expected {kind!r}"
         )
-    if metadata.get("version") != version:
+    if metadata.get("version") not in versions:
         raise FormatError(
-            f"header: version {str(metadata.get('version'))[:20]!r}; this edgedb reads {version}"
+            f"header: version {str(metadata.get('version'))[:20]!r}; "
+            f"this edgedb reads {' and '.join(versions)}"
         )
     if start % ALIGNMENT:
         raise FormatError(f"header: data starts at byte {start}, no multiple of {ALIGNMENT}")

@@ -24,7 +24,7 @@ import numpy as np
 
 from . import arguments
 from .config import ModelConfig
-from .container import PAD_NAME, Entry, parse_json, read_header
+from .container import PAD_NAME, VERSIONS, Entry, parse_json, read_header
 from .dbb_writer import DbbWriter
 from .errors import FormatError, UnsupportedModelError
 from .files import map_file
@@ -32,7 +32,10 @@ from .model.families import program_of
 from .tensors import (
     BLOCK_BYTES,
     DTYPES,
-    MAX_PAIRS,
+    HALF_BYTES,
+    HALF_PART,
+    HALF_PLANE_BYTES,
+    MAX_PLANES,
     PLANE_BYTES,
     TILE,
     TOKENIZER_PART,
@@ -42,6 +45,7 @@ from .tensors import (
     LinearTensor,
     PairTensor,
     Part,
+    kind_text,
     linear_parts,
 )
 from .tokenizer import TokenizerSpec
@@ -102,6 +106,7 @@ def _read(path: Path, verify: bool) -> DbbFile:
     mapped, size = map_file(path, _refuse)
     _refuse_other_formats(mapped[:8])
     metadata, entries, start = read_header(mapped, size)
+    _refuse_new_parts(metadata["version"], entries)
     source = _Source(mapped, entries, start)
     config = _decode("config", metadata, ModelConfig.from_dict)
     quantization = parse_json(_entry(metadata, "quantization"), "quantization")
@@ -172,6 +177,13 @@ def _read_checksums(metadata: dict[str, str], entries: dict[str, Entry]) -> dict
     return {name: int(raw[name], 16) for name in entries}
 
 
+def _refuse_new_parts(version: str, entries: dict[str, Entry]) -> None:
+    """A reader of version 1 goes by the version alone, so a file may not say less than it needs."""
+    for name in entries:
+        if name.endswith(HALF_PART) and version == VERSIONS[0]:
+            raise FormatError(f"{name[:80]}: half a pair, which needs version 2 in the header")
+
+
 class _Source:
     """Hands out the tensors of one mapped file by name and remembers which were wanted."""
 
@@ -209,7 +221,8 @@ class _Source:
                 _refuse_non_finite(part.name, array)
         if parts[0].name.endswith(".blocks"):
             self.code_checks[parts[0].name] = _bad_block_codes
-            return PairTensor(arrays[0], arrays[1], rows, cols)
+            self.code_checks[name + HALF_PART] = _bad_half_codes
+            return PairTensor(arrays[0], arrays[1], rows, cols, *arrays[2:])
         if parts[0].name.endswith(".codes"):
             self.code_checks[parts[0].name] = _bad_int8_codes
             return Int8Tensor(arrays[0], arrays[1], rows, cols)
@@ -232,9 +245,10 @@ class _Source:
             if entry.dtype not in ("F16", "F32"):
                 raise FormatError(f"{weight}: dtype {entry.dtype}, expected F16 or F32")
             return "float16" if entry.dtype == "F16" else "float32"
-        if not 1 <= entry.shape[0] <= MAX_PAIRS:
-            raise FormatError(f"{blocks}: {entry.shape[0]} pairs, expected 1 to {MAX_PAIRS}")
-        return entry.shape[0]
+        planes = 2 * entry.shape[0] + (name + HALF_PART in self.entries)
+        if not 2 <= planes <= MAX_PLANES:
+            raise FormatError(f"{blocks}: {kind_text(planes)}, expected 1 to {MAX_PLANES // 2}")
+        return planes
 
     def vector(self, name: str, n: int) -> np.ndarray:
         weight = self.array(Part(name, "F32", (n,)))
@@ -300,6 +314,11 @@ def _bad_block_codes(chunk: np.ndarray) -> str | None:
     if codes.min() == -128 or total.max() > 127 or total.min() < -127:
         return "scale codes outside -127..127"
     return None
+
+
+def _bad_half_codes(chunk: np.ndarray) -> str | None:
+    codes = chunk.reshape(-1, HALF_BYTES)[:, HALF_PLANE_BYTES:].view(np.int8)
+    return "scale code -128, expected -127..127" if codes.min() == -128 else None
 
 
 def _bad_int8_codes(chunk: np.ndarray) -> str | None:

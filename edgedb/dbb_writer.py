@@ -23,15 +23,17 @@ from typing import Any
 import numpy as np
 
 from .config import ModelConfig
-from .container import VERSION, Entry, lay_out, render_header
+from .container import VERSIONS, Entry, lay_out, render_header
 from .errors import EdgeDBError, FormatError, UnsupportedModelError
 from .model.families import program_of
 from .tensors import (
     DTYPES,
+    HALF_PART,
     TOKENIZER_PART,
     Kind,
     LinearTensor,
     Part,
+    kind_text,
     linear_arrays,
     linear_parts,
 )
@@ -51,10 +53,11 @@ class DbbWriter:
                 writer.put(name, tensor, {"error": 0.01})
             writer.finish({"group": 64})
 
-    kinds: for every name of ``program_of(config).matrices()`` the number of pairs, ``"int8"``,
-    ``"float16"`` or ``"float32"``. fingerprint: identifies source and options; a partial file of
-    another fingerprint is discarded. Leaving the ``with`` block early keeps the partial file for
-    the next run. Raises ``EdgeDBError`` when the disk is full or another process writes the file.
+    kinds: for every name of ``program_of(config).matrices()`` the number of planes (2 for a pair,
+    3 for one and a half), ``"int8"``, ``"float16"`` or ``"float32"``. fingerprint: identifies
+    source and options; a partial file of another fingerprint is discarded. Leaving the ``with``
+    block early keeps the partial file for the next run. Raises ``EdgeDBError`` when the disk is
+    full or another process writes the file.
     """
 
     def __init__(
@@ -77,7 +80,7 @@ class DbbWriter:
         self._size = max(entry.end for entry in self._entries.values())
         self._metadata = {
             "format": "dbb",
-            "version": VERSION,
+            "version": VERSIONS[any(part.name.endswith(HALF_PART) for part in flat)],
             "config": json.dumps(config.to_dict()),
             "tokenizer": json.dumps(tokenizer.to_metadata()),
         }
@@ -128,8 +131,8 @@ class DbbWriter:
         if name in self._kinds and (
             isinstance(tensor, np.ndarray) or tensor.kind != self._kinds[name]
         ):
-            found = "an array" if isinstance(tensor, np.ndarray) else repr(tensor.kind)
-            raise FormatError(f"{name}: planned as {self._kinds[name]!r}, got {found}")
+            found = "an array" if isinstance(tensor, np.ndarray) else kind_text(tensor.kind)
+            raise FormatError(f"{name}: planned as {kind_text(self._kinds[name])}, got {found}")
         self._write(name, arrays, dict(facts or {}))
 
     def _write(self, name: str, arrays: list[np.ndarray], facts: dict[str, Any]) -> None:

@@ -93,7 +93,7 @@ def _read(
     path: Path, fingerprint: str, vocab_size: int, cache: KVCache
 ) -> tuple[np.ndarray, dict[str, Any]]:
     data, size = map_file(path, lambda info: "is empty or not a regular file")
-    metadata, entries, start = read_header(data, size, kind=KIND, version=VERSION)
+    metadata, entries, start = read_header(data, size, kind=KIND, versions=(VERSION,))
     if metadata.get("model") != fingerprint:
         raise FormatError("saved with another model; load it with the model that made it")
     extra = parse_json(metadata.get("extra", ""), "extra")

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from .dbb import DbbFile, PairTensor
-from .tensors import PLANE_BYTES, LinearTensor
+from .packing import split_blocks
+from .tensors import LinearTensor, kind_text
 
 
 def summarize(file: DbbFile) -> dict[str, Any]:
@@ -18,7 +19,8 @@ def summarize(file: DbbFile) -> dict[str, Any]:
     layers (embedding and head apart) and of the whole ``file``; ``bytes`` of ``linear``,
     ``embedding``, ``head``, ``norms``, ``tokenizer`` and ``other`` (header, filler), which add up
     to the file; ``kinds`` (how many matrices are stored how); ``sparsity``, for every pair the
-    share of zero bits in planes ``b1`` and ``b2`` and the ``weights`` that have such a pair.
+    share of zero bits in planes ``b1`` and ``b2`` (None: all have half a pair there) and the
+    ``weights`` that have such a pair.
     """
     layers = {k: v for k, v in file.linears.items() if k not in ("embedding", "head")}
     n_linear = sum(t.rows * t.cols for t in layers.values())
@@ -44,8 +46,8 @@ def summarize(file: DbbFile) -> dict[str, Any]:
         "bytes": part_bytes,
         "kinds": {
             "layers": _count_kinds(layers),
-            "embedding": _kind_text(file.linears["embedding"]),
-            "head": _kind_text(file.linears["head"]) if "head" in file.linears else "tied",
+            "embedding": kind_text(file.linears["embedding"].kind),
+            "head": kind_text(file.linears["head"].kind) if "head" in file.linears else "tied",
         },
         "sparsity": _sparsity(list(layers.values())),
         "tokenizer": file.tokenizer.to_metadata(),
@@ -53,41 +55,45 @@ def summarize(file: DbbFile) -> dict[str, Any]:
     }
 
 
-def _kind_text(tensor: LinearTensor) -> str:
-    if isinstance(tensor, PairTensor):
-        return f"{tensor.pairs} pair{'s' if tensor.pairs > 1 else ''}"
-    return str(tensor.kind)
-
-
 def _count_kinds(layers: dict[str, LinearTensor]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for tensor in layers.values():
-        kind = _kind_text(tensor)
+        kind = kind_text(tensor.kind)
         counts[kind] = counts.get(kind, 0) + 1
     return counts
 
 
 def _sparsity(layers: list[LinearTensor]) -> list[dict[str, Any]]:
-    ones: dict[int, list[int]] = {}  # pair -> set bits of b1, of b2, weights
+    ones: dict[int, list[int]] = {}  # plane -> set bits, weights
     for tensor in layers:
         if isinstance(tensor, PairTensor):
-            for pair in range(tensor.pairs):
-                counts = ones.setdefault(pair, [0, 0, 0])
-                for tile in tensor.blocks[pair]:
-                    b1, b2 = count_bits(tile)
-                    counts[0] += b1
-                    counts[1] += b2
-                counts[2] += tensor.rows * tensor.cols
+            for pair, (blocks, _) in enumerate(tensor.terms()):
+                for i, bits in enumerate(count_bits(blocks)):
+                    counts = ones.setdefault(2 * pair + i, [0, 0])
+                    counts[0] += bits
+                    counts[1] += tensor.rows * tensor.cols
+    zero = {plane: 1 - bits / weights for plane, (bits, weights) in ones.items()}
     return [
-        {"pair": pair, "b1": 1 - b1 / weights, "b2": 1 - b2 / weights, "weights": weights}
-        for pair, (b1, b2, weights) in sorted(ones.items())
+        {
+            "pair": plane // 2,
+            "b1": zero[plane],
+            "b2": zero.get(plane + 1),
+            "weights": ones[plane][1],
+        }
+        for plane in sorted(ones)
+        if plane % 2 == 0
     ]
 
 
-def count_bits(blocks: np.ndarray) -> tuple[int, int]:
-    """Set bits of planes b1 and b2 in blocks uint8 ``[n, 1152]``; filler bits are zero."""
-    planes = blocks[:, :PLANE_BYTES]
-    # Ones of every nibble at once: pairs of bits, then pairs of those.
-    counts = planes - ((planes >> 1) & 0x55)
-    counts = (counts & 0x33) + ((counts >> 2) & 0x33)
-    return int((counts & 15).sum(dtype=np.int64)), int((counts >> 4).sum(dtype=np.int64))
+def count_bits(blocks: np.ndarray) -> list[int]:
+    """Set bits of each plane, two or one, in blocks uint8 ``[tiles, groups, 1152 or 576]`` of which
+    those beyond the matrix are zero."""
+    planes, codes = split_blocks(blocks)
+    low = high = 0
+    for tile in planes:
+        # Ones of every nibble at once: pairs of bits, then pairs of those.
+        counts = tile - ((tile >> 1) & 0x55)
+        counts = (counts & 0x33) + ((counts >> 2) & 0x33)
+        low += int((counts & 15).sum(dtype=np.int64))
+        high += int((counts >> 4).sum(dtype=np.int64))
+    return [low, high] if codes.shape[2] == 2 else [low + high]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -16,10 +17,14 @@ TILE = 64  # rows that lie side by side in a block
 PLANE_BYTES = GROUP * TILE * 2 // 8  # both bit planes of a block
 BLOCK_BYTES = PLANE_BYTES + 2 * TILE  # and 64 bytes of c1, 64 of c2
 INT8_BLOCK_BYTES = GROUP * TILE
-MAX_PAIRS = 8
+HALF_PLANE_BYTES = PLANE_BYTES // 2  # the one plane of a half block
+HALF_BYTES = BLOCK_BYTES // 2  # and 64 bytes of c1
+MAX_PLANES = 16
+HALF_PART = ".half"  # what the name of an array of half blocks ends with
 TOKENIZER_PART = "tokenizer.file"  # the array that holds the tokenizer's own file
 
-# How one matrix is stored: an int is the number of plane pairs, two bits a weight each.
+# How one matrix is stored: an int is the number of planes, one bit a weight each. What people type
+# and see counts pairs of them: ``planes_of`` and ``kind_text`` are between the two.
 Kind = int | Literal["int8", "float16", "float32"]
 
 
@@ -27,25 +32,40 @@ Kind = int | Literal["int8", "float16", "float32"]
 class PairTensor:
     """Dual-binary weights: ``w = sum_p row_scale[p, row] * (c1*b1 + c2*b2)``.
 
-    blocks: uint8 ``[pairs, tiles, groups, 1152]``; row_scale: float32 ``[pairs, rows]``.
+    blocks: uint8 ``[pairs, tiles, groups, 1152]``; half: uint8 ``[tiles, groups, 576]``, a last
+    pair that has only ``c1*b1``, or None; row_scale: float32 ``[pairs, rows]``, and one row more
+    for the half. A file has at least one pair; an operation takes a half alone, too.
     """
 
     blocks: npt.NDArray[np.uint8]
     row_scale: npt.NDArray[np.float32]
     rows: int
     cols: int
+    half: npt.NDArray[np.uint8] | None = None
 
     @property
     def pairs(self) -> int:
+        """Whole pairs."""
         return int(self.blocks.shape[0])
 
     @property
+    def planes(self) -> int:
+        """Two for a pair, one for a half."""
+        return 2 * self.pairs + (self.half is not None)
+
+    def terms(self) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]]:
+        """What adds up to the weights, in order: ``[tiles, groups, 1152]`` of each pair, then
+        ``[tiles, groups, 576]`` of the half, each with its row scales ``[rows]``."""
+        blocks = [*self.blocks] if self.half is None else [*self.blocks, self.half]
+        return zip(blocks, self.row_scale, strict=True)
+
+    @property
     def kind(self) -> Kind:
-        return self.pairs
+        return self.planes
 
     @property
     def nbytes(self) -> int:
-        return self.blocks.nbytes + self.row_scale.nbytes
+        return sum(array.nbytes for array in linear_arrays(self))
 
     @property
     def bits_per_weight(self) -> float:
@@ -146,18 +166,35 @@ def linear_parts(name: str, rows: int, cols: int, kind: Kind) -> list[Part]:
         ]
     if kind == "float16" or kind == "float32":
         return [Part(f"{name}.weight", "F16" if kind == "float16" else "F32", (rows, cols))]
-    if type(kind) is not int or not 1 <= kind <= MAX_PAIRS:
-        raise ValueError(f"{name}: kind {kind!r} is no number of pairs, int8 or float type")
-    return [
-        Part(f"{name}.blocks", "U8", (kind, tiles, groups, BLOCK_BYTES)),
-        Part(f"{name}.row_scale", "F32", (kind, rows)),
+    if type(kind) is not int or not 2 <= kind <= MAX_PLANES:
+        raise ValueError(f"{name}: kind {kind!r} is no number of planes, int8 or float type")
+    pairs, half = divmod(kind, 2)
+    parts = [
+        Part(f"{name}.blocks", "U8", (pairs, tiles, groups, BLOCK_BYTES)),
+        Part(f"{name}.row_scale", "F32", (pairs + half, rows)),
     ]
+    return [*parts, Part(name + HALF_PART, "U8", (tiles, groups, HALF_BYTES))] if half else parts
 
 
 def linear_arrays(tensor: LinearTensor) -> list[np.ndarray]:
     """The arrays of ``tensor`` in the order of ``linear_parts``."""
     if isinstance(tensor, PairTensor):
-        return [tensor.blocks, tensor.row_scale]
+        arrays: list[np.ndarray] = [tensor.blocks, tensor.row_scale]
+        return arrays if tensor.half is None else [*arrays, tensor.half]
     if isinstance(tensor, Int8Tensor):
         return [tensor.codes, tensor.scales]
     return [tensor.weight]
+
+
+def planes_of(pairs: float) -> int:
+    """Planes of so many pairs: 3 of 1.5. Raises ``ValueError`` for what no file holds."""
+    if not 1 <= pairs <= MAX_PLANES / 2 or 2 * pairs % 1:
+        raise ValueError(f"{pairs} pairs: expected 1 to {MAX_PLANES // 2} in steps of a half")
+    return int(2 * pairs)
+
+
+def kind_text(kind: Kind) -> str:
+    """``1 pair`` of 2 planes, ``1.5 pairs`` of 3; the name of any other kind."""
+    if isinstance(kind, str):
+        return kind
+    return f"{kind // 2}{'.5' if kind % 2 else ''} pair{'' if kind == 2 else 's'}"

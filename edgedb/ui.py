@@ -149,12 +149,7 @@ def model_info(info: dict[str, Any]) -> None:
     _table([("layers", layers), *((name, info["kinds"][name]) for name in ("embedding", "head"))])
     if info["sparsity"]:
         click.echo("\nzero bits of each plane")
-        _table(
-            [
-                (f"pair {row['pair']}", f"b1 {row['b1']:.1%}, b2 {row['b2']:.1%}")
-                for row in info["sparsity"]
-            ]
-        )
+        _table([(f"pair {row['pair']}", ", ".join(_zeros(row))) for row in info["sparsity"]])
     if info["quantization"].get("quality"):
         click.echo("\nmeasured quality")
         _table(_flat(info["quantization"]["quality"]))
@@ -162,6 +157,10 @@ def model_info(info: dict[str, Any]) -> None:
     if provenance:
         click.echo("\nprovenance")
         _table(_flat(provenance))
+
+
+def _zeros(row: dict[str, Any]) -> list[str]:
+    return [f"{b} {row[b]:.1%}" for b in ("b1", "b2") if row[b] is not None]
 
 
 def _features(config: dict[str, Any]) -> str:

@@ -117,7 +117,7 @@ def _write_tiny(path: Path, spec: TokenizerSpec, max_positions: int, vocab_size:
         head_dim=18,
         max_position_embeddings=max_positions,
     )
-    kinds: dict[str, Kind] = dict.fromkeys(program_of(config).matrices(), 1)
+    kinds: dict[str, Kind] = dict.fromkeys(program_of(config).matrices(), 2)
     kinds.update(embedding="int8", head="int8")
     rng = np.random.Generator(np.random.PCG64(7))
     norms = program_of(config).vectors()

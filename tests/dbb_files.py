@@ -14,7 +14,7 @@ from edgedb.config import ModelConfig
 from edgedb.container import CRC_START, PREFIX
 from edgedb.dbb import DbbWriter, DenseTensor, LinearTensor, PairTensor
 from edgedb.model.families import program_of
-from edgedb.packing import pack_int8, pack_planes, quantize_int8
+from edgedb.packing import pack_half, pack_int8, pack_planes, quantize_int8
 from edgedb.tensors import Kind
 from edgedb.tokenizer import TokenizerSpec
 
@@ -40,14 +40,14 @@ TOKENIZER = TokenizerSpec(
 )
 KINDS: dict[str, Kind] = {
     "embedding": "int8",
-    "layers.0.attn_qkv": 1,
-    "layers.0.attn_out": 2,
-    "layers.0.mlp_gate_up": 3,
+    "layers.0.attn_qkv": 2,
+    "layers.0.attn_out": 4,
+    "layers.0.mlp_gate_up": 6,
     "layers.0.mlp_down": "float16",
     "layers.1.attn_qkv": "float32",
     "layers.1.attn_out": "int8",
-    "layers.1.mlp_gate_up": 1,
-    "layers.1.mlp_down": 2,
+    "layers.1.mlp_gate_up": 3,
+    "layers.1.mlp_down": 4,
     "head": "int8",
 }
 
@@ -70,9 +70,10 @@ def random_linear(
         return pack_int8(*quantize_int8(rng.standard_normal((rows, cols), np.float32)))
     if isinstance(kind, str):
         return DenseTensor(rng.standard_normal((rows, cols)).astype(kind))
-    blocks = [pack_planes(*random_planes(rows, cols, rng)) for _ in range(kind)]
-    scale = rng.standard_normal((kind, rows), np.float32) / 64
-    return PairTensor(np.stack(blocks), scale, rows, cols)
+    blocks = [pack_planes(*random_planes(rows, cols, rng)) for _ in range(kind // 2)]
+    half = pack_half(*random_planes(rows, cols, rng)[::2]) if kind % 2 else None
+    scale = rng.standard_normal((len(blocks) + kind % 2, rows), np.float32) / 64
+    return PairTensor(np.stack(blocks), scale, rows, cols, half)
 
 
 def content(name: str) -> LinearTensor | np.ndarray:

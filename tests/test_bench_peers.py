@@ -228,4 +228,4 @@ def test_random_dbb_files_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     random_models.write_dbb(tmp_path / "a.dbb", "small", 2)
     file = read_dbb(tmp_path / "a.dbb")
     assert file.config == SMALL
-    assert file.linears["layers.0.attn_qkv"].kind == 2
+    assert file.linears["layers.0.attn_qkv"].kind == 4

@@ -271,7 +271,7 @@ def test_options_that_contradict_each_other(run: Run, tiny_model: Path) -> None:
     refused(run("bench"), "--shape")
     refused(run("bench", tiny_model, "--shape", "llama-1.1b"), "--shape")
     refused(run("bench", "--shape", "llama-9b"), "llama-9b")
-    for pairs in (0, 9):
+    for pairs in (0, 1.25, 9, "nan"):
         refused(run("bench", "--shape", "smollm2-135m", "--pairs", pairs), f"pairs = {pairs}")
     assert run("bench", tiny_model, "--prompt", "1,x").exit_code == 2
 

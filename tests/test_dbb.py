@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dbb_files import CONFIG, KINDS, TOKENIZER, content, edit_file, seal, write_model
+from dbb_files import CONFIG, KINDS, TOKENIZER, content, edit_file, random_linear, seal, write_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -106,6 +106,7 @@ def test_summary_adds_up(model):
     assert 0.5 < first["b1"] < 0.7
     assert 0.5 < second["b2"] < 0.7
     assert third["weights"] == 130 * 24
+    assert summary["kinds"]["layers"]["1.5 pairs"] == 1
 
 
 # Files that are not model files
@@ -221,6 +222,7 @@ def test_header_longer_than_the_file(model, tmp_path):
 
 
 NAME = "layers.0.attn_qkv"
+HALVED = "layers.1.mlp_gate_up"  # one pair and a half
 
 
 def change(tensor, **values):
@@ -236,6 +238,15 @@ def change(tensor, **values):
         (
             change(f"{NAME}.blocks", shape=[1, 1, 1152]),
             [f"{NAME}.blocks: shape [1, 1, 1152], expected [1, 1, 1, 1152]"],
+        ),
+        (change(f"{HALVED}.half", dtype="I8"), [f"{HALVED}.half: dtype I8, expected U8"]),
+        (
+            change(f"{HALVED}.half", shape=[1, 3, 576]),
+            [f"{HALVED}.half: shape [1, 3, 576], expected [3, 1, 576]"],
+        ),
+        (
+            lambda h: h["__metadata__"].update(version="1"),
+            [f"{HALVED}.half: half a pair, which needs version 2"],
         ),
         (change("final_norm", shape=[2, 12]), ["final_norm: shape [2, 12], expected [24]"]),
         (change("final_norm", shape=[23]), ["final_norm: F32 [23] needs 92 bytes, found 96"]),
@@ -254,7 +265,10 @@ def change(tensor, **values):
         (lambda h: h["__metadata__"].pop("config"), ["metadata 'config' is missing"]),
         (lambda h: h["__metadata__"].pop("tokenizer"), ["metadata 'tokenizer' is missing"]),
         (lambda h: h["__metadata__"].pop("checksums"), ["metadata 'checksums' is missing"]),
-        (lambda h: h["__metadata__"].update(version="2"), ["version '2'"]),
+        (
+            lambda h: h["__metadata__"].update(version="3"),
+            ["version '3'; this edgedb reads 1 and 2"],
+        ),
         (lambda h: h["__metadata__"].update(version=1), ["'version' is not a string"]),
         (lambda h: h["__metadata__"].update(format="pt"), ["format is 'pt'"]),
         (lambda h: h["__metadata__"].update(config="{"), ["config: not valid JSON"]),
@@ -324,6 +338,8 @@ def test_matrix_stored_twice(model, tmp_path):
         ("layers.0.mlp_down.weight", 2, np.float16(np.nan).tobytes(), "NaN or infinite"),
         ("embedding.codes", 9, b"\x80", "code -128"),
         (f"{NAME}.blocks", 1024, b"\x80", "scale codes outside -127..127"),
+        (f"{HALVED}.half", 512 + 63, b"\x80", "scale code -128"),
+        (f"{HALVED}.row_scale", 4 * 130, np.float32(np.nan).tobytes(), "value nan at index 130"),
         ("layers.0.mlp_gate_up.blocks", -65, b"\x7f", "scale codes outside -127..127"),
         ("pad.0", 3, b"\x01", "filler must be"),
     ],
@@ -367,18 +383,51 @@ def test_unsupported_model_names_the_file(model, tmp_path):
         read_dbb(path)
 
 
-@pytest.mark.parametrize("pairs", [0, 9, 1 << 40])
-def test_too_many_pairs(model, tmp_path, pairs):
+@pytest.mark.parametrize(
+    ("name", "whole", "pairs"),
+    [(NAME, 0, "0"), (NAME, 9, "9"), (NAME, 1 << 40, f"{1 << 40}"), (HALVED, 0, "0.5"),
+     (HALVED, 8, "8.5")],
+)  # fmt: skip
+def test_too_many_pairs(model, tmp_path, name, whole, pairs):
     def edit(header):
-        entry = header[f"{NAME}.blocks"]
+        entry = header[f"{name}.blocks"]
         # Keep the bytes right, so that the number of pairs is what is wrong.
-        entry["shape"] = [pairs, 0, 1, 1152]
+        entry["shape"] = [whole, 0, 1, 1152]
         size = entry["data_offsets"][1] - entry["data_offsets"][0]
         header["pad.99"] = {"dtype": "U8", "shape": [size], "data_offsets": entry["data_offsets"]}
         entry["data_offsets"] = [entry["data_offsets"][0]] * 2
         _edit_json(header, "checksums", lambda sums: sums.update({"pad.99": "00000000"}))
 
     refused(edit_file(model, tmp_path / "bad.dbb", edit), f"{pairs} pairs, expected 1 to 8")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("half", "pad.99", f"{HALVED}.row_scale: shape [2, 130], expected [1, 130]"),
+        ("blocks", "pad.99", f"{HALVED}: missing from the file"),
+        ("half", "head.half", f"{HALVED}.row_scale: shape [2, 130]"),
+        ("half", "layers.0.mlp_gate_up.half", "row_scale: shape [3, 130], expected [4, 130]"),
+    ],
+)
+def test_half_a_pair_in_the_wrong_place(model, tmp_path, old, new, words):
+    def move(header):
+        _rename(header, f"{HALVED}.{old}", new)
+
+    refused(edit_file(model, tmp_path / "bad.dbb", move), words)
+
+
+def test_only_a_half_needs_version_2(model, tmp_path):
+    def version(path):
+        with safe_open(path, "np") as file:
+            return file.metadata()["version"]
+
+    assert version(model) == "2"
+    kinds = KINDS | {HALVED: 2}
+    with DbbWriter(tmp_path / "m.dbb", CONFIG, TOKENIZER, kinds) as writer:
+        for name in writer.remaining:
+            writer.put(name, random_linear(2, 130, 24) if name == HALVED else content(name))
+        assert version(writer.finish({})) == "1"
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])

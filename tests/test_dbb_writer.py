@@ -183,7 +183,7 @@ def test_put_refuses_what_was_not_planned(tmp_path):
     with DbbWriter(tmp_path / "m.dbb", CONFIG, TOKENIZER, KINDS) as writer:
         with pytest.raises(FormatError, match="nonsense: a model of this shape has no such"):
             writer.put("nonsense", content("head"))
-        with pytest.raises(FormatError, match="head: planned as 'int8', got 1"):
+        with pytest.raises(FormatError, match="head: planned as int8, got 1 pair"):
             writer.put("head", content("layers.0.attn_qkv"))
         with pytest.raises(FormatError, match=r"head\.codes: .*expected int8 \[2, 1, 4096\]"):
             writer.put("head", content("layers.1.attn_out"))

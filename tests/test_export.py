@@ -59,7 +59,7 @@ def test_tables_as_pairs(tmp_path: Path, source: Source, calibration: str) -> No
     options = Options(**QUICK | {"calibration": calibration}, embedding="2", head="3")
     record = export(source, tmp_path / "m.dbb", options)
     file = read_dbb(tmp_path / "m.dbb")
-    assert (file.linears["embedding"].kind, file.linears["head"].kind) == (2, 3)
+    assert (file.linears["embedding"].kind, file.linears["head"].kind) == (4, 6)
     assert ("output_error" in record["tensors"]["head"]) == (calibration == "sample")
     assert "output_error" not in record["tensors"]["embedding"]  # looked up, not multiplied
     for name, most in (("embedding", 0.02), ("head", 0.005)):
@@ -72,7 +72,7 @@ def test_pairs_and_provenance(tmp_path: Path, source: Source) -> None:
     assert file.quantization == record
     assert file.linears["embedding"].kind == "int8"
     assert file.linears["head"].kind == "float16"
-    assert file.linears["layers.0.attn_qkv"].kind == 2
+    assert file.linears["layers.0.attn_qkv"].kind == 4
     assert record["calibration"] == {"kind": "sampled from the teacher", "seed": 0, "tokens": 128}
     assert record["source"]["name"] == "checkpoint" and len(record["source"]["sha256"]) == 64
     for name, facts in record["tensors"].items():
@@ -210,7 +210,7 @@ def test_other_options_start_afresh(tmp_path: Path, source: Source) -> None:
         state.write_bytes(damaged)
         export(source, tmp_path / "m.dbb", Options(**QUICK))
     export(source, tmp_path / "m.dbb", Options(pairs=1, **QUICK))
-    assert read_dbb(tmp_path / "m.dbb").linears["layers.0.mlp_down"].kind == 1
+    assert read_dbb(tmp_path / "m.dbb").linears["layers.0.mlp_down"].kind == 2
 
 
 def test_bad_weights_are_named(tmp_path: Path, tiny_bpe: bytes) -> None:

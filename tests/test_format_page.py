@@ -45,6 +45,9 @@ def test_page_states_the_constants_of_the_code():
     assert f"{len(prefix)} bytes `{prefix}`" in page
     assert f"at offset {container.CRC_START}." in page
     assert f"{container.MAX_HEADER_BYTES:,}" in page
-    assert f"pairs 1 to {tensors.MAX_PAIRS}" in page
+    assert f"pairs 1 to {tensors.MAX_PLANES // 2}" in page
+    assert f"pairs 1 to {(tensors.MAX_PLANES - 1) // 2}; `NAME.half`" in page
+    assert f"`U8 [tiles, groups, {tensors.HALF_BYTES}]`" in page
     assert f"[pairs, tiles, groups, {tensors.BLOCK_BYTES}]" in page
-    assert f"`{container.VERSION}`" in page
+    first, second = container.VERSIONS
+    assert f"| `version` | `{first}`; or `{second}`, which" in page

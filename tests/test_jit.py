@@ -32,7 +32,7 @@ def multiply(ops, tensor, x, out=None):
     return result.array
 
 
-@pytest.mark.parametrize("kind", [1, 2, 3, "int8"])
+@pytest.mark.parametrize("kind", [2, 4, 6, "int8"])
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
 def test_packed_products_equal_the_reference(ops, kind, rows, cols):
     # The reference rounds a fused multiply-add twice, which changes one result in 2^29.
@@ -54,7 +54,7 @@ def test_largest_values_do_not_overflow(ops):
     expected = multiply(REFERENCE, tensor, x)
     np.testing.assert_array_equal(multiply(ops, tensor, x), expected)
     np.testing.assert_array_equal(multiply(ops, tensor, x[:1]), expected[:1])
-    tensor = random_linear(1, 64, 64)
+    tensor = random_linear(2, 64, 64)
     tensor.blocks[:, :, :, :1024] = 255
     tensor.blocks[:, :, :, 1024:1088] = 127
     tensor.blocks[:, :, :, 1088:] = 129  # -127
@@ -89,7 +89,7 @@ def test_dense_sums_in_sixteen_lanes(ops):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("kind", [1, "int8", "float32"])
+@pytest.mark.parametrize("kind", [2, "int8", "float32"])
 @pytest.mark.parametrize("n", [1, 4])
 def test_bad_activations_give_nan(ops, kind, bad, n):
     x = np.ones((n, 100), np.float32)

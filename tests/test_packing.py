@@ -36,13 +36,29 @@ def test_one_bit_lies_where_the_format_says():
     np.testing.assert_array_equal(blocks, expected)
 
 
+def test_one_bit_of_a_half_lies_where_the_format_says():
+    b = np.zeros((70, 130), bool)
+    b[66, 64 + 4 * 5 + 3] = True  # tile 1, lane 2; group 1, quad 5 (the second of two), column 3
+    b[66, 64 + 4 * 4 + 1] = True  # quad 4, column 1
+    c = np.zeros((70, 3), np.int8)
+    c[66, 1] = -7
+    expected = np.zeros((2, 3, 576), np.uint8)
+    expected[1, 1, 64 * 2 + 2] = 1 << 3 << 4 | 1 << 1
+    expected[1, 1, 512 + 2] = 256 - 7
+    np.testing.assert_array_equal(packing.pack_half(b, c), expected)
+
+
 @pytest.mark.parametrize(("rows", "cols"), [(1, 1), (65, 172), (130, 64)])
-@pytest.mark.parametrize("pairs", [1, 2, 3])
-def test_dequantize_pairs(rows, cols, pairs):
-    tensor = random_linear(pairs, rows, cols)
+@pytest.mark.parametrize("planes", [2, 3, 4, 5, 6])
+def test_dequantize_pairs(rows, cols, planes):
+    tensor = random_linear(planes, rows, cols)
     expected = np.zeros((rows, cols), np.float32)
-    for blocks, scale in zip(tensor.blocks, tensor.row_scale, strict=True):
-        b1, b2, c1, c2 = packing.unpack_planes(blocks, rows, cols)
+    for blocks, scale in tensor.terms():
+        if blocks.shape[2] == 1152:
+            b1, b2, c1, c2 = packing.unpack_planes(blocks, rows, cols)
+        else:
+            b1, c1 = packing.unpack_half(blocks, rows, cols)
+            b2, c2 = np.zeros_like(b1), np.zeros_like(c1)
         spread = np.repeat(np.stack([c1, c2]), 64, axis=2)[:, :, :cols].astype(np.float32)
         level = b1 * spread[0] + b2 * spread[1]
         np.testing.assert_array_equal(packing.levels(blocks, rows, cols), level)
@@ -84,7 +100,7 @@ def test_int8_refuses_what_is_not_finite(bad):
         packing.quantize_int8(weight)
 
 
-@pytest.mark.parametrize("kind", [1, 2, "int8", "float16", "float32"])
+@pytest.mark.parametrize("kind", [2, 4, 5, "int8", "float16", "float32"])
 @pytest.mark.parametrize(("rows", "cols"), [(1, 1), (7, 65), (200, 172)])
 def test_gather_rows_equals_dequantize(kind, rows, cols):
     tensor = random_linear(kind, rows, cols)
@@ -97,7 +113,7 @@ def test_gather_rows_equals_dequantize(kind, rows, cols):
 
 def test_dequantize_crosses_chunks():
     # Small matrices fit one chunk of the loop inside; this one does not.
-    tensor = random_linear(1, 130, 65600)
+    tensor = random_linear(2, 130, 65600)
     last = PairTensor(tensor.blocks[:, 2:], tensor.row_scale[:, 128:], 2, 65600)
     np.testing.assert_array_equal(packing.dequantize(tensor)[128:], packing.dequantize(last))
 
@@ -112,8 +128,14 @@ def test_pack_planes_refuses_codes_outside_the_format():
     for c1, c2 in [(-128, 0), (100, 28), (-100, -28)]:
         with pytest.raises(ValueError, match=r"-127\.\.127"):
             packing.pack_planes(b, b, np.array([[c1]], np.int8), np.array([[c2]], np.int8))
+    with pytest.raises(ValueError, match=r"-127\.\.127"):
+        packing.pack_half(b, np.array([[-128]], np.int8))
+    one, two = np.zeros((1, 1), np.int8), np.zeros((1, 2), np.int8)
+    for pack in (lambda: packing.pack_planes(b, b, two, one), lambda: packing.pack_half(b, two)):
+        with pytest.raises(ValueError, match="do not fit"):
+            pack()
     with pytest.raises(ValueError, match="do not fit"):
-        packing.pack_planes(b, b, np.zeros((1, 2), np.int8), np.zeros((1, 1), np.int8))
+        packing.pack_planes(b, np.zeros((1, 2), bool), one, one)
 
 
 @settings(max_examples=50, deadline=None)
@@ -123,6 +145,9 @@ def test_any_shape_round_trips(rows, cols, seed):
     planes = random_planes(rows, cols, rng)
     blocks = packing.pack_planes(*planes)
     for expected, found in zip(planes, packing.unpack_planes(blocks, rows, cols), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    half = packing.pack_half(*planes[::2])
+    for expected, found in zip(planes[::2], packing.unpack_half(half, rows, cols), strict=True):
         np.testing.assert_array_equal(found, expected)
     weight = rng.standard_normal((rows, cols), np.float32)
     codes, scales = packing.quantize_int8(weight)

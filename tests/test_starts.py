@@ -29,8 +29,9 @@ MIXED = {"layers.0.attn_qkv": 2, "layers.1.mlp_down": 3}
 
 
 def written(path: Path, spec, kinds: dict, source: TinySource) -> Path:
-    """A ``.dbb`` of the source's weights, each matrix as ``kinds`` says."""
-    with DbbWriter(path, source.config, spec, kinds, fingerprint="test") as writer:
+    """A ``.dbb`` of the source's weights, each matrix in pairs or int8, as ``kinds`` says."""
+    planes = {name: found if found == "int8" else 2 * found for name, found in kinds.items()}
+    with DbbWriter(path, source.config, spec, planes, fingerprint="test") as writer:
         for name in writer.remaining:
             weight = source.tensor(name)
             if name not in kinds:
@@ -82,7 +83,7 @@ def test_a_mixed_student_survives_file_and_export(tmp_path: Path, tiny_spec) -> 
     read = dict(loaded.matrices())
     for name, module in student.matrices():
         assert torch.equal(module.weight(), read[name].weight())
-        assert found[name].kind == MIXED.get(name, 1)
+        assert found[name].kind == 2 * MIXED.get(name, 1)
         assert np.array_equal(dequantize(found[name]), module.weight().detach().numpy())
 
 

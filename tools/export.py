@@ -175,13 +175,13 @@ class _Job:
 
     def _fit(self, name: str, hessians: list[np.ndarray] | None) -> np.ndarray:
         """Fit and store matrix ``name``; returns the values it now has."""
-        o, pairs = self.options, self.kinds[name]
-        assert isinstance(pairs, int)
+        o, planes = self.options, self.kinds[name]
+        assert isinstance(planes, int)
         weight = self.source.tensor(name)
         try:
             found = fit(
                 weight,
-                pairs,
+                planes // 2,
                 hessians=hessians,
                 method=cast(Method, o.method if o.method == "rtn" else "fdb"),
                 threads=self.threads,

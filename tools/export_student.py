@@ -19,7 +19,7 @@ from edgedb.errors import EdgeDBError, FormatError, UnsupportedModelError
 from edgedb.files import read_text
 from edgedb.model.families import program_of
 from edgedb.packing import dequantize, pack_int8, pack_planes, quantize_int8
-from edgedb.tensors import LinearTensor, PairTensor
+from edgedb.tensors import Kind, LinearTensor, PairTensor, planes_of
 from edgedb.tokenizer import TokenizerSpec, load_tokenizer
 
 from .checkpoint import load_student, tokenizer_of
@@ -84,8 +84,9 @@ def export(
         "step": int(metadata["step"]),
         "provenance": provenance,
     }
-    kinds: dict[str, Any] = {
-        name: plan.get(name, pairs or "int8") for name in program_of(student.config).matrices()
+    stored = {n: plan.get(n, pairs) for n in program_of(student.config).matrices()}
+    kinds: dict[str, Kind] = {
+        n: planes_of(found) if found else "int8" for n, found in stored.items()
     }
     spec = tokenizer_of(path, metadata)
     _check_tokenizer(path, spec, student.config.vocab_size)

@@ -52,14 +52,10 @@ def count(config: ModelConfig, tokens: int, ones: Mapping[str, float]) -> Count:
     return Count(tokens, layers + rest, planes + rest, layers, head, attention)
 
 
-def ones_per_weight(tensor: PairTensor) -> list[tuple[float, float]]:
-    """For each pair the share of weights whose bit is set in b1 and in b2."""
+def ones_per_weight(tensor: PairTensor) -> list[list[float]]:
+    """For each pair the share of weights whose bit is set in b1 and in b2; in a half, b1 alone."""
     n = tensor.rows * tensor.cols
-    shares = []
-    for pair in tensor.blocks:
-        counts = [count_bits(tile) for tile in pair]
-        shares.append((sum(b1 for b1, _ in counts) / n, sum(b2 for _, b2 in counts) / n))
-    return shares
+    return [[bits / n for bits in count_bits(blocks)] for blocks, _ in tensor.terms()]
 
 
 @one_line_errors
@@ -81,11 +77,11 @@ def main() -> None:
             ones[name] = 1 / BIT_SHARE
             continue
         shares = ones_per_weight(tensor)
-        ones[name] = sum(b1 + b2 for b1, b2 in shares)
+        ones[name] = sum(map(sum, shares))
         n = tensor.rows * tensor.cols
         total += n
-        zero_b1 += n * (1 - sum(b1 for b1, _ in shares) / tensor.pairs)
-        zero_b2 += n * (1 - sum(b2 for _, b2 in shares) / tensor.pairs)
+        zero_b1 += n * (1 - sum(share[0] for share in shares) / len(shares))
+        zero_b2 += n * (1 - sum(share[1] for share in shares[: tensor.pairs]) / tensor.pairs)
         zero_weights += float((dequantize(tensor) == 0).sum())
     counted = count(file.config, args.tokens, ones)
     report = {

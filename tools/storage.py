@@ -8,7 +8,7 @@ from typing import cast
 from edgedb.config import ModelConfig
 from edgedb.errors import EdgeDBError
 from edgedb.model.families import program_of
-from edgedb.tensors import Kind
+from edgedb.tensors import Kind, planes_of
 
 from .fdb import MAX_FIT_PAIRS
 from .plan import read_plan
@@ -41,8 +41,9 @@ class Options:
 
     def kinds(self, config: ModelConfig) -> dict[str, Kind]:
         """How each matrix is stored. Raises ``EdgeDBError`` for a plan that does not fit."""
-        layers: Kind = _KIND_OF_METHOD.get(self.method, self.pairs)
-        plan = read_plan(self.plan, config, MAX_FIT_PAIRS)
+        layers: Kind = _KIND_OF_METHOD.get(self.method, planes_of(self.pairs))
+        pairs = read_plan(self.plan, config, MAX_FIT_PAIRS)
+        plan = {name: planes_of(number) for name, number in pairs.items()}
         if plan and not isinstance(layers, int):
             raise EdgeDBError(f"a plan of pairs is of no use to the method {self.method}")
         table = "int8" if isinstance(layers, int) else layers
@@ -52,7 +53,7 @@ class Options:
                 kinds[name] = plan.get(name, layers)
                 continue
             chosen = (self.head if name == "head" else None) or self.embedding or table
-            stored = cast(Kind, int(chosen) if str(chosen).isdigit() else chosen)
+            stored = cast(Kind, planes_of(int(chosen)) if str(chosen).isdigit() else chosen)
             kinds[name] = plan.get(name, stored)
         return kinds
 

@@ -53,6 +53,8 @@ class NativeMatrix:
         grid = tile_grid(rows, cols)
         pairs, scales = 0, None
         if isinstance(tensor, PairTensor):
+            if tensor.half is not None:
+                raise NativeError("half pairs do not run natively yet; EDGEDB_BACKEND=numpy does")
             kind, pairs = lib.EDB_PAIRS, tensor.pairs
             data = _checked(tensor.blocks, np.uint8, (pairs, *grid, BLOCK_BYTES))
             scales = _checked(tensor.row_scale, np.float32, (pairs, rows))

@@ -104,11 +104,8 @@ def _planes(tensor: PairTensor | Int8Tensor) -> list[Plane]:
         codes, scales = unpack_int8(tensor)
         return [Plane(by_group(codes), scales=np.ascontiguousarray(scales.T))]
     return [
-        Plane(
-            by_group(levels(tensor.blocks[pair], tensor.rows, tensor.cols)),
-            row_scale=tensor.row_scale[pair],
-        )
-        for pair in range(tensor.pairs)
+        Plane(by_group(levels(blocks, tensor.rows, tensor.cols)), row_scale=scale)
+        for blocks, scale in tensor.terms()
     ]
 
 

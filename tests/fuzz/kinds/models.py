@@ -47,9 +47,9 @@ TEMPLATE = (
 )
 KINDS: dict[str, StoredAs] = {
     "embedding": "int8",
-    "attn_qkv": 2,
+    "attn_qkv": 4,
     "attn_out": "float16",
-    "mlp_gate_up": 1,
+    "mlp_gate_up": 2,
     "mlp_down": "float32",
     "head": "int8",
 }
