@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -12,15 +13,10 @@ import numpy as np
 from edgedb.errors import CheckpointWarning, FormatError, UnsupportedModelError
 from edgedb.tokenizer import Kind, TokenizerSpec
 
+from . import pre_tokenizers
 from . import sentencepiece_proto as proto
 
 _PREFIX = "tokenizer.ggml."
-
-# Llama 3's split into words, in the syntax of the package tokenizers (tokenizer.json of the model).
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 # Tokens that end an answer, for files whose metadata name only one of several, or none of them.
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>")
@@ -44,8 +40,10 @@ def tokenizer_spec(name: str, metadata: Mapping[str, Any]) -> TokenizerSpec:
         raise UnsupportedModelError(f"{name}: tokenizer {model!r} is not supported (gpt2, llama)")
     tokens, types = _vocabulary(values)
     kind: Kind
+    begins = True  # llama.cpp's default for a SentencePiece model that does not say
     if model == "gpt2":
-        kind, data = "tokenizers", _byte_level_bpe(values, tokens, types)
+        pre = _pre_tokenizer(values)
+        kind, data, begins = "tokenizers", _byte_level_bpe(values, tokens, types, pre), pre.begins
     else:
         defaults = {_PREFIX + key: index for key, index in _SENTENCEPIECE_IDS.items()}
         values = _Values(name, {**defaults, **metadata})
@@ -63,9 +61,6 @@ def tokenizer_spec(name: str, metadata: Mapping[str, Any]) -> TokenizerSpec:
         index = values.token_id(field)
         if index is not None and index < len(tokens):
             special[key] = tokens[index]
-    # llama.cpp's defaults where the file is silent: SentencePiece models begin with BOS, and so
-    # do those with Llama 3's pre-tokenizer.
-    begins = model == "llama" or values.text("pre", "") in ("llama-bpe", "llama3")
     return TokenizerSpec(
         kind=kind,
         data=data,
@@ -161,9 +156,29 @@ def _vocabulary(values: _Values) -> tuple[list[str], list[int]]:
     return tokens, types
 
 
-def _byte_level_bpe(values: _Values, tokens: list[str], types: list[int]) -> bytes:
+def _pre_tokenizer(values: _Values) -> pre_tokenizers.PreTokenizer:
+    pre = values.text("pre", "") or "missing"
+    if pre in ("missing", "default"):
+        warnings.warn(
+            f"{values.name}: {_PREFIX}pre is {pre}: how text is split into words is not known; "
+            "GPT-2's way is assumed, and another model's answers will be worse",
+            CheckpointWarning,
+            stacklevel=4,
+        )
+        pre = "gpt-2"
+    if pre not in pre_tokenizers.KNOWN:
+        raise UnsupportedModelError(
+            f"{values.name}: pre-tokenizer {pre[:40]!r} is not known, so its text would be split "
+            "wrongly; convert the model's Hugging Face folder, whose tokenizer.json says how"
+        )
+    return pre_tokenizers.KNOWN[pre]
+
+
+def _byte_level_bpe(
+    values: _Values, tokens: list[str], types: list[int], pre: pre_tokenizers.PreTokenizer
+) -> bytes:
     """tokenizer.json of a GPT-2-like tokenizer."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models
 
     name, merges = values.name, values.texts("merges")
     if not merges:
@@ -176,39 +191,17 @@ def _byte_level_bpe(values: _Values, tokens: list[str], types: list[int]) -> byt
                 f"{name}: BPE merge {merge[:80]!r} is not two tokens with a space between"
             )
         pairs.append((left, right))
-    pre = values.text("pre", "")
-    if not pre:
-        pre = "default"
-        warnings.warn(
-            f"{name}: {_PREFIX}pre is missing: how text is split into words is not known; GPT-2's "
-            "way is assumed, and another model's answers will be worse",
-            CheckpointWarning,
-            stacklevel=4,
-        )
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    bare = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    pre_tokenizer: pre_tokenizers.PreTokenizer
-    if pre == "smollm":
-        pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), byte_level])
-    elif pre in ("llama-bpe", "llama3"):
-        split = pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), behavior="isolated")
-        pre_tokenizer = pre_tokenizers.Sequence([split, bare])
-    elif pre in ("default", "gpt-2", "gpt2"):
-        pre_tokenizer = byte_level
-    else:
-        raise UnsupportedModelError(f"{name}: pre-tokenizer {pre!r} is not supported")
-
     try:
         bpe = models.BPE(
             vocab={token: i for i, token in enumerate(tokens)},
             merges=pairs,
-            # Llama 3's vocabulary holds words that its merges do not reach.
-            ignore_merges=pre in ("llama-bpe", "llama3"),
+            ignore_merges=pre.whole_words,
         )
     except Exception as error:  # the package raises plain Exception
         raise FormatError(f"{name}: BPE merges: {error}") from None
-    tokenizer = Tokenizer(bpe)
-    tokenizer.pre_tokenizer = pre_tokenizer
+    empty = {"type": "BPE", "vocab": {}, "merges": []}
+    tokenizer = Tokenizer.from_str(json.dumps({**pre.parts(), "model": empty}))
+    tokenizer.model = bpe
     tokenizer.decoder = decoders.ByteLevel()
     typed = list(zip(tokens, types, strict=True))
     special = [token for token, kind in typed if kind in (proto.CONTROL, proto.UNKNOWN)]
