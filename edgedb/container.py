@@ -112,14 +112,14 @@ def parse_json(text: str | bytes, what: str) -> Any:
     return document
 
 
-def refuse_many_values(text: str | bytes, what: str) -> None:
+def refuse_many_values(text: str | bytes, what: str, limit: int = MAX_VALUES) -> None:
     """Raise ``FormatError`` about ``what`` if reading it as JSON could take seconds.
 
     Counts commas and brackets wherever they stand, in strings too.
     """
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    if raw.count(b",") + 4 * (raw.count(b"[") + raw.count(b"{")) > MAX_VALUES:
-        raise FormatError(f"{what}: more than {MAX_VALUES} values")
+    if raw.count(b",") + 4 * (raw.count(b"[") + raw.count(b"{")) > limit:
+        raise FormatError(f"{what}: more than {limit} values")
 
 
 def nested_deeper(document: Any, limit: int) -> bool:

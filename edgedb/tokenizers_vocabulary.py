@@ -86,7 +86,7 @@ class TokenizersVocabulary(Vocabulary):
         if not self._byte_level:
             return bytes_of_piece(piece)
         try:
-            return bytes([_BYTE_OF_CHARACTER[c] for c in piece])
+            return bytes([BYTE_OF_CHARACTER[c] for c in piece])
         except KeyError:
             return piece.encode("utf-8")
 
@@ -100,7 +100,7 @@ def _byte_level_alphabet() -> dict[str, int]:
     return alphabet
 
 
-_BYTE_OF_CHARACTER = _byte_level_alphabet()
+BYTE_OF_CHARACTER = _byte_level_alphabet()
 
 
 def _decoding_rules(decoder: Any) -> tuple[bool, int]:

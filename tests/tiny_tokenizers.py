@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
+from typing import Any
 
 TEXT = [
     "Once upon a time there was a little girl named Lily.",
@@ -27,6 +30,30 @@ def byte_level_bpe() -> bytes:
     )
     tokenizer.train_from_iterator(TEXT, trainer)
     return str(tokenizer.to_str()).encode()
+
+
+def tekken(**config: Any) -> dict[str, Any]:
+    """Mistral's tekken.json with the words of ``byte_level_bpe``: 20 special tokens, ids 0 to 19,
+    then 256 bytes and 61 more. ``config`` replaces entries of its configuration."""
+    from edgedb.tokenizers_vocabulary import BYTE_OF_CHARACTER
+
+    words = json.loads(byte_level_bpe())["model"]["vocab"]
+    longer = [bytes(map(BYTE_OF_CHARACTER.__getitem__, w)) for w in list(words)[3:] if len(w) > 1]
+    tokens = [*(bytes([byte]) for byte in range(256)), *longer]
+    return {
+        "config": {
+            "pattern": r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s+",
+            "num_vocab_tokens": len(tokens),
+            "default_vocab_size": len(tokens) + 20,
+            "default_num_special_tokens": 20,
+            "version": "v3",
+            **config,
+        },
+        "vocab": [
+            {"rank": rank, "token_bytes": base64.b64encode(token).decode(), "token_str": None}
+            for rank, token in enumerate(tokens)
+        ],
+    }
 
 
 def sentencepiece_bpe() -> bytes:

@@ -1,7 +1,7 @@
 """The tokenizer of a Hugging Face directory: which of its files counts, and its special tokens.
 
 As in transformers, a tokenizer.json counts wherever there is one: a SentencePiece model beside it
-may split otherwise, above all behind control tokens.
+may split otherwise, above all behind control tokens. Next comes Mistral's tekken.json.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from edgedb.dbb import MAX_TOKENIZER_BYTES
@@ -17,6 +18,7 @@ from edgedb.tokenizer import Kind, TokenizerSpec, load_tokenizer
 from edgedb.tokenizer_json import encode, open_tokenizer_json
 
 from . import sentencepiece_proto as proto
+from . import tekken
 from .folder import exists, read_bytes, read_json, read_text
 from .tokenizer_spec import is_text, without_rows
 
@@ -28,6 +30,7 @@ class _Tokenizer(NamedTuple):
     data: bytes
     token_id: Callable[[str], int | None]
     puts_first: Callable[[Any], bool]  # whether it begins every text with this id
+    special: Mapping[str, str] = MappingProxyType({})  # as in tokenizer_config.json
 
 
 def tokenizer_spec(path: Path, config: Mapping[str, Any], vocab_size: int) -> TokenizerSpec:
@@ -39,8 +42,9 @@ def tokenizer_spec(path: Path, config: Mapping[str, Any], vocab_size: int) -> To
     generation = read_json(path / "generation_config.json")
     special = {**read_json(path / "special_tokens_map.json"), **settings}
     texts = {name: _token_text(special.get(name)) for name in _TOKEN_NAMES}
-    tokens = {name: text for name, text in texts.items() if is_text(text)}
     tokenizer = _open(path, settings, vocab_size)
+    named = {name: text for name, text in texts.items() if is_text(text)}
+    tokens = {**tokenizer.special, **named}
 
     def id_of(name: str) -> int | None:
         return tokenizer.token_id(tokens[name]) if name in tokens else None
@@ -66,12 +70,16 @@ def tokenizer_spec(path: Path, config: Mapping[str, Any], vocab_size: int) -> To
 def _open(path: Path, settings: Mapping[str, Any], vocab_size: int) -> _Tokenizer:
     model, fast = path / "tokenizer.model", path / "tokenizer.json"
     if exists(fast):
-        return _tokenizers(fast)
+        return _tokenizers(read_bytes(fast, MAX_TOKENIZER_BYTES), fast)
+    if exists(path / tekken.FILE):
+        return _tekken(path / tekken.FILE)
     data = read_bytes(model, MAX_TOKENIZER_BYTES) if exists(model) else b""
     # A tiktoken file (Llama 3's original/tokenizer.model) is base64 text; a SentencePiece model is
     # a protobuf whose first field is the first piece.
     if not data.startswith(b"\x0a"):
-        raise FormatError(f"{path.name}: no tokenizer.json and no SentencePiece tokenizer.model")
+        raise FormatError(
+            f"{path.name}: no tokenizer.json, no tekken.json and no SentencePiece tokenizer.model"
+        )
     n_pieces = _checked("sentencepiece", data, model)
     # Tokens added after training (chat markers, for one) are in files of their own.
     added = _added_tokens(path, settings, vocab_size)
@@ -99,8 +107,7 @@ def _sentencepiece(data: bytes) -> _Tokenizer:
     return _Tokenizer("sentencepiece", data, piece_id, lambda bos_id: bos_id is not None)
 
 
-def _tokenizers(file: Path) -> _Tokenizer:
-    data = read_bytes(file, MAX_TOKENIZER_BYTES)
+def _tokenizers(data: bytes, file: Path) -> _Tokenizer:
     _checked("tokenizers", data, file)
     library = open_tokenizer_json(data)
 
@@ -108,6 +115,16 @@ def _tokenizers(file: Path) -> _Tokenizer:
         return encode(library, "a", add_special_tokens=True).ids[:1] == [bos_id]
 
     return _Tokenizer("tokenizers", data, library.token_to_id, puts_first)
+
+
+def _tekken(file: Path) -> _Tokenizer:
+    try:
+        data = tekken.tokenizer_json(read_bytes(file))
+    except FormatError as error:
+        raise FormatError(f"{file.parent.name}: {error}") from None
+    found = _tokenizers(data, file)
+    special = {k: v for k, v in tekken.SPECIAL.items() if found.token_id(v) is not None}
+    return found._replace(special=special)
 
 
 def _added_tokens(

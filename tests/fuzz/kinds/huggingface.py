@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors.numpy import save
 
-from ...tiny_tokenizers import sentencepiece_bpe
+from ...tiny_tokenizers import sentencepiece_bpe, tekken
 from .. import mutators
 from . import exporting, models
 from .kind import Files, Kind
@@ -45,6 +45,7 @@ class HuggingFaceKind(Kind):
         self.tokenizers.prepare(folder)
         self.fast = models.specs()[0].data
         self.pieces = sentencepiece_bpe()
+        self.tekken = tekken()
 
     def make(self, rng: Random) -> Files:
         config, weights = rng.choice(self.models)
@@ -63,7 +64,7 @@ class HuggingFaceKind(Kind):
         if rng.random() < 0.3:
             files["tokenizer.model"] = self.pieces
         generation: Any = {"eos_token_id": [2, 0], "do_sample": True}
-        way = rng.randrange(8)
+        way = rng.randrange(9)
         if way < 2:
             config = mutators.document(rng, config)
         elif way == 2:
@@ -76,6 +77,9 @@ class HuggingFaceKind(Kind):
             files[_WEIGHTS] = _other_weights(rng, weights)
         elif way == 6 and "tokenizer.model" in files:
             files["tokenizer.model"] = mutators.data(rng, self.pieces)
+        elif way == 7:
+            del files["tokenizer.json"]
+            files["tekken.json"] = _tekken(rng, self.tekken)
         else:
             _rearrange(rng, files)
         for name, content in (
@@ -94,6 +98,17 @@ class HuggingFaceKind(Kind):
         for name, content in files.items():
             (source / name).write_bytes(content)
         exporting.export_and_use(source, folder / "out.dbb", files["method"].decode())
+
+
+def _tekken(rng: Random, document: dict[str, Any]) -> bytes:
+    """A tekken.json in which one part is changed, or all of them."""
+    key = rng.choice([*document, ""])
+    if key:
+        document = {**document, key: mutators.document(rng, document[key])}
+    else:
+        document = mutators.document(rng, document)
+    written = mutators.encoded(mutators.dumps(rng, document))
+    return mutators.data(rng, written) if rng.random() < 0.1 else written
 
 
 def _other_weights(rng: Random, weights: bytes) -> bytes:
