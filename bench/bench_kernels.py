@@ -13,9 +13,9 @@ import operations
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from edgedb.format.tensors import DenseTensor, Int8Tensor, LinearTensor, PairTensor, tile_grid
 from edgedb.ops import native
 from edgedb.ops.buffer import aligned_zeros
-from edgedb.tensors import DenseTensor, Int8Tensor, LinearTensor, PairTensor, tile_grid
 
 if not native.available()[0]:
     pytest.skip(native.available()[1], allow_module_level=True)

@@ -14,9 +14,9 @@ from collections.abc import Callable
 import numpy as np
 
 import edgedb
+from edgedb.format.packing import dequantize, quantize_int8
+from edgedb.format.tensors import GROUP, PairTensor
 from edgedb.ops.sequences import MAX_ROWS
-from edgedb.packing import dequantize, quantize_int8
-from edgedb.tensors import GROUP, PairTensor
 
 Bound = Callable[[np.ndarray], np.ndarray]  # hidden states [n, cols] -> upper bounds [n, rows]
 POSITIONS, LEARNED = 256, 2048  # to test on, and before them to find the directions with

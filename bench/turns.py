@@ -20,7 +20,7 @@ from pathlib import Path
 WORKER = """
 import sys, time
 from edgedb import ops as operations
-from edgedb.dbb import read_dbb
+from edgedb.model.dbb import read_dbb
 
 model, threads, isa, tokens, prompt = sys.argv[1:]
 file = read_dbb(model, verify=False)

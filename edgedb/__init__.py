@@ -22,10 +22,10 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .completion import Chunk, Completion, Logprob, Stats, TokenLogprobs
-    from .engine import Model, load
-    from .sampling import SamplingParams
-    from .session import Session
+    from .choose.sampling import SamplingParams
+    from .run.completion import Chunk, Completion, Logprob, Stats, TokenLogprobs
+    from .run.engine import Model, load
+    from .run.session import Session
 
 try:
     __version__ = version("edgedb-llm")
@@ -52,15 +52,15 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Chunk": "completion",
-    "Completion": "completion",
-    "Logprob": "completion",
-    "TokenLogprobs": "completion",
-    "Stats": "completion",
-    "Model": "engine",
-    "Session": "session",
-    "load": "engine",
-    "SamplingParams": "sampling",
+    "Chunk": "run.completion",
+    "Completion": "run.completion",
+    "Logprob": "run.completion",
+    "TokenLogprobs": "run.completion",
+    "Stats": "run.completion",
+    "Model": "run.engine",
+    "Session": "run.session",
+    "load": "run.engine",
+    "SamplingParams": "choose.sampling",
 }
 
 

@@ -1,5 +1,5 @@
 """``python -m edgedb`` is the command ``edgedb``."""
 
-from .cli import main
+from .cli.commands import main
 
 main(prog_name="edgedb")

@@ -13,7 +13,7 @@ from terminal import Terminal
 # done before a key is pressed.
 _SLOW = """
 import time
-from edgedb.cli import main
+from edgedb.cli.commands import main
 from edgedb.model.network import Network
 forward = Network.forward
 def slow(self, tokens, *arguments, **options):

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import settings
+from places import SHARED
 from tiny_tokenizers import byte_level_bpe, sentencepiece_bpe
 
-from edgedb.config import ModelConfig
-from edgedb.dbb import DbbWriter, PairTensor
+from edgedb.format.packing import pack_int8, pack_planes, quantize_int8
+from edgedb.format.tensors import Kind
+from edgedb.model.config import ModelConfig
+from edgedb.model.dbb import DbbWriter, PairTensor
 from edgedb.model.families import program_of
-from edgedb.packing import pack_int8, pack_planes, quantize_int8
-from edgedb.tensors import Kind
-from edgedb.tokenizer import TokenizerSpec
+from edgedb.text.tokenizer import TokenizerSpec
 
 # A busy machine is no failure: speed belongs in benchmarks.
 settings.register_profile("untimed", deadline=None)
@@ -31,7 +32,7 @@ CHATML = (
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference models and texts beside the repository; the test skips without it."""
-    folder = Path(__file__).resolve().parent.parent.parent / "shared"
+    folder = SHARED
     if not folder.is_dir():
         pytest.skip(f"needs the reference data in {folder}")
     return folder

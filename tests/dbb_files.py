@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from edgedb.config import ModelConfig
-from edgedb.container import CRC_START, PREFIX
-from edgedb.dbb import DbbWriter, DenseTensor, LinearTensor, PairTensor
+from edgedb.format.container import CRC_START, PREFIX
+from edgedb.format.packing import pack_half, pack_int8, pack_planes, quantize_int8
+from edgedb.format.tensors import Kind
+from edgedb.model.config import ModelConfig
+from edgedb.model.dbb import DbbWriter, DenseTensor, LinearTensor, PairTensor
 from edgedb.model.families import program_of
-from edgedb.packing import pack_half, pack_int8, pack_planes, quantize_int8
-from edgedb.tensors import Kind
-from edgedb.tokenizer import TokenizerSpec
+from edgedb.text.tokenizer import TokenizerSpec
 
 # Nothing is a multiple of 64, so that every tile and group is padded and filler tensors appear.
 CONFIG = ModelConfig(

@@ -11,9 +11,9 @@ import numpy as np
 import oracle
 import pytest
 
+from edgedb.format.tensors import DenseTensor, Int8Tensor, LinearTensor, PairTensor
 from edgedb.ops import native
 from edgedb.ops.buffer import aligned_zeros
-from edgedb.tensors import DenseTensor, Int8Tensor, LinearTensor, PairTensor
 
 if not native.available()[0]:
     pytest.skip(native.available()[1], allow_module_level=True)

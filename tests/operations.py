@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edgedb.model.rope import RopeTables
 from edgedb.ops.buffer import aligned_zeros
 from edgedb.ops.library import ffi, lib, status_text
 from edgedb.ops.native import NativeOps
 from edgedb.ops.native_memory import NativeBuffer
 from edgedb.ops.program import Recorder, RopeTable
-from edgedb.rope import RopeTables
 
 
 class Heads(NamedTuple):

@@ -2,7 +2,7 @@
 
 Integers are Python integers and a fused multiply-add is a fraction rounded once, so nothing here
 depends on a CPU or on numpy's order of summation. Blocks are read byte by byte from the layout's
-description, not through ``edgedb.packing``.
+description, not through ``edgedb.format.packing``.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     python tests/stress.py interrupt MODEL --runs 200
     python tests/stress.py asyncio MODEL --runs 200
 
-Every run ends with the same text as undisturbed ones. ``tests/test_stress.py`` does a few of each.
+Every run ends with the same text as undisturbed ones. ``run/test_stress.py`` does a few of each.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 
 import edgedb
+from edgedb.format.tensors import BLOCK_BYTES, PairTensor, tile_grid
 from edgedb.ops.buffer import aligned_zeros
 from edgedb.ops.native import NativeOps
-from edgedb.tensors import BLOCK_BYTES, PairTensor, tile_grid
 
 PROMPTS = ["Once upon a time", "What is the capital of France?", "One, two, one, two, one,"]
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}

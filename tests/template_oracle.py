@@ -21,9 +21,9 @@ from pathlib import Path
 from template_cases import CASES, SPECIAL_TOKENS, Case, conversations
 
 from edgedb import TemplateError
-from edgedb.dbb import read_dbb
-from edgedb.template import render
-from edgedb.tokenizer import TokenizerSpec
+from edgedb.model.dbb import read_dbb
+from edgedb.text.template import render
+from edgedb.text.tokenizer import TokenizerSpec
 
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE / "golden" / "templates.json"

@@ -18,11 +18,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import edgedb
-from edgedb import EdgeDBError, SamplingParams, arguments, benchmark, ops
-from edgedb.choices import Question, multiple_choice
-from edgedb.evaluate import perplexity
-from edgedb.sampling import Sampler
-from edgedb.session import Session
+from edgedb import EdgeDBError, SamplingParams, arguments, ops
+from edgedb.choose.sampling import Sampler
+from edgedb.measure import benchmark
+from edgedb.measure.choices import Question, multiple_choice
+from edgedb.measure.evaluate import perplexity
+from edgedb.run.session import Session
 
 WEIRD = [
     *(None, True, False, 0, 1, -1, 2.5, 10**9, 2**70, -(10**5000), 1e300, math.nan, math.inf),

@@ -9,14 +9,15 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from edgedb import EdgeDBError  # noqa: E402
-from tests.fuzz import runner, worker  # noqa: E402
-from tests.fuzz.kinds import KINDS, Files, Kind  # noqa: E402
-from tests.fuzz.report import Count, Finding, table  # noqa: E402
+
+from edgedb import EdgeDBError
+from tests.fuzz import runner, worker
+from tests.fuzz.kinds import KINDS, Files, Kind
+from tests.fuzz.report import Count, Finding, table
 
 _WAYS = (*[b"good", b"refused", b"silent", b"bug"] * 3, b"crash", b"hang", b"eat")
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import ROOT
 
 import edgedb
-from edgedb.request import Request
-from edgedb.sampling import SamplingParams
+from edgedb.choose.sampling import SamplingParams
+from edgedb.run.request import Request
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "python-api.md"
+PAGE = ROOT / "docs" / "python-api.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import re
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
-PAGE = Path(__file__).parent.parent / "docs" / "security.md"
+PAGE = ROOT / "docs" / "security.md"
 ROW = re.compile(r"^\|[^|]*\| *([\d,]+)[^|]*\| `([\w.]+)\.(\w+)` \|$", re.MULTILINE)
 ROWS = ROW.findall(PAGE.read_text(encoding="utf-8"))
 

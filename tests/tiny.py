@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgedb.config import ModelConfig
+from edgedb.model.config import ModelConfig
 from edgedb.model.families import program_of
 
 

@@ -3,6 +3,6 @@
 import sys
 
 if sys.argv[0] == "-m":  # one of these modules is a command, and its imports are to come
-    from edgedb.command_line import meet_import_errors
+    from edgedb.cli.command_line import meet_import_errors
 
     meet_import_errors("error")

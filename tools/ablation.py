@@ -151,7 +151,7 @@ def main() -> None:
         real_share=0.2, validate_every=10**9, save_every=10**9, log_every=20,
         compile=torch.device(args.device).type == "cuda",
     )  # fmt: skip
-    from .sources import open_source
+    from edgedb.convert.sources import open_source
 
     torch.set_float32_matmul_precision("high")
     teacher = load_teacher(open_source(args.source), args.device)

@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edgedb.config import ModelConfig
 from edgedb.errors import FormatError
+from edgedb.model.config import ModelConfig
 from edgedb.model.families import program_of
-from edgedb.tokenizer import TokenizerSpec
+from edgedb.text.tokenizer import TokenizerSpec
 
 from .command import Arguments, one_line_errors
 from .decoder import Decoder

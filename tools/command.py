@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from edgedb.command_line import command_line
+from edgedb.cli.command_line import command_line
 from edgedb.display import one_line
 from edgedb.errors import CheckpointWarning, EdgeDBError
 
@@ -41,7 +41,7 @@ class Arguments(argparse.ArgumentParser):
 
 
 def one_line_errors(command: Callable[[], None]) -> Callable[[], None]:
-    """Run ``command`` as ``edgedb.command_line`` does: its errors are one line and exit code 2.
+    """Run ``command`` as ``edgedb.cli.command_line`` does: its errors are one line and exit code 2.
 
     What a checkpoint makes one wonder about is shown on standard error, too.
     """

@@ -102,9 +102,8 @@ class Bench:
     """Texts and a teacher, against which models are measured one after the other."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        from edgedb.tokenizer import load_tokenizer
-
-        from .sources import open_source
+        from edgedb.convert.sources import open_source
+        from edgedb.text.tokenizer import load_tokenizer
 
         self.device = torch.device(args.device)
         self.source = open_source(args.teacher)

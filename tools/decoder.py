@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgedb.config import ModelConfig
 from edgedb.errors import UnsupportedModelError
+from edgedb.model.config import ModelConfig
 from edgedb.model.families import program_of
 
 from . import parallel
@@ -30,7 +30,7 @@ LinearFactory = Callable[[str, int, int], nn.Module]
 
 
 class WeightSource(Protocol):
-    """The part of ``tools.sources.Source`` that a decoder needs."""
+    """The part of ``edgedb.convert.sources.Source`` that a decoder needs."""
 
     config: ModelConfig
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from edgedb.convert.plan import read_plan
 from edgedb.errors import EdgeDBError
 
 from . import parallel
@@ -25,11 +26,10 @@ from .curves import draw_if_possible
 from .dad import LossOptions
 from .decoder import Decoder, load_teacher, mean_square_inputs
 from .options import DECAYS, MODES, TrainOptions
-from .plan import plan_of, read_plan
 from .quality import read_windows
 from .stacks import MAX_PAIRS
 from .starts import student_of_model
-from .student import STARTS, make_student
+from .student import STARTS, make_student, plan_of
 from .tables import paired_tables
 from .text import TextMix
 from .trainer import Trainer
@@ -131,7 +131,7 @@ def first_student(
 def main() -> None:
     """See the module's docstring."""
     args = build_parser().parse_args()
-    from .sources import open_source
+    from edgedb.convert.sources import open_source
 
     names = vars(args)
     loss = LossOptions(**{key: names[key] for key in LossOptions.__dataclass_fields__})

@@ -18,20 +18,20 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from edgedb.dbb import DbbWriter, LinearTensor
+from edgedb.cli.options import OneLineErrors
+from edgedb.convert import calibrate, sample
+from edgedb.convert.fdb import MAX_FIT_PAIRS, Method, fit
+from edgedb.convert.resumption import SavedState
+from edgedb.convert.sources import Source, open_source
+from edgedb.convert.storage import METHODS, TABLE_KINDS, Options
+from edgedb.convert.store import facts, store_plain
 from edgedb.display import one_line
 from edgedb.errors import EdgeDBError, FormatError
+from edgedb.format.tensors import GROUP, Kind
+from edgedb.model.dbb import DbbWriter, LinearTensor
 from edgedb.model.families import program_of
-from edgedb.options import OneLineErrors
-from edgedb.tensors import GROUP, Kind
 
-from . import calibrate, sample
 from .command import new_console, shown_warnings
-from .fdb import MAX_FIT_PAIRS, Method, fit
-from .resumption import SavedState
-from .sources import Source, open_source
-from .storage import METHODS, TABLE_KINDS, Options
-from .store import facts, store_plain
 
 # Part of the provenance: raised when the same source and options would give other weights.
 VERSION = 1

@@ -14,23 +14,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from edgedb.dbb_writer import DbbWriter
+from edgedb.convert.fdb import fit
 from edgedb.errors import EdgeDBError, FormatError, UnsupportedModelError
 from edgedb.files import read_text
+from edgedb.format.packing import dequantize, pack_int8, pack_planes, quantize_int8
+from edgedb.format.tensors import Kind, LinearTensor, PairTensor, planes_of
+from edgedb.model.dbb_writer import DbbWriter
 from edgedb.model.families import program_of
-from edgedb.packing import dequantize, pack_int8, pack_planes, quantize_int8
-from edgedb.tensors import Kind, LinearTensor, PairTensor, planes_of
-from edgedb.tokenizer import TokenizerSpec, load_tokenizer
+from edgedb.text.tokenizer import TokenizerSpec, load_tokenizer
 
 from .checkpoint import load_student, tokenizer_of
 from .command import Arguments, one_line_errors, say
 from .decoder import Decoder
-from .fdb import fit
-from .plan import plan_of
 from .quality import Compared, exponential
 from .scratch import scratch_folder
 from .stacks import Stack, pack_stack
-from .student import FDBLinear, planes
+from .student import FDBLinear, plan_of, planes
 from .tables import head_hessians
 from .text import TextMix
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from edgedb.cli.options import OneLineErrors
 from edgedb.errors import EdgeDBError
-from edgedb.options import OneLineErrors
 
 from .command import new_console
 from .scratch import scratch_folder

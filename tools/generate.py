@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgedb.errors import EdgeDBError
-from edgedb.tokenizer import load_tokenizer
+from edgedb.text.tokenizer import load_tokenizer
 
 from .command import Arguments, one_line_errors
 from .decoder import Decoder, RMSNorm, load_teacher, rotate

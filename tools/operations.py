@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from edgedb.config import ModelConfig
-from edgedb.dbb import read_dbb
+from edgedb.format.packing import dequantize
+from edgedb.format.tensors import PairTensor
+from edgedb.model.config import ModelConfig
+from edgedb.model.dbb import read_dbb
 from edgedb.model.families import program_of
-from edgedb.packing import dequantize
-from edgedb.summary import count_bits
-from edgedb.tensors import PairTensor
+from edgedb.model.summary import count_bits
 
 from .command import Arguments, one_line_errors
 

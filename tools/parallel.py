@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from edgedb.model.families import program_of
 
 if TYPE_CHECKING:
-    from edgedb.config import ModelConfig
+    from edgedb.model.config import ModelConfig
 
     from .decoder import Decoder
 

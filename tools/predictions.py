@@ -133,9 +133,9 @@ def plot(report: dict[str, Any], path: Path) -> None:
 @one_line_errors
 def main() -> None:
     """``python -m tools.predictions TEACHER NAME=MODEL...``."""
-    from edgedb.tokenizer import load_tokenizer
+    from edgedb.convert.sources import open_source
+    from edgedb.text.tokenizer import load_tokenizer
 
-    from .sources import open_source
     from .weights import open_weights
 
     parser = Arguments(

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgedb.tensors import GROUP
+from edgedb.format.tensors import GROUP
 
 from .parallel import assign, local
 from .student import MAX_CODE, fake_int8
 
 if TYPE_CHECKING:
-    from edgedb.tensors import PairTensor
+    from edgedb.format.tensors import PairTensor
 
 MAX_PAIRS = 3
 # A plane without scale would never be chosen, and without being chosen never get a gradient.
@@ -188,7 +188,7 @@ def latents_within(weight: Tensor, fitted: PairTensor) -> tuple[Tensor, Tensor]:
     weighs errors by what follows does not choose that everywhere: such a latent starts at the edge
     of the cell that the fit chose.
     """
-    from edgedb.packing import unpack_planes
+    from edgedb.format.packing import unpack_planes
 
     device = weight.device
     shape = (fitted.rows, -(-fitted.cols // GROUP), GROUP)
@@ -230,8 +230,8 @@ def decode_stack(stored: Tensor, unit: Tensor, c: Tensor) -> Tensor:
 @torch.no_grad()
 def pack_stack(stack: Stack) -> PairTensor:
     """The packed form; it stands for exactly ``stack.weight()``."""
-    from edgedb.packing import pack_planes
-    from edgedb.tensors import PairTensor
+    from edgedb.format.packing import pack_planes
+    from edgedb.format.tensors import PairTensor
 
     unit, c = stack_codes(stack.alphas)
     code = nearest(stack.latent, unit, c)[0].flatten(1)[:, : stack.cols].cpu().numpy()

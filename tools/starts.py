@@ -10,17 +10,17 @@ from pathlib import Path
 
 import torch
 
-from edgedb.dbb import read_dbb
+from edgedb.convert.plan import read_plan
+from edgedb.convert.sources import open_source
 from edgedb.errors import EdgeDBError
-from edgedb.packing import dequantize
-from edgedb.tensors import PairTensor
+from edgedb.format.packing import dequantize
+from edgedb.format.tensors import PairTensor
+from edgedb.model.dbb import read_dbb
 
 from .checkpoint import save_student
 from .command import Arguments, one_line_errors
 from .decoder import Decoder, load_teacher, mean_square_inputs
 from .parallel import assign, whole
-from .plan import read_plan
-from .sources import open_source
 from .stacks import MAX_PAIRS, Stack, latents_within
 from .student import STARTS, FDBLinear, empty_student, make_student
 
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256, help="tokens of a sequence")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    from .calibrate import from_text
+    from edgedb.convert.calibrate import from_text
 
     source = open_source(args.teacher)
     teacher = load_teacher(source, args.device)

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgedb.config import ModelConfig
-from edgedb.tensors import GROUP
+from edgedb.convert.plan import Plan
+from edgedb.format.tensors import GROUP
+from edgedb.model.config import ModelConfig
 
 from . import parallel
 from .decoder import Decoder
@@ -301,7 +302,8 @@ def make_student(
         raise ValueError(f"start {start!r}: choose one of {', '.join(STARTS)}")
     if start == "weighted" and importance is None:
         raise ValueError("the weighted start needs the mean square of every matrix's inputs")
-    from .fdb import fit
+    from edgedb.convert.fdb import fit
+
     from .stacks import Stack
 
     student = empty_student(teacher.config, teacher.device, plan, sharded=sharded)
@@ -320,3 +322,12 @@ def make_student(
             weight = local(theirs.weight).float()
             mine.load(weight, *fit_scales(weight, columns, start))
     return student
+
+
+def plan_of(student: Decoder) -> Plan:
+    """The pairs of every matrix of a student, but for tables that are plain."""
+    from .stacks import Stack
+
+    modules = {**dict(student.matrices()), **student.tables()}
+    plan = {name: m.pairs for name, m in modules.items() if isinstance(m, Stack)}
+    return dict.fromkeys(dict(student.matrices()), 1) | plan

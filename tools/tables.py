@@ -13,9 +13,8 @@ from torch import Tensor
 
 from .decoder import Decoder
 from .parallel import local, reshard, whole
-from .plan import plan_of
 from .stacks import Stack
-from .student import empty_student
+from .student import empty_student, plan_of
 
 
 class FDBTable(Stack):
@@ -27,8 +26,8 @@ class FDBTable(Stack):
 
 @torch.no_grad()
 def head_hessians(student: Decoder, ids: Tensor) -> list[NDArray[np.float32]]:
-    """``X^T X`` of what the head multiplies on ``ids [windows, tokens]``, for ``tools.fdb.fit``."""
-    from .feedback import panels
+    """``X^T X`` of what the head multiplies on ``ids [windows, tokens]``, for the fit."""
+    from edgedb.convert.feedback import panels
 
     seen = torch.zeros(student.config.hidden_size, student.config.hidden_size)
     for window in ids:
@@ -43,7 +42,7 @@ def paired_tables(student: Decoder, pairs: int, ids: Tensor, *, sharded: bool = 
 
     The fit runs on the CPU, in every process for itself.
     """
-    from .fdb import fit
+    from edgedb.convert.fdb import fit
 
     hessians = head_hessians(student, ids)
     reshard(student)

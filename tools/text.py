@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedb.errors import EdgeDBError
-from edgedb.tokenizer import Tokenizer
+from edgedb.text.tokenizer import Tokenizer
 
 from .command import Arguments, one_line_errors, say
 
@@ -174,9 +174,8 @@ def id_dtype(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
 @one_line_errors
 def main() -> None:
     """``python -m tools.text SOURCE OUT FILE...``."""
-    from edgedb.tokenizer import load_tokenizer
-
-    from .sources import open_source
+    from edgedb.convert.sources import open_source
+    from edgedb.text.tokenizer import load_tokenizer
 
     parser = Arguments(description="Text files as training streams.")
     parser.add_argument("source", help="Hugging Face directory or GGUF file of the teacher")

@@ -26,14 +26,13 @@ from .curves import read_log, rewrite_log
 from .dad import IGNORE, TokenLosses, distillation_loss, token_terms
 from .decoder import Decoder
 from .options import TrainOptions, schedule
-from .plan import plan_of
 from .quality import evaluate
 from .stacks import FDBStack, Stack, project_stack
-from .student import FDBLinear, empty_student, project
+from .student import FDBLinear, empty_student, plan_of, project
 from .text import TextMix
 
 if TYPE_CHECKING:
-    from edgedb.tokenizer import TokenizerSpec
+    from edgedb.text.tokenizer import TokenizerSpec
 
 
 def parameter_groups(student: Decoder, options: TrainOptions) -> list[dict[str, Any]]:

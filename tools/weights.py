@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from edgedb.config import ModelConfig
-from edgedb.dbb import DbbFile, read_dbb
+from edgedb.convert.sources import open_source
+from edgedb.convert.sources.source import Float32
+from edgedb.format.packing import dequantize
+from edgedb.format.tensors import PairTensor
+from edgedb.model.config import ModelConfig
+from edgedb.model.dbb import DbbFile, read_dbb
 from edgedb.model.families import program_of
-from edgedb.packing import dequantize
-from edgedb.tensors import PairTensor
-from edgedb.tokenizer import TokenizerSpec
-
-from .sources import open_source
-from .sources.source import Float32
+from edgedb.text.tokenizer import TokenizerSpec
 
 # What a table of floats costs where a method leaves it alone.
 PLAIN_BITS = 16
@@ -111,7 +110,7 @@ def _from_student(path: Path) -> Weights:
     from torch.nn import Module
 
     from .checkpoint import load_student, tokenizer_of
-    from .plan import plan_of
+    from .student import plan_of
 
     student, metadata = load_student(path)
     matrices = dict(student.matrices())

@@ -14,8 +14,8 @@ from typing import Any
 
 import click
 
-from edgedb.benchmark import Machine
-from edgedb.options import OneLineErrors
+from edgedb.cli.options import OneLineErrors
+from edgedb.measure.benchmark import Machine
 
 from . import plot, report
 from .cases import MODELS, Case, Paths, case

@@ -70,7 +70,7 @@ class Paths:
         return self.peers / name
 
 
-# name -> (shape of edgedb.benchmark, file stem, llama.cpp's formats)
+# name -> (shape of edgedb.measure.benchmark, file stem, llama.cpp's formats)
 _RANDOM = {
     LLAMA_1B: ("llama-1.1b", ("TQ2_0", "Q2_K", "Q4_0")),
     LLAMA_7B: ("llama-2-7b", ("TQ2_0", "Q2_K", "Q4_0")),

@@ -6,8 +6,8 @@ import argparse
 from typing import Any
 
 from edgedb import __version__
-from edgedb.benchmark import Decoder, Weights, bytes_per_token
-from edgedb.dbb import read_dbb
+from edgedb.measure.benchmark import Decoder, Weights, bytes_per_token
+from edgedb.model.dbb import read_dbb
 from edgedb.ops import create
 
 from .worker import run, serve

@@ -13,10 +13,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from edgedb.benchmark import SHAPES, random_weights
-from edgedb.config import ModelConfig
-from edgedb.dbb import DbbWriter
-from edgedb.tokenizer import TokenizerSpec
+from edgedb.measure.benchmark import SHAPES, random_weights
+from edgedb.model.config import ModelConfig
+from edgedb.model.dbb import DbbWriter
+from edgedb.text.tokenizer import TokenizerSpec
 
 Q = gguf.GGMLQuantizationType
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ..engine import Model
+from ..run.engine import Model
 from .conversation import ChatOptions, Conversation
 from .interrupt import silent_keys
 from .repl import Manner, Repl

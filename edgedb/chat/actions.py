@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from .. import arguments
 from ..errors import EdgeDBError
-from ..modelfiles import find_model, known_models
+from ..hub.modelfiles import find_model, known_models
 from . import reports, storage
 from .lineedit import unquote
 

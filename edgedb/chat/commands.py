@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..choose.settings import suggestion
 from ..display import one_line
 from ..errors import EdgeDBError
-from ..settings import suggestion
 from . import actions
 from .lineedit import KEYS
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..arguments import optional, whole
-from ..engine import Model
+from ..choose.sampling import SamplingParams
 from ..errors import ContextFullError
-from ..messages import Message, plain_variables
-from ..request import RULES
-from ..sampling import SamplingParams
-from ..session import Chunk, Progress, Stats
-from ..transcript import encode_keeping
+from ..run.engine import Model
+from ..run.request import RULES
+from ..run.session import Chunk, Progress, Stats
+from ..text.messages import Message, plain_variables
+from ..text.transcript import encode_keeping
 
 
 class MessageTooLongError(ContextFullError):

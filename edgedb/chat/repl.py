@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..engine import Model
 from ..errors import ContextFullError, EdgeDBError
-from ..session import Chunk
+from ..run.engine import Model
+from ..run.session import Chunk
 from . import commands, reports, storage
 from .conversation import Conversation, MessageTooLongError, Prompt
 from .interrupt import interruptible, silent_keys

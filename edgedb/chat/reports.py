@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..modelfiles import remark
-from ..session import Stats
+from ..hub.modelfiles import remark
+from ..run.session import Stats
 from .conversation import Conversation, Turn
 
 Rows = list[tuple[str, str]]

@@ -11,7 +11,7 @@ from typing import Literal, TextIO
 import click
 
 from ..display import NAME_CHARS, one_line, printable
-from ..session import Chunk, Progress
+from ..run.session import Chunk, Progress
 from .wrapping import WordWrapper
 
 ColorChoice = Literal["auto", "always", "never"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import EdgeDBError, TemplateError
 from ..files import read_regular, replacing
-from ..messages import Message, joined_parts, plain_messages
+from ..text.messages import Message, joined_parts, plain_messages
 from .conversation import Conversation
 
 ROLES = ("system", "user", "assistant")

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..config import ModelConfig, RopeScaling
 from ..display import quoted
 from ..errors import FormatError, UnsupportedModelError
 from .checkpoint_keys import ROPE_KEYS
+from .config import ModelConfig, RopeScaling
 from .families import Family, Fold, family_of
 
 

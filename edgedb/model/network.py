@@ -10,15 +10,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..config import ModelConfig
-from ..head import Needed, TwoStageHead
-from ..kvcache import KVCache
+from ..format.tensors import LinearTensor
 from ..ops import Ops
 from ..ops.sequences import MAX_ROWS, Span
 from ..ops.weights import Weights, check
-from ..rope import RopeTables
-from ..tensors import LinearTensor
+from .config import ModelConfig
 from .families import program_of
+from .head import Needed, TwoStageHead
+from .kvcache import KVCache
+from .rope import RopeTables
 
 LogitsWanted = Literal["last", "all"] | Needed
 

@@ -23,7 +23,7 @@ from .buffer import Buffer
 from .selection import Doubles, Floats, Ids
 
 if TYPE_CHECKING:
-    from ..tensors import LinearTensor
+    from ..format.tensors import LinearTensor
     from .program import Program
     from .sequences import CacheLayer, Span
     from .weights import Weights

@@ -15,9 +15,9 @@ import llvmlite.binding
 import numba
 import numpy as np
 
+from ..format.packing import gather_rows
+from ..format.tensors import DenseTensor, Int8Tensor, LinearTensor
 from ..gate import gate
-from ..packing import gather_rows
-from ..tensors import DenseTensor, Int8Tensor, LinearTensor
 from . import jit_layers, jit_matmul
 from .buffer import Buffer, aligned_zeros
 from .cores import usable_cpus

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..tensors import GROUP
+from ..format.tensors import GROUP
 
 
 def row_bytes(head_dim: int) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from ..errors import NativeError
-from ..tensors import LinearTensor
+from ..format.tensors import LinearTensor
 from . import library
 from .cores import physical_cores
 from .library import ffi, lib, owned, status_text, text_of

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import NativeError
-from ..tensors import (
+from ..format.tensors import (
     BLOCK_BYTES,
     INT8_BLOCK_BYTES,
     TILE,

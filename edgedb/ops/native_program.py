@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import NativeError
-from ..tensors import DenseTensor
+from ..format.tensors import DenseTensor
 from .library import ffi, lib, owned, pointers, status_text, struct_pointer
 from .lowering import Step, View, lower
 from .native_memory import NativeBuffer, NativeMatrix

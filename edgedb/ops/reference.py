@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..packing import SMALLEST_NORMAL, gather_rows, levels, unpack_int8
-from ..tensors import GROUP, DenseTensor, Int8Tensor, LinearTensor, PairTensor
+from ..format.packing import SMALLEST_NORMAL, gather_rows, levels, unpack_int8
+from ..format.tensors import GROUP, DenseTensor, Int8Tensor, LinearTensor, PairTensor
 from .buffer import Buffer, aligned_zeros
 from .narrow_cache import pack_rows, unpack_rows
 from .program import Program, Value

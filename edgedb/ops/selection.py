@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ..exactmath import exp
+from .exactmath import exp
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import FormatError
-from ..tensors import LinearTensor
+from ..format.tensors import LinearTensor
 from .program import Program, RopeTable
 from .selection import Floats
 

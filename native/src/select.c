@@ -102,7 +102,7 @@ static inline double power_of_two(double k) {
     return power;
 }
 
-/* exp of edgedb/exactmath.py, step by step; the constants and their sources are there. */
+/* exp of edgedb/ops/exactmath.py, step by step; the constants and their sources are there. */
 static inline double exact_exp(double x) {
     static const double taylor[] = {
         0x1.0000000000000p-1,  0x1.5555555555555p-3,  0x1.5555555555555p-5,  0x1.1111111111111p-7,

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from edgedb.convert.calibrate import from_text
+from edgedb.convert.sources import open_source
 from edgedb.errors import EdgeDBError
 
-from ..calibrate import from_text
 from ..command import Arguments, one_line_errors
 from ..scratch import scratch_folder
-from ..sources import open_source
 from .folder import split_tensors, write_folder
 
 METHODS = ("hqq", "gptq", "auto-round")

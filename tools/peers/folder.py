@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from edgedb.convert.sources import Source
+from edgedb.convert.sources.names import HUGGING_FACE, split_layer, stored_names
+from edgedb.convert.sources.source import Float32
 from edgedb.errors import EdgeDBError
 from edgedb.model.families import program_of
-
-from ..sources import Source
-from ..sources.names import HUGGING_FACE, split_layer, stored_names
-from ..sources.source import Float32
 
 
 def write_folder(source: Source, folder: Path) -> Path:

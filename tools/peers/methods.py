@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgedb.convert.sources.source import Float32
 from edgedb.errors import EdgeDBError
-
-from ..sources.source import Float32
 
 BITS, GROUP = 2, 64
 

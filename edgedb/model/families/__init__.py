@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 
-from ...config import DEFAULT_CONTEXT, ModelConfig
 from ...display import quoted
 from ...errors import FormatError, UnsupportedModelError
 from ...ops.program import Block, Program, Recorder, distinct
-from ...rope import rope_table
+from ..config import DEFAULT_CONTEXT, ModelConfig
+from ..rope import rope_table
 from . import granite, llama, mistral, qwen2, qwen3
 from .family import Family, Fold
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...config import ModelConfig
 from ...ops.program import Recorder, Value
+from ..config import ModelConfig
 from ..keys import Keys
 
 Settings = Mapping[str, Any]  # of config.json, defaults filled in

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...config import ModelConfig
 from ...errors import FormatError
+from ..config import ModelConfig
 from .family import Fold, Settings
 from .llama import FAMILY as LLAMA
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ...config import ModelConfig
 from ...ops.program import Recorder, Value
 from ..checkpoint_keys import LLAMA_CONFIG, LLAMA_METADATA
+from ..config import ModelConfig
 from ..keys import names
 from .family import Family
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...config import ModelConfig
 from ...display import quoted
 from ...errors import FormatError
 from ...ops.program import Recorder, Value
+from ..config import ModelConfig
 from ..keys import each, names, needs
 from .family import Settings
 from .llama import FAMILY as LLAMA

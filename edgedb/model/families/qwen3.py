@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...config import ModelConfig
 from ...ops.program import Recorder, Value
+from ..config import ModelConfig
 from .llama import mlp
 from .qwen2 import FAMILY as QWEN2
 

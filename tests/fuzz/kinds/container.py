@@ -7,7 +7,7 @@ import zlib
 from random import Random
 from typing import Any
 
-from edgedb.container import ALIGNMENT, CRC_START, PAD_NAME, PREFIX
+from edgedb.format.container import ALIGNMENT, CRC_START, PAD_NAME, PREFIX
 
 from .. import mutators
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from edgedb.convert.sources import open_source
 from edgedb.errors import EdgeDBError
 from tools.export import Options, export
-from tools.sources import open_source
 
 from ... import checkpoints
 from . import models

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 import edgedb
-from edgedb.config import ModelConfig, RopeScaling
-from edgedb.dbb import DbbWriter
-from edgedb.engine import Model
+from edgedb.format.tensors import Kind as StoredAs
+from edgedb.model.config import ModelConfig, RopeScaling
+from edgedb.model.dbb import DbbWriter
 from edgedb.model.families import program_of
-from edgedb.tensors import Kind as StoredAs
-from edgedb.tokenizer import TokenizerSpec
+from edgedb.run.engine import Model
+from edgedb.text.tokenizer import TokenizerSpec
 
 from ...dbb_files import random_linear
 from ...tiny_tokenizers import byte_level_bpe, sentencepiece_bpe

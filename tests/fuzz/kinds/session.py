@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from random import Random
 
-from edgedb.kvcache import KV_DTYPES
+from edgedb.model.kvcache import KV_DTYPES
 
 from . import models
 from .container import Container, damaged

@@ -1,0 +1,159 @@
+"""A program in float32 over many tokens at once, a layer's weights at a time, for the exporter.
+
+The runtime's interpreters keep a whole model and quantize activations; calibration needs the
+opposite, and the inputs of every matrix. Sequences are read whole, from position 0 on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..model.rope import RopeTables
+from ..ops.program import Block, Program, RopeTable, Value
+
+Float32 = NDArray[np.float32]
+
+# Called before each matrix with its name and all that it will be multiplied with [tokens, cols];
+# returns the weights [rows, cols] to go on with.
+WeightAt = Callable[[str, Float32], Float32]
+
+# Tokens (of whole sequences, one at least) between two matrices: the widest activations, such as
+# gate and up, exist for so many at a time.
+_CHUNK_TOKENS = 512
+
+
+class Float32Program:
+    """The layers of a program; weights come from the caller."""
+
+    def __init__(self, program: Program, length: int) -> None:
+        """``length``: tokens of a sequence."""
+        self.program = program
+        self._tables: dict[RopeTable, RopeTables] = {}
+        for table in program.ropes():
+            self._tables[table] = RopeTables(table, length)
+            self._tables[table].cover(length)
+
+    def layer(
+        self, i: int, x: Float32, vectors: Mapping[str, Float32], weight_at: WeightAt
+    ) -> Float32:
+        """Layer ``i`` of ``x [sequences, tokens, width]``. Names are those of the block."""
+        return self.run(self.program.kinds[self.program.layers[i]], x, vectors, weight_at)
+
+    def final(self, x: Float32, vectors: Mapping[str, Float32]) -> Float32:
+        """What the head reads, of the same shape."""
+        return self.run(self.program.final, x, vectors, _no_matrix)
+
+    def run(
+        self, block: Block, x: Float32, vectors: Mapping[str, Float32], weight_at: WeightAt
+    ) -> Float32:
+        """A block of ``x [sequences, tokens, width]``; every matrix sees all tokens at once."""
+        sequences, length, _ = x.shape
+        found: dict[Value, Float32] = {block.operations[0]: x}
+        for segment, needed in _segments(block):
+            weight = None
+            if segment[0].op == "linear":
+                source = found[segment[0].args[0]]
+                flat = source.reshape(-1, source.shape[-1])
+                weight = weight_at(segment[0]["matrix"], flat)
+            kept = [value for value in segment if value in needed]
+            whole = {v: np.empty((sequences, length, v.width), np.float32) for v in kept}
+            step = max(1, _CHUNK_TOKENS // length)
+            for start in range(0, sequences, step):
+                part = slice(start, start + step)
+                values = {value: array[part] for value, array in found.items()}
+                for value in segment:
+                    values[value] = self._do(value, values, vectors, weight)
+                for value in kept:
+                    whole[value][part] = values[value]
+            found = {v: array for v, array in {**found, **whole}.items() if v in needed}
+        return found[block.output]
+
+    def _do(
+        self,
+        value: Value,
+        values: Mapping[Value, Float32],
+        vectors: Mapping[str, Float32],
+        weight: Float32 | None,
+    ) -> Float32:
+        """One operation of ``[sequences, tokens, width]``."""
+        op, args = value.op, [values[argument] for argument in value.args]
+        if op == "linear":
+            assert weight is not None, "a segment begins with its matrix"
+            y: Float32 = args[0] @ weight.T
+            return y if value["bias"] is None else y + vectors[value["bias"]]
+        if op == "rms_norm":
+            heads = args[0].reshape(*args[0].shape[:2], value["heads"], -1)
+            return rms_norm(heads, vectors[value["weight"]], value["eps"]).reshape(args[0].shape)
+        if op == "slice":
+            return args[0][..., value["begin"] : value["begin"] + value.width]
+        if op == "add":
+            return args[0] + args[1]
+        if op == "mul":
+            return args[0] * args[1]
+        if op == "silu":
+            with np.errstate(over="ignore"):  # exp(-x) may overflow to infinity: silu is then 0
+                return args[0] / (1 + np.exp(-args[0]))
+        if op == "rope":
+            heads = args[0].reshape(*args[0].shape[:2], value["heads"], -1)
+            return self._turned(heads, value["table"]).reshape(args[0].shape)
+        if op == "attention":
+            return np.stack([_attention(value, *rows) for rows in zip(*args, strict=True)])
+        raise NotImplementedError(f"operation {op}")
+
+    def _turned(self, heads: Float32, table: RopeTable) -> Float32:
+        """``[sequences, tokens, heads, dim]`` by the tokens' positions."""
+        n = heads.shape[1]
+        cos, sin = (t[:n, None] for t in (self._tables[table].cos, self._tables[table].sin))
+        first, second = np.split(heads, 2, axis=-1)
+        return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def _segments(block: Block) -> Iterator[tuple[list[Value], set[Value]]]:
+    """Operations up to the next matrix, and the values that are read after them."""
+    segments: list[list[Value]] = [[]]
+    for value in block.operations:
+        if value.op == "linear":
+            segments.append([])
+        if value.op != "input":
+            segments[-1].append(value)
+    for i, segment in enumerate(segments):
+        later = {argument for rest in segments[i + 1 :] for v in rest for argument in v.args}
+        if segment:
+            yield segment, later | {block.output}
+
+
+def _no_matrix(name: str, x: Float32) -> Float32:
+    raise NotImplementedError(f"matrix {name} outside of a layer")
+
+
+def rms_norm(x: Float32, weight: Float32, eps: float) -> Float32:
+    """``x / rms(x) * weight`` along the last axis."""
+    mean_square = np.einsum("...i,...i->...", x, x)[..., None] / np.float32(x.shape[-1])
+    return x / np.sqrt(mean_square + np.float32(eps)) * weight
+
+
+def _attention(value: Value, q: Float32, k: Float32, v: Float32) -> Float32:
+    """Of one sequence ``[tokens, width]``, one key/value head at a time."""
+    n, dim = len(q), value["head_dim"]
+    queries = q.reshape(n, value["n_kv_heads"], -1, dim).transpose(1, 2, 0, 3)
+    keys, values = (x.reshape(n, -1, dim).transpose(1, 0, 2) for x in (k, v))
+    distance = np.arange(n)[:, None] - np.arange(n)
+    hidden = (distance < 0) | (distance >= (value["window"] or n))
+    unseen = np.where(hidden, np.float32(-np.inf), np.float32(0))
+    mixed = np.empty(queries.shape, np.float32)
+    for head, group in enumerate(np.ascontiguousarray(queries)):
+        scores = group @ (keys[head].T * np.float32(value["scale"]))
+        scores += unseen
+        mixed[head] = softmax(scores) @ values[head]
+    return mixed.transpose(2, 0, 1, 3).reshape(n, -1)
+
+
+def softmax(scores: Float32) -> Float32:
+    """Softmax along the last axis, in place."""
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=-1, keepdims=True)
+    return scores

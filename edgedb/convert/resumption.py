@@ -1,0 +1,57 @@
+"""What a resumed export needs besides the finished tensors."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import EdgeDBError
+from . import calibrate
+
+
+class SavedState:
+    """Token ids, layers done and hidden states of an export to ``out``, beside its partial file.
+
+    key: identifies source and options; the state of another key is not taken over.
+    """
+
+    def __init__(self, out: Path, key: str) -> None:
+        self.path = out.with_name(out.name + ".partial.npz")
+        self._temporary = out.with_name(out.name + ".partial.npz.tmp")
+        self.key = key
+
+    def load(self) -> dict[str, Any] | None:
+        try:
+            with np.load(self.path, allow_pickle=False) as stored:
+                state = {name: stored[name] for name in stored.files}
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+            return None  # there is none, or a power failure has damaged it
+        return state if str(state.get("key")) == self.key else None
+
+    def save(self, calibration: calibrate.Calibration, layer: int, hidden: np.ndarray) -> None:
+        """Replace the file in one step. Raises ``EdgeDBError`` if the disk is full."""
+        try:
+            with self._temporary.open("wb") as file:
+                np.savez(
+                    file,
+                    key=self.key,
+                    ids=calibration.ids,
+                    record=json.dumps(calibration.record),
+                    layer=layer,
+                    hidden=hidden,
+                )
+            self._temporary.replace(self.path)
+        except OSError as error:
+            raise EdgeDBError(
+                f"{self.path}: {error.strerror}. Run the same command again to go on"
+            ) from None
+
+    def remove(self) -> None:
+        """Leave nothing behind, nor what a killed run was writing."""
+        for file in (self.path, self._temporary):
+            file.unlink(missing_ok=True)

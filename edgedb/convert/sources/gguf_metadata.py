@@ -1,0 +1,169 @@
+"""Hyper-parameters out of GGUF metadata, under the names of a Hugging Face config.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ...display import quoted
+from ...errors import FormatError, UnsupportedModelError
+from ...model.families import FAMILIES
+from ...model.keys import Keys, Refusal, names, only
+from .source import Float32
+
+# Keys of every architecture. Those of the tokenizer are read by gguf_tokenizer, those of a split
+# model by gguf_file.
+_GENERAL = Keys(
+    honoured=names("general.architecture general.alignment"),
+    refused={"general.type": Refusal("is no model by itself", only("model"))},
+    harmless=names("general. quantize. split. tokenizer."),
+)
+# That of Llama 3 comes first: several may give the same divisors.
+_ORIGINAL_CONTEXTS = (8192, *(1 << i for i in range(5, 20) if i != 13))
+# A number, or a list with one for each layer.
+_PER_LAYER = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
+_REQUIRED = (
+    "attention.head_count",
+    "attention.layer_norm_rms_epsilon",
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+)
+
+
+def config_of(
+    name: str,
+    metadata: Mapping[str, Any],
+    *,
+    vocab_size: int | None,
+    tied: bool,
+    divisors: Float32 | None,
+) -> tuple[dict[str, Any], list[str]]:
+    """``(config, unknown keys)`` of the GGUF file ``name``.
+
+    The metadata leave three things to the tensors: the rows of the embedding, whether there is a
+    head, and ``divisors`` of the rotary frequencies (``rope_freqs.weight``), float32
+    ``[head_dim / 2]``. Raises ``UnsupportedModelError`` naming the key that asks for something
+    else, ``FormatError`` for one that is missing or impossible.
+    """
+    architecture = metadata.get("general.architecture", "?")
+    found = [item for item in FAMILIES.items() if item[1].architecture == architecture]
+    if not found:
+        known = ", ".join(
+            family.architecture for family in FAMILIES.values() if family.architecture
+        )
+        raise UnsupportedModelError(
+            f"architecture {quoted(architecture)} is not supported; this version runs {known}"
+        )
+    model_type, family = found[0]
+    prefix = f"{architecture}."
+    rest = {key: value for key, value in metadata.items() if not key.startswith(prefix)}
+    own = {k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}
+    for key in _PER_LAYER:
+        if isinstance(own.get(key), list):
+            own[key] = _one_number(prefix + key, own[key])
+    for key in _REQUIRED:
+        if key not in own:
+            raise FormatError(f"{name}: the GGUF metadata do not say {prefix}{key}")
+    own.setdefault("attention.key_length", _head_dim(name, own))
+    unknown = _GENERAL.check(rest) + family.metadata.check(own, prefix)
+    fields = family.metadata.fields
+    config = {fields[key]: value for key, value in own.items() if key in fields}
+    config |= {
+        "model_type": model_type,
+        "vocab_size": vocab_size,
+        "tie_word_embeddings": tied,
+        "rope_scaling": _rope_scaling(own, divisors),
+    }
+    return config, unknown
+
+
+def _one_number(key: str, values: list[Any]) -> Any:
+    if not values or any(value != values[0] for value in values):
+        raise UnsupportedModelError(
+            f"this model needs layers of different shapes ({key} = {quoted(values)}), "
+            "which is not supported"
+        )
+    return values[0]
+
+
+def _head_dim(name: str, own: Mapping[str, Any]) -> int:
+    hidden_size, n_heads = own["embedding_length"], own["attention.head_count"]
+    if type(hidden_size) is not int or type(n_heads) is not int or n_heads < 1:
+        raise FormatError(f"{name}: the GGUF metadata hold no plausible sizes of heads")
+    return hidden_size // n_heads
+
+
+def _rope_scaling(own: Mapping[str, Any], divisors: Float32 | None) -> dict[str, Any] | None:
+    """As llama.cpp has it: linear where no type is said, and 0 is no factor."""
+    factor = own.get("rope.scaling.factor", own.get("rope.scale_linear", 0.0)) or 1.0
+    kind = own.get("rope.scaling.type", "linear")
+    if kind == "yarn":
+        return _yarn(own, factor)
+    # Outside of yarn both would count all the same.
+    for key, neutral in (("attn_factor", (1.0,)), ("yarn_ext_factor", (0.0, -1.0))):
+        if (value := own.get(f"rope.scaling.{key}", neutral[0])) not in neutral:
+            raise UnsupportedModelError(
+                f"this model needs scaled attention scores (rope.scaling.{key} = {quoted(value)}), "
+                "which is not supported"
+            )
+    if kind not in ("linear", "none"):
+        raise UnsupportedModelError(f"rope scaling {quoted(kind)} is not supported")
+    scaled = kind == "linear" and factor != 1.0
+    if divisors is None:
+        return {"rope_type": "linear", "factor": factor} if scaled else None
+    if scaled:
+        raise UnsupportedModelError("rope_freqs.weight beside rope.scaling.factor is not supported")
+    return llama3_scaling(divisors, own["attention.key_length"], own.get("rope.freq_base", 10000.0))
+
+
+def _yarn(own: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """As llama.cpp computes it: the whole of yarn; a share, ``yarn_ext_factor``, is refused."""
+    extension = own.get("rope.scaling.yarn_ext_factor", -1.0)
+    if extension not in (-1.0, 1.0):
+        raise UnsupportedModelError(
+            f"rope.scaling.yarn_ext_factor = {quoted(extension)} is not supported"
+        )
+    if own.get("rope.scaling.original_context_length") is None:
+        raise FormatError("rope.scaling.original_context_length is missing beside yarn")
+    return {
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": own["rope.scaling.original_context_length"],
+        "beta_fast": own.get("rope.scaling.yarn_beta_fast", 32.0),
+        "beta_slow": own.get("rope.scaling.yarn_beta_slow", 1.0),
+        "attention_factor": own.get("rope.scaling.attn_factor", 1.0)
+        * (0.1 * math.log(max(factor, 1.0)) + 1),
+    }
+
+
+def llama3_scaling(divisors: Float32, head_dim: Any, theta: Any) -> dict[str, Any]:
+    """Llama 3.1's scaling from the divisors of the frequencies, which is all that GGUF keeps.
+
+    The largest divisor is ``factor``; the two frequency factors are those of every published model,
+    and the original context is the power of two that gives these divisors. Raises
+    ``UnsupportedModelError`` when none does.
+    """
+    n = divisors.size
+    if divisors.ndim != 1 or head_dim != 2 * n or type(theta) not in (int, float):
+        raise FormatError(f"rope_freqs.weight holds {n} divisors for heads of {quoted(head_dim)}")
+    factor, low, high = float(divisors.max()), 1.0, 4.0
+    for original in _ORIGINAL_CONTEXTS:
+        with np.errstate(all="ignore"):  # whatever a file says
+            wavelength = 2 * math.pi * np.float64(theta) ** (np.arange(n, dtype=np.float64) / n)
+            blend = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
+            expected = 1.0 / ((1 - blend) / factor + blend) if factor else blend
+            same = np.allclose(divisors, expected, rtol=1e-4)
+        if same:
+            return {
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low,
+                "high_freq_factor": high,
+                "original_max_position_embeddings": original,
+            }
+    raise UnsupportedModelError("rope_freqs.weight holds a rotary scaling other than llama3's")

@@ -1,0 +1,83 @@
+"""A Hugging Face model directory: config.json, safetensors in one or many shards, tokenizer."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ...errors import FormatError
+from ...model.families import family_of
+from .folder import exists, read_json
+from .huggingface_tokenizer import tokenizer_spec
+from .names import HUGGING_FACE
+from .safetensors import SafetensorsFile
+from .source import Float32, Source
+
+_SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
+
+
+class HuggingFaceSource(Source):
+    """See ``Source``; a missing file is a ``FormatError`` that names it."""
+
+    all_names: ClassVar = HUGGING_FACE
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        settings = read_json(path / "config.json", required=True)
+        family_of(settings.get("model_type", "?"))  # before any file that only it would have
+        self._shards = {file.name: SafetensorsFile(file) for file in _shard_files(path)}
+        self._shard_of = {name: shard for shard in self._shards.values() for name in shard.shapes}
+        self.read_config("config.json", settings, [])
+        self.check()
+        found = tokenizer_spec(path, self.config_dict, self.config.vocab_size)
+        self.take_tokenizer(found)
+
+    def files(self) -> list[Path]:
+        return sorted(shard.path for shard in self._shards.values())
+
+    def stored_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: shard.shapes[name] for name, shard in self._shard_of.items()}
+
+    def read_stored(self, stored: str, start: int, stop: int) -> Float32:
+        return self._shard_of[stored].read(stored, start, stop)
+
+    def unreadable(self, stored: str) -> str | None:
+        return self._shard_of[stored].unreadable(stored)
+
+    def ignorable(self, stored: str) -> bool:
+        # Old Llama checkpoints carry the rotary frequencies, which follow from rope_theta.
+        return stored.endswith(".rotary_emb.inv_freq")
+
+
+def _shard_files(path: Path) -> list[Path]:
+    if exists(path / "model.safetensors"):  # as in transformers, whatever else is there
+        return [path / "model.safetensors"]
+    index = read_json(path / "model.safetensors.index.json")
+    files = _indexed_shards(path, index) if index else _numbered_shards(path)
+    if not files:
+        raise FormatError(
+            f"{path.name}: no model.safetensors; "
+            "a checkpoint of .bin files must be saved as safetensors first"
+        )
+    for file in files:
+        if not exists(file):
+            raise FormatError(f"{path.name}: shard {file.name} is missing")
+    return files
+
+
+def _indexed_shards(path: Path, index: Mapping[str, Any]) -> list[Path]:
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise FormatError(f"{path.name}: model.safetensors.index.json has no weight_map")
+    # Names come from a downloaded file: keep them inside the directory.
+    return [path / Path(name).name for name in sorted(set(map(str, weight_map.values())))]
+
+
+def _numbered_shards(path: Path) -> list[Path]:
+    """Shards whose names say how many there are."""
+    numbered = [_SHARD.fullmatch(name) for name in sorted(os.listdir(path))]
+    count = next((found[1] for found in numbered if found), "0")
+    return [path / f"model-{i:05}-of-{count}.safetensors" for i in range(1, int(count) + 1)]

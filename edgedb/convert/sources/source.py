@@ -1,0 +1,201 @@
+"""What every checkpoint offers: hyper-parameters, a tokenizer, and weights under edgedb's names."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import hashlib
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...display import quoted
+from ...errors import CheckpointWarning, FormatError, UnsupportedModelError
+from ...model.checkpoint_config import read_config
+from ...model.config import ModelConfig
+from ...model.families import program_of
+from ...text.tokenizer import TokenizerSpec
+from .names import Names, split_layer, stored_names
+from .tokenizer_spec import runnable
+
+Float32 = NDArray[np.float32]
+
+# Files up to this size are hashed whole; of larger ones (a 7B checkpoint would take a minute) the
+# first such stretch, which holds the header with every tensor's name and shape, and the size.
+_HASH_WHOLE_BYTES = 1 << 28
+
+# Rows of two tables that are compared at a time: 128 MB of float32 at a width of 4,096.
+_COMPARED_ROWS = 4096
+
+_NAMED = 10  # keys that a warning names, of any number
+
+
+class Source(abc.ABC):
+    """A checkpoint on disk. Tensors are read one at a time, as float32.
+
+    ``config_dict`` has the keys of a Hugging Face ``config.json``; ``config`` is what edgedb made
+    of it. Subclasses have the names of every family in ``all_names``.
+    """
+
+    path: Path
+    config_dict: dict[str, Any]
+    config: ModelConfig
+    tokenizer_spec: TokenizerSpec
+    all_names: ClassVar[Mapping[str, Names]]  # model_type -> names; see ``names``
+
+    @abc.abstractmethod
+    def stored_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Checkpoint name -> shape, of every tensor in the checkpoint."""
+
+    @abc.abstractmethod
+    def read_stored(self, stored: str, start: int, stop: int) -> Float32:
+        """Rows ``start`` to ``stop`` of one stored tensor, float32, in edgedb's row order."""
+
+    @abc.abstractmethod
+    def unreadable(self, stored: str) -> str | None:
+        """Why ``read_stored`` cannot give this tensor as floats, or None."""
+
+    @abc.abstractmethod
+    def files(self) -> list[Path]:
+        """The files that hold the weights."""
+
+    def stored_names(self, name: str) -> list[str]:
+        """Checkpoint names of the parts of edgedb's tensor ``name``, in row order."""
+        return stored_names(self.all_names[self._model_type], name)
+
+    def tensor(self, name: str, rows: slice | None = None) -> Float32:
+        """A weight matrix ``[rows, cols]`` or a norm ``[n]`` by its edgedb name, float32.
+
+        ``rows`` limits what is read (embedding and head of a large vocabulary do not fit in
+        memory at once); it works for tensors that the checkpoint stores in one piece.
+        """
+        shapes = self.stored_shapes()
+        parts = self.stored_names(name)
+        if rows is None:
+            read = [self.read_stored(part, 0, shapes[part][0]) for part in parts]
+            found = read[0] if len(read) == 1 else np.concatenate(read)
+        else:
+            if len(parts) != 1:
+                raise ValueError(f"{name}: rows of a fused tensor cannot be read on their own")
+            start, stop, _ = rows.indices(shapes[parts[0]][0])
+            found = self.read_stored(parts[0], start, stop)
+        factor = self._factors.get(split_layer(name)[1].removesuffix(".bias"))
+        if factor is None:
+            return found
+        by_row = np.asarray(factor, np.float64).reshape(-1, *[1] * (found.ndim - 1))
+        return (found * by_row).astype(np.float32)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Name, size and SHA-256 of the checkpoint, for the provenance of what is made from it."""
+        digest = hashlib.sha256()
+        size = 0
+        for file in self.files():
+            length = file.stat().st_size
+            size += length
+            with file.open("rb") as stream:
+                left = _HASH_WHOLE_BYTES
+                while left and (piece := stream.read(min(left, 1 << 22))):
+                    digest.update(piece)
+                    left -= len(piece)
+        whole = all(file.stat().st_size <= _HASH_WHOLE_BYTES for file in self.files())
+        return {
+            "name": self.path.resolve().name,
+            "size_bytes": size,
+            "sha256": digest.hexdigest(),
+            "hashed": "whole" if whole else "first 256 MiB of each file",
+        }
+
+    def read_config(self, file: str, settings: dict[str, Any], unknown: list[str]) -> None:
+        """Set ``config_dict`` and ``config`` from ``settings`` in the names of config.json.
+
+        ``unknown``: names in ``file`` that are on no list already; a warning says them all.
+        """
+        self.config_dict = settings
+        self._model_type = str(settings.get("model_type"))
+        fold, more = read_config(settings, self._has)
+        self.config, self._factors = fold.config, fold.factors
+        listed = [quoted(name) for name in unknown + more]
+        if listed:
+            rest = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
+            warnings.warn(
+                f"{file}: ignored, because it is not known whether they change the forward pass: "
+                f"{', '.join(listed[:_NAMED])}{rest}",
+                CheckpointWarning,
+                stacklevel=2,
+            )
+
+    def check(self) -> None:
+        """Compare the checkpoint's tensors with what ``config`` asks for.
+
+        Raises ``FormatError`` for a missing tensor or a wrong shape, ``UnsupportedModelError`` for
+        one that cannot be read as floats, or that the family's pass would not use (a bias, a norm
+        of q and k, an adapter).
+        """
+        shapes = self.stored_shapes()
+        wanted: dict[str, tuple[int, ...]] = {}
+        program = program_of(self.config)
+        for name, (rows, cols) in program.matrices().items():
+            part_rows = self._part_rows(name, rows)
+            for part, n_rows in zip(self.stored_names(name), part_rows, strict=True):
+                wanted[part] = (n_rows, cols)
+        for name, rows in program.vectors().items():
+            part_rows = self._part_rows(name, rows)
+            for part, n_rows in zip(self.stored_names(name), part_rows, strict=True):
+                wanted[part] = (n_rows,)
+        (embedding,), (head,) = self.stored_names("embedding"), self.stored_names("head")
+        if head in shapes:
+            wanted[head] = wanted[embedding]
+        for part, shape in wanted.items():
+            if part not in shapes:
+                raise FormatError(f"{self.path.name}: tensor {part} is missing")
+            if tuple(shapes[part]) != shape:
+                raise FormatError(
+                    f"{self.path.name}: tensor {part} has shape {list(shapes[part])}, "
+                    f"the configuration asks for {list(shape)}"
+                )
+            if reason := self.unreadable(part):
+                raise UnsupportedModelError(f"{self.path.name}: tensor {part} {reason}")
+        for part in shapes:
+            if part not in wanted and not self.ignorable(part):
+                raise UnsupportedModelError(
+                    f"{self.path.name}: tensor {part} has no place in the pass of "
+                    f"{self.config.model_type}"
+                )
+        if self.config.tie_word_embeddings and head in shapes and not self._equal(embedding, head):
+            # As in transformers: what the file holds counts, not what config.json says of it.
+            self.config = dataclasses.replace(self.config, tie_word_embeddings=False)
+            self.config_dict = {**self.config_dict, "tie_word_embeddings": False}
+
+    def take_tokenizer(self, found: TokenizerSpec) -> None:
+        """Make ``tokenizer_spec`` of what the checkpoint says about its tokenizer."""
+        self.tokenizer_spec = runnable(found, self.config.vocab_size, self.path.name)
+
+    def ignorable(self, stored: str) -> bool:
+        """Whether a tensor that the forward pass does not read may be left out without harm."""
+        return False
+
+    def _equal(self, stored: str, other: str) -> bool:
+        n_rows = self.stored_shapes()[stored][0]
+        return all(
+            np.array_equal(
+                self.read_stored(stored, start, min(start + _COMPARED_ROWS, n_rows)),
+                self.read_stored(other, start, min(start + _COMPARED_ROWS, n_rows)),
+            )
+            for start in range(0, n_rows, _COMPARED_ROWS)
+        )
+
+    def _has(self, name: str) -> bool:
+        return self.stored_names(name)[0] in self.stored_shapes()
+
+    def _part_rows(self, name: str, rows: int) -> tuple[int, ...]:
+        """How the ``rows`` of a tensor are shared between its parts."""
+        kind = split_layer(name)[1].removesuffix(".bias")
+        if kind == "attn_qkv":
+            return (self.config.q_size, self.config.kv_size, self.config.kv_size)
+        if kind == "mlp_gate_up":
+            return (self.config.intermediate_size,) * 2
+        return (rows,)

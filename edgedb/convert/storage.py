@@ -1,0 +1,61 @@
+"""How an export stores each matrix of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from ..errors import EdgeDBError
+from ..format.tensors import Kind, planes_of
+from ..model.config import ModelConfig
+from ..model.families import program_of
+from .fdb import MAX_FIT_PAIRS
+from .plan import read_plan
+
+METHODS = ("fdb", "rtn", "int8", "dense16", "dense32")
+TABLE_KINDS = ("int8", "2", "3", "float16", "float32")  # a number: pairs
+_KIND_OF_METHOD: dict[str, Kind] = {"int8": "int8", "dense16": "float16", "dense32": "float32"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to store the weights; equal options and source give equal files.
+
+    pairs: of every matrix inside the layers that ``plan`` (see ``plan.py``) says nothing of.
+    embedding, head: how the tables are stored; by default int8, or as the dense method says. "2"
+    and "3" are pairs; those of the head are fitted for its inputs.
+    calibration: ``"sample"`` (from the teacher, where it is small enough), ``"none"``, or a text
+    file.
+    """
+
+    method: str = "fdb"
+    pairs: int = 2
+    plan: str = ""
+    embedding: str | None = None
+    head: str | None = None
+    calibration: str = "sample"
+    sequences: int = 32
+    length: int = 256
+    seed: int = 0
+
+    def kinds(self, config: ModelConfig) -> dict[str, Kind]:
+        """How each matrix is stored. Raises ``EdgeDBError`` for a plan that does not fit."""
+        layers: Kind = _KIND_OF_METHOD.get(self.method, planes_of(self.pairs))
+        pairs = read_plan(self.plan, config, MAX_FIT_PAIRS)
+        plan = {name: planes_of(number) for name, number in pairs.items()}
+        if plan and not isinstance(layers, int):
+            raise EdgeDBError(f"a plan of pairs is of no use to the method {self.method}")
+        table = "int8" if isinstance(layers, int) else layers
+        kinds: dict[str, Kind] = {}
+        for name in program_of(config).matrices():
+            if name not in ("embedding", "head"):
+                kinds[name] = plan.get(name, layers)
+                continue
+            chosen = (self.head if name == "head" else None) or self.embedding or table
+            stored = cast(Kind, planes_of(int(chosen)) if str(chosen).isdigit() else chosen)
+            kinds[name] = plan.get(name, stored)
+        return kinds
+
+    @property
+    def calibrated(self) -> bool:
+        return self.method == "fdb" and self.calibration != "none"

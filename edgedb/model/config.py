@@ -1,0 +1,256 @@
+"""What a model is: its hyper-parameters, and the bounds of what the forward pass can run.
+
+A ``.dbb`` carries ``to_dict()``; a checkpoint's config.json is read by ``checkpoint_config.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..display import quoted
+from ..errors import FormatError, UnsupportedModelError
+
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+# A cache as long as the longest published context would reserve gigabytes that a chat never uses.
+DEFAULT_CONTEXT = 8192
+
+# Bounds of plausibility: far above every published Llama, far below what could exhaust memory
+# or overflow a 32-bit index in the kernels.
+_BOUNDS = {
+    "vocab_size": (1, 1 << 21),
+    "hidden_size": (1, 1 << 17),
+    "intermediate_size": (1, 1 << 19),
+    "n_layers": (1, 1024),
+    "n_heads": (1, 1024),
+    "n_kv_heads": (1, 1024),
+    "head_dim": (2, 1024),
+    "max_position_embeddings": (1, 1 << 24),
+}
+# No frequency is above 4 radians a position: 2^24 of them reach exactmath's largest angle.
+_FLOAT_BOUNDS = {"norm_eps": (1e-20, 1.0), "rope_theta": (1.0, 1e15)}
+_SCALING_BOUNDS = {
+    "factor": (0.25, 1e6),
+    "low_freq_factor": (1e-3, 1e6),
+    "high_freq_factor": (1e-3, 1e6),
+    "original_max_position_embeddings": (1, 1 << 24),
+    "beta_fast": (1e-3, 1e6),
+    "beta_slow": (1e-3, 1e6),
+    "attention_factor": (1e-3, 1e3),
+}
+_YARN = {"beta_fast", "beta_slow", "attention_factor"}
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Frequency scaling of the rotary embedding; ``type`` is one of ``ROPE_TYPES``.
+
+    ``linear`` divides every frequency by ``factor``. ``llama3`` (Llama 3.1) divides low
+    frequencies by ``factor``, keeps high ones, and blends in between. So does ``yarn``
+    (arXiv 2309.00071), whose bounds are turns, and which lengthens what it rotates.
+    """
+
+    type: str = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+    # yarn alone
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0  # what cosines and sines are multiplied by
+
+    def to_dict(self) -> dict[str, Any]:
+        """``from_dict`` reads it back; what only yarn has is there only for yarn."""
+        values = dataclasses.asdict(self)
+        return values if self.type == "yarn" else {k: values[k] for k in values if k not in _YARN}
+
+    @classmethod
+    def from_dict(cls, raw: object) -> RopeScaling:
+        """Read ``to_dict``'s form, trusting nothing.
+
+        Raises ``FormatError`` for anything but an object with these keys.
+        """
+        if not isinstance(raw, Mapping):
+            raise FormatError("config: rope_scaling must be a JSON object")
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(
+            set(map(str, raw)) - (known if raw.get("type") == "yarn" else known - _YARN)
+        )
+        if unknown:
+            raise FormatError(
+                f"config: unknown key rope_scaling.{unknown[0]}; a newer edgedb may read it"
+            )
+        return cls(**raw)
+
+    def check(self) -> None:
+        """Raise ``FormatError`` for values that no model has, and for an unknown ``type``
+        ``UnsupportedModelError``: what passes has a finite angle at every position."""
+        if not isinstance(self.type, str) or self.type not in ROPE_TYPES:
+            raise UnsupportedModelError(
+                f"rope scaling {quoted(self.type)} is not supported; "
+                f"this version runs {', '.join(ROPE_TYPES)}"
+            )
+        _check_floats("rope_scaling.", self, _SCALING_BOUNDS)
+        if self.type == "yarn" and self.beta_fast <= self.beta_slow:
+            raise FormatError("config: rope_scaling needs beta_fast above beta_slow")
+        if self.type == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+            raise FormatError("config: rope_scaling needs high_freq_factor above low_freq_factor")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Hyper-parameters of a Llama-family decoder, in the names the papers use."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling = RopeScaling()
+    tie_word_embeddings: bool = False
+    # Features, from here on: what a plain Llama has none of.
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    sliding_window: int | None = None
+    windowed_layers: tuple[int, ...] | None = None  # those with the window; None: all
+
+    def window(self, layer: int) -> int | None:
+        """How many keys a query of this layer sees, its own included; None: all before it."""
+        if self.windowed_layers is None or layer in self.windowed_layers:
+            return self.sliding_window
+        return None
+
+    @property
+    def q_size(self) -> int:
+        """Rows of the query projection: ``n_heads * head_dim``."""
+        return self.n_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Rows of the key projection, and of the value projection: ``n_kv_heads * head_dim``."""
+        return self.n_kv_heads * self.head_dim
+
+    @property
+    def qkv_size(self) -> int:
+        """Rows of the fused q, k, v projection."""
+        return self.q_size + 2 * self.kv_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary for the file's ``config`` entry; ``from_dict`` reads it back.
+
+        A model without features has version 1, which every edgedb reads.
+        """
+        values = dataclasses.asdict(self) | {"rope_scaling": self.rope_scaling.to_dict()}
+        features = {name: values.pop(name) for name in _FEATURES}
+        features = {n: v for n, v in features.items() if v != _FEATURES[n]}
+        return {"version": 2, **values, "features": features} if features else values
+
+    @classmethod
+    def from_dict(cls, raw: object) -> ModelConfig:
+        """Read ``to_dict``'s form from a file, trusting nothing.
+
+        Raises ``FormatError`` for a wrong type, an implausible size or an unknown key, and
+        ``UnsupportedModelError`` for a model this version cannot run.
+        """
+        if not isinstance(raw, Mapping):
+            raise FormatError("config: expected a JSON object")
+        values = dict(raw)
+        version = values.pop("version", 1)
+        if version not in (1, 2) or isinstance(version, bool):
+            raise UnsupportedModelError(
+                f"config: version {quoted(version)}; this edgedb reads 1 and 2"
+            )
+        features = values.pop("features", {}) if version == 2 else {}
+        if not isinstance(features, Mapping):
+            raise FormatError("config: features must be a JSON object")
+        _refuse_unknown("feature", features, set(_FEATURES))
+        _refuse_unknown("key", values, {f.name for f in dataclasses.fields(cls)} - set(_FEATURES))
+        values |= features
+        if isinstance(values.get("windowed_layers"), list):
+            values["windowed_layers"] = tuple(values["windowed_layers"])
+        values["rope_scaling"] = RopeScaling.from_dict(values.get("rope_scaling") or {})
+        missing = sorted(
+            f.name
+            for f in dataclasses.fields(cls)
+            if f.default is dataclasses.MISSING and f.name not in values
+        )
+        if missing:
+            raise FormatError(f"config: {missing[0]} is missing")
+        return cls(**values).checked()
+
+    def checked(self) -> ModelConfig:
+        """The same, if this version can run it.
+
+        Raises ``FormatError`` for a value that no model has, ``UnsupportedModelError`` for a rotary
+        scaling of another kind.
+        """
+        if not isinstance(self.model_type, str):
+            raise FormatError(f"config: model_type = {quoted(self.model_type)}, expected a name")
+        for name, (low, high) in _BOUNDS.items():
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                raise FormatError(f"config: {name} = {quoted(value)}, expected {low} to {high}")
+        _check_floats("", self, _FLOAT_BOUNDS)
+        self.rope_scaling.check()
+        if type(self.tie_word_embeddings) is not bool:
+            raise FormatError("config: tie_word_embeddings must be true or false")
+        for name in ("attention_bias", "mlp_bias"):
+            if type(getattr(self, name)) is not bool:
+                raise FormatError(f"config: {name} must be true or false")
+        self._check_window()
+        if self.n_heads % self.n_kv_heads:
+            raise FormatError(
+                f"config: {self.n_heads} heads cannot share {self.n_kv_heads} key/value heads"
+            )
+        if self.head_dim % 2:
+            raise FormatError(
+                f"config: head_dim = {self.head_dim} is odd; rotary embedding needs pairs"
+            )
+        return self
+
+    def _check_window(self) -> None:
+        window, layers = self.sliding_window, self.windowed_layers
+        if window is not None and (type(window) is not int or not 1 <= window <= 1 << 24):
+            raise FormatError(f"config: sliding_window = {quoted(window)}, expected 1 to {1 << 24}")
+        if layers is None:
+            return
+        numbers = isinstance(layers, tuple) and all(type(i) is int for i in layers)
+        if not numbers or any(not 0 <= i < self.n_layers for i in layers):
+            raise FormatError(
+                f"config: windowed_layers = {quoted(layers)}, expected numbers of layers"
+            )
+
+
+_FIELDS = [field.name for field in dataclasses.fields(ModelConfig)]
+# name -> what a model has that does not say it
+_FEATURES = {
+    field.name: field.default
+    for field in dataclasses.fields(ModelConfig)[_FIELDS.index("attention_bias") :]
+}
+
+
+def _refuse_unknown(what: str, given: Mapping[Any, Any], known: Collection[str]) -> None:
+    unknown = sorted(set(map(str, given)) - set(known))
+    if unknown:
+        raise FormatError(
+            f"config: unknown {what} {quoted(unknown[0])}; a newer edgedb may read it"
+        )
+
+
+def _check_floats(prefix: str, of: object, bounds: Mapping[str, tuple[float, float]]) -> None:
+    for name, (low, high) in bounds.items():
+        value = getattr(of, name)
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise FormatError(
+                f"config: {prefix}{name} = {quoted(value)}, expected {low:g} to {high:g}"
+            )

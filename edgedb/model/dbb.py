@@ -1,0 +1,329 @@
+"""Read a ``.dbb`` model file (``docs/format.md``): map it and believe nothing it says.
+
+``read_dbb`` returns a ``DbbFile`` whose arrays are read-only views of the mapping, so loading costs
+no memory beyond the page cache. ``DbbWriter`` (in ``dbb_writer``) makes such files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import mmap
+import os
+import re
+import stat
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from .. import arguments
+from ..errors import FormatError, UnsupportedModelError
+from ..files import map_file
+from ..format.container import PAD_NAME, VERSIONS, Entry, parse_json, read_header
+from ..format.tensors import (
+    BLOCK_BYTES,
+    DTYPES,
+    HALF_BYTES,
+    HALF_PART,
+    HALF_PLANE_BYTES,
+    MAX_PLANES,
+    PLANE_BYTES,
+    TILE,
+    TOKENIZER_PART,
+    DenseTensor,
+    Int8Tensor,
+    Kind,
+    LinearTensor,
+    PairTensor,
+    Part,
+    kind_text,
+    linear_parts,
+)
+from ..text.tokenizer import TokenizerSpec
+from .config import ModelConfig
+from .dbb_writer import DbbWriter
+from .families import program_of
+
+__all__ = [
+    "DbbFile",
+    "DbbWriter",
+    "DenseTensor",
+    "Int8Tensor",
+    "LinearTensor",
+    "PairTensor",
+    "read_dbb",
+]
+
+T = TypeVar("T")
+
+MAX_TOKENIZER_BYTES = 1 << 28
+CHUNK_BYTES = 1 << 20  # per check: stays in the cache between checksum and range check
+
+
+@dataclass(frozen=True)
+class DbbFile:
+    """An open model file. Arrays are read-only views of the mapped file and keep it mapped.
+
+    linears, vectors: every matrix and every norm or bias of the model's program, vectors float32
+    ``[n]``; quantization: free JSON, how the file was made; fingerprint: SHA-256 over
+    hyper-parameters and the checksums of all tensors, in hexadecimal.
+    """
+
+    path: Path
+    config: ModelConfig
+    quantization: dict[str, Any]
+    tokenizer: TokenizerSpec
+    linears: dict[str, LinearTensor]
+    vectors: dict[str, np.ndarray]
+    size_bytes: int
+    fingerprint: str  # of everything that decides the numbers: hyper-parameters and data
+
+
+def read_dbb(path: str | os.PathLike[str], *, verify: bool = True) -> DbbFile:
+    """Map and validate the model file at ``path``.
+
+    Header, shapes, types, scales and norms are always checked; ``verify`` adds the CRC-32 of every
+    tensor and the ranges of the integer codes, which reads the whole file once (20 ms for 60 MB
+    in the page cache on 2 cores of a server). Raises ``FormatError`` whose one line names the file,
+    the tensor and what was expected, and ``UnsupportedModelError`` for an intact file that this
+    version cannot run. The file must not be truncated while it is open; replacing it by rename is
+    safe.
+    """
+    path = arguments.path("path", path)
+    try:
+        return _read(path, verify)
+    except (FormatError, UnsupportedModelError) as error:
+        raise type(error)(f"{path}: {error}") from None
+
+
+def _read(path: Path, verify: bool) -> DbbFile:
+    mapped, size = map_file(path, _refuse)
+    _refuse_other_formats(mapped[:8])
+    metadata, entries, start = read_header(mapped, size)
+    _refuse_new_parts(metadata["version"], entries)
+    source = _Source(mapped, entries, start)
+    config = _decode("config", metadata, ModelConfig.from_dict)
+    quantization = parse_json(_entry(metadata, "quantization"), "quantization")
+    if not isinstance(quantization, dict):
+        raise FormatError("quantization: expected a JSON object")
+    checksums = _read_checksums(metadata, entries)
+
+    program = program_of(config)
+    linears = {
+        name: source.linear(name, rows, cols) for name, (rows, cols) in program.matrices().items()
+    }
+    vectors = {name: source.vector(name, n) for name, n in program.vectors().items()}
+    tokenizer_data = source.tokenizer()
+    source.check_rest()
+    if verify:
+        source.verify(checksums)
+    tokenizer = _decode(
+        "tokenizer", metadata, lambda raw: TokenizerSpec.from_metadata(raw, tokenizer_data)
+    )
+    identity = json.dumps([config.to_dict(), sorted(checksums.items())], sort_keys=True)
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+    return DbbFile(path, config, quantization, tokenizer, linears, vectors, size, fingerprint)
+
+
+def _refuse(info: os.stat_result) -> str:
+    if stat.S_ISDIR(info.st_mode):
+        return (
+            "is a directory, expected a .dbb file; "
+            "convert a checkpoint with: python -m tools.export DIRECTORY OUT.dbb"
+        )
+    if not stat.S_ISREG(info.st_mode):
+        return "is not a regular file"
+    return "is empty; fetch or export it again"
+
+
+def _refuse_other_formats(magic: bytes) -> None:
+    hint = "convert it with: python -m tools.export SOURCE OUT.dbb"
+    if magic.startswith(b"GGUF"):
+        raise FormatError(f"is a GGUF file, not a .dbb; {hint}")
+    if magic.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        raise FormatError(
+            "is a pickle or PyTorch checkpoint, not a .dbb, and pickles run code; "
+            "save it as safetensors, then export it"
+        )
+
+
+def _decode(key: str, metadata: dict[str, str], construct: Callable[[Any], T]) -> T:
+    try:
+        return construct(parse_json(_entry(metadata, key), key))
+    except (TypeError, ValueError, OverflowError) as error:
+        # A list where a name belongs, or an integer past any float: no list of checks has them all.
+        raise FormatError(f"{key}: a value of the wrong kind ({error})") from None
+
+
+def _entry(metadata: dict[str, str], key: str) -> str:
+    if key not in metadata:
+        raise FormatError(f"header: metadata {key!r} is missing")
+    return metadata[key]
+
+
+def _read_checksums(metadata: dict[str, str], entries: dict[str, Entry]) -> dict[str, int]:
+    raw = parse_json(_entry(metadata, "checksums"), "checksums")
+    if not isinstance(raw, dict):
+        raise FormatError("checksums: expected a JSON object")
+    for name in entries:
+        if not isinstance(raw.get(name), str) or not re.fullmatch("[0-9a-f]{8}", raw[name]):
+            raise FormatError(f"{name[:80]}: no checksum of eight hex digits in the header")
+    return {name: int(raw[name], 16) for name in entries}
+
+
+def _refuse_new_parts(version: str, entries: dict[str, Entry]) -> None:
+    """A reader of version 1 goes by the version alone, so a file may not say less than it needs."""
+    for name in entries:
+        if name.endswith(HALF_PART) and version == VERSIONS[0]:
+            raise FormatError(f"{name[:80]}: half a pair, which needs version 2 in the header")
+
+
+class _Source:
+    """Hands out the tensors of one mapped file by name and remembers which were wanted."""
+
+    def __init__(self, mapped: mmap.mmap, entries: dict[str, Entry], start: int) -> None:
+        self.mapped, self.entries, self.start = mapped, entries, start
+        self.used: set[str] = set()
+        self.code_checks: dict[str, Callable[[np.ndarray], str | None]] = {}
+
+    def array(self, part: Part, hint: str = "") -> np.ndarray:
+        """A view of tensor ``part.name``, which must have exactly this type and shape."""
+        entry = self.entries.get(part.name)
+        if entry is None:
+            raise FormatError(f"{part.name}: missing from the file{hint}")
+        if entry.dtype != part.dtype:
+            raise FormatError(f"{part.name}: dtype {entry.dtype}, expected {part.dtype}")
+        if entry.shape != part.shape:
+            raise FormatError(
+                f"{part.name}: shape {list(entry.shape)}, expected {list(part.shape)}"
+            )
+        self.used.add(part.name)
+        return self._view(entry).reshape(part.shape)
+
+    def _view(self, entry: Entry) -> np.ndarray:
+        dtype: np.dtype[Any] = DTYPES[entry.dtype]
+        count = math.prod(entry.shape)
+        if count == 0:
+            return np.empty(0, dtype)
+        return np.frombuffer(self.mapped, dtype, count, self.start + entry.begin)
+
+    def linear(self, name: str, rows: int, cols: int) -> LinearTensor:
+        parts = linear_parts(name, rows, cols, self._kind(name))
+        arrays = [self.array(part) for part in parts]
+        for part, array in zip(parts, arrays, strict=True):
+            if part.dtype == "F32" and not part.name.endswith(".weight"):
+                _refuse_non_finite(part.name, array)
+        if parts[0].name.endswith(".blocks"):
+            self.code_checks[parts[0].name] = _bad_block_codes
+            self.code_checks[name + HALF_PART] = _bad_half_codes
+            return PairTensor(arrays[0], arrays[1], rows, cols, *arrays[2:])
+        if parts[0].name.endswith(".codes"):
+            self.code_checks[parts[0].name] = _bad_int8_codes
+            return Int8Tensor(arrays[0], arrays[1], rows, cols)
+        self.code_checks[parts[0].name] = _bad_weights
+        return DenseTensor(arrays[0])
+
+    def _kind(self, name: str) -> Kind:
+        blocks, codes, weight = (f"{name}.{suffix}" for suffix in ("blocks", "codes", "weight"))
+        found = [part for part in (blocks, codes, weight) if part in self.entries]
+        if not found:
+            raise FormatError(
+                f"{name}: missing from the file; expected {blocks}, .codes or .weight"
+            )
+        if len(found) > 1:
+            raise FormatError(f"{name}: stored twice, as {found[0]} and {found[1]}")
+        entry = self.entries[found[0]]
+        if found[0] == codes:
+            return "int8"
+        if found[0] == weight:
+            if entry.dtype not in ("F16", "F32"):
+                raise FormatError(f"{weight}: dtype {entry.dtype}, expected F16 or F32")
+            return "float16" if entry.dtype == "F16" else "float32"
+        planes = 2 * entry.shape[0] + (name + HALF_PART in self.entries)
+        if not 2 <= planes <= MAX_PLANES:
+            raise FormatError(f"{blocks}: {kind_text(planes)}, expected 1 to {MAX_PLANES // 2}")
+        return planes
+
+    def vector(self, name: str, n: int) -> np.ndarray:
+        weight = self.array(Part(name, "F32", (n,)))
+        _refuse_non_finite(name, weight)
+        return weight
+
+    def tokenizer(self) -> bytes:
+        entry = self.entries.get(TOKENIZER_PART)
+        size = entry.end - entry.begin if entry else 0
+        if size > MAX_TOKENIZER_BYTES:
+            raise FormatError(
+                f"{TOKENIZER_PART}: {size} bytes, expected at most {MAX_TOKENIZER_BYTES}"
+            )
+        return self.array(Part(TOKENIZER_PART, "U8", (size,))).tobytes()
+
+    def check_rest(self) -> None:
+        """Whatever no part of the model asked for must be filler: a few zero bytes."""
+        for name in self.entries.keys() - self.used:
+            entry = self.entries[name]
+            if not name.startswith(PAD_NAME):
+                raise FormatError(f"{name[:80]}: a model of this shape has no such tensor")
+            if entry.dtype != "U8" or entry.end - entry.begin >= TILE or self._view(entry).any():
+                raise FormatError(f"{name[:80]}: filler must be fewer than {TILE} zero bytes")
+
+    def verify(self, checksums: dict[str, int]) -> None:
+        """Compare every checksum and range; zlib and numpy let go of the interpreter lock."""
+        # Largest first, so that no thread is left with the embedding at the end.
+        names = sorted(self.entries, key=lambda n: self.entries[n].begin - self.entries[n].end)
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            for problem in pool.map(lambda name: self._problem(name, checksums[name]), names):
+                if problem:
+                    raise FormatError(problem)
+
+    def _problem(self, name: str, expected: int) -> str | None:
+        flat = self._view(self.entries[name])
+        check = self.code_checks.get(name)
+        # Whole blocks, and whole elements of every type.
+        step = CHUNK_BYTES // BLOCK_BYTES * BLOCK_BYTES // flat.itemsize
+        crc = 0
+        wrong = None
+        for begin in range(0, len(flat), step):
+            chunk = flat[begin : begin + step]
+            crc = zlib.crc32(chunk.data, crc)
+            wrong = wrong or (check(chunk) if check else None)
+        if crc != expected:
+            return (
+                f"{name[:80]}: checksum {crc:08x}, expected {expected:08x}; "
+                "the file is damaged, fetch it again"
+            )
+        return f"{name[:80]}: {wrong}" if wrong else None
+
+
+def _refuse_non_finite(name: str, array: np.ndarray) -> None:
+    if not np.isfinite(array).all():
+        index = int(np.flatnonzero(~np.isfinite(array.reshape(-1)))[0])
+        value = array.reshape(-1)[index]
+        raise FormatError(f"{name}: value {value} at index {index}, expected finite numbers")
+
+
+def _bad_block_codes(chunk: np.ndarray) -> str | None:
+    codes = chunk.reshape(-1, BLOCK_BYTES)[:, PLANE_BYTES:].view(np.int8).reshape(-1, 2, TILE)
+    total = codes[:, 0].astype(np.int16) + codes[:, 1]
+    if codes.min() == -128 or total.max() > 127 or total.min() < -127:
+        return "scale codes outside -127..127"
+    return None
+
+
+def _bad_half_codes(chunk: np.ndarray) -> str | None:
+    codes = chunk.reshape(-1, HALF_BYTES)[:, HALF_PLANE_BYTES:].view(np.int8)
+    return "scale code -128, expected -127..127" if codes.min() == -128 else None
+
+
+def _bad_int8_codes(chunk: np.ndarray) -> str | None:
+    return "code -128, expected -127..127" if chunk.min() == -128 else None
+
+
+def _bad_weights(chunk: np.ndarray) -> str | None:
+    return None if np.isfinite(chunk).all() else "NaN or infinite weights"

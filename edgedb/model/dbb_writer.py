@@ -1,0 +1,340 @@
+"""Write a ``.dbb`` one tensor at a time, so that an interrupted export resumes where it stopped.
+
+Data goes to ``OUT.partial`` at its final place, and each finished tensor is one line of
+``OUT.partial.json``. A resumed run believes a line only if the checksum of the bytes agrees, so
+neither a kill nor a power failure needs costly flushes in between. The final name appears by one
+rename, after the reader has opened the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ..errors import EdgeDBError, FormatError, UnsupportedModelError
+from ..format.container import VERSIONS, Entry, lay_out, render_header
+from ..format.tensors import (
+    DTYPES,
+    HALF_PART,
+    TOKENIZER_PART,
+    Kind,
+    LinearTensor,
+    Part,
+    kind_text,
+    linear_arrays,
+    linear_parts,
+)
+from ..text.tokenizer import TokenizerSpec
+from .config import ModelConfig
+from .families import program_of
+
+TOKENIZER_NAME = "tokenizer"
+# Room in the header for the quantization record before the data has to move.
+_RECORD_BYTES = 4096
+_RECORD_BYTES_PER_LINEAR = 256
+
+
+class DbbWriter:
+    """Write a model file in pieces::
+
+        with DbbWriter(path, config, tokenizer, kinds, fingerprint="...") as writer:
+            for name in writer.remaining:
+                writer.put(name, tensor, {"error": 0.01})
+            writer.finish({"group": 64})
+
+    kinds: for every name of ``program_of(config).matrices()`` the number of planes (2 for a pair,
+    3 for one and a half), ``"int8"``, ``"float16"`` or ``"float32"``. fingerprint: identifies
+    source and options; a partial file of another fingerprint is discarded. Leaving the ``with``
+    block early keeps the partial file for the next run. Raises ``EdgeDBError`` when the disk is
+    full or another process writes the file.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        config: ModelConfig,
+        tokenizer: TokenizerSpec,
+        kinds: Mapping[str, Kind],
+        *,
+        fingerprint: str = "",
+    ) -> None:
+        self.path = Path(path)
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self.journal = self.path.with_name(self.path.name + ".partial.json")
+        self._grown = self.path.with_name(self.path.name + ".partial.grown")
+        self._kinds = dict(kinds)
+        self._parts = _plan(config, tokenizer, self._kinds)
+        flat = [part for parts in self._parts.values() for part in parts]
+        self._entries = lay_out(flat)
+        self._size = max(entry.end for entry in self._entries.values())
+        self._metadata = {
+            "format": "dbb",
+            "version": VERSIONS[any(part.name.endswith(HALF_PART) for part in flat)],
+            "config": json.dumps(config.to_dict()),
+            "tokenizer": json.dumps(tokenizer.to_metadata()),
+        }
+        filler = self._entries.keys() - {part.name for part in flat}
+        self._crcs = {
+            name: zlib.crc32(bytes(self._entries[name].end - self._entries[name].begin))
+            for name in filler
+        }
+        self._records: dict[str, dict[str, Any]] = {}
+        room = _RECORD_BYTES + _RECORD_BYTES_PER_LINEAR * len(self._kinds)
+        self._data_start = len(self._render({"_": "x" * room}, dict.fromkeys(self._entries, 0)))
+        tokenizer_hash = hashlib.sha256(tokenizer.data).hexdigest()
+        plan = [fingerprint, self._metadata, tokenizer_hash, list(self._entries), self._data_start]
+        self._key = hashlib.sha256(json.dumps(plan).encode()).hexdigest()
+        self._fd = -1
+        try:
+            self._open()
+            if TOKENIZER_NAME not in self._records:
+                self._write(TOKENIZER_NAME, [np.frombuffer(tokenizer.data, np.uint8)], {})
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def done(self) -> set[str]:
+        """Names of the matrices and norms in the file, put by this run or an earlier one."""
+        return set(self._records) - {TOKENIZER_NAME}
+
+    @property
+    def remaining(self) -> list[str]:
+        """Names still to be put, in the order of a forward pass."""
+        return [name for name in self._parts if name not in self._records]
+
+    def record(self, name: str) -> dict[str, Any]:
+        """The facts that were stored with ``name``; ``KeyError`` if it is not done."""
+        return self._records[name]
+
+    def put(
+        self, name: str, tensor: LinearTensor | np.ndarray, facts: Mapping[str, Any] | None = None
+    ) -> None:
+        """Store matrix ``name``, or norm ``name`` as float32 ``[n]``, with JSON ``facts`` about it.
+
+        Raises ``FormatError`` when it is not what the plan said, or not finite.
+        """
+        if name not in self._parts or name == TOKENIZER_NAME:
+            raise FormatError(f"{name}: a model of this shape has no such tensor")
+        arrays = [tensor] if isinstance(tensor, np.ndarray) else linear_arrays(tensor)
+        if name in self._kinds and (
+            isinstance(tensor, np.ndarray) or tensor.kind != self._kinds[name]
+        ):
+            found = "an array" if isinstance(tensor, np.ndarray) else kind_text(tensor.kind)
+            raise FormatError(f"{name}: planned as {kind_text(self._kinds[name])}, got {found}")
+        self._write(name, arrays, dict(facts or {}))
+
+    def _write(self, name: str, arrays: list[np.ndarray], facts: dict[str, Any]) -> None:
+        crcs: dict[str, int] = {}
+        for part, array in zip(self._parts[name], arrays, strict=True):
+            if array.dtype != DTYPES[part.dtype] or array.shape != part.shape:
+                raise FormatError(
+                    f"{part.name}: {array.dtype} {list(array.shape)}, "
+                    f"expected {DTYPES[part.dtype]} {list(part.shape)}"
+                )
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise FormatError(f"{part.name}: NaN or infinity; the source may be damaged")
+            flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            crcs[part.name] = zlib.crc32(flat.data)
+            self._pwrite(flat, self._data_start + self._entries[part.name].begin)
+        line = json.dumps({"name": name, "crcs": crcs, "facts": facts})
+        try:
+            with open(self.journal, "a", encoding="utf-8") as journal:
+                journal.write(line + "\n")
+        except OSError as error:
+            raise self._disk_error(error) from None
+        self._crcs.update(crcs)
+        self._records[name] = json.loads(line)["facts"]
+
+    def finish(self, quantization: Mapping[str, Any]) -> Path:
+        """Write the header, flush to disk, and give the file its final name, which is returned.
+
+        Raises ``EdgeDBError`` naming the first tensor that was never put, and ``FormatError`` if
+        what was written is nothing that ``read_dbb`` opens; it keeps the name ``.partial`` then.
+        """
+        if self.remaining:
+            raise EdgeDBError(f"{self.remaining[0]}: never written; the file would be incomplete")
+        header = self._render(quantization, self._crcs, self._data_start)
+        try:
+            if len(header) > self._data_start:
+                self._move_data(len(header))
+            self._pwrite(np.frombuffer(header, np.uint8), 0)
+            os.fsync(self._fd)
+            self._read_back()
+            os.replace(self.partial, self.path)
+            self.journal.unlink(missing_ok=True)
+            directory = os.open(self.path.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError as error:
+            raise self._disk_error(error) from None
+        finally:
+            self.close()
+        return self.path
+
+    def _read_back(self) -> None:
+        from .dbb import read_dbb  # which offers this writer
+
+        try:
+            read_dbb(self.partial)
+        except (FormatError, UnsupportedModelError) as error:
+            raise type(error)(f"what was written cannot be read: {error}") from None
+
+    def close(self) -> None:
+        """Release the file; what is written stays for the next run."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> DbbWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _render(
+        self, quantization: Mapping[str, Any], crcs: Mapping[str, int], reserved: int = 0
+    ) -> bytes:
+        metadata = {
+            **self._metadata,
+            "quantization": json.dumps(quantization),
+            "checksums": json.dumps({name: f"{crcs[name]:08x}" for name in self._entries}),
+        }
+        return render_header(metadata, self._entries, reserved)
+
+    def _open(self) -> None:
+        try:
+            if self.path.is_dir():
+                raise EdgeDBError(f"{self.path} is a directory: name a file to write")
+            self._fd = self._open_locked()
+            self._grown.unlink(missing_ok=True)  # of a run that was killed
+            self._resume()
+            if not self._records:
+                os.ftruncate(self._fd, 0)
+                self.journal.write_text(json.dumps({"key": self._key}) + "\n", encoding="utf-8")
+            total = self._data_start + self._size
+            if hasattr(os, "posix_fallocate"):
+                # Learn now, not after an hour, that the disk is too small.
+                os.posix_fallocate(self._fd, 0, total)
+            else:
+                os.ftruncate(self._fd, total)
+        except OSError as error:
+            raise self._disk_error(error) from None
+
+    def _open_locked(self) -> int:
+        """The partial file, locked: it belongs to one process at a time."""
+        while True:
+            fd = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(fd)
+                raise EdgeDBError(f"{self.path}: another process is writing this file") from None
+            try:
+                if os.path.samestat(os.fstat(fd), os.stat(self.partial)):
+                    return fd
+            except FileNotFoundError:
+                pass
+            os.close(fd)  # finished by another process before it was locked
+
+    def _resume(self) -> None:
+        """Take over the finished tensors of an earlier run whose bytes are really there."""
+        try:
+            lines = self.journal.read_text(encoding="utf-8").splitlines()
+            if json.loads(lines[0])["key"] != self._key:
+                return
+        except (OSError, ValueError, LookupError, TypeError):
+            return
+        kept = lines[:1] + [line for line in lines[1:] if self._take_over(line)]
+        self.journal.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def _take_over(self, line: str) -> bool:
+        try:
+            item = json.loads(line)
+            name, crcs, facts = item["name"], dict(item["crcs"]), dict(item["facts"])
+            if {part.name for part in self._parts[name]} != crcs.keys():
+                return False
+        except (ValueError, LookupError, TypeError):  # being written when the power went
+            return False
+        if any(self._crc_on_disk(self._entries[part]) != crc for part, crc in crcs.items()):
+            return False
+        self._records[name] = facts
+        self._crcs.update(crcs)
+        return True
+
+    def _crc_on_disk(self, entry: Entry) -> int:
+        crc = 0
+        for begin in range(entry.begin, entry.end, 1 << 22):
+            size = min(1 << 22, entry.end - begin)
+            crc = zlib.crc32(os.pread(self._fd, size, self._data_start + begin), crc)
+        return crc
+
+    def _pwrite(self, flat: np.ndarray, offset: int) -> None:
+        view = flat.data
+        while view:
+            try:
+                written = os.pwrite(self._fd, view, offset)
+            except OSError as error:
+                raise self._disk_error(error) from None
+            view, offset = view[written:], offset + written
+
+    def _move_data(self, data_start: int) -> None:
+        """Copy the data behind a header that outgrew its place, into a second partial file."""
+        grown = os.open(self._grown, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            fcntl.flock(grown, fcntl.LOCK_EX)
+            with (
+                open(self._fd, "rb", closefd=False) as source,
+                open(grown, "wb", closefd=False) as target,
+            ):
+                source.seek(self._data_start)
+                target.seek(data_start)
+                shutil.copyfileobj(source, target, 1 << 22)
+            self.journal.unlink(missing_ok=True)  # its offsets no longer hold
+            os.replace(self._grown, self.partial)
+        except BaseException:
+            os.close(grown)
+            self._grown.unlink(missing_ok=True)
+            raise
+        os.close(self._fd)
+        self._fd, self._data_start = grown, data_start
+
+    def _disk_error(self, error: OSError) -> EdgeDBError:
+        reason = f"{self.partial}: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reason += f"; {self._size / 1e6:.0f} MB are needed. Run the same command again to go on"
+        return EdgeDBError(reason)
+
+
+def _plan(
+    config: ModelConfig, tokenizer: TokenizerSpec, kinds: Mapping[str, Kind]
+) -> dict[str, list[Part]]:
+    """The arrays of every tensor, in the order of the file: that of a forward pass."""
+    shapes = program_of(config).matrices()
+    if set(kinds) != set(shapes):
+        wrong = sorted(set(kinds) ^ set(shapes))[0]
+        raise ValueError(f"{wrong}: kinds must name exactly the matrices of the model")
+    plan = {
+        name: linear_parts(name, rows, cols, kinds[name]) for name, (rows, cols) in shapes.items()
+    }
+    plan |= {name: [Part(name, "F32", (n,))] for name, n in program_of(config).vectors().items()}
+    plan[TOKENIZER_NAME] = [Part(TOKENIZER_PART, "U8", (len(tokenizer.data),))]
+    return plan

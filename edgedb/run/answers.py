@@ -1,0 +1,140 @@
+"""The calls that answer a text or a conversation; a model and a session both have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from ..arguments import flag, optional, whole
+from ..text.messages import Message
+from ..text.transcript import encode_keeping
+from .completion import Chunk, Completion, collect
+from .request import Request
+
+if TYPE_CHECKING:
+    from .session import Session
+
+Prompt = str | Sequence[int]
+
+
+class Answers:
+    """``generate`` and ``chat``. Options are those of ``Session.stream``."""
+
+    def _answering(self) -> Session:
+        """The session that answers."""
+        raise NotImplementedError
+
+    @overload
+    def generate(
+        self, prompt: Prompt, *, stream: Literal[False] = False, n: None = None, **options: Any
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self, prompt: Prompt, *, stream: Literal[False] = False, n: int, **options: Any
+    ) -> list[Completion]: ...
+
+    @overload
+    def generate(
+        self, prompt: Prompt, *, stream: Literal[True], n: int | None = None, **options: Any
+    ) -> Iterator[Chunk]: ...
+
+    def generate(
+        self, prompt: Prompt, *, stream: bool = False, n: int | None = None, **options: Any
+    ) -> Completion | list[Completion] | Iterator[Chunk]:
+        """Continue ``prompt``, a text or token ids.
+
+        Returns a ``Completion``, or with ``stream`` its chunks as they come. ``n`` asks for several
+        answers, a list or one stream after the other with ``Chunk.index``; the prompt is read once,
+        and answer i has the seed ``seed + i``.
+        """
+        session = self._answering()
+        return _answer(session, session.model.prompt_ids(prompt), stream, n, options)
+
+    @overload
+    def chat(
+        self,
+        messages: Iterable[Message],
+        *,
+        stream: Literal[False] = False,
+        n: None = None,
+        **options: Any,
+    ) -> Completion: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Iterable[Message],
+        *,
+        stream: Literal[False] = False,
+        n: int,
+        **options: Any,
+    ) -> list[Completion]: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Iterable[Message],
+        *,
+        stream: Literal[True],
+        n: int | None = None,
+        **options: Any,
+    ) -> Iterator[Chunk]: ...
+
+    def chat(
+        self,
+        messages: Iterable[Message],
+        *,
+        stream: bool = False,
+        n: int | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool | str = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Completion | list[Completion] | Iterator[Chunk]:
+        """Answer a list of ``{"role": ..., "content": ...}``; otherwise like ``generate``.
+
+        Give the whole conversation, with earlier answers as they came: of its text, a session reads
+        only what it does not hold. ``tools`` and what follows are for the chat template, as in
+        ``Model.chat_text``; with ``continue_final_message`` the answer is what is new. Raises
+        ``TemplateError`` if the model has no chat template, or it refuses what it is given.
+        """
+        session = self._answering()
+        text = session.model.chat_text(
+            messages,
+            tools=tools,
+            documents=documents,
+            continue_final_message=continue_final_message,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        ids = encode_keeping(session.model.tokenizer, text, session.tokens)
+        return _answer(session, ids, stream, n, options)
+
+
+def _answer(
+    session: Session, ids: list[int], stream: bool, n: int | None, options: dict[str, Any]
+) -> Completion | list[Completion] | Iterator[Chunk]:
+    stream, n = flag("stream", stream), optional(whole(1))("n", n)
+    request = Request.of(**options)
+    if n is None:
+        chunks = session._start(ids, request)
+        return chunks if stream else collect(chunks)
+    answers = _several(session, ids, n, request)
+    if not stream:
+        return [collect(answer) for answer in answers]
+    return (chunk for answer in answers for chunk in answer)
+
+
+def _several(
+    session: Session, ids: list[int], n: int, request: Request
+) -> Iterator[Iterator[Chunk]]:
+    """``n`` streams from one reading of the prompt."""
+    for _ in session._start(ids, replace(request, max_tokens=0)):
+        pass
+    params = request.params
+    for index in range(n):
+        seed = None if params.seed is None else params.seed + index
+        own = replace(request, params=replace(params, seed=seed))
+        yield (replace(chunk, index=index) for chunk in session.fork()._start(ids, own))

@@ -1,0 +1,204 @@
+"""What a session has read: its tokens, the cache, the logits after the last token."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import ContextFullError, EdgeDBError
+from ..model.head import Needed
+from ..ops.selection import Floats, Ids
+from ..ops.sequences import MAX_ROWS
+from .pace import Pace
+from .request import Progress
+from .speculative import DEFAULT_LOOKUP, Ahead, Lookup
+
+if TYPE_CHECKING:
+    from .engine import Model
+
+
+class Reader:
+    """Tokens and what the model made of them. Used by one thread at a time.
+
+    The first ``cache.length`` ids are in the cache; the rest is read when logits are wanted. Ctrl-C
+    may come between any two lines: each leaves what the next use can go on from, after ``settle``.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.cache = model.network.cache(model.context, model.kv_dtype)
+        self._state = model.network.state()
+        self._ids = np.zeros(model.context, np.int32)
+        self.length = 0  # tokens in _ids
+        self._logits: Floats | None = None  # after the last token; None until it is read
+        self._partial: Needed | None = None  # what _logits are good for; None: for everything
+        self._pace = Pace(MAX_ROWS)
+        self._lookup: Lookup | None = None  # while an answer is written with guesses
+        self._ahead: Ahead | None = None  # what the last guesses left to take
+
+    @property
+    def ids(self) -> Ids:
+        """The sequence as a view, int32 ``(length,)``."""
+        return self._ids[: self.length]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of memory once the context is full."""
+        return self.cache.size_bytes + self._state.size_bytes + self._ids.nbytes
+
+    def settle(self) -> None:
+        """Forget what an interrupted use had begun; the tokens stay."""
+        self.cache.truncate(self.length)
+        self._lookup = self._ahead = None
+
+    def append(self, ids: Sequence[int]) -> None:
+        """Put ``ids``, tokens of the vocabulary, at the end.
+
+        Raises ``ContextFullError`` if they do not fit.
+        """
+        end = self.length + len(ids)
+        if end > self.cache.capacity:
+            raise ContextFullError(
+                f"{end} tokens do not fit into a context of {self.cache.capacity}"
+            )
+        if len(ids):
+            self._ids[self.length : end] = ids
+            self._logits, self.length = None, end
+
+    def rewind(self, position: int) -> None:
+        """Forget every token from ``position`` on."""
+        if position < self.length:
+            self._logits = self._ahead = None
+            self.cache.truncate(position)
+            self.length = position
+
+    def hold(self, ids: Sequence[int]) -> int:
+        """Make ``ids`` the sequence, keep what is common, and return how many are to be read.
+
+        At least one, because the answer starts from its logits, unless they are there.
+        """
+        n = min(self.length, len(ids))
+        different = np.flatnonzero(self._ids[:n] != np.asarray(ids[:n], np.int64))
+        common = int(different[0]) if len(different) else n
+        if not (common == len(ids) == self.length and self._logits is not None):
+            self.rewind(min(common, len(ids) - 1))
+        self.append(ids[self.length :])
+        return self.length - self.cache.length
+
+    def copy_from(self, other: Reader) -> None:
+        """Take over everything that ``other``, of the same model, has read."""
+        self._ids[: other.length] = other.ids
+        self.length = other.length
+        self.cache.copy_from(other.cache)
+        self._logits = None if other._logits is None else other._logits.copy()
+        self._partial = other._partial
+
+    def logits(self, wanted: Needed | None = None) -> Floats:
+        """After the last token, float32 ``(vocab,)``; the next reading overwrites it.
+
+        With ``wanted``, those that do not matter for it may be -inf.
+        """
+        if not self.length:
+            raise EdgeDBError("the session is empty; prefill at least one token first")
+        logits = self.read(wanted=wanted)
+        assert logits is not None, "only a cancelled read has no logits"
+        return logits
+
+    def logits_of(self, ids: Sequence[int]) -> Floats:
+        """Append ``ids``; logits after each of them, float32 ``(len(ids), vocab)``."""
+        if self.cache.length < self.length:
+            self.read()
+        self.append(ids)
+        out = np.empty((len(ids), self.model.config.vocab_size), np.float32)
+        for start, logits in self.model.network.passes(ids, self.cache, self._state, "all"):
+            assert logits is not None, "they were asked for"
+            out[start : start + len(logits)] = logits
+        if len(ids):
+            self._logits, self._partial = out[-1].copy(), None
+        return out
+
+    def read(
+        self,
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        wanted: Needed | None = None,
+    ) -> Floats | None:
+        """Bring the cache up to the last token; its ``logits``, or None after a cancel.
+
+        After a cancel the sequence ends with the last token that was read.
+        """
+        if self._partial not in (None, wanted):
+            self._logits = None
+        if self._logits is None and self.cache.length == self.length:
+            self.cache.truncate(self.length - 1)  # rewound: logits come from reading again
+        start, end = self.cache.length, self.length
+        while self.cache.length < end:
+            if cancelled is not None and cancelled():
+                self.rewind(self.cache.length)
+                return None
+            at = self.cache.length
+            if at == end - 1 and (self._take_guess() or self._read_with_guesses(wanted)):
+                break
+            # How the tokens are cut into batches changes no bit of the result.
+            n = min(end - at, MAX_ROWS if cancelled is None else self._pace.batch)
+            started = time.perf_counter()
+            logits = self.model.network.forward(
+                self._ids[at : at + n].tolist(),
+                self.cache,
+                self._state,
+                logits=(wanted or "last") if at + n == end else None,
+            )
+            self._logits, self._partial = logits, wanted
+            self._pace.measured(n, time.perf_counter() - started)
+            if progress is not None:
+                progress(self.cache.length - start, end - start)
+        return self._logits
+
+    @contextmanager
+    def guessing(self, most: int | None) -> Iterator[Lookup | None]:
+        """Let ``read`` look up to ``most`` tokens ahead; None is the default of the backend."""
+        if most is None:
+            most = DEFAULT_LOOKUP if self.model.ops.name == "native" else 0
+        self._lookup = Lookup(most) if most else None
+        try:
+            yield self._lookup
+        finally:
+            self._lookup = self._ahead = None
+
+    def _read_with_guesses(self, wanted: Needed | None) -> bool:
+        """Read the last token and, in the same pass, guesses of those behind it."""
+        if self._lookup is None:
+            return False
+        at = self.cache.length
+        room = min(MAX_ROWS - 1, self.cache.capacity - self.length)
+        guesses = self._lookup.draft(self.ids, room)
+        batch = [int(self._ids[at]), *guesses]
+        started = time.perf_counter()
+        logits = self.model.network.forward(
+            batch, self.cache, self._state, logits="all" if guesses else wanted or "last"
+        )
+        assert logits is not None, "they were asked for"
+        self._lookup.measured(len(guesses), time.perf_counter() - started)
+        if guesses:
+            self.cache.truncate(at + 1)  # what follows stays in its place until it is taken
+            self._ahead = Ahead(guesses, logits[1:])
+            logits = logits[0]
+        self._logits, self._partial = logits, None if guesses else wanted
+        return True
+
+    def _take_guess(self) -> bool:
+        """Whether the last token was read as a guess already; then it is no guess any more."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or self._lookup is None:
+            return False
+        logits = ahead.take(int(self._ids[self.length - 1]))
+        if logits is None:
+            return False
+        self._lookup.hit()
+        self.cache.length += 1
+        self._logits, self._ahead, self._partial = logits, ahead, None
+        return True

@@ -1,0 +1,87 @@
+"""What an answer is asked to be, checked before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from ..arguments import Rule, each, function, instance, optional, token_id, unicode, whole, words
+from ..choose.grammar import Grammar
+from ..choose.penalties import breaker_mask, special_mask
+from ..choose.sampling import Processor, Sampler, SamplingParams
+from ..errors import EdgeDBError
+from ..ops.sequences import MAX_ROWS
+
+if TYPE_CHECKING:
+    from .engine import Model
+
+Progress = Callable[[int, int], None]  # tokens read, tokens to read
+MAX_LOGPROBS = 100
+RULES: dict[str, Rule[Any]] = {
+    "max_tokens": optional(whole()),
+    "stop": optional(each(words, "a text or a list of texts", alone=str), ()),
+    "stop_ids": optional(each(token_id, "a list of token ids"), ()),
+    "params": optional(instance(SamplingParams, "SamplingParams")),
+    "logprobs": optional(whole(0, MAX_LOGPROBS)),
+    "processors": optional(each(function, "a function or a list of functions", alone=Callable), ()),
+    "regex": optional(unicode),
+    "grammar": optional(unicode),
+    "prompt_lookup": optional(whole(0, MAX_ROWS - 1)),
+    "progress": optional(function),
+    "cancelled": optional(function),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of ``Session.stream``, which describes them."""
+
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    params: SamplingParams = field(default_factory=SamplingParams)
+    logprobs: int | None = None
+    processors: tuple[Processor, ...] = ()
+    grammar: Grammar | None = None
+    prompt_lookup: int | None = None
+    progress: Progress | None = None
+    cancelled: Callable[[], bool] | None = None
+
+    @classmethod
+    def of(cls, **options: Any) -> Request:
+        """From the options of ``Session.stream`` as callers may write them; None is the default.
+
+        Raises ``EdgeDBError`` for wrong values, ``TypeError`` for an option that there is not.
+        """
+        given = {name: rule(name, options.pop(name, None)) for name, rule in RULES.items()}
+        forms = {"json_schema": options.pop("json_schema", None)}
+        forms |= {kind: given.pop(kind) for kind in ("regex", "grammar")}
+        wanted = [(kind, source) for kind, source in forms.items() if source is not None]
+        if len(wanted) > 1:
+            raise EdgeDBError("give only one of json_schema, regex and grammar")
+        params = replace(given.pop("params") or SamplingParams(), **options)
+        return cls(**given, params=params, grammar=Grammar(*wanted[0]) if wanted else None)
+
+    def sampler(self, model: Model) -> Sampler:
+        """A new sampler for one answer.
+
+        Raises ``EdgeDBError`` if an option names a token that the model does not have.
+        """
+        vocab_size = model.config.vocab_size
+        for name, ids in (("stop_ids", self.stop_ids), ("logit_bias", self.params.logit_bias)):
+            if max(ids, default=0) >= vocab_size:
+                raise EdgeDBError(
+                    f"{name}: token {max(ids)} is not in the vocabulary of {vocab_size}"
+                )
+        breakers = None
+        if self.params.dry_multiplier:
+            breakers = model.cached(breaker_mask, (vocab_size, self.params.dry_breakers))
+        return Sampler(
+            self.params,
+            model.ops,
+            processors=self.processors,
+            breakers=breakers,
+            exempt=model.cached(special_mask, vocab_size),
+            constraint=self.grammar.parser(model) if self.grammar else None,
+        )

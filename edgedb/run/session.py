@@ -1,0 +1,302 @@
+"""A sequence of tokens: read a prompt, write an answer.
+
+Each ``Session`` owns a cache and is used by one thread at a time. Everything that makes text goes
+through ``Session._start``, once its arguments are checked.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..arguments import instance, optional, whole
+from ..choose.sampling import Processor, Sampler, SamplingParams
+from ..errors import BusyError, ContextFullError, EdgeDBError
+from ..model.head import Needed, needed
+from ..text.stopping import StopMatcher
+from .answers import Answers, Prompt
+from .completion import Chunk, Completion, FinishReason, Stats, TokenLogprobs, collect
+from .logprobs import token_logprobs
+from .reader import Reader
+from .request import RULES, Progress, Request
+from .session_file import read_session, write_session
+
+if TYPE_CHECKING:
+    from .engine import Model
+
+_SAMPLER = optional(instance(Sampler, "a Sampler"))
+
+__all__ = ["Chunk", "Completion", "FinishReason", "Progress", "Session", "Stats", "collect"]
+
+
+class Session(Answers):
+    """A sequence of tokens and the cache of what the model made of them.
+
+    Use it from one thread at a time: a second one gets ``BusyError``.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.extra: dict[str, Any] = {}  # the caller's own, saved with the session
+        self._reader = Reader(model)
+        self._uses: list[weakref.ref[_Use]] = []  # the first of them has the session
+
+    @property
+    def tokens(self) -> list[int]:
+        """Ids of the whole sequence, a copy."""
+        return list(self._reader.ids.tolist())
+
+    @property
+    def position(self) -> int:
+        """Number of tokens in the sequence."""
+        return self._reader.length
+
+    @property
+    def context(self) -> int:
+        """Number of tokens the session can hold."""
+        return self._reader.cache.capacity
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of memory once the context is full; see ``docs/python-api.md`` for the formula.
+
+        The cache, which is most of it, takes memory only as far as it is filled.
+        """
+        return self._reader.size_bytes
+
+    def prefill(
+        self,
+        ids: Sequence[int],
+        *,
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> None:
+        """Append ``ids`` and read them. Raises ``ContextFullError`` if they do not fit.
+
+        After a cancel the sequence ends with the last token that was read.
+        """
+        RULES["progress"]("progress", progress)
+        RULES["cancelled"]("cancelled", cancelled)
+        ids = self.model.check_ids("ids", ids)
+        with self._exclusive():
+            self._reader.append(ids)
+            if self._reader.length:
+                self._reader.read(progress, cancelled)
+
+    def decode(self, sampler: Sampler | None = None) -> int:
+        """Choose the next token (greedily without a sampler), append it and return it."""
+        sampler = _SAMPLER("sampler", sampler)
+        with self._exclusive():
+            sampler = sampler or Sampler(SamplingParams(temperature=0), self.model.ops)
+            return self._decode(sampler, self._reader.logits(self._needed_by(sampler)))
+
+    def logits(self) -> np.ndarray:
+        """Logits after the last token, float32 ``(vocab,)``, a copy."""
+        with self._exclusive():
+            return self._reader.logits().copy()
+
+    def logits_of(self, ids: Sequence[int]) -> np.ndarray:
+        """Append ``ids``; logits after each of them, float32 ``(len(ids), vocab_size)``."""
+        ids = self.model.check_ids("ids", ids)
+        with self._exclusive():
+            return self._reader.logits_of(ids)
+
+    def rewind(self, position: int) -> None:
+        """Forget every token from ``position`` on."""
+        with self._exclusive():
+            self._reader.rewind(whole(0, self.position)("position", position))
+
+    def fork(self) -> Session:
+        """An independent session that holds the same tokens.
+
+        What was read is copied, not read again: 23 KB a token for SmolLM2-135M in float16.
+        """
+        with self._exclusive():
+            other = Session(self.model)
+            other.extra = copy.deepcopy(self.extra)
+            other._reader.copy_from(self._reader)
+            return other
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write tokens, cache and ``extra`` to a file, for ``Model.load_session``.
+
+        The file appears complete or not at all. Raises ``EdgeDBError`` if it cannot be written or
+        ``extra`` is not JSON.
+        """
+        with self._exclusive():
+            fingerprint = self.model.file.fingerprint
+            write_session(path, fingerprint, self._reader.ids, self._reader.cache, self.extra)
+
+    @classmethod
+    def load(cls, model: Model, path: str | PathLike[str]) -> Session:
+        """The session that ``save`` wrote; reads nothing again.
+
+        Raises ``FormatError`` if the file is damaged or was saved with another model or cache type,
+        ``ContextFullError`` if it holds more than the model's context.
+        """
+        session = cls(model)
+        cache, vocab_size = session._reader.cache, model.config.vocab_size
+        tokens, session.extra = read_session(path, model.file.fingerprint, vocab_size, cache)
+        session._reader.append(tokens.tolist())
+        return session
+
+    def _answering(self) -> Session:
+        return self
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        stop_ids: Sequence[int] | None = None,
+        params: SamplingParams | None = None,
+        logprobs: int | None = None,
+        processors: Processor | Sequence[Processor] | None = None,
+        json_schema: str | Mapping[str, Any] | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
+        prompt_lookup: int | None = None,
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        **sampling: Any,
+    ) -> Iterator[Chunk]:
+        """Make the session hold exactly ``prompt``, a text or ids, then continue it.
+
+        What the prompt and the session have in common at their beginning is not read again.
+
+        ``max_tokens`` bounds the answer (default: the rest of the context). ``stop`` ends it where
+        one of the texts appears, ``stop_ids`` at one of the tokens. ``sampling`` are fields of
+        ``SamplingParams`` and change those of ``params``. ``processors`` are called as ``logits =
+        processor(ids, logits)`` before each choice, with int32 ``(n,)`` and float32 ``(vocab,)``.
+        ``logprobs`` asks for the probability of each token and of so many most likely ones.
+        ``json_schema`` (an object or its text), ``regex`` or ``grammar`` (Lark) give the answer a
+        form: it ends with "stop" when it is complete, and with "length" if it could not be.
+        ``prompt_lookup`` is the number of tokens to guess at once from earlier text; 0 guesses
+        none. It changes the speed, not the text.
+
+        ``progress`` is called with the tokens read and to read. ``cancelled`` is asked between
+        tokens, and often enough while a prompt is read that a cancel takes effect within 100 ms;
+        the answer so far stays in the session.
+
+        Raises ``ContextFullError`` before anything is read if the prompt does not fit.
+        """
+        request = Request.of(
+            max_tokens=max_tokens,
+            stop=stop,
+            stop_ids=stop_ids,
+            params=params,
+            logprobs=logprobs,
+            processors=processors,
+            json_schema=json_schema,
+            regex=regex,
+            grammar=grammar,
+            prompt_lookup=prompt_lookup,
+            progress=progress,
+            cancelled=cancelled,
+            **sampling,
+        )
+        return self._start(self.model.prompt_ids(prompt), request)
+
+    def _start(self, ids: list[int], request: Request) -> Iterator[Chunk]:
+        """What ``stream`` does, once its arguments are checked."""
+        if not ids:
+            raise EdgeDBError("the prompt is empty; give at least one token")
+        if len(ids) >= self.context:
+            raise ContextFullError(
+                f"the prompt has {len(ids)} tokens and leaves no room in a context of "
+                f"{self.context}; shorten it or load with a larger context"
+            )
+        return self._stream(ids, request, request.sampler(self.model), StopMatcher(request.stop))
+
+    def _stream(
+        self, ids: list[int], request: Request, sampler: Sampler, matcher: StopMatcher
+    ) -> Iterator[Chunk]:
+        detokenizer = self.model.tokenizer.stream(after=ids)
+        end_ids = {*request.stop_ids, *self.model.tokenizer_spec.eos_ids}
+        stats = Stats(prompt_tokens=len(ids))
+        room = self.context - len(ids)
+        max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
+
+        with self._exclusive(), self._reader.guessing(request.prompt_lookup) as lookup:
+            stats.read_tokens = self._reader.hold(ids)
+            started = time.perf_counter()
+            whole = request.logprobs is not None
+            wanted = None if whole else self._needed_by(sampler)
+            logits = self._reader.read(request.progress, request.cancelled, wanted)
+            stats.prompt_seconds = time.perf_counter() - started
+
+            started = time.perf_counter()
+            reason: FinishReason | None = "cancelled" if logits is None else None
+            while reason is None:
+                if sampler.finished:
+                    reason = "stop"
+                    break
+                if request.cancelled is not None and request.cancelled():
+                    reason = "cancelled"
+                    break
+                if stats.completion_tokens == max_tokens:
+                    reason = "length"
+                    break
+                wanted = None if whole else self._needed_by(sampler)
+                logits = self._reader.logits(wanted)
+                token = self._decode(sampler, logits)
+                if token in end_ids:
+                    reason = "stop"
+                    break
+                chosen = self._logprobs(logits, token, request.logprobs)
+                stats.completion_tokens += 1
+                if lookup is not None:
+                    stats.drafted_tokens, stats.accepted_tokens = lookup.drafted, lookup.accepted
+                text = matcher.push(detokenizer.push(token))
+                stats.decode_seconds = time.perf_counter() - started
+                if matcher.stopped:
+                    yield Chunk(text, token, "stop", replace(stats), chosen)
+                    return
+                yield Chunk(text, token, None, replace(stats), chosen)
+            tail = matcher.push(detokenizer.finish()) + matcher.finish()
+            stats.decode_seconds = time.perf_counter() - started
+            yield Chunk(tail, None, reason, replace(stats))
+
+    def _decode(self, sampler: Sampler, logits: np.ndarray) -> int:
+        token = sampler.sample(logits, self._reader.ids)
+        self._reader.append([token])
+        return token
+
+    def _needed_by(self, sampler: Sampler) -> Needed | None:
+        """The logits it looks at, if the model's head can leave others out."""
+        two_stage = self.model.network.two_stage is not None
+        return needed(sampler, self._reader.ids) if two_stage else None
+
+    def _logprobs(self, logits: np.ndarray, token: int, n: int | None) -> TokenLogprobs | None:
+        if n is None:
+            return None
+        return token_logprobs(logits, token, n, self.model.ops, self.model.tokenizer)
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        use = _Use()
+        self._uses.append(weakref.ref(use, self._uses.remove))
+        try:
+            if self._uses[0]() is not use:
+                raise BusyError("this session is answering already; use a second session")
+            self._reader.settle()
+            yield
+        finally:
+            # Not a lock to release: Ctrl-C may come before this, and then the use ends with the
+            # frame.
+            del use
+
+
+class _Use:
+    """One use of a session: it lasts as long as this is alive."""
+
+    __slots__ = ("__weakref__",)

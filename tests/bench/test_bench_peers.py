@@ -1,0 +1,232 @@
+"""The bench against other engines: arithmetic, targets and report, with workers that are fakes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from places import ROOT
+
+from bench.peers import random_models, report, worker
+from bench.peers.cases import (
+    LLAMA_1B,
+    LLAMA_7B,
+    ONE_PAIR,
+    READ,
+    SMOLLM2,
+    Case,
+    Contestant,
+    peer,
+)
+from bench.peers.results import Key, Results
+from bench.peers.runner import Journal, cpus_for, run_case
+from bench.peers.targets import BUSY, EXTRAS, Target, targets
+from edgedb import EdgeDBError
+from edgedb.measure import benchmark
+from edgedb.model.dbb import read_dbb
+
+HEADER = {"cpu": "A CPU", "cores": 2, "system": "Linux", "commit": "abc"}
+HEADER |= {
+    "peers": "fake 1",
+    "command": "make bench-peers",
+    "date": "2026-01-01",
+    "disturbed": "0 of 9",
+}
+
+
+def contestant(name: str, rate: float, *how: str, tests: tuple[str, ...] = ()) -> Contestant:
+    command = (sys.executable, str(ROOT / "tests" / "fake_peer.py"), str(rate), *how)
+    return Contestant(name, command, tests=tests or ("decode", "prompt"))
+
+
+def fake_case(*more: Contestant, model: str = LLAMA_7B) -> Case:
+    contestants = (
+        Contestant(READ, contestant(READ, 100_000).command, tests=()),
+        contestant(ONE_PAIR, 95),
+        contestant(peer("TQ2_0"), 50),
+        contestant(peer("Q4_0"), 20),
+        *more,
+    )
+    return Case(model, contestants, n_prompt=8, n_decode=4)
+
+
+def record(name: str, number: int, value: float, **more: Any) -> dict[str, Any]:
+    base = {"model": SMOLLM2, "name": name, "test": "decode", "threads": 1, "round": number}
+    return {**base, "value": value, **more}
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "run.jsonl", {"commit": "abc"})
+
+
+def test_ratios_are_taken_inside_rounds() -> None:
+    # The machine is half as fast in the second round; only one of them ran in the fourth.
+    ours, theirs = [100.0, 50.0, 90.0, 500.0], [40.0, 20.0, 45.0]
+    records: list[dict[str, Any]] = [{"model": SMOLLM2, "name": n} for n in ("a", "b")]
+    records += [record("a", i, value, limit=200_000) for i, value in enumerate(ours)]
+    records += [record("b", i, value) for i, value in enumerate(theirs)]
+    records[0]["bytes_per_token"] = 1000
+    found = Results(SMOLLM2, records)
+    ratio = found.ratio(Key("a", "decode", 1), Key("b", "decode", 1))
+    assert ratio is not None
+    assert ratio.values == (2.5, 2.5, 2.0)
+    assert (ratio.median, ratio.low, ratio.high) == (2.5, 2.0, 2.5)
+    share = found.share_of_limit(Key("a", "decode", 1))
+    assert share is not None and share.values == (0.5, 0.25, 0.45, 2.5)
+    assert found.ratio(Key("a", "prompt", 1), Key("b", "prompt", 1)) is None
+    # At the limit ours would run 200 tokens a second.
+    ceiling = found.ceiling(Key("a", "decode", 1), Key("b", "decode", 1))
+    assert ceiling is not None and ceiling.values == (5, 10, 200 / 45)
+
+
+def test_the_best_series_is_by_median() -> None:
+    records: list[dict[str, Any]] = [{"model": SMOLLM2, "name": n} for n in ("a", "b")]
+    records += [record("a", i, value) for i, value in enumerate([10, 11, 900])]
+    records += [record("b", i, value, threads=2) for i, value in enumerate([20, 21, 22])]
+    found = Results(SMOLLM2, records)
+    assert found.best(["a", "b"], "decode", [1, 2]) == Key("b", "decode", 2)
+    assert found.best(["a"], "decode", [2]) is None
+    ratio = found.ratio_of_best(["b"], ["a"], "decode", [1, 2])
+    assert ratio is not None and ratio.median == 21 / 11
+
+
+def test_targets_compare_with_their_bounds() -> None:
+    spread = Results(SMOLLM2, [{"model": SMOLLM2, "name": "a"}, record("a", 0, 0.6)])
+    value = spread.value(Key("a", "decode", 1))
+    assert Target("fast enough", 0.5, value).met is True
+    assert Target("fast enough", 0.61, value).met is False
+    assert Target("soon enough", 0.6, value, at_most=True).met is True
+    assert Target("soon enough", 0.5, value, at_most=True).met is False
+    assert Target("never measured", 1, None).met is None
+
+
+def test_every_target_finds_its_figures(journal: Journal) -> None:
+    assert all(target.met is None for target in targets({}))
+    run_case(fake_case(), journal, ROOT, 2)
+    found = {LLAMA_7B: Results(LLAMA_7B, journal.records)}
+    lines = {t.what.removeprefix("Llama-2 7B: "): t for t in targets(found) if t.found}
+    over = lines["decode, edgedb 1 pair, 1 thread: over llama.cpp TQ2_0"]
+    assert over.found is not None and over.found.median == pytest.approx(1.9)
+    assert lines["decode, edgedb 1 pair, 1 thread: over llama.cpp Q4_0"].met is True
+    share = lines["decode, edgedb 1 pair, 2 threads: share of the read limit"]
+    assert share.found is not None and share.found.median == pytest.approx(0.95)
+    best = lines["prompt, edgedb 1 pair, 1 thread: over the best of llama.cpp's formats"]
+    assert best.met is False
+    extra = [{"model": EXTRAS, "name": ONE_PAIR}]
+    extra += [
+        record(ONE_PAIR, 0, value, model=EXTRAS, test=BUSY, threads=threads)
+        for threads, value in ((1, 100.0), (2, 95.0))
+    ]
+    busy = next(t for t in targets({EXTRAS: Results(EXTRAS, extra)}) if t.found)
+    assert busy.met is True
+
+
+def test_an_interrupted_run_goes_on(journal: Journal) -> None:
+    case = fake_case()
+    assert not run_case(case, journal, ROOT, 3, deadline=0)  # always one round
+    assert journal.rounds(LLAMA_7B) == 1
+    again = Journal(journal.path, {"commit": "abc"})
+    assert run_case(case, again, ROOT, 3)
+    assert again.rounds(LLAMA_7B) == 3
+    assert Results(LLAMA_7B, again.records).rounds == 3
+    said: list[str] = []
+    assert run_case(case, again, ROOT, 3, progress=said.append)
+    assert not said  # nothing is started when all rounds are there
+    assert Journal(journal.path, {"commit": "def"}).records == []
+
+
+def test_the_order_of_contestants_turns(journal: Journal) -> None:
+    run_case(fake_case(), journal, ROOT, 2)
+    for number, first in ((0, ONE_PAIR), (1, peer("TQ2_0"))):
+        names = [r["name"] for r in journal.records if r.get("round") == number]
+        assert names[0] == first
+
+
+@pytest.mark.parametrize(("how", "reason"), [("dead", "no such model"), ("dies", "out of memory")])
+def test_a_worker_that_stops_is_named(journal: Journal, how: str, reason: str) -> None:
+    case = fake_case(contestant(peer("Q2_K"), 10, how))
+    with pytest.raises(EdgeDBError, match=rf"llama\.cpp Q2_K stopped: {reason}"):
+        run_case(case, journal, ROOT, 1)
+    assert journal.rounds(LLAMA_7B) == 0
+
+
+def test_reports_hold_every_figure(journal: Journal, tmp_path: Path) -> None:
+    run_case(fake_case(), journal, ROOT, 2)
+    run_case(fake_case(model=LLAMA_1B), journal, ROOT, 1)
+    found = {model: Results(model, journal.records) for model in (LLAMA_1B, LLAMA_7B)}
+    page = report.markdown(HEADER, found)
+    assert "A CPU, 2 cores, Linux; edgedb commit abc; fake 1." in page
+    assert "## Llama-2 7B, 2 rounds" in page
+    assert "| edgedb 1 pair | llama.cpp TQ2_0 | 1.90 (1.90 to 1.90) |" in page
+    assert "**missed**" in page and "| met |" in page and "| not measured |" in page
+    rows = list(csv.DictReader(io.StringIO(report.comma_separated(HEADER, found))))
+    assert len(rows) == 2 * 3 * 2 * 2  # models, contestants, tests, threads
+    assert {row["commit"] for row in rows} == {"abc"}
+    document = json.loads(report.as_json(HEADER, found, journal.records))
+    assert document["records"] == journal.records
+    assert {target["met"] for target in document["targets"]} == {True, False, None}
+    pytest.importorskip("matplotlib")
+    from bench.peers import plot
+
+    plot.plot(tmp_path / "bars.png", HEADER, found)
+    assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_decoding_ends_in_time() -> None:
+    class Engine:
+        description: dict[str, Any] = {}  # noqa: RUF012
+        decoded = 0
+
+        def reset(self, threads: int) -> None:
+            self.decoded = 0
+
+        def decode(self) -> None:
+            self.decoded += 1
+
+        def prompt(self, n: int) -> None:
+            self.decoded += n
+
+    engine = Engine()
+    request = {"test": "decode", "n": 5, "seconds": 60, "warm": 2, "threads": 1}
+    request["cpus"] = cpus_for(64)
+    assert worker.run(engine, request)["n"] == 5
+    assert engine.decoded == 7
+    assert worker.run(engine, {**request, "seconds": 0})["n"] == 1
+    assert worker.run(engine, {**request, "test": "prompt", "warm": 0})["n"] == 5
+
+
+SMALL = benchmark.ModelConfig("llama", 96, 256, 512, 2, 4, 2, 64, 128)
+
+
+@pytest.mark.parametrize("layers", ["TQ2_0", "Q2_K", "Q4_0"])
+def test_random_gguf_files_are_valid(
+    layers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(benchmark.SHAPES, "small", SMALL)
+    monkeypatch.setattr(random_models, "_POOL_BYTES", 1 << 20)
+    random_models.write_gguf(tmp_path / "a.gguf", "small", layers)
+    tensors = {t.name: t for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
+    assert len(tensors) == 3 + 9 * SMALL.n_layers
+    for name, kind in (("blk.1.ffn_down.weight", layers), ("output.weight", "Q6_K")):
+        assert tensors[name].tensor_type.name == kind
+        weight = gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type)
+        # A matrix that keeps the size of what it multiplies.
+        assert 0.2 < weight.std() * SMALL.hidden_size**0.5 < 5, name
+    one, two = (tensors[f"blk.{i}.ffn_up.weight"].data for i in range(2))
+    assert not np.array_equal(one, two)
+
+
+def test_random_dbb_files_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(benchmark.SHAPES, "small", SMALL)
+    random_models.write_dbb(tmp_path / "a.dbb", "small", 2)
+    file = read_dbb(tmp_path / "a.dbb")
+    assert file.config == SMALL
+    assert file.linears["layers.0.attn_qkv"].kind == 4

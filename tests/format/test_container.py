@@ -1,0 +1,35 @@
+"""JSON of a header: what takes long to read is refused before it is read, and never written."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from edgedb import FormatError
+from edgedb.format.container import MAX_HEADER_BYTES, MAX_VALUES, parse_json, render_header
+
+PIECES = ['"a",', "1,", "[],", "{},", '{"a":1},', "[[[[[[[[]]]]]]]],", "1e5,"]
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_json_of_any_content_is_read_or_refused_within_seconds(piece: str) -> None:
+    text = "[" + piece * (MAX_HEADER_BYTES // len(piece)) + "1]"
+    for given in (text, text.encode()):
+        started = time.process_time()
+        with pytest.raises(FormatError, match=f"here: more than {MAX_VALUES} values"):
+            parse_json(given, "here")
+        assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_what_is_just_short_enough_is_read_within_seconds(piece: str) -> None:
+    weight = piece.count(",") + 4 * (piece.count("[") + piece.count("{"))
+    started = time.process_time()
+    assert parse_json("[" + piece * ((MAX_VALUES - 4) // weight) + "1]", "here")
+    assert time.process_time() - started < 3
+
+
+def test_what_no_reader_would_take_is_not_written() -> None:
+    with pytest.raises(FormatError, match="values"):
+        render_header({"extra": "," * (MAX_VALUES + 1)}, {})

@@ -1,0 +1,101 @@
+"""The benchmark's bookkeeping. Speed itself is measured by `make bench`, not asserted here."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgedb import EdgeDBError
+from edgedb.format.tensors import PairTensor
+from edgedb.measure import benchmark
+from edgedb.model.families import program_of
+from edgedb.ops import native
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_model: Path) -> list[benchmark.BenchRow]:
+    return benchmark.run(tiny_model, prompt=[5], decode=[3], repetitions=2, threads=[1, 2])
+
+
+def test_every_test_runs_at_every_thread_count(rows: list[benchmark.BenchRow]) -> None:
+    assert [(r.threads, r.test) for r in rows][:2] == [(1, "pp5"), (1, "tg3")]
+    assert all(len(r.repetitions) == 2 and r.mean > 0 for r in rows)
+    decode = next(r for r in rows if r.test == "tg3")
+    assert decode.gb_per_second > 0
+    assert next(r for r in rows if r.test == "pp5").gb_per_second == 0
+
+
+def test_decoding_is_measured_with_every_kernel(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native.available()[0]:
+        pytest.skip(native.available()[1])
+    options: dict[str, Any] = {"prompt": [5], "decode": [3], "repetitions": 1, "threads": [1]}
+    options |= {"isa": "scalar", "all_kernels": True}
+    rows = benchmark.run(tiny_model, **options)
+    assert [(r.test, r.kernel) for r in rows] == [
+        ("pp5", "lookup"),
+        ("tg3", "lookup"),
+        ("tg3", "popcount"),
+        ("tg3", "popcount4"),
+    ]
+    assert "| popcount4 |" in benchmark.report(rows)
+    monkeypatch.setenv("EDGEDB_KERNEL", "popcount")
+    assert {r.kernel for r in benchmark.run(tiny_model, **options)} == {"popcount"}
+
+
+def test_reports_name_machine_and_commit(rows: list[benchmark.BenchRow]) -> None:
+    machine = benchmark.Machine.here()
+    assert machine.cpu and machine.commit
+    markdown = benchmark.report(rows, "md")
+    assert machine.cpu in markdown and machine.commit in markdown
+    assert markdown.count("\n| tiny ") == len(rows)
+    document = json.loads(benchmark.report(rows, "json"))
+    assert document["machine"]["commit"] == machine.commit
+    assert len(document["rows"]) == len(rows)
+    records = list(csv.DictReader(io.StringIO(benchmark.report(rows, "csv"))))
+    assert [float(r["mean"]) for r in records] == [r.mean for r in rows]
+    with pytest.raises(EdgeDBError, match="yaml"):
+        benchmark.report(rows, "yaml")
+
+
+def test_random_weights_keep_the_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = benchmark.ModelConfig("llama", 300, 96, 136, 2, 4, 2, 24, 128)
+    monkeypatch.setitem(benchmark.SHAPES, "small", small)
+    weights = benchmark.random_weights("small", pairs=2)
+    assert set(weights.linears) == set(program_of(small).matrices())
+    tensor = weights.linears["layers.1.mlp_gate_up"]
+    assert isinstance(tensor, PairTensor) and tensor.pairs == 2
+    codes = tensor.blocks[..., -128:].view(np.int8).astype(int)
+    assert np.abs(codes[..., :64] + codes[..., 64:]).max() <= 127
+    rows = benchmark.run(None, shape="small", prompt=[4], decode=[2], repetitions=1, threads=[1])
+    assert [r.test for r in rows] == ["pp4", "tg2"]
+    assert rows[0].model == "small"
+
+
+def test_known_shapes_have_their_published_sizes() -> None:
+    def n_weights(name: str) -> float:
+        return sum(r * c for r, c in program_of(benchmark.SHAPES[name]).matrices().values())
+
+    assert n_weights("llama-2-7b") == pytest.approx(6.738e9, rel=1e-3)
+    assert n_weights("llama-1.1b") == pytest.approx(1.100e9, rel=1e-3)
+    assert n_weights("smollm2-135m") == pytest.approx(134.5e6, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"model": None}, "either"),
+        ({"model": None, "shape": "gpt-5"}, "shape = .gpt-5.: expected llama-2-7b"),
+        ({"model": None, "shape": "llama-1.1b", "repetitions": 0}, "repetitions"),
+    ],
+)
+def test_impossible_requests(arguments: dict[str, object], match: str) -> None:
+    with pytest.raises(EdgeDBError, match=match):
+        benchmark.run(**arguments)  # type: ignore[arg-type]

@@ -1,0 +1,321 @@
+"""config.json: what is read, what is refused by name, and what is on no list."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from anything import VALUES
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from edgedb.errors import EdgeDBError, FormatError, UnsupportedModelError
+from edgedb.model.checkpoint_config import read_config
+from edgedb.model.config import ModelConfig, RopeScaling
+from edgedb.model.families import FAMILIES, program_of
+from edgedb.model.rope import inverse_frequencies
+from edgedb.ops.exactmath import sincos
+
+LLAMA_2_7B: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_scaling": None,
+    "tie_word_embeddings": False,
+}
+LLAMA_31_ROPE = {
+    "factor": 8.0,
+    "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 8192,
+    "rope_type": "llama3",
+}
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+
+
+def read(**changes: Any) -> ModelConfig:
+    """Llama 2's configuration with changes, whose every name is known."""
+    fold, unknown = read_config(LLAMA_2_7B | changes)
+    config = fold.config
+    assert unknown == []
+    return config
+
+
+def without(*keys: str, **changes: Any) -> ModelConfig:
+    raw = {key: value for key, value in LLAMA_2_7B.items() if key not in keys}
+    return read_config(raw | changes)[0].config
+
+
+def test_llama_2() -> None:
+    config = read()
+    assert (config.head_dim, config.qkv_size, config.rope_theta) == (128, 3 * 4096, 10000.0)
+    shapes = program_of(config).matrices()
+    assert shapes["layers.31.mlp_gate_up"] == (22016, 4096)
+    assert shapes["head"] == (32000, 4096)
+    assert len(program_of(config).vectors()) == 65
+
+
+def test_grouped_queries_and_tied_head() -> None:
+    config = read(num_key_value_heads=8, tie_word_embeddings=True)
+    assert config.qkv_size == 4096 + 2 * 1024
+    assert "head" not in program_of(config).matrices()
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_llama_3_scaling(key: str) -> None:
+    config = read(**{key: LLAMA_31_ROPE | {"rope_theta": 5e5}})
+    assert config.rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
+    assert config.rope_theta == 5e5
+
+
+def test_theta_beside_the_scaling_counts_where_there_is_none_inside() -> None:
+    assert read(rope_theta=5e5).rope_theta == 5e5
+    assert read(rope_theta=5e5, rope_scaling=LINEAR).rope_theta == 5e5
+    inside = {"rope_type": "default", "rope_theta": 1e6}
+    assert read(rope_theta=5e5, rope_parameters=inside).rope_theta == 1e6
+    assert read(rope_theta=5e5, rope_scaling=LINEAR | {"rope_theta": 1e6}).rope_theta == 1e6
+    assert read(rope_theta=5e5, rope_parameters={"rope_theta": None}).rope_theta == 5e5
+
+
+def test_rope_scaling_stands_for_rope_parameters() -> None:
+    config = read(rope_scaling=LINEAR, rope_parameters=LLAMA_31_ROPE | {"rope_theta": 5e5})
+    assert (config.rope_scaling, config.rope_theta) == (RopeScaling("linear", 2.0), 10000.0)
+
+
+def test_positions_that_llama3_scaling_starts_from() -> None:
+    rope = {key: value for key, value in LLAMA_31_ROPE.items() if not key.startswith("original")}
+    found = [
+        read(rope_scaling=rope),
+        read(rope_scaling=LLAMA_31_ROPE),
+        read(rope_scaling=LLAMA_31_ROPE, original_max_position_embeddings=2048),
+    ]
+    originals = [config.rope_scaling.original_max_position_embeddings for config in found]
+    assert originals == [4096, 8192, 2048]
+
+
+@pytest.mark.parametrize("key", ["low_freq_factor", "high_freq_factor", "factor"])
+def test_scaling_without_its_factors_is_refused(key: str) -> None:
+    rope = {name: value for name, value in LLAMA_31_ROPE.items() if name != key}
+    with pytest.raises(FormatError, match=rf"llama3 lacks {key}"):
+        read(rope_scaling=rope)
+    with pytest.raises(FormatError, match="linear lacks factor"):
+        read(rope_scaling={"type": "linear"})
+
+
+def test_mistral() -> None:
+    mistral: dict[str, Any] = {"model_type": "mistral"}
+    assert read(**mistral, sliding_window=None).model_type == "mistral"
+    assert read(**mistral, sliding_window=4096).model_type == "mistral"
+    assert read(**mistral).max_position_embeddings == 4096  # the window that is not said: 4,096
+    assert read(**mistral, sliding_window=4096).window(0) is None  # as good as all
+    assert read(**mistral).window(0) is None
+    assert read(**mistral, max_position_embeddings=4097).window(31) == 4096
+    assert without("max_position_embeddings", **mistral).window(0) == 4096
+    assert read(**mistral, sliding_window=13).window(7) == 13
+    assert without("num_key_value_heads", **mistral).n_kv_heads == 8
+    assert read(**mistral, num_key_value_heads=None).n_kv_heads == 32
+
+
+@pytest.mark.parametrize("window", [0, 4096.5, True, "none"])
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2"])
+def test_a_window_that_is_none_is_refused(model_type: str, window: object) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"sliding_window = {window!r}"):
+        read(model_type=model_type, sliding_window=window)
+
+
+@pytest.mark.parametrize("window", [1, 4095])
+def test_llama_has_no_window(window: int) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"sliding_window = {window}"):
+        read(sliding_window=window)
+
+
+def test_the_windows_of_qwen() -> None:
+    qwen: dict[str, Any] = {"model_type": "qwen2", "sliding_window": 512, "max_window_layers": 30}
+    assert read(**qwen).sliding_window is None
+    used = read(**qwen, use_sliding_window=True)
+    assert [used.window(i) for i in (0, 29, 30, 31)] == [None, None, 512, 512]
+    kinds = ["sliding_attention", *["full_attention"] * 31]
+    used = read(**qwen, use_sliding_window=True, layer_types=kinds)
+    assert used.windowed_layers == (0,)
+
+
+def test_multipliers_of_granite_go_into_its_weights() -> None:
+    multipliers = {"embedding_multiplier": 12.0, "residual_multiplier": 0.22}
+    multipliers |= {"attention_multiplier": 0.015625, "logits_scaling": 8.0}
+    fold, unknown = read_config(LLAMA_2_7B | {"model_type": "granite"} | multipliers)
+    assert unknown == []
+    assert fold.config.norm_eps == LLAMA_2_7B["rms_norm_eps"] / 144
+    assert fold.factors["attn_out"] == fold.factors["mlp_down"] == 0.22 / 12
+    assert fold.factors["final_norm"] == 1 / 8
+    rows = np.asarray(fold.factors["attn_qkv"])
+    assert (rows[:4096] == 0.015625 * 128**0.5).all() and (rows[4096:] == 1).all()
+    for value in (0.0, -1.0, float("nan"), "2"):
+        with pytest.raises(FormatError, match="embedding_multiplier"):
+            read(model_type="granite", **multipliers | {"embedding_multiplier": value})
+
+
+def test_yarn_as_transformers_reads_it() -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0}
+    scaling = read(rope_scaling=yarn).rope_scaling
+    assert scaling.original_max_position_embeddings == 4096
+    assert scaling.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
+    assert read(rope_scaling=yarn | {"attention_factor": 1.5}).rope_scaling.attention_factor == 1.5
+    both = read(rope_scaling=yarn | {"mscale": 1.0, "mscale_all_dim": 1.0}).rope_scaling
+    assert both.attention_factor == 1
+    with pytest.raises(FormatError, match="beta_fast"):
+        read(rope_scaling=yarn | {"beta_fast": 1, "beta_slow": 32})
+
+
+def test_null_means_that_a_key_is_not_there() -> None:
+    keys = ("num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings")
+    absent = without(*keys, "max_position_embeddings")
+    nulls = dict.fromkeys(
+        (*keys, "max_position_embeddings", "partial_rotary_factor", "hidden_act", "attention_bias")
+    )
+    assert read(**nulls) == absent
+    assert absent.max_position_embeddings == 2048 and absent.norm_eps == 1e-6
+    linear = {"rope_type": None, "type": "linear", "factor": 2.0, "partial_rotary_factor": None}
+    assert read(rope_scaling=linear).rope_scaling == RopeScaling("linear", 2.0)
+    assert read(some_key_of_the_future=None) == read()
+
+
+def test_what_changes_nothing_is_accepted() -> None:
+    changes = {
+        "attention_bias": True,  # of biases, the tensors decide
+        "mlp_bias": True,
+        "sliding_window": 4096,
+        "layer_types": ["full_attention"] * 32,
+        "partial_rotary_factor": 1,
+        "is_causal": True,
+        "num_local_experts": 0,
+        "quantization_config": {},
+        "hidden_act": "swish",
+        "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0},
+    }
+    assert read(**changes) == read()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model_type": "gpt2"}, "gpt2"),
+        ({"model_type": ["llama"]}, "llama"),
+        ({"architectures": [["x"]], "is_causal": False}, "is_causal"),
+        ({"is_causal": False}, "not causal.*is_causal = False"),
+        ({"is_causal": None}, "is_causal = None"),  # transformers reads it as false
+        ({"hidden_act": "gelu"}, "activation.*gelu"),
+        ({"num_local_experts": 8}, "mixture of experts.*num_local_experts"),
+        ({"partial_rotary_factor": 0.5}, "partial rotary.*partial_rotary_factor"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope_parameters.partial_rotary"),
+        ({"rope_scaling": LINEAR | {"partial_rotary_factor": 0.5}}, "rope_scaling.partial_rotary"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "full_attention"),
+        ({"layer_types": ["linear_attention"] * 32}, "layer_types"),
+        ({"per_layer_config": {"3": {"intermediate_size": 64}}}, "per_layer_config"),
+        ({"quantization_config": {"bits": 4}}, "already quantized: export the checkpoint it was"),
+        ({"quantization": {"bits": 4}}, "already quantized"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "dynamic"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": False}}, "truncate"),
+        ({"rope_scaling": {"rope_type": ["yarn"]}}, "yarn"),
+        ({"rope_interleaved": True}, "rope_interleaved"),
+        ({"logits_scaling": 8.0}, "logits_scaling"),
+    ],
+)
+def test_unsupported_features_are_named(change: dict[str, object], named: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=named):
+        read_config(LLAMA_2_7B | change)
+
+
+def test_names_on_no_list_are_returned() -> None:
+    _, unknown = read_config(
+        LLAMA_2_7B
+        | {
+            "warp_factor": 9,
+            "architectures": ["LlamaForCausalLM", "BentLlama"],
+            "rope_parameters": {"rope_type": "linear", "factor": 2.0, "attention_factor": 1.5},
+        }
+    )
+    assert unknown == [
+        "warp_factor",
+        "architectures: BentLlama",
+        "rope_parameters.attention_factor",
+    ]
+    # A factor counts only beside a type.
+    fold, unknown = read_config(LLAMA_2_7B | {"rope_scaling": {"factor": 2.0}})
+    config = fold.config
+    assert (config.rope_scaling, unknown) == (RopeScaling(), ["rope_scaling.factor"])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"num_hidden_layers": 10**9}, "n_layers"),
+        ({"num_hidden_layers": True}, "n_layers"),
+        ({"vocab_size": 0}, "vocab_size"),
+        ({"hidden_size": "4096"}, "hidden_size"),
+        ({"hidden_size": 4097}, "multiple"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"num_key_value_heads": 5}, "key/value"),
+        ({"num_key_value_heads": 0}, "n_kv_heads"),
+        ({"head_dim": 33}, "odd"),
+        ({"head_dim": 0}, "head_dim"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings"),
+        ({"rms_norm_eps": float("nan")}, "norm_eps"),
+        ({"rope_theta": -1.0}, "rope_theta"),
+        ({"rope_scaling": [8.0]}, "rope_scaling"),
+        ({"rope_scaling": LLAMA_31_ROPE | {"factor": 0.0}}, "factor"),
+        ({"rope_scaling": LLAMA_31_ROPE | {"high_freq_factor": 1.0}}, "high_freq_factor"),
+    ],
+)
+def test_impossible_values_are_named(change: dict[str, object], named: str) -> None:
+    with pytest.raises(FormatError, match=named):
+        read_config(LLAMA_2_7B | change)
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "num_attention_heads"])
+@pytest.mark.parametrize("there", [False, True])
+def test_missing_values_are_named(key: str, there: bool) -> None:
+    with pytest.raises(FormatError, match=f"{key} is missing"):
+        without(key, **({key: None} if there else {}))
+
+
+KEYS = sorted(
+    {
+        key
+        for family in FAMILIES.values()
+        for key in (*family.config.fields, *family.config.honoured)
+    }
+)
+YARN = ["beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor"]
+ROPE = st.dictionaries(
+    st.sampled_from(["rope_type", "type", "rope_theta", *LLAMA_31_ROPE, *YARN]),
+    st.sampled_from(["linear", "llama3", "yarn"]) | VALUES,
+)
+WINDOWED = {"use_sliding_window": True, "sliding_window": 7}
+
+
+@given(
+    st.sampled_from(sorted(FAMILIES)),
+    st.dictionaries(st.sampled_from(KEYS), ROPE | VALUES, max_size=3),
+)
+@example("mistral", {"max_position_embeddings": "4096", "sliding_window": 7})
+@example("qwen2", WINDOWED | {"max_window_layers": "3"})
+@example("qwen2", WINDOWED | {"num_hidden_layers": []})
+@example("llama", {"rope_scaling": {"type": "yarn", "factor": 2, "mscale": 10**400}})
+@example("llama", {"rope_scaling": {"type": "yarn", "factor": 1e4, "mscale_all_dim": -1.0857}})
+def test_whatever_a_value_is_the_error_is_ours(family: str, changes: dict[str, Any]) -> None:
+    try:
+        config = read_config(LLAMA_2_7B | {"model_type": family} | changes)[0].config
+    except EdgeDBError:
+        return
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    last = inverse_frequencies(config).astype(np.float64) * config.max_position_embeddings
+    assert np.isfinite(sincos(last)).all()

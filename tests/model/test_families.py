@@ -1,0 +1,202 @@
+"""Every family against reference logits, through every interpreter; and nothing of it forgotten."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from families import CASES, SUPPORTED, copy_family, reference, write_family_gguf
+from places import SHARED
+
+import edgedb
+from edgedb.convert.forward import Float32Program
+from edgedb.convert.sources import Source, open_source
+from edgedb.errors import UnsupportedModelError
+from edgedb.format.tensors import DenseTensor
+from edgedb.model.config import ModelConfig
+from edgedb.model.dbb import read_dbb
+from edgedb.model.families import FAMILIES, program_of
+from edgedb.model.network import Network
+from edgedb.ops import create, statuses
+from edgedb.ops.program import OPERATIONS
+from tools.export import Options, export
+
+TOLERANCE = 2e-4
+BACKENDS = [status.name for status in statuses() if status.available]
+cases = pytest.mark.parametrize(("name", "variant"), CASES)
+
+
+@pytest.fixture(scope="module")
+def families(shared: Path) -> Path:
+    return shared / "families"
+
+
+def opened(families: Path, tmp_path: Path, name: str, variant: str = "", **changes: Any) -> Source:
+    return open_source(copy_family(families / name, tmp_path / name, variant, **changes))
+
+
+def dense(source: Source) -> tuple[dict[str, DenseTensor], dict[str, np.ndarray]]:
+    program = program_of(source.config)
+    linears = {name: DenseTensor(source.tensor(name)) for name in program.matrices()}
+    return linears, {name: source.tensor(name) for name in program.vectors()}
+
+
+def logits_of(source: Source, ids: list[int], backend: str) -> np.ndarray:
+    """Of the weights as they are, with a float32 cache."""
+    network = Network(source.config, *dense(source), create(backend), 64)
+    found = network.forward(ids, network.cache(64, "float32"), network.state(), "all")
+    assert found is not None
+    return found.copy()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@cases
+def test_logits_are_those_of_transformers(
+    families: Path, tmp_path: Path, name: str, variant: str, backend: str
+) -> None:
+    ids, expected, _ = reference(families / name, variant)
+    got = logits_of(opened(families, tmp_path, name, variant), ids, backend)
+    np.testing.assert_allclose(got[-len(expected) :], expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_a_file_answers_as_transformers_does(families: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "m.dbb"
+    export(opened(families, tmp_path, name), out, Options(method="dense32"))
+    model = edgedb.load(out, kv_dtype="float32")
+    ids, expected, greedy = reference(families / name)
+    np.testing.assert_allclose(model.logits(ids), expected, rtol=0, atol=TOLERANCE)
+    answer = model.generate(ids, max_tokens=len(greedy), temperature=0)
+    assert answer.tokens == greedy
+    document = json.loads(json.dumps(read_dbb(out).config.to_dict()))
+    assert ("features" in document) == (name in ("llama_bias", "mistral"))
+
+
+@cases
+def test_a_gguf_is_the_same_model(families: Path, tmp_path: Path, name: str, variant: str) -> None:
+    folder = copy_family(families / name, tmp_path / name, variant)
+    hf = open_source(folder)
+    if FAMILIES[hf.config.model_type].architecture is None or variant == "window":
+        pytest.skip("GGUF has no such thing")
+    gguf = open_source(write_family_gguf(folder, tmp_path / "m.gguf"))
+    ids, expected, _ = reference(families / name, variant)
+    got = logits_of(gguf, ids, BACKENDS[0])
+    np.testing.assert_allclose(got[-len(expected) :], expected, rtol=0, atol=TOLERANCE)
+    names = {*program_of(hf.config).matrices(), *program_of(hf.config).vectors()}
+    assert names == {*program_of(gguf.config).matrices(), *program_of(gguf.config).vectors()}
+
+
+@cases
+def test_the_exporters_float32_pass_is_the_same(
+    families: Path, tmp_path: Path, name: str, variant: str
+) -> None:
+    source = opened(families, tmp_path, name, variant)
+    ids, expected, _ = reference(families / name, variant)
+    program = program_of(source.config)
+    forward = Float32Program(program, len(ids))
+    linears, vectors = dense(source)
+    seen: list[str] = []
+    x = linears["embedding"].weight[ids][None]
+    for i, kind in enumerate(program.layers):
+        own = {n: vectors[f"layers.{i}.{n}"] for n in program.kinds[kind].vectors}
+
+        def weight_at(kind: str, inputs: np.ndarray, i: int = i) -> np.ndarray:
+            seen.append(f"layers.{i}.{kind}")
+            assert inputs.shape == (len(ids), linears[seen[-1]].cols)
+            return linears[seen[-1]].weight
+
+        x = forward.layer(i, x, own, weight_at)
+    assert seen == [name for name in program.matrices() if name.startswith("layers.")]
+    (head,) = program.head.matrices
+    got = forward.final(x, vectors)[0] @ linears[head].weight.T
+    np.testing.assert_allclose(got[-len(expected) :], expected, rtol=0, atol=1e-4)
+
+
+NEUTRAL: dict[str, dict[str, Any]] = {
+    "llama3 rope scaling": {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}},
+    "sliding window": {"sliding_window": None},
+    "window off by one": {"sliding_window": 14},
+    "rope theta 1e6": {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}},
+    "embedding_multiplier": {"embedding_multiplier": 1.0},
+    "logits_scaling": {"logits_scaling": 1.0},
+    "residual_multiplier": {"residual_multiplier": 1.0},
+    "attention_multiplier": {"attention_multiplier": 18**-0.5},
+}
+
+
+def without(read: Callable[..., np.ndarray], tensor: str) -> Callable[..., np.ndarray]:
+    """``read_stored`` as if ``tensor`` did nothing."""
+    neutral = np.zeros_like if tensor.endswith(".bias") else np.ones_like
+
+    def reading(part: str, start: int, stop: int) -> np.ndarray:
+        found = read(part, start, stop)
+        return neutral(found) if part == tensor else found
+
+    return reading
+
+
+def features() -> Iterator[tuple[str, str]]:
+    folder = SHARED / "families"
+    for name in SUPPORTED:
+        report = folder / name / "report.json"
+        if report.is_file():
+            yield from ((name, f) for f in json.loads(report.read_text())["ignoring"])
+
+
+@pytest.mark.parametrize(("name", "feature"), list(features()))
+def test_a_feature_that_is_left_out_shows(
+    families: Path, tmp_path: Path, name: str, feature: str
+) -> None:
+    """So the tests above would see it. A tensor of a kind is ignored in one layer at a time."""
+    ids, expected, _ = reference(families / name)
+    if feature in NEUTRAL:
+        got = [logits_of(opened(families, tmp_path, name, **NEUTRAL[feature]), ids, BACKENDS[0])]
+    else:
+        source = opened(families, tmp_path, name)
+        kind = feature.removeprefix("model.").removeprefix("layers.")
+        stored = [n for n in source.stored_shapes() if n.endswith(kind)]
+        got = []
+        for tensor in stored:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(source, "read_stored", without(source.read_stored, tensor))
+                got.append(logits_of(source, ids, BACKENDS[0]))
+        assert got, f"no tensor {kind}"
+    assert min(np.abs(one - expected).max() for one in got) > 100 * TOLERANCE
+
+
+@cases
+def test_training_refuses_a_pass_that_it_would_get_wrong(
+    families: Path, tmp_path: Path, name: str, variant: str
+) -> None:
+    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'edgedb-llm[train]'")
+    from tools.decoder import load_teacher
+
+    source = opened(families, tmp_path, name, variant)
+    if name not in ("llama", "granite") or variant == "yarn":
+        with pytest.raises(UnsupportedModelError, match="training runs Llama's pass"):
+            load_teacher(source)
+        return
+    ids, expected, _ = reference(families / name, variant)
+    got = load_teacher(source).logits(torch.tensor([ids]))[0].numpy()
+    np.testing.assert_allclose(got[-len(expected) :], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "opt", "mixtral", "phi3", "olmo2", "lfm2", "gpt_oss"])
+def test_every_other_family_is_refused_by_name(families: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"'{name}' is not supported"):
+        opened(families, tmp_path, name)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_program_is_made_of_known_operations(name: str) -> None:
+    config = ModelConfig(name, 320, 64, 96, 32, 4, 2, 16, 128)
+    program = program_of(config)
+    blocks = [block for _, block in program.blocks()]
+    used = {value.op for block in blocks for value in block.operations}
+    assert used <= OPERATIONS.keys()
+    assert all(len(v.args) == OPERATIONS[v.op] for block in blocks for v in block.operations)
+    assert program.text().count("attention") == 1 and "layers 0-31" in program.text()

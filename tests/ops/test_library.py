@@ -1,0 +1,122 @@
+"""Pointers for C keep alive what is behind them, whoever lets go of the rest."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+from kernels import KINDS, ops_of, pair_tensor
+
+from edgedb.model.config import ModelConfig
+from edgedb.model.families import program_of
+from edgedb.model.network import Network
+from edgedb.ops import native, native_memory
+from edgedb.ops.buffer import aligned_zeros
+from edgedb.ops.library import pointers
+
+
+def gone(*references: weakref.ref[Any]) -> list[bool]:
+    gc.collect()
+    return [reference() is None for reference in references]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int32, np.int8])
+def test_a_buffers_pointer_holds_its_array(dtype: Any) -> None:
+    array = np.zeros((3, 5), dtype)
+    seen = weakref.ref(array)
+    pointer = ops_of().wrap(array).ptr
+    del array
+    assert gone(seen) == [False]
+    del pointer
+    assert gone(seen) == [True]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_matrix_holds_its_arrays(kind: str) -> None:
+    tensor = KINDS[kind](70, 130)
+    arrays = [value for value in vars(tensor).values() if isinstance(value, np.ndarray)]
+    seen = [weakref.ref(array) for array in arrays]
+    struct = ops_of().matrix(tensor).struct
+    del tensor, arrays
+    assert gone(*seen) == [False] * len(seen)
+    del struct
+    assert gone(*seen) == [True] * len(seen)
+
+
+def test_a_program_holds_its_weights() -> None:
+    config = ModelConfig("llama", 70, 64, 64, 1, 2, 2, 32, 16)
+    linears = {n: pair_tensor(*s, 1) for n, s in program_of(config).matrices().items()}
+    vectors = {n: np.ones(size, np.float32) for n, size in program_of(config).vectors().items()}
+    arrays = [*(tensor.blocks for tensor in linears.values()), *vectors.values()]
+    seen = [weakref.ref(array) for array in arrays]
+    network = Network(config, linears, vectors, ops_of(), 16)
+    programs = [part.program for part in vars(network._bound).values() if hasattr(part, "program")]
+    del network, linears, vectors, arrays
+    assert len(programs) == 3 and gone(*seen) == [False] * len(seen)
+    del programs
+    assert gone(*seen) == [True] * len(seen)
+
+
+def test_slots_and_spans_hold_their_arrays() -> None:
+    ops = ops_of()
+    arrays = [np.ones((2, 5, 4), np.float32) for _ in range(4)]
+    seen = [weakref.ref(array) for array in arrays]
+    buffers = [ops.wrap(array) for array in arrays]
+    caches = ops.cache_handle([(buffers[0], buffers[1])], 5)
+    span, slots = caches.span, pointers([buffers[2].ptr, buffers[3].ptr])
+    del arrays, buffers, caches
+    assert gone(*seen) == [False] * 4
+    del span, slots
+    assert gone(*seen) == [True] * 4
+
+
+class Library:
+    """The C library with some functions replaced."""
+
+    def __init__(self, **replaced: Any) -> None:
+        self._real = native.lib
+        vars(self).update(replaced)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+def test_a_context_holds_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    names = ("edb_pool_destroy", "edb_context_destroy")
+    replaced = {name: lambda pointer, name=name: ended.append(name) for name in names}
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "lib", Library(**replaced))
+        ops = native.NativeOps(threads=2)
+    context = ops.context  # what a running operation has been given
+    del ops
+    gc.collect()
+    assert ended == []
+    del context
+    assert ended == ["edb_context_destroy", "edb_pool_destroy"]
+
+
+def test_an_operation_holds_its_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scratch of a thread goes with what the thread keeps outside its frames."""
+    made: list[weakref.ref[np.ndarray]] = []
+    held: list[bool] = []
+
+    def remembered(*arguments: Any) -> np.ndarray:
+        array = aligned_zeros(*arguments)
+        made.append(weakref.ref(array))
+        return array
+
+    def edb_matmul(*arguments: Any) -> int:
+        vars(ops.scratch).clear()
+        held.append(gone(made[0]) == [False])
+        return 0
+
+    monkeypatch.setattr(native_memory, "aligned_zeros", remembered)
+    ops = native.NativeOps(threads=1)
+    matrix, x, out = ops.matrix(pair_tensor(64, 64, 1)), ops.buffer((1, 64)), ops.buffer((1, 64))
+    monkeypatch.setattr(native, "lib", Library(edb_matmul=edb_matmul))
+    ops.matmul(matrix, x, out, 1)
+    assert held == [True]
