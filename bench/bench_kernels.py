@@ -14,14 +14,15 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from edgedb.format.tensors import DenseTensor, Int8Tensor, LinearTensor, PairTensor, tile_grid
-from edgedb.ops import native
+from edgedb.ops import library
 from edgedb.ops.buffer import aligned_zeros
+from edgedb.ops.native import NativeOps
 
-if not native.available()[0]:
-    pytest.skip(native.available()[1], allow_module_level=True)
+if not library.available()[0]:
+    pytest.skip(library.available()[1], allow_module_level=True)
 
-ISAS = [name for name, _, runs in native.instruction_sets() if runs]
-KERNELS = [(isa, kernel) for isa in ISAS for kernel in native.kernels(isa)]
+ISAS = [name for name, _, runs in library.instruction_sets() if runs]
+KERNELS = [(isa, kernel) for isa in ISAS for kernel in library.kernels(isa)]
 
 # name -> (kind, rows, cols, pairs)
 MATRICES = {
@@ -62,9 +63,9 @@ def test_matmul(
 ) -> None:
     if n > 1 and (name.startswith("cold") or name.endswith("head, int8")):
         pytest.skip("read once for a whole prompt")
-    if MATRICES[name][0] != "pairs" and kernel != native.kernels(isa)[0]:
+    if MATRICES[name][0] != "pairs" and kernel != library.kernels(isa)[0]:
         pytest.skip("has no pairs")
-    ops = native.NativeOps(isa, threads, kernel)
+    ops = NativeOps(isa, threads, kernel)
     tensor = make(*MATRICES[name])
     matrix = ops.matrix(tensor)
     x = ops.buffer((n, tensor.cols))
@@ -82,7 +83,7 @@ def test_matmul(
 @pytest.mark.parametrize("position", [0, 1024])
 def test_attention(benchmark: BenchmarkFixture, position: int, n: int, isa: str) -> None:
     """One layer of SmolLM2: 9 heads share 3 key/value heads of 64, float16 cache."""
-    ops = native.NativeOps(isa, 1)
+    ops = NativeOps(isa, 1)
     shape = operations.Heads(9, 3, 64, 2048)
     qkv, out = ops.buffer((n, 15 * 64)), ops.buffer((n, 9 * 64))
     k, v = (ops.buffer((3, 2048, 64), np.float16) for _ in range(2))
@@ -93,7 +94,7 @@ def test_attention(benchmark: BenchmarkFixture, position: int, n: int, isa: str)
 @pytest.mark.parametrize("operation", ["rmsnorm", "swiglu", "rope", "embed"])
 def test_small_operations(benchmark: BenchmarkFixture, operation: str, isa: str) -> None:
     """What SmolLM2 does to one token beside products and attention; the call itself included."""
-    ops = native.NativeOps(isa, 1)
+    ops = NativeOps(isa, 1)
     x, weight, out = ops.buffer((1, 576)), ops.buffer((576,)), ops.buffer((1, 576))
     gate_up, hidden = ops.buffer((1, 3072)), ops.buffer((1, 1536))
     shape = operations.Heads(9, 3, 64, 2048)

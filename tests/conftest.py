@@ -12,11 +12,11 @@ from places import SHARED
 from tiny_tokenizers import byte_level_bpe, sentencepiece_bpe
 
 from edgedb.format.packing import pack_int8, pack_planes, quantize_int8
-from edgedb.format.tensors import Kind
+from edgedb.format.tensors import Kind, PairTensor
 from edgedb.model.config import ModelConfig
-from edgedb.model.dbb import DbbWriter, PairTensor
+from edgedb.model.dbb_writer import DbbWriter
 from edgedb.model.families import program_of
-from edgedb.text.tokenizer import TokenizerSpec
+from edgedb.text.spec import TokenizerSpec
 
 # A busy machine is no failure: speed belongs in benchmarks.
 settings.register_profile("untimed", deadline=None)

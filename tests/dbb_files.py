@@ -12,11 +12,11 @@ import numpy as np
 
 from edgedb.format.container import CRC_START, PREFIX
 from edgedb.format.packing import pack_half, pack_int8, pack_planes, quantize_int8
-from edgedb.format.tensors import Kind
+from edgedb.format.tensors import DenseTensor, Kind, LinearTensor, PairTensor
 from edgedb.model.config import ModelConfig
-from edgedb.model.dbb import DbbWriter, DenseTensor, LinearTensor, PairTensor
+from edgedb.model.dbb_writer import DbbWriter
 from edgedb.model.families import program_of
-from edgedb.text.tokenizer import TokenizerSpec
+from edgedb.text.spec import TokenizerSpec
 
 # Nothing is a multiple of 64, so that every tile and group is padded and filler tensors appear.
 CONFIG = ModelConfig(

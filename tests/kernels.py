@@ -12,20 +12,21 @@ import oracle
 import pytest
 
 from edgedb.format.tensors import DenseTensor, Int8Tensor, LinearTensor, PairTensor
-from edgedb.ops import native
+from edgedb.ops import library
 from edgedb.ops.buffer import aligned_zeros
+from edgedb.ops.native import NativeOps
 
-if not native.available()[0]:
-    pytest.skip(native.available()[1], allow_module_level=True)
+if not library.available()[0]:
+    pytest.skip(library.available()[1], allow_module_level=True)
 
-ISAS = [name for name, _, runs in native.instruction_sets() if runs]
+ISAS = [name for name, _, runs in library.instruction_sets() if runs]
 THREADS = (1, 2, 3)
 EVERYWHERE = list(itertools.product(ISAS, THREADS))
 
 
 @functools.cache
-def ops_of(isa: str = ISAS[0], threads: int = 1) -> native.NativeOps:
-    return native.NativeOps(isa, threads)
+def ops_of(isa: str = ISAS[0], threads: int = 1) -> NativeOps:
+    return NativeOps(isa, threads)
 
 
 def random(seed: int) -> np.random.Generator:
@@ -74,7 +75,7 @@ def activations(n: int, size: int, seed: int = 2) -> np.ndarray:
 
 
 def matmul(
-    ops: native.NativeOps, tensor: LinearTensor, x: np.ndarray, base: np.ndarray | None = None
+    ops: NativeOps, tensor: LinearTensor, x: np.ndarray, base: np.ndarray | None = None
 ) -> np.ndarray:
     out = ops.buffer((len(x), tensor.rows))
     if base is not None:

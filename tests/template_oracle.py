@@ -22,8 +22,8 @@ from template_cases import CASES, SPECIAL_TOKENS, Case, conversations
 
 from edgedb import TemplateError
 from edgedb.model.dbb import read_dbb
+from edgedb.text.spec import TokenizerSpec
 from edgedb.text.template import render
-from edgedb.text.tokenizer import TokenizerSpec
 
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE / "golden" / "templates.json"

@@ -23,7 +23,7 @@ from torch import Tensor
 from edgedb.errors import FormatError
 from edgedb.model.config import ModelConfig
 from edgedb.model.families import program_of
-from edgedb.text.tokenizer import TokenizerSpec
+from edgedb.text.spec import TokenizerSpec
 
 from .command import Arguments, one_line_errors
 from .decoder import Decoder

@@ -27,8 +27,8 @@ from edgedb.convert.storage import METHODS, TABLE_KINDS, Options
 from edgedb.convert.store import facts, store_plain
 from edgedb.display import one_line
 from edgedb.errors import EdgeDBError, FormatError
-from edgedb.format.tensors import GROUP, Kind
-from edgedb.model.dbb import DbbWriter, LinearTensor
+from edgedb.format.tensors import GROUP, Kind, LinearTensor
+from edgedb.model.dbb_writer import DbbWriter
 from edgedb.model.families import program_of
 
 from .command import new_console, shown_warnings

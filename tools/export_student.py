@@ -21,7 +21,8 @@ from edgedb.format.packing import dequantize, pack_int8, pack_planes, quantize_i
 from edgedb.format.tensors import Kind, LinearTensor, PairTensor, planes_of
 from edgedb.model.dbb_writer import DbbWriter
 from edgedb.model.families import program_of
-from edgedb.text.tokenizer import TokenizerSpec, load_tokenizer
+from edgedb.text.spec import TokenizerSpec
+from edgedb.text.tokenizer import load_tokenizer
 
 from .checkpoint import load_student, tokenizer_of
 from .command import Arguments, one_line_errors, say

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from edgedb.errors import EdgeDBError
 from edgedb.files import read_text
+from edgedb.text.spec import TokenizerSpec
 from edgedb.text.template import render
-from edgedb.text.tokenizer import Tokenizer, TokenizerSpec
+from edgedb.text.tokenizer import Tokenizer
 
 # First words of a user's turn. The model continues them, so a stem is a topic, not an example.
 STEMS = (

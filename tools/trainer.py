@@ -32,7 +32,7 @@ from .student import FDBLinear, empty_student, plan_of, project
 from .text import TextMix
 
 if TYPE_CHECKING:
-    from edgedb.text.tokenizer import TokenizerSpec
+    from edgedb.text.spec import TokenizerSpec
 
 
 def parameter_groups(student: Decoder, options: TrainOptions) -> list[dict[str, Any]]:

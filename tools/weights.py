@@ -18,7 +18,7 @@ from edgedb.format.tensors import PairTensor
 from edgedb.model.config import ModelConfig
 from edgedb.model.dbb import DbbFile, read_dbb
 from edgedb.model.families import program_of
-from edgedb.text.tokenizer import TokenizerSpec
+from edgedb.text.spec import TokenizerSpec
 
 # What a table of floats costs where a method leaves it alone.
 PLAIN_BITS = 16

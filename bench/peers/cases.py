@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgedb.errors import EdgeDBError
-from edgedb.ops import native
+from edgedb.ops import library
 
 READ = "plain read"
 ONE_PAIR, AVX2_PAIR, TWO_PAIRS = "edgedb 1 pair", "edgedb 1 pair, AVX2", "edgedb 2 pairs"
@@ -154,7 +154,7 @@ def _contestants(
 
 def has_avx2_below_the_best() -> bool:
     """Whether AVX2 runs here and something better does, too."""
-    return "avx2" in [name for name, _, runs in native.instruction_sets() if runs][1:]
+    return "avx2" in [name for name, _, runs in library.instruction_sets() if runs][1:]
 
 
 def _probe(paths: Paths) -> Path:

@@ -15,8 +15,8 @@ import numpy as np
 
 from edgedb.measure.benchmark import SHAPES, random_weights
 from edgedb.model.config import ModelConfig
-from edgedb.model.dbb import DbbWriter
-from edgedb.text.tokenizer import TokenizerSpec
+from edgedb.model.dbb_writer import DbbWriter
+from edgedb.text.spec import TokenizerSpec
 
 Q = gguf.GGMLQuantizationType
 

@@ -10,8 +10,9 @@ import re
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from .. import arguments
 from ..errors import EdgeDBError
@@ -20,60 +21,89 @@ from . import reports, storage
 from .lineedit import unquote
 
 if TYPE_CHECKING:
-    from .repl import Repl
+    from ..run.completion import Chunk
+    from ..run.engine import Model
+    from .conversation import Conversation, Prompt
+    from .screen import Screen
+    from .tuning import Settings
 
 SHOWN = ("model", "system", "template", "settings", "messages")
 
 
-def exit_(repl: Repl, argument: str) -> None:
-    repl.running = False
+class Chat(Protocol):
+    """What an action may ask of the loop that runs it."""
+
+    conversation: Conversation
+    screen: Screen
+    settings: Settings
+    running: bool  # False ends the loop
+    open_model: Callable[[Path], Model]
+
+    def answer(self, make: Callable[[], Prompt]) -> Chunk | None:
+        """Answer the prompt that ``make`` returns, and show the answer."""
+
+    def read(self, default: str) -> str:
+        """A message that begins as ``default``; it stays as it is after Ctrl-C."""
+
+    def may_write(self, path: Path) -> bool:
+        """Whether a file is new, was written here before, or may be replaced."""
+
+    def load(self, path: Path) -> None:
+        """Go on from a saved conversation. Raises ``EdgeDBError`` if it is none."""
+
+    def changed(self) -> None:
+        """The conversation is another one now."""
 
 
-def clear(repl: Repl, argument: str) -> None:
-    repl.conversation.clear()
-    repl.changed()
-    kept = " with the same system message" if repl.conversation.options.system else ""
-    repl.screen.note(f"the conversation begins anew{kept}")
+def exit_(chat: Chat, argument: str) -> None:
+    chat.running = False
 
 
-def undo(repl: Repl, argument: str) -> None:
-    text = repl.conversation.undo()
+def clear(chat: Chat, argument: str) -> None:
+    chat.conversation.clear()
+    chat.changed()
+    kept = " with the same system message" if chat.conversation.options.system else ""
+    chat.screen.note(f"the conversation begins anew{kept}")
+
+
+def undo(chat: Chat, argument: str) -> None:
+    text = chat.conversation.undo()
     if text is None:
         raise EdgeDBError("there is nothing to take back")
-    repl.changed()
-    repl.screen.note(f"took back: {reports.preview(text)}")
+    chat.changed()
+    chat.screen.note(f"took back: {reports.preview(text)}")
 
 
-def regen(repl: Repl, argument: str) -> None:
-    if repl.conversation.last_question is None:
+def regen(chat: Chat, argument: str) -> None:
+    if chat.conversation.last_question is None:
         raise EdgeDBError("there is no message to answer again")
-    params = repl.conversation.options.params
+    params = chat.conversation.options.params
     if params.temperature == 0:
-        repl.screen.note("(temperature is 0: the answer will be the same)")
-    repl.answer(repl.conversation.ask_again)
+        chat.screen.note("(temperature is 0: the answer will be the same)")
+    chat.answer(chat.conversation.ask_again)
 
 
-def continue_(repl: Repl, argument: str) -> None:
-    if not repl.conversation.messages or repl.conversation.messages[-1]["role"] != "assistant":
+def continue_(chat: Chat, argument: str) -> None:
+    if not chat.conversation.messages or chat.conversation.messages[-1]["role"] != "assistant":
         raise EdgeDBError("there is no answer to continue")
-    repl.answer(repl.conversation.go_on)
+    chat.answer(chat.conversation.go_on)
 
 
-def edit(repl: Repl, argument: str) -> None:
-    before = repl.conversation.last_question
+def edit(chat: Chat, argument: str) -> None:
+    before = chat.conversation.last_question
     if before is None:
         raise EdgeDBError("there is no message to edit")
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     if argument not in ("", "line"):
         raise EdgeDBError("/edit takes nothing, or `line` to edit without the editor")
     elsewhere = bool(editor) and not argument
-    text = _in_editor(str(editor), before) if elsewhere else repl.read(before)
+    text = _in_editor(str(editor), before) if elsewhere else chat.read(before)
     if text.strip() and text != before:
         if elsewhere:
-            repl.screen.quote(text, "> ", "  ")
-        repl.answer(lambda: repl.conversation.ask_again(text))
+            chat.screen.quote(text, "> ", "  ")
+        chat.answer(lambda: chat.conversation.ask_again(text))
     else:
-        repl.screen.note("nothing changed; /regen answers the same message again")
+        chat.screen.note("nothing changed; /regen answers the same message again")
 
 
 def _in_editor(editor: str, text: str) -> str:
@@ -92,50 +122,50 @@ def _in_editor(editor: str, text: str) -> str:
             raise EdgeDBError(f"the editor {editor} left no message; nothing changed") from None
 
 
-def system(repl: Repl, argument: str) -> None:
-    conversation = repl.conversation
+def system(chat: Chat, argument: str) -> None:
+    conversation = chat.conversation
     before = conversation.options.system
     if not argument:
-        repl.screen.quote(before or "no system message; the model's template may have its own")
+        chat.screen.quote(before or "no system message; the model's template may have its own")
         return
     conversation.set_system(None if argument == "off" else unquote(argument))
-    repl.changed()
-    repl.screen.note("no system message" if argument == "off" else "system message set")
+    chat.changed()
+    chat.screen.note("no system message" if argument == "off" else "system message set")
 
 
-def set_(repl: Repl, argument: str) -> None:
-    settings = repl.settings
+def set_(chat: Chat, argument: str) -> None:
+    settings = chat.settings
     found = re.match(r"([\w-]*)\s*=?\s*(.*)", argument)
     name, value = found.groups() if found else (argument, "")
     name = name.replace("-", "_")
     if not name:
-        repl.screen.table(settings.rows())
-        repl.screen.note("/set NAME VALUE changes one, /set NAME explains it; * is changed")
+        chat.screen.table(settings.rows())
+        chat.screen.note("/set NAME VALUE changes one, /set NAME explains it; * is changed")
     elif not value:
-        repl.screen.note(settings.explain(name))
+        chat.screen.note(settings.explain(name))
     else:
-        repl.screen.note(settings.change(name, value))
+        chat.screen.note(settings.change(name, value))
 
 
-def complete_set(repl: Repl, argument: str) -> list[str]:
+def complete_set(chat: Chat, argument: str) -> list[str]:
     name, space, _ = argument.partition(" ")
     if not space:
-        return [f"{name} " for name in repl.settings.names]
-    return [f"{name} {value}" for value in repl.settings.values(name)]
+        return [f"{name} " for name in chat.settings.names]
+    return [f"{name} {value}" for value in chat.settings.values(name)]
 
 
-def show(repl: Repl, argument: str) -> None:
-    conversation, screen = repl.conversation, repl.screen
+def show(chat: Chat, argument: str) -> None:
+    conversation, screen = chat.conversation, chat.screen
     what = argument or "model"
     if what == "model":
         screen.table(reports.model(conversation))
         screen.note(f"/show also takes {', '.join(SHOWN[1:])}")
     elif what == "system":
-        system(repl, "")
+        system(chat, "")
     elif what == "template":
         screen.text(conversation.model.tokenizer_spec.chat_template or "no chat template")
     elif what == "settings":
-        set_(repl, "")
+        set_(chat, "")
     elif what == "messages":
         for message in conversation.messages:
             screen.note(f"{message['role']}:")
@@ -146,62 +176,62 @@ def show(repl: Repl, argument: str) -> None:
         raise EdgeDBError(f"/show takes {', '.join(SHOWN)}")
 
 
-def stats(repl: Repl, argument: str) -> None:
-    repl.screen.table(reports.stats(repl.conversation))
+def stats(chat: Chat, argument: str) -> None:
+    chat.screen.table(reports.stats(chat.conversation))
 
 
-def context(repl: Repl, argument: str) -> None:
-    repl.screen.table(reports.context(repl.conversation))
+def context(chat: Chat, argument: str) -> None:
+    chat.screen.table(reports.context(chat.conversation))
 
 
-def save(repl: Repl, argument: str) -> None:
+def save(chat: Chat, argument: str) -> None:
     path = _path(argument, "/save FILE")
-    if repl.may_write(path):
-        storage.save(repl.conversation, path)
-        storage.save_cache(repl.conversation, path)
-        repl.screen.note(f"saved {_count(repl)} to {path}; /load {argument} goes on from there")
+    if chat.may_write(path):
+        storage.save(chat.conversation, path)
+        storage.save_cache(chat.conversation, path)
+        chat.screen.note(f"saved {_count(chat)} to {path}; /load {argument} goes on from there")
 
 
-def load(repl: Repl, argument: str) -> None:
+def load(chat: Chat, argument: str) -> None:
     path = _path(argument, "/load FILE")
-    repl.load(path)
-    repl.changed()
-    repl.screen.note(f"loaded {_count(repl)} from {path}")
-    last = repl.conversation.messages[-1:]
+    chat.load(path)
+    chat.changed()
+    chat.screen.note(f"loaded {_count(chat)} from {path}")
+    last = chat.conversation.messages[-1:]
     if last:
-        repl.screen.note(f"  {last[0]['role']}: {reports.preview(last[0]['content'])}")
+        chat.screen.note(f"  {last[0]['role']}: {reports.preview(last[0]['content'])}")
 
 
-def export(repl: Repl, argument: str) -> None:
+def export(chat: Chat, argument: str) -> None:
     path = _path(argument, "/export FILE.md or FILE.json")
     storage.check_export(path)
-    if repl.may_write(path):
-        storage.export(repl.conversation, path)
-        repl.screen.note(f"wrote {_count(repl)} to {path}")
+    if chat.may_write(path):
+        storage.export(chat.conversation, path)
+        chat.screen.note(f"wrote {_count(chat)} to {path}")
 
 
-def model(repl: Repl, argument: str) -> None:
-    current = repl.conversation.model.file.path
+def model(chat: Chat, argument: str) -> None:
+    current = chat.conversation.model.file.path
     if not argument:
-        repl.screen.note(f"this is {current}; /model FILE goes on with another")
+        chat.screen.note(f"this is {current}; /model FILE goes on with another")
         for path in known_models(current):
             mark = "*" if path.resolve() == current.resolve() else " "
-            repl.screen.note(f"  {mark} {path} ({reports.size(path.stat().st_size)})")
+            chat.screen.note(f"  {mark} {path} ({reports.size(path.stat().st_size)})")
         return
     path = find_model(argument)
     beside = current.with_name(path.name if path.suffix else f"{path.name}.dbb")
     if not os.path.exists(path) and len(path.parts) == 1 and os.path.exists(beside):
         path = beside
-    repl.conversation.use(repl.open_model(path))
-    repl.screen.note(reports.banner(repl.conversation))
+    chat.conversation.use(chat.open_model(path))
+    chat.screen.note(reports.banner(chat.conversation))
 
 
-def complete_model(repl: Repl, argument: str) -> list[str]:
-    known = [str(path) for path in known_models(repl.conversation.model.file.path)]
-    return [*known, *(path for path in complete_path(repl, argument) if path not in known)]
+def complete_model(chat: Chat, argument: str) -> list[str]:
+    known = [str(path) for path in known_models(chat.conversation.model.file.path)]
+    return [*known, *(path for path in complete_path(chat, argument) if path not in known)]
 
 
-def complete_path(repl: Repl, argument: str) -> list[str]:
+def complete_path(chat: Chat, argument: str) -> list[str]:
     folder, slash, start = argument.rpartition("/")
     try:
         entries = sorted(_expanded(folder + slash or ".").iterdir())
@@ -225,6 +255,6 @@ def _expanded(name: str) -> Path:
     return Path(os.path.expanduser(name))
 
 
-def _count(repl: Repl) -> str:
-    n = len(repl.conversation.messages) + len(repl.conversation.forgotten)
+def _count(chat: Chat) -> str:
+    n = len(chat.conversation.messages) + len(chat.conversation.forgotten)
     return f"{n} message{'s' if n != 1 else ''}"

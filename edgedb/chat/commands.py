@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..choose.settings import suggestion
 from ..display import one_line
 from ..errors import EdgeDBError
 from . import actions
+from .actions import Chat
 from .lineedit import KEYS
-
-if TYPE_CHECKING:
-    from .repl import Repl
 
 
 @dataclass(frozen=True)
@@ -23,8 +20,8 @@ class Command:
     name: str
     usage: str  # of the argument
     help: str
-    run: Callable[[Repl, str], None]
-    complete: Callable[[Repl, str], Iterable[str]] = lambda repl, argument: ()
+    run: Callable[[Chat, str], None]
+    complete: Callable[[Chat, str], Iterable[str]] = lambda chat, argument: ()
     aliases: tuple[str, ...] = ()
 
 
@@ -33,7 +30,7 @@ def is_command(text: str) -> bool:
     return text.startswith("/") and ("\n" not in text or text.startswith("/system "))
 
 
-def run(repl: Repl, line: str) -> None:
+def run(chat: Chat, line: str) -> None:
     """Do what a line says. Raises ``EdgeDBError`` for a command that does not exist."""
     name, _, argument = line[1:].partition(" ")
     command = _BY_NAME.get(name.strip())
@@ -41,10 +38,10 @@ def run(repl: Repl, line: str) -> None:
         near = suggestion(name, list(_BY_NAME), "/")
         more = "; /help lists them, a space in front makes the line a message"
         raise EdgeDBError(f"there is no command /{name}{near or more}")
-    command.run(repl, argument.strip())
+    command.run(chat, argument.strip())
 
 
-def complete(repl: Repl, line: str) -> list[str]:
+def complete(chat: Chat, line: str) -> list[str]:
     """Whole lines that ``line``, a beginning, may become."""
     name, space, argument = line[1:].partition(" ")
     if not space:
@@ -56,23 +53,23 @@ def complete(repl: Repl, line: str) -> list[str]:
     command = _BY_NAME.get(name)
     if command is None:
         return []
-    found = command.complete(repl, argument.lstrip())
+    found = command.complete(chat, argument.lstrip())
     # A file whose name would steer the terminal is not offered: the line editor shows it as it is.
     plain = (word for word in found if one_line(word, len(word)) == word)
     return [f"/{name} {word}" for word in plain if word.startswith(argument.lstrip())]
 
 
-def help_(repl: Repl, argument: str) -> None:
+def help_(chat: Chat, argument: str) -> None:
     if argument:
         command = _BY_NAME.get(argument.removeprefix("/"))
         if command is None:
             raise EdgeDBError(f"there is no command {argument}; /help lists them")
-        repl.screen.note(f"/{command.name} {command.usage}".rstrip())
-        repl.screen.note(f"  {command.help}")
+        chat.screen.note(f"/{command.name} {command.usage}".rstrip())
+        chat.screen.note(f"  {command.help}")
         return
-    repl.screen.table((f"/{c.name} {c.usage}".rstrip(), c.help) for c in COMMANDS)
-    repl.screen.note("")
-    repl.screen.table(KEYS)
+    chat.screen.table((f"/{c.name} {c.usage}".rstrip(), c.help) for c in COMMANDS)
+    chat.screen.note("")
+    chat.screen.table(KEYS)
 
 
 COMMANDS: list[Command] = [
@@ -81,7 +78,7 @@ COMMANDS: list[Command] = [
         "[COMMAND]",
         "list the commands and keys",
         help_,
-        lambda repl, argument: [command.name for command in COMMANDS],
+        lambda chat, argument: [command.name for command in COMMANDS],
         ("?",),
     ),
     Command("exit", "", "leave", actions.exit_, aliases=("quit", "bye")),
@@ -94,14 +91,14 @@ COMMANDS: list[Command] = [
         "[line]",
         "change the last message and answer it, in $EDITOR if there is one, or in line",
         actions.edit,
-        lambda repl, argument: ["line"],
+        lambda chat, argument: ["line"],
     ),
     Command(
         "system",
         "[TEXT]",
         "show the system message or replace it; off: have none",
         actions.system,
-        lambda repl, argument: ["off"],
+        lambda chat, argument: ["off"],
     ),
     Command(
         "set",
@@ -115,7 +112,7 @@ COMMANDS: list[Command] = [
         "[WHAT]",
         f"show {', '.join(actions.SHOWN[:-1])} or {actions.SHOWN[-1]}",
         actions.show,
-        lambda repl, argument: actions.SHOWN,
+        lambda chat, argument: actions.SHOWN,
     ),
     Command("stats", "", "speeds of the last answer, memory, what runs the model", actions.stats),
     Command("context", "", "how full the context is, and of what", actions.context),

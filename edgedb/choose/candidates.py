@@ -17,7 +17,7 @@ from ..ops.exactmath import exp, log
 from ..ops.selection import Doubles, Floats, Ids
 
 if TYPE_CHECKING:
-    from .sampling import Selection
+    from ..ops.selection import Selection
 
 _NUCLEUS_GUESS = 256
 _LN_2 = float.fromhex("0x1.62e42fefa39efp-1")

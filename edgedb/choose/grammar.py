@@ -7,24 +7,39 @@ next, from the bytes that every token stands for; all others are forbidden.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
 from ..errors import EdgeDBError
 from ..gate import gate
 from ..ops.selection import Floats
+from ..text.spec import TokenizerSpec
 from ..text.tokenizer import Tokenizer
 from .json_schema import MAX_NESTING, readable
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
-    from ..run.engine import Model
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 # At most a space, or a new line and its indentation: small models like to go on with white space.
 _WHITE_SPACE = r"( |\n[ \t]{0,20})?"
+
+
+class Lexicon(Protocol):
+    """The part of a model that a grammar looks at."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def tokenizer_spec(self) -> TokenizerSpec: ...
+
+    def cached(self, make: Callable[[Tokenizer, Key], Value], key: Key) -> Value:
+        """``make(tokenizer, key)``, made once."""
 
 
 class Grammar:
@@ -53,19 +68,19 @@ class Grammar:
             with gate.lock:
                 self.text = str(write(source))
 
-    def parser(self, model: Model) -> Parser:
+    def parser(self, lexicon: Lexicon) -> Parser:
         """A parser at its beginning. Raises ``EdgeDBError`` if the form is not valid."""
-        return Parser(self, model)
+        return Parser(self, lexicon)
 
 
 class Parser:
     """How far an answer has come in its grammar: a ``Constraint`` of ``Sampler``."""
 
-    def __init__(self, grammar: Grammar, model: Model) -> None:
-        key = (model.config.vocab_size, model.tokenizer_spec.eos_ids)
+    def __init__(self, grammar: Grammar, lexicon: Lexicon) -> None:
+        key = (lexicon.vocab_size, lexicon.tokenizer_spec.eos_ids)
         self._kind = grammar.kind
         with gate.lock:
-            vocabulary = model.cached(_vocabulary, key)
+            vocabulary = lexicon.cached(_vocabulary, key)
             self._matcher = _llguidance().LLMatcher(vocabulary, grammar.text, log_level=0)
             self._check()
 

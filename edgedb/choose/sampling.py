@@ -19,7 +19,7 @@ import numpy as np
 from .. import arguments
 from ..errors import EdgeDBError
 from ..gate import gate
-from ..ops.selection import Floats, Ids, NumpySelection
+from ..ops.selection import Floats, Ids, NumpySelection, Selection
 from .candidates import Candidates, Limits, draw, surprise
 from .penalties import add_bias, penalize_repetition, penalize_sequences
 
@@ -78,16 +78,6 @@ _RULES: dict[str, arguments.Rule[Any]] = {
     ),
     "seed": arguments.optional(arguments.whole()),
 }
-
-
-class Selection(Protocol):
-    """The part of ``Ops`` that choosing a token needs."""
-
-    def largest(self, logits: Floats, k: int) -> tuple[Ids, Floats]: ...
-
-    def softmax_weights(
-        self, logits: Floats, top: float, temperature: float = 1.0
-    ) -> np.ndarray: ...
 
 
 class Constraint(Protocol):

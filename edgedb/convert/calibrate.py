@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from ..errors import EdgeDBError
 from ..model.families import program_of
-from ..text.tokenizer import TokenizerSpec, load_tokenizer
+from ..text.spec import TokenizerSpec
+from ..text.tokenizer import load_tokenizer
 from . import sample
 from .feedback import panels
 from .forward import Float32Program

@@ -19,8 +19,9 @@ from ..model.config import ModelConfig
 from ..model.families import program_of
 from ..model.network import Network
 from ..ops.sequences import MAX_ROWS
+from ..text.spec import TokenizerSpec
 from ..text.template import render
-from ..text.tokenizer import TokenizerSpec, load_tokenizer
+from ..text.tokenizer import load_tokenizer
 from .forward import softmax
 from .sources import Source
 

@@ -10,8 +10,7 @@ import numpy as np
 
 from ..errors import FormatError
 from ..format.packing import pack_int8, quantize_int8
-from ..format.tensors import GROUP, Kind
-from ..model.dbb import DenseTensor, LinearTensor
+from ..format.tensors import GROUP, DenseTensor, Kind, LinearTensor
 from ..model.families import program_of
 from .sources import Source
 

@@ -11,22 +11,17 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..display import quoted
 from ..errors import FormatError
+from ..strict_json import parse_json, refuse_many_values
 from .tensors import DTYPES, Part
 
 ALIGNMENT = 64
 VERSIONS = ("1", "2")  # of a .dbb; 2 has half pairs
 # A 405B model needs 0.3 MB; the cap only bounds what parsing hostile JSON may cost.
 MAX_HEADER_BYTES = 16 << 20
-MAX_NESTING = 64  # of JSON in a header; ours needs 5
-# As many plain values, or a quarter as many lists and objects, which Python's collector of garbage
-# visits again and again. Without it, 16 MB of JSON take 10 seconds.
-MAX_VALUES = 1 << 20
 PREFIX = b'{"__metadata__":{"header_crc32":"'
 CRC_START = 8 + len(PREFIX)
 PAD_NAME = "pad."  # filler tensors keep the next one aligned, because safetensors forbids gaps
@@ -77,62 +72,6 @@ def render_header(
     header = (size - 8).to_bytes(8, "little") + text.ljust(size - 8)
     crc = b"%08x" % zlib.crc32(header)
     return header[:CRC_START] + crc + header[CRC_START + 8 :]
-
-
-def parse_json(text: str | bytes, what: str) -> Any:
-    """JSON without duplicate keys, NaN or absurd nesting, else ``FormatError`` about ``what``.
-
-    What it returns can be walked, printed and written as JSON by recursive code.
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) < len(pairs):
-            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-            raise FormatError(f"{what}: {twice[:80]!r} is there twice")
-        return result
-
-    def refuse(constant: str) -> float:
-        raise FormatError(f"{what}: {constant} is not a number")
-
-    def finite(digits: str) -> float:
-        value = float(digits)
-        return value if math.isfinite(value) else refuse(quoted(digits))
-
-    refuse_many_values(text, what)
-    try:
-        document = json.loads(
-            text, object_pairs_hook=unique, parse_constant=refuse, parse_float=finite
-        )
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise FormatError(f"{what}: not valid JSON ({reason[:120]})") from None
-    if nested_deeper(document, MAX_NESTING):
-        raise FormatError(f"{what}: nested more than {MAX_NESTING} deep")
-    return document
-
-
-def refuse_many_values(text: str | bytes, what: str, limit: int = MAX_VALUES) -> None:
-    """Raise ``FormatError`` about ``what`` if reading it as JSON could take seconds.
-
-    Counts commas and brackets wherever they stand, in strings too.
-    """
-    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    if raw.count(b",") + 4 * (raw.count(b"[") + raw.count(b"{")) > limit:
-        raise FormatError(f"{what}: more than {limit} values")
-
-
-def nested_deeper(document: Any, limit: int) -> bool:
-    """Whether lists and dictionaries stand in each other more than ``limit`` deep."""
-    level = [document]
-    for _ in range(limit + 1):
-        below: list[Any] = []
-        for value in level:
-            if isinstance(value, (dict, list, tuple)):
-                below += value.values() if isinstance(value, dict) else value
-        if not (level := below):
-            return False
-    return True
 
 
 def read_header(

@@ -236,9 +236,9 @@ def _other_kernels(ops: Ops) -> Iterator[Ops]:
     """The same backend, instruction set and threads with each kernel that ``ops`` does not use."""
     if ops.name != "native" or os.environ.get("EDGEDB_KERNEL"):
         return
-    from ..ops import native
+    from ..ops import library
 
-    for kernel in native.kernels(ops.isa):
+    for kernel in library.kernels(ops.isa):
         if kernel != ops.kernel:
             yield create(ops.name, ops.isa, ops.threads, kernel)
 

@@ -16,8 +16,8 @@ import numpy as np
 from .. import arguments
 from ..errors import EdgeDBError
 from ..files import read_text
-from ..format.container import parse_json
 from ..run.engine import Model
+from ..strict_json import parse_json
 from .evaluate import log_likelihoods
 
 

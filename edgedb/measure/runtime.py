@@ -54,16 +54,16 @@ def _index(statuses: list[ops.BackendStatus], name: str) -> int:
 
 
 def _instruction_sets() -> list[dict[str, Any]]:
-    from ..ops import native
+    from ..ops import library
 
-    if not native.available()[0]:
+    if not library.available()[0]:
         return []
     return [
         {
             "name": name,
             "description": description,
             "supported": supported,
-            "kernels": native.kernels(name),
+            "kernels": library.kernels(name),
         }
-        for name, description, supported in native.instruction_sets()
+        for name, description, supported in library.instruction_sets()
     ]

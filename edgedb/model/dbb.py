@@ -1,7 +1,7 @@
 """Read a ``.dbb`` model file (``docs/format.md``): map it and believe nothing it says.
 
 ``read_dbb`` returns a ``DbbFile`` whose arrays are read-only views of the mapping, so loading costs
-no memory beyond the page cache. ``DbbWriter`` (in ``dbb_writer``) makes such files.
+no memory beyond the page cache.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from .. import arguments
 from ..errors import FormatError, UnsupportedModelError
 from ..files import map_file
-from ..format.container import PAD_NAME, VERSIONS, Entry, parse_json, read_header
+from ..format.container import PAD_NAME, VERSIONS, Entry, read_header
 from ..format.tensors import (
     BLOCK_BYTES,
     DTYPES,
@@ -45,20 +45,10 @@ from ..format.tensors import (
     kind_text,
     linear_parts,
 )
-from ..text.tokenizer import TokenizerSpec
+from ..strict_json import parse_json
+from ..text.spec import TokenizerSpec
 from .config import ModelConfig
-from .dbb_writer import DbbWriter
 from .families import program_of
-
-__all__ = [
-    "DbbFile",
-    "DbbWriter",
-    "DenseTensor",
-    "Int8Tensor",
-    "LinearTensor",
-    "PairTensor",
-    "read_dbb",
-]
 
 T = TypeVar("T")
 

@@ -35,7 +35,7 @@ from ..format.tensors import (
     linear_arrays,
     linear_parts,
 )
-from ..text.tokenizer import TokenizerSpec
+from ..text.spec import TokenizerSpec
 from .config import ModelConfig
 from .families import program_of
 

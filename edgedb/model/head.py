@@ -7,21 +7,18 @@ head, the others are -inf, and the sampled token is the same: ``docs/head.md`` h
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..choose.sampling import Sampler
 from ..errors import EdgeDBError
 from ..format.tensors import PLANE_BYTES, TILE, LinearTensor, PairTensor
 from ..gate import gate
 from ..ops import Ops
+from ..ops.activations import quantize
 from ..ops.buffer import Buffer
-from ..ops.reference import quantize
 
 HEADS = ("full", "two-stage")
 
@@ -39,26 +36,6 @@ class Needed:
     top: int
     margin: float
     ids: tuple[int, ...] = ()
-
-
-def needed(sampler: Sampler, history: Sequence[int] | np.ndarray) -> Needed | None:
-    """What ``sampler`` looks at after ``history``; None: the whole vocabulary."""
-    params = sampler.params
-    if sampler.unpredictable:
-        return None
-    ids = set(params.logit_bias)
-    if params.repetition_window and (
-        params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
-    ):
-        ids.update(int(i) for i in history[-params.repetition_window :])
-    exact = tuple(sorted(ids))
-    if params.temperature == 0:
-        return Needed(1, math.inf, exact)
-    margin = math.inf
-    if params.top_p == params.typical_p == 1 and params.min_p > 0:
-        margin = -math.log(params.min_p) + 1e-6  # more than the exponential's rounding
-    # Top-p and typical-p depend on sums over all that top-k leaves: min-p cannot shorten that.
-    return Needed(params.top_k, margin, exact) if params.top_k or margin < math.inf else None
 
 
 class TwoStageHead:

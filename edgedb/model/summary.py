@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..format.packing import split_blocks
-from ..format.tensors import LinearTensor, kind_text
-from .dbb import DbbFile, PairTensor
+from ..format.tensors import LinearTensor, PairTensor, kind_text
+from .dbb import DbbFile
 
 
 def summarize(file: DbbFile) -> dict[str, Any]:

@@ -192,6 +192,6 @@ def _available(name: str) -> tuple[bool, str]:
         return (
             (True, "compiles at first use") if found else (False, "package numba is not installed")
         )
-    from . import native
+    from . import library
 
-    return native.available()
+    return library.available()

@@ -70,3 +70,32 @@ def status_text(status: int) -> str:
 def text_of(string: Any) -> str:
     """A string of the library."""
     return str(ffi.string(string).decode())
+
+
+def available() -> tuple[bool, str]:
+    """Whether the C library can be used here, and which instruction set or why not."""
+    if lib is None:
+        return False, " ".join(problem.split())
+    return True, f"instruction set {next(name for name, _, runs in instruction_sets() if runs)}"
+
+
+def instruction_sets() -> list[tuple[str, str, bool]]:
+    """``(name, description, runs on this CPU)`` of every set in the library, best first."""
+    return [
+        (
+            text_of(lib.edb_isa_name(i)),
+            text_of(lib.edb_isa_description(i)),
+            bool(lib.edb_isa_supported(i)),
+        )
+        for i in range(lib.edb_isa_count())
+    ]
+
+
+def kernels(isa: str | None = None) -> list[str]:
+    """Names of the pair kernels of an instruction set, the fastest measured there first; empty for
+    one that cannot run here. Default: the best set of this CPU."""
+    name = isa.encode() if isa else ffi.NULL
+    found: list[str] = []
+    while (text := lib.edb_kernel_name(name, len(found))) != ffi.NULL:
+        found.append(text_of(text))
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..format.tensors import GROUP
+from .activations import quantize
 
 
 def row_bytes(head_dim: int) -> int:
@@ -14,8 +15,6 @@ def row_bytes(head_dim: int) -> int:
 
 def pack_rows(x: np.ndarray) -> np.ndarray:
     """float32 ``[..., head_dim]`` to int8 ``[..., row_bytes]``, by the rules of activations."""
-    from .reference import quantize
-
     *shape, head_dim = x.shape
     q, sx = quantize(x.reshape(-1, head_dim))
     codes = q.reshape(len(q), -1)[:, :head_dim]

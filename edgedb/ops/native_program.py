@@ -7,7 +7,7 @@ points to is held by the object that holds the struct.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,14 +15,12 @@ from ..errors import NativeError
 from ..format.tensors import DenseTensor
 from .library import ffi, lib, owned, pointers, status_text, struct_pointer
 from .lowering import Step, View, lower
+from .native_context import NativeContext
 from .native_memory import NativeBuffer, NativeMatrix
 from .program import Block, Program, Value
 from .selection import Floats
 from .sequences import MAX_ROWS, CacheLayer, Span
 from .weights import Weights
-
-if TYPE_CHECKING:
-    from .native import NativeOps
 
 _CODES = {
     op: f"EDB_OP_{op.upper()}"
@@ -90,9 +88,9 @@ class NativeProgram:
     """
 
     def __init__(
-        self, ops: NativeOps, program: Program, weights: Weights, *, fuse: bool = True
+        self, context: NativeContext, program: Program, weights: Weights, *, fuse: bool = True
     ) -> None:
-        self._ops = ops
+        self._context = context
         structs = _Structs(weights, fuse)
         *body, final, head = program.blocks()
         self.body = _Part(structs, body, program.width)
@@ -137,15 +135,15 @@ class NativeProgram:
         spans: Any = ffi and ffi.NULL,
         n_spans: int = 0,
     ) -> None:
-        context, program = self._ops.context, part.program
-        memory = self._ops.scratch.memory
+        context, program = self._context.context, part.program
+        memory = self._context.scratch.memory
         status = lib.edb_program_run(context, program, ids, slots, n, spans, n_spans, *memory)
         if status:
             if status != lib.EDB_ERR_SCRATCH:
                 raise NativeError(f"a pass of {n} tokens: {status_text(status)}")
             # For full caches at once, so that a growing conversation asks only here.
             size = lib.edb_program_scratch_bytes(context, program, n, spans, n_spans)
-            self._ops.scratch.grow(size)
+            self._context.scratch.grow(size)
             self._run(part, slots, n, ids, spans, n_spans)
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ..format.packing import SMALLEST_NORMAL, gather_rows, levels, unpack_int8
+from ..format.packing import gather_rows, levels, unpack_int8
 from ..format.tensors import GROUP, DenseTensor, Int8Tensor, LinearTensor, PairTensor
+from .activations import quantize
 from .buffer import Buffer, aligned_zeros
 from .narrow_cache import pack_rows, unpack_rows
 from .program import Program, Value
@@ -23,28 +24,6 @@ from .selection import Floats, NumpySelection
 from .sequences import CacheLayer
 from .walker import Walker
 from .weights import Weights
-
-
-def quantize(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Activations ``x`` float32 ``[n, cols]`` to int8 in groups of 64 columns.
-
-    Returns ``q`` int8 ``[n, groups, 64]`` (zero-padded) and ``sx`` float32 ``[n, groups]`` with
-    ``x ~ sx * q``. A group with NaN or infinity gets ``sx = NaN``, so that every output is NaN; a
-    group whose scale would be subnormal counts as zeros.
-    """
-    n, cols = x.shape
-    groups = -(-cols // GROUP)
-    padded = np.zeros((n, groups * GROUP), np.float32)
-    padded[:, :cols] = x
-    blocks = padded.reshape(n, groups, GROUP)
-    finite = np.isfinite(blocks).all(axis=2)
-    sx = np.abs(blocks).max(axis=2) / np.float32(127)
-    usable = finite & (sx >= SMALLEST_NORMAL)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        q = np.clip(np.rint(blocks / sx[:, :, None]), -127, 127)
-    q = np.where(usable[:, :, None], q, 0).astype(np.int8)
-    sx = np.where(usable, sx, np.where(finite, np.float32(0), np.float32(np.nan)))
-    return q, sx.astype(np.float32)
 
 
 def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:

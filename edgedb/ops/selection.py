@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,6 +16,14 @@ Ids = npt.NDArray[np.integer]
 # Logits this far below the best are rarely among the k largest: looking at the rest first saves a
 # partition of the whole vocabulary. Any value gives the same choice.
 _LIKELY = np.float32(10.0)
+
+
+class Selection(Protocol):
+    """The part of ``Ops`` that choosing a token needs."""
+
+    def largest(self, logits: Floats, k: int) -> tuple[Ids, Floats]: ...
+
+    def softmax_weights(self, logits: Floats, top: float, temperature: float = 1.0) -> Doubles: ...
 
 
 class NumpySelection:

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, Protocol, overload
 
 from ..arguments import flag, optional, whole
 from ..text.messages import Message
 from ..text.transcript import encode_keeping
 from .completion import Chunk, Completion, collect
+from .loaded import LoadedModel, Prompt
 from .request import Request
 
-if TYPE_CHECKING:
-    from .session import Session
 
-Prompt = str | Sequence[int]
+class Answering(Protocol):
+    """The part of a session that an answer needs."""
+
+    @property
+    def model(self) -> LoadedModel: ...
+
+    @property
+    def tokens(self) -> list[int]:
+        """Ids of the whole sequence."""
+
+    def start(self, ids: list[int], request: Request) -> Iterator[Chunk]:
+        """Answer behind ``ids``, of which the session may hold a beginning."""
+
+    def fork(self) -> Answering:
+        """An independent session that holds the same tokens."""
 
 
 class Answers:
     """``generate`` and ``chat``. Options are those of ``Session.stream``."""
 
-    def _answering(self) -> Session:
+    def _answering(self) -> Answering:
         """The session that answers."""
         raise NotImplementedError
 
@@ -114,12 +127,12 @@ class Answers:
 
 
 def _answer(
-    session: Session, ids: list[int], stream: bool, n: int | None, options: dict[str, Any]
+    session: Answering, ids: list[int], stream: bool, n: int | None, options: dict[str, Any]
 ) -> Completion | list[Completion] | Iterator[Chunk]:
     stream, n = flag("stream", stream), optional(whole(1))("n", n)
     request = Request.of(**options)
     if n is None:
-        chunks = session._start(ids, request)
+        chunks = session.start(ids, request)
         return chunks if stream else collect(chunks)
     answers = _several(session, ids, n, request)
     if not stream:
@@ -128,13 +141,13 @@ def _answer(
 
 
 def _several(
-    session: Session, ids: list[int], n: int, request: Request
+    session: Answering, ids: list[int], n: int, request: Request
 ) -> Iterator[Iterator[Chunk]]:
     """``n`` streams from one reading of the prompt."""
-    for _ in session._start(ids, replace(request, max_tokens=0)):
+    for _ in session.start(ids, replace(request, max_tokens=0)):
         pass
     params = request.params
     for index in range(n):
         seed = None if params.seed is None else params.seed + index
         own = replace(request, params=replace(params, seed=seed))
-        yield (replace(chunk, index=index) for chunk in session.fork()._start(ids, own))
+        yield (replace(chunk, index=index) for chunk in session.fork().start(ids, own))

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import ContextFullError, EdgeDBError
 from ..ops.sequences import MAX_ROWS
-
-if TYPE_CHECKING:
-    from .engine import Model
+from .loaded import LoadedModel
 
 
-def embed(model: Model, texts: Sequence[str]) -> np.ndarray:
+def embed(model: LoadedModel, texts: Sequence[str]) -> np.ndarray:
     """Vectors of length 1, float32 ``(len(texts), hidden_size)``.
 
     Every text is read by itself, beginning with BOS if the model wants one. The sums are taken

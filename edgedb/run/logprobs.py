@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..choose.sampling import Selection
 from ..ops.exactmath import log
-from ..ops.selection import Floats
+from ..ops.selection import Floats, Selection
 from ..text.tokenizer import Tokenizer
 from .completion import Logprob, TokenLogprobs
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,12 +12,10 @@ from ..errors import ContextFullError, EdgeDBError
 from ..model.head import Needed
 from ..ops.selection import Floats, Ids
 from ..ops.sequences import MAX_ROWS
+from .loaded import LoadedModel
 from .pace import Pace
 from .request import Progress
 from .speculative import DEFAULT_LOOKUP, Ahead, Lookup
-
-if TYPE_CHECKING:
-    from .engine import Model
 
 
 class Reader:
@@ -28,7 +25,7 @@ class Reader:
     may come between any two lines: each leaves what the next use can go on from, after ``settle``.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: LoadedModel) -> None:
         self.model = model
         self.cache = model.network.cache(model.context, model.kv_dtype)
         self._state = model.network.state()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..arguments import Rule, each, function, instance, optional, token_id, unicode, whole, words
 from ..choose.grammar import Grammar
@@ -12,9 +12,7 @@ from ..choose.penalties import breaker_mask, special_mask
 from ..choose.sampling import Processor, Sampler, SamplingParams
 from ..errors import EdgeDBError
 from ..ops.sequences import MAX_ROWS
-
-if TYPE_CHECKING:
-    from .engine import Model
+from .loaded import LoadedModel
 
 Progress = Callable[[int, int], None]  # tokens read, tokens to read
 MAX_LOGPROBS = 100
@@ -63,7 +61,7 @@ class Request:
         params = replace(given.pop("params") or SamplingParams(), **options)
         return cls(**given, params=params, grammar=Grammar(*wanted[0]) if wanted else None)
 
-    def sampler(self, model: Model) -> Sampler:
+    def sampler(self, model: LoadedModel) -> Sampler:
         """A new sampler for one answer.
 
         Raises ``EdgeDBError`` if an option names a token that the model does not have.

@@ -1,7 +1,7 @@
 """A sequence of tokens: read a prompt, write an answer.
 
 Each ``Session`` owns a cache and is used by one thread at a time. Everything that makes text goes
-through ``Session._start``, once its arguments are checked.
+through ``Session.start``, once its arguments are checked.
 """
 
 from __future__ import annotations
@@ -13,24 +13,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..arguments import instance, optional, whole
+from ..choose.needed import needed
 from ..choose.sampling import Processor, Sampler, SamplingParams
 from ..errors import BusyError, ContextFullError, EdgeDBError
-from ..model.head import Needed, needed
+from ..model.head import Needed
 from ..text.stopping import StopMatcher
-from .answers import Answers, Prompt
+from .answers import Answers
 from .completion import Chunk, Completion, FinishReason, Stats, TokenLogprobs, collect
+from .loaded import LoadedModel, Prompt
 from .logprobs import token_logprobs
 from .reader import Reader
 from .request import RULES, Progress, Request
 from .session_file import read_session, write_session
-
-if TYPE_CHECKING:
-    from .engine import Model
 
 _SAMPLER = optional(instance(Sampler, "a Sampler"))
 
@@ -43,7 +42,7 @@ class Session(Answers):
     Use it from one thread at a time: a second one gets ``BusyError``.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: LoadedModel) -> None:
         self.model = model
         self.extra: dict[str, Any] = {}  # the caller's own, saved with the session
         self._reader = Reader(model)
@@ -136,7 +135,7 @@ class Session(Answers):
             write_session(path, fingerprint, self._reader.ids, self._reader.cache, self.extra)
 
     @classmethod
-    def load(cls, model: Model, path: str | PathLike[str]) -> Session:
+    def load(cls, model: LoadedModel, path: str | PathLike[str]) -> Session:
         """The session that ``save`` wrote; reads nothing again.
 
         Raises ``FormatError`` if the file is damaged or was saved with another model or cache type,
@@ -204,9 +203,9 @@ class Session(Answers):
             cancelled=cancelled,
             **sampling,
         )
-        return self._start(self.model.prompt_ids(prompt), request)
+        return self.start(self.model.prompt_ids(prompt), request)
 
-    def _start(self, ids: list[int], request: Request) -> Iterator[Chunk]:
+    def start(self, ids: list[int], request: Request) -> Iterator[Chunk]:
         """What ``stream`` does, once its arguments are checked."""
         if not ids:
             raise EdgeDBError("the prompt is empty; give at least one token")

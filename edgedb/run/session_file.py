@@ -20,18 +20,11 @@ import numpy as np
 from .. import arguments
 from ..errors import ContextFullError, EdgeDBError, FormatError
 from ..files import map_file, replacing
-from ..format.container import (
-    PAD_NAME,
-    Entry,
-    align,
-    lay_out,
-    parse_json,
-    read_header,
-    render_header,
-)
+from ..format.container import PAD_NAME, Entry, align, lay_out, read_header, render_header
 from ..format.tensors import DTYPES, Part
 from ..model.kvcache import KVCache
 from ..ops.narrow_cache import row_scales
+from ..strict_json import parse_json
 
 KIND = "edgedb-session"
 VERSION = "1"

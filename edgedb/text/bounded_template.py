@@ -71,8 +71,8 @@ from .quotation import (
     text_of,
     tracked,
 )
+from .spec import MAX_TEMPLATE_CHARS
 from .template_globals import GLOBALS
-from .tokenizer import MAX_TEMPLATE_CHARS
 
 
 @pass_context  # so that it is never folded into a constant, which would be written unpaid

@@ -10,7 +10,7 @@ from .quotation import TEMPLATE, Quoted, any_of, own_matches, sources
 from .vocabulary import SPACE_MARK, STRIP_ALL, Vocabulary, bytes_of_piece
 
 if TYPE_CHECKING:
-    from .tokenizer import TokenizerSpec
+    from .spec import TokenizerSpec
 
 
 class SentencePieceVocabulary(Vocabulary):

@@ -36,7 +36,7 @@ from .messages import (
     plain_variables,
 )
 from .quotation import Quoted, joined, quote, quote_message, sources
-from .tokenizer import TokenizerSpec
+from .spec import TokenizerSpec
 
 MAX_OUTPUT_CHARS = 1 << 24
 _MAX_INDENT = 32

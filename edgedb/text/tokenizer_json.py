@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import EdgeDBError, FormatError, UnsupportedModelError
-from ..format.container import parse_json
+from ..strict_json import parse_json
 from .bounded_regex import check_regex
 from .charsmap import check_charsmap
 

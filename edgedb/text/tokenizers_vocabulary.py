@@ -15,7 +15,7 @@ from .vocabulary import MARKER, Vocabulary, bytes_of_piece
 
 if TYPE_CHECKING:
     from .guarded import GuardedEncoder
-    from .tokenizer import TokenizerSpec
+    from .spec import TokenizerSpec
 
 
 class TokenizersVocabulary(Vocabulary):

@@ -16,7 +16,7 @@ from ..gate import gate
 from .quotation import Quoted, source_of
 
 if TYPE_CHECKING:
-    from .tokenizer import TokenizerSpec
+    from .spec import TokenizerSpec
 
 SPACE_MARK = "\u2581"  # SentencePiece writes a space as this character
 MARKER = re.compile(r"[^\w\s].*\w.*[^\w\s]")  # a word in brackets, of whatever kind

@@ -15,7 +15,8 @@ from edgedb.choose.penalties import (
     penalize_sequences,
     special_mask,
 )
-from edgedb.text.tokenizer import TokenizerSpec, load_tokenizer
+from edgedb.text.spec import TokenizerSpec
+from edgedb.text.tokenizer import load_tokenizer
 
 
 def test_bias_is_added() -> None:

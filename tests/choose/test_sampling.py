@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgedb import EdgeDBError
 from edgedb.choose.sampling import Sampler, SamplingParams
-from edgedb.ops import native
+from edgedb.ops import library
 from edgedb.ops.native_selection import NativeSelection
 from edgedb.text.stopping import StopMatcher
 
@@ -75,7 +75,7 @@ EVERY_WAY: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.skipif(not native.available()[0], reason="needs the C library")
+@pytest.mark.skipif(not library.available()[0], reason="needs the C library")
 @pytest.mark.parametrize("options", EVERY_WAY, ids=str)
 def test_every_backend_makes_the_same_choices(options: dict[str, Any]) -> None:
     rows = [logits_of(3000, seed=i) for i in range(30)]

@@ -10,7 +10,8 @@ from checkpoints import CONFIG, weights, write_gguf
 from edgedb.convert.sources import open_source
 from edgedb.convert.sources.gguf_tokenizer import tokenizer_spec
 from edgedb.errors import CheckpointWarning, FormatError
-from edgedb.text.tokenizer import TokenizerSpec, load_tokenizer
+from edgedb.text.spec import TokenizerSpec
+from edgedb.text.tokenizer import load_tokenizer
 
 
 @pytest.fixture

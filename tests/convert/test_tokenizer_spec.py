@@ -13,7 +13,7 @@ from checkpoints import CONFIG, weights, write_gguf, write_hf
 import edgedb
 from edgedb.convert.sources import Source, open_source
 from edgedb.errors import CheckpointWarning, FormatError, TemplateError
-from edgedb.text.tokenizer import MAX_TEMPLATE_CHARS
+from edgedb.text.spec import MAX_TEMPLATE_CHARS
 from tools.export import Options, export
 
 

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from edgedb import FormatError
-from edgedb.format.container import MAX_HEADER_BYTES, MAX_VALUES, parse_json, render_header
+from edgedb.format.container import MAX_HEADER_BYTES, render_header
+from edgedb.strict_json import MAX_VALUES, parse_json
 
 PIECES = ['"a",', "1,", "[],", "{},", '{"a":1},', "[[[[[[[[]]]]]]]],", "1e5,"]
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgedb.format import packing
-from edgedb.model.dbb import DenseTensor, PairTensor
+from edgedb.format.tensors import DenseTensor, PairTensor
 
 ODD = (1, 7, 63, 64, 65, 172)
 SHAPES = [(rows, cols) for rows in ODD for cols in ODD] + [(1100, 300)]

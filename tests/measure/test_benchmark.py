@@ -15,7 +15,7 @@ from edgedb import EdgeDBError
 from edgedb.format.tensors import PairTensor
 from edgedb.measure import benchmark
 from edgedb.model.families import program_of
-from edgedb.ops import native
+from edgedb.ops import library
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def test_every_test_runs_at_every_thread_count(rows: list[benchmark.BenchRow]) -
 def test_decoding_is_measured_with_every_kernel(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not native.available()[0]:
-        pytest.skip(native.available()[1])
+    if not library.available()[0]:
+        pytest.skip(library.available()[1])
     options: dict[str, Any] = {"prompt": [5], "decode": [3], "repetitions": 1, "threads": [1]}
     options |= {"isa": "scalar", "all_kernels": True}
     rows = benchmark.run(tiny_model, **options)

@@ -13,8 +13,9 @@ from safetensors.numpy import save_file
 
 from edgedb.errors import FormatError, UnsupportedModelError
 from edgedb.format.container import CRC_START
-from edgedb.format.tensors import linear_arrays
-from edgedb.model.dbb import DbbWriter, DenseTensor, Int8Tensor, PairTensor, read_dbb
+from edgedb.format.tensors import DenseTensor, Int8Tensor, PairTensor, linear_arrays
+from edgedb.model.dbb import read_dbb
+from edgedb.model.dbb_writer import DbbWriter
 from edgedb.model.families import program_of
 from edgedb.model.summary import summarize
 

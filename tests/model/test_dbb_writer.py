@@ -15,7 +15,8 @@ from dbb_files import CONFIG, KINDS, TOKENIZER, content, write_model
 
 from edgedb.errors import EdgeDBError, FormatError
 from edgedb.model import dbb_writer
-from edgedb.model.dbb import DbbWriter, read_dbb
+from edgedb.model.dbb import read_dbb
+from edgedb.model.dbb_writer import DbbWriter
 from edgedb.model.families import program_of
 
 

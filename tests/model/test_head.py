@@ -16,12 +16,13 @@ from places import ROOT
 
 import edgedb
 from edgedb import ops
+from edgedb.choose.needed import needed
 from edgedb.choose.sampling import Sampler, SamplingParams
 from edgedb.errors import EdgeDBError
 from edgedb.format.packing import dequantize
 from edgedb.format.tensors import PairTensor
 from edgedb.model import head
-from edgedb.model.head import Needed, TwoStageHead, group_norms, needed
+from edgedb.model.head import Needed, TwoStageHead, group_norms
 from edgedb.run.session import Session
 
 DB2 = ROOT / "models" / "smollm2-135m-instruct-db2.dbb"

@@ -11,8 +11,9 @@ from operations import Heads, walked_attention
 
 from edgedb.format.tensors import DenseTensor
 from edgedb.ops import create, jit_layers, jit_matmul
+from edgedb.ops.activations import quantize
 from edgedb.ops.jit import NumbaOps
-from edgedb.ops.reference import ReferenceOps, quantize
+from edgedb.ops.reference import ReferenceOps
 
 REFERENCE = ReferenceOps()
 SHAPES = [(1, 1), (7, 63), (64, 64), (65, 172), (130, 576)]

@@ -16,6 +16,7 @@ from edgedb.model.network import Network
 from edgedb.ops import native, native_memory
 from edgedb.ops.buffer import aligned_zeros
 from edgedb.ops.library import pointers
+from edgedb.ops.native import NativeOps
 
 
 def gone(*references: weakref.ref[Any]) -> list[bool]:
@@ -90,7 +91,7 @@ def test_a_context_holds_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     replaced = {name: lambda pointer, name=name: ended.append(name) for name in names}
     with monkeypatch.context() as patch:
         patch.setattr(native, "lib", Library(**replaced))
-        ops = native.NativeOps(threads=2)
+        ops = NativeOps(threads=2)
     context = ops.context  # what a running operation has been given
     del ops
     gc.collect()
@@ -115,7 +116,7 @@ def test_an_operation_holds_its_scratch(monkeypatch: pytest.MonkeyPatch) -> None
         return 0
 
     monkeypatch.setattr(native_memory, "aligned_zeros", remembered)
-    ops = native.NativeOps(threads=1)
+    ops = NativeOps(threads=1)
     matrix, x, out = ops.matrix(pair_tensor(64, 64, 1)), ops.buffer((1, 64)), ops.buffer((1, 64))
     monkeypatch.setattr(native, "lib", Library(edb_matmul=edb_matmul))
     ops.matmul(matrix, x, out, 1)

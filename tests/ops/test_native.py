@@ -26,18 +26,19 @@ from kernels import (
 
 from edgedb.errors import NativeError
 from edgedb.format.tensors import DenseTensor, Int8Tensor, LinearTensor, PairTensor
-from edgedb.ops import native
-from edgedb.ops.native import ffi, lib
+from edgedb.ops import library
+from edgedb.ops.library import ffi, lib
+from edgedb.ops.native import NativeOps
 
 SIZES = (1, 7, 63, 64, 65, 172, 200)
 TOKENS = (1, 2, 3, 5, 17, 130)
 
 
 def test_scalar_is_always_there_and_last() -> None:
-    sets = native.instruction_sets()
+    sets = library.instruction_sets()
     assert sets[-1][0] == "scalar" and sets[-1][2]
-    assert native.NativeOps().isa == ISAS[0]
-    assert native.NativeOps().threads >= 1
+    assert NativeOps().isa == ISAS[0]
+    assert NativeOps().threads >= 1
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -63,11 +64,11 @@ def test_forced_instruction_set_is_the_one_that_runs(isa: str) -> None:
 
 def test_unknown_instruction_set_and_bad_thread_counts_are_refused() -> None:
     with pytest.raises(NativeError, match=r"'z80' cannot run here; this CPU runs .*scalar"):
-        native.NativeOps("z80")
+        NativeOps("z80")
     with pytest.raises(NativeError):
-        native.NativeOps(threads=257)
+        NativeOps(threads=257)
     with pytest.raises(NativeError):
-        native.NativeOps(threads=-1)
+        NativeOps(threads=-1)
 
 
 @pytest.mark.parametrize("isa", ISAS)

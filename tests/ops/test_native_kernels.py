@@ -22,17 +22,18 @@ from kernels import (
 
 from edgedb import ops as operations
 from edgedb.errors import EdgeDBError, NativeError
-from edgedb.ops import native
+from edgedb.ops import library
+from edgedb.ops.native import NativeOps
 
-KERNELS = [(isa, kernel) for isa in ISAS for kernel in native.kernels(isa)]
+KERNELS = [(isa, kernel) for isa in ISAS for kernel in library.kernels(isa)]
 EXACT = [(isa, kernel) for isa, kernel in KERNELS if kernel != "popcount4"]
 COARSE = [(isa, kernel) for isa, kernel in KERNELS if kernel == "popcount4"]
 
 
 def test_scalar_has_every_kernel() -> None:
-    assert native.kernels("scalar") == ["lookup", "popcount", "popcount4"]
-    assert native.kernels("z80") == []
-    assert native.kernels() == native.kernels(ISAS[0])
+    assert library.kernels("scalar") == ["lookup", "popcount", "popcount4"]
+    assert library.kernels("z80") == []
+    assert library.kernels() == library.kernels(ISAS[0])
 
 
 @pytest.mark.parametrize(("isa", "kernel"), KERNELS)
@@ -46,7 +47,7 @@ def test_forced_kernel_is_the_one_that_runs(
 
 def test_kernels_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NativeError, match="'abacus'; choose one of lookup, popcount"):
-        native.NativeOps("scalar", kernel="abacus")
+        NativeOps("scalar", kernel="abacus")
     monkeypatch.setenv("EDGEDB_KERNEL", "popcount")
     with pytest.raises(EdgeDBError, match="choice of the native backend, not of numpy"):
         operations.create("numpy")
@@ -60,7 +61,7 @@ def test_exact_kernels_have_the_same_bits(isa: str, kernel: str) -> None:
             x[0, 0] = np.nan if shape[1] == 200 else x[0, 0]
             expected = matmul(ops_of(), tensor, x)
             for threads in (1, 2):
-                y = matmul(native.NativeOps(isa, threads, kernel), tensor, x)
+                y = matmul(NativeOps(isa, threads, kernel), tensor, x)
                 assert_same_bits(y, expected)
 
 
@@ -69,7 +70,7 @@ def test_coarse_kernels_round_activations_to_4_bits(
     isa: str, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the activations differ, for one token and for many, and int8 weights do not care."""
-    ops, other = native.NativeOps(isa, 2, kernel), int8_tensor(65, 172)
+    ops, other = NativeOps(isa, 2, kernel), int8_tensor(65, 172)
     tensor, x = pair_tensor(65, 172, 2), activations(130, 172)
     x[7] = np.nan
     assert_same_bits(matmul(ops, other, x), matmul(ops_of(), other, x))
@@ -87,7 +88,7 @@ def test_counts_reach_their_bounds(isa: str, kernel: str, monkeypatch: pytest.Mo
     tensor.blocks[..., :1024] = 255
     tensor.blocks[..., 1024:1088] = 127
     tensor.blocks[..., 1088:] = 0
-    ops = native.NativeOps(isa, 1, kernel)
+    ops = NativeOps(isa, 1, kernel)
     if kernel == "popcount4":
         coarsen_oracle(monkeypatch)
     for value, other in ((127, 127), (-127, -127), (127, -1), (-127, -1), (127, -128 + 16)):

@@ -11,7 +11,7 @@ import oracle
 import pytest
 from kernels import EVERYWHERE, ISAS, activations, assert_same_bits, ops_of, random
 
-from edgedb.ops import native
+from edgedb.ops.native import NativeOps
 
 
 def test_rmsnorm_has_the_bits_of_the_oracle() -> None:
@@ -70,7 +70,7 @@ class Layer:
         self.out_width = n_heads * dim
 
     def run(
-        self, ops: native.NativeOps, qkv: np.ndarray, steps: list[int]
+        self, ops: NativeOps, qkv: np.ndarray, steps: list[int]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Attention outputs with the prompt cut into ``steps`` tokens, and the caches."""
         shape = (self.shape.n_kv_heads, self.shape.capacity, self.shape.head_dim)

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from kernels import activations, assert_same_bits, bits, matmul, ops_of, pair_tensor
 
-from edgedb.ops import native
+from edgedb.ops.native import NativeOps
 
 
 def test_threads_share_one_context() -> None:
-    ops = native.NativeOps(threads=2)
+    ops = NativeOps(threads=2)
     tensor = pair_tensor(700, 300, 2)
     matrix = ops.matrix(tensor)
     inputs = [activations(n, 300, seed=n) for n in (1, 2, 9, 40)]
@@ -41,7 +41,7 @@ def test_threads_share_one_context() -> None:
 
 
 def test_pool_sleeps_and_wakes() -> None:
-    ops = native.NativeOps(threads=3)
+    ops = NativeOps(threads=3)
     tensor, x = pair_tensor(640, 128, 1), activations(1, 128)
     expected = matmul(ops_of(), tensor, x)
     for pause in (0, 0.00002, 0.0001, 0.002) * 20:
@@ -50,7 +50,7 @@ def test_pool_sleeps_and_wakes() -> None:
 
 
 def test_idle_pool_uses_no_cpu() -> None:
-    ops = native.NativeOps(threads=3)
+    ops = NativeOps(threads=3)
     matmul(ops, pair_tensor(640, 128, 1), activations(1, 128))
     time.sleep(0.05)
     before = time.process_time()
@@ -66,7 +66,7 @@ def test_bits_stay_while_other_processes_want_the_cores() -> None:
     ]
     try:
         tensor = pair_tensor(1500, 512, 2)
-        pools = [native.NativeOps(threads=threads) for threads in (2, 3, 8)]
+        pools = [NativeOps(threads=threads) for threads in (2, 3, 8)]
         inputs = [activations(n, 512, seed=n) for n in (1, 1, 1, 20)]
         expected = [matmul(ops_of(), tensor, x) for x in inputs]
         until = time.monotonic() + 1.5
@@ -82,7 +82,7 @@ def test_bits_stay_while_other_processes_want_the_cores() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_child_of_fork_computes_the_same() -> None:
-    ops = native.NativeOps(threads=3)
+    ops = NativeOps(threads=3)
     tensor, x = pair_tensor(640, 128, 1), activations(4, 128)
     expected = matmul(ops, tensor, x)
     old_context = ops.context

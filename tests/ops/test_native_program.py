@@ -20,7 +20,7 @@ from edgedb.model.config import ModelConfig
 from edgedb.model.families import program_of
 from edgedb.model.kvcache import KVCache
 from edgedb.model.network import Network
-from edgedb.ops import native
+from edgedb.ops.native import NativeOps
 from edgedb.ops.native_program import NativeProgram
 from edgedb.ops.program import Block, Program, Recorder, RopeTable, Value
 from edgedb.ops.sequences import Span
@@ -57,7 +57,7 @@ def weights_of(program: Program) -> Weights:
 class Runner:
     """A program on one set of operations, fused or as it is recorded."""
 
-    def __init__(self, program: Program, ops: native.NativeOps, *, fuse: bool) -> None:
+    def __init__(self, program: Program, ops: NativeOps, *, fuse: bool) -> None:
         self.program, self.ops = program, ops
         self.bound = NativeProgram(ops, program, weights_of(program), fuse=fuse)
         self.state = self.bound.state()

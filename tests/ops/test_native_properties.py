@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from kernels import ISAS, KINDS, assert_same_bits, bits, matmul, oracle_row, random
 
 from edgedb.format.tensors import Int8Tensor, LinearTensor, PairTensor
-from edgedb.ops import native
+from edgedb.ops import library
 from edgedb.ops.buffer import aligned_zeros
+from edgedb.ops.native import NativeOps
 
-KERNELS = [(isa, k) for isa in ISAS for k in native.kernels(isa) if k != "popcount4"]
+KERNELS = [(isa, k) for isa in ISAS for k in library.kernels(isa) if k != "popcount4"]
 ODD = (1, 7, 63, 64, 65, 4096)
 MACS = 1 << 21  # of one example, so that scalar code stays quick
 FLOAT_MAX = float(np.finfo(np.float32).max)
@@ -48,8 +49,8 @@ few = settings(deadline=None, max_examples=100, suppress_health_check=[HealthChe
 
 
 @functools.cache
-def ops_of(isa: str, kernel: str, threads: int) -> native.NativeOps:
-    return native.NativeOps(isa, threads, kernel)
+def ops_of(isa: str, kernel: str, threads: int) -> NativeOps:
+    return NativeOps(isa, threads, kernel)
 
 
 def scaled(tensor: LinearTensor, exponent: int) -> LinearTensor:
@@ -107,7 +108,7 @@ def test_products(
 
 
 def attended(
-    ops: native.NativeOps,
+    ops: NativeOps,
     shape: operations.Heads,
     half: bool,
     tables: tuple[np.ndarray, np.ndarray],

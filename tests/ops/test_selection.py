@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from edgedb.ops import native
+from edgedb.ops import library
 from edgedb.ops.exactmath import exp
 from edgedb.ops.native_selection import NativeSelection
 from edgedb.ops.selection import NumpySelection
 
-BOTH = [NumpySelection(), NativeSelection()] if native.available()[0] else [NumpySelection()]
+BOTH = [NumpySelection(), NativeSelection()] if library.available()[0] else [NumpySelection()]
 backends = pytest.mark.parametrize("selection", BOTH, ids=lambda s: type(s).__name__)
 
 

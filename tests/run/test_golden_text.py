@@ -24,7 +24,7 @@ from rich.console import Console
 import edgedb
 from edgedb.choose.sampling import Sampler, SamplingParams
 from edgedb.convert.sources import open_source
-from edgedb.ops import native
+from edgedb.ops import library
 from tools.export import Options, export
 
 FOLDER = ROOT / "tests" / "golden"
@@ -45,7 +45,7 @@ class Way(NamedTuple):
     together: bool = True  # the prompt
 
 
-KERNELS = [(isa, k) for isa in ISAS for k in native.kernels(isa) if k != "popcount4"]
+KERNELS = [(isa, k) for isa in ISAS for k in library.kernels(isa) if k != "popcount4"]
 WAYS = [Way(*k, *how) for k, *how in product(KERNELS, range(1, 9), (True, False))]
 
 

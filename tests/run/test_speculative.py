@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 import edgedb
 from edgedb import EdgeDBError
-from edgedb.ops import native
+from edgedb.ops import library
 from edgedb.run.speculative import Lookup, find_continuation
 
 PROMPT = [5, 9, 40, 17, 23, 8, 60, 61, 62, 5, 9, 40, 17]
 
 pytestmark = pytest.mark.skipif(
-    not native.available()[0], reason="only the native backend promises bits"
+    not library.available()[0], reason="only the native backend promises bits"
 )
 
 

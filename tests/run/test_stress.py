@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import stress
 
-from edgedb.ops import native
+from edgedb.ops import library
 
 pytestmark = [
-    pytest.mark.skipif(not native.available()[0], reason="needs the C library"),
+    pytest.mark.skipif(not library.available()[0], reason="needs the C library"),
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks for Linux"),
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
 ]

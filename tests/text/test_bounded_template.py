@@ -10,8 +10,8 @@ from jinja2.filters import FILTERS
 
 from edgedb import TemplateError
 from edgedb.text import bounded_template, bounds
+from edgedb.text.spec import TokenizerSpec
 from edgedb.text.template import render
-from edgedb.text.tokenizer import TokenizerSpec
 
 N = 300_000_000
 PEAK_BYTES = 96 << 20  # one value of MAX_WORK items of text, before it is measured

@@ -14,7 +14,8 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from edgedb import EdgeDBError
 from edgedb.text.quotation import OTHERS, TEMPLATE, Quoted
-from edgedb.text.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
+from edgedb.text.spec import TokenizerSpec
+from edgedb.text.tokenizer import Tokenizer, load_tokenizer
 
 TURN = "{{ '<s>' }}{{ messages[0].content }}<turn></s>"
 BYTES = [f"<0x{b:02X}>" for b in range(256)]

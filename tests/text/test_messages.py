@@ -12,8 +12,8 @@ from template_cases import TOOLS, assistant, call, parts, user
 
 from edgedb import EdgeDBError, TemplateError
 from edgedb.text.messages import plain_messages, plain_objects, plain_variables
+from edgedb.text.spec import TokenizerSpec
 from edgedb.text.template import render
-from edgedb.text.tokenizer import TokenizerSpec
 
 TEXTS = "{% for m in messages %}<{{ m.role }}>{{ m['content'] + '|' }}{% endfor %}"
 READS_PARTS = (

@@ -27,8 +27,8 @@ from edgedb.text.quotation import (
     sources,
     text_of,
 )
+from edgedb.text.spec import TokenizerSpec
 from edgedb.text.template import render
-from edgedb.text.tokenizer import TokenizerSpec
 
 END = "<|im_end|>"
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from edgedb.text.tokenizer import TokenizerSpec, load_tokenizer
+from edgedb.text.spec import TokenizerSpec
+from edgedb.text.tokenizer import load_tokenizer
 
 INDENTED = ["def f(x):", "    if x:", "        return  x", "    return  f(x)", "hello world"] * 9
 TRICKY = [

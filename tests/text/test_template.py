@@ -15,8 +15,8 @@ from template_cases import CASES, Case
 from template_oracle import GOLDEN, by_edgedb, by_transformers, differences
 
 from edgedb import TemplateError
+from edgedb.text.spec import TokenizerSpec
 from edgedb.text.template import render
-from edgedb.text.tokenizer import TokenizerSpec
 
 BY_TRANSFORMERS = json.loads(GOLDEN.read_text(encoding="utf-8"))
 HELLO = [{"role": "user", "content": "Hello <b> & 'you'"}]

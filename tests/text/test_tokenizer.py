@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgedb import EdgeDBError, FormatError, UnsupportedModelError
-from edgedb.text.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
+from edgedb.text.spec import TokenizerSpec
+from edgedb.text.tokenizer import Tokenizer, load_tokenizer
 
 TEXTS = [
     "Hello world",

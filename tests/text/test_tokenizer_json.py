@@ -11,7 +11,8 @@ import pytest
 from tokenizers import Tokenizer as Library
 
 from edgedb import EdgeDBError, FormatError
-from edgedb.text.tokenizer import TokenizerSpec, load_tokenizer
+from edgedb.text.spec import TokenizerSpec
+from edgedb.text.tokenizer import load_tokenizer
 from edgedb.text.tokenizer_json import encode, open_tokenizer_json
 
 TEXT = "Hello  wörld 日本語 😀 \n\n 12345 a a <|im_end|>"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
-from edgedb.text.tokenizer import TokenizerSpec, load_tokenizer
+from edgedb.text.spec import TokenizerSpec
+from edgedb.text.tokenizer import load_tokenizer
 
 
 def gemma_like() -> tokenizers.Tokenizer:

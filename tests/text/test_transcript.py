@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from edgedb.text.spec import TokenizerSpec
 from edgedb.text.template import render
-from edgedb.text.tokenizer import TokenizerSpec, load_tokenizer
+from edgedb.text.tokenizer import load_tokenizer
 from edgedb.text.transcript import encode_keeping
 
 TEXTS = ["Hello there", "  two  spaces ", "Straße 日本語", "a\n\nb", "", "x<|im_end|"]

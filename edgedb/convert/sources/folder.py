@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import EdgeDBError, FormatError
 from ...files import read_regular
-from ...format.container import refuse_many_values
+from ...strict_json import refuse_many_values
 
 # Far above any configuration, template, or index of shards.
 _MAX_BYTES = 64 << 20

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import CheckpointWarning, FormatError, UnsupportedModelError
-from ...text.tokenizer import Kind, TokenizerSpec
-from . import pre_tokenizers
+from ...text.spec import Kind, TokenizerSpec
 from . import sentencepiece_proto as proto
 
 _PREFIX = "tokenizer.ggml."

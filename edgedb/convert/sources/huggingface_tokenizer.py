@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from ...errors import CheckpointWarning, EdgeDBError, FormatError
 from ...model.dbb import MAX_TOKENIZER_BYTES
-from ...text.tokenizer import Kind, TokenizerSpec, load_tokenizer
+from ...text.spec import Kind, TokenizerSpec
+from ...text.tokenizer import load_tokenizer
 from ...text.tokenizer_json import encode, open_tokenizer_json
 from . import sentencepiece_proto as proto
 from . import tekken

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ...errors import FormatError, UnsupportedModelError
 from ...files import open_regular
-from ...format.container import parse_json
+from ...strict_json import parse_json
 
 # safetensors' own limit on the length of its JSON header.
 _MAX_HEADER_BYTES = 100_000_000

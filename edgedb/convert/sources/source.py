@@ -18,7 +18,7 @@ from ...errors import CheckpointWarning, FormatError, UnsupportedModelError
 from ...model.checkpoint_config import read_config
 from ...model.config import ModelConfig
 from ...model.families import program_of
-from ...text.tokenizer import TokenizerSpec
+from ...text.spec import TokenizerSpec
 from .names import Names, split_layer, stored_names
 from .tokenizer_spec import runnable
 

@@ -13,7 +13,7 @@ import json
 from typing import Any
 
 from ...errors import FormatError
-from ...format.container import refuse_many_values
+from ...strict_json import refuse_many_values
 from ...text.tokenizer_json import join_parts
 from ...text.tokenizers_vocabulary import BYTE_OF_CHARACTER
 from .pre_tokenizers import split_by

@@ -14,8 +14,9 @@ from typing import Any
 
 from ...errors import CheckpointWarning, FormatError, TemplateError, UnsupportedModelError
 from ...model.dbb import MAX_TOKENIZER_BYTES
+from ...text.spec import MAX_TEMPLATE_CHARS, TokenizerSpec
 from ...text.template import render
-from ...text.tokenizer import MAX_TEMPLATE_CHARS, TokenizerSpec, load_tokenizer
+from ...text.tokenizer import load_tokenizer
 from ...text.tokenizer_json import join_parts, read_parts
 
 

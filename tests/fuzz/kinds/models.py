@@ -10,10 +10,10 @@ import numpy as np
 import edgedb
 from edgedb.format.tensors import Kind as StoredAs
 from edgedb.model.config import ModelConfig, RopeScaling
-from edgedb.model.dbb import DbbWriter
+from edgedb.model.dbb_writer import DbbWriter
 from edgedb.model.families import program_of
 from edgedb.run.engine import Model
-from edgedb.text.tokenizer import TokenizerSpec
+from edgedb.text.spec import TokenizerSpec
 
 from ...dbb_files import random_linear
 from ...tiny_tokenizers import byte_level_bpe, sentencepiece_bpe

@@ -1,0 +1,30 @@
+"""Step 1 of the numerics: activations to int8 in groups of 64 columns."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..format.packing import SMALLEST_NORMAL
+from ..format.tensors import GROUP
+
+
+def quantize(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Activations ``x`` float32 ``[n, cols]`` to int8 in groups of 64 columns.
+
+    Returns ``q`` int8 ``[n, groups, 64]`` (zero-padded) and ``sx`` float32 ``[n, groups]`` with
+    ``x ~ sx * q``. A group with NaN or infinity gets ``sx = NaN``, so that every output is NaN; a
+    group whose scale would be subnormal counts as zeros.
+    """
+    n, cols = x.shape
+    groups = -(-cols // GROUP)
+    padded = np.zeros((n, groups * GROUP), np.float32)
+    padded[:, :cols] = x
+    blocks = padded.reshape(n, groups, GROUP)
+    finite = np.isfinite(blocks).all(axis=2)
+    sx = np.abs(blocks).max(axis=2) / np.float32(127)
+    usable = finite & (sx >= SMALLEST_NORMAL)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        q = np.clip(np.rint(blocks / sx[:, :, None]), -127, 127)
+    q = np.where(usable[:, :, None], q, 0).astype(np.int8)
+    sx = np.where(usable, sx, np.where(finite, np.float32(0), np.float32(np.nan)))
+    return q, sx.astype(np.float32)

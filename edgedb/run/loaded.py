@@ -1,0 +1,157 @@
+"""A model in memory: its weights, bound to what runs them, and its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from .. import arguments
+from .. import ops as operations
+from ..errors import FormatError, UnsupportedModelError
+from ..model.config import DEFAULT_CONTEXT, ModelConfig
+from ..model.dbb import DbbFile
+from ..model.head import HEADS, TwoStageHead
+from ..model.kvcache import KV_DTYPES
+from ..model.network import Network
+from ..text.messages import Message
+from ..text.spec import TokenizerSpec
+from ..text.tokenizer import Tokenizer, load_tokenizer
+
+_BOS = arguments.optional(arguments.flag)
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+Prompt = str | Sequence[int]
+
+
+class LoadedModel:
+    """What sessions and answers need of a model; immutable, shared between threads."""
+
+    def __init__(
+        self,
+        file: DbbFile,
+        ops: operations.Ops,
+        context: int | None,
+        kv_dtype: str,
+        head: str = "full",
+    ) -> None:
+        self.file = file
+        self.ops = ops
+        self._derived: dict[Any, Any] = {}
+        self._summary: dict[str, Any] | None = None
+        self.kv_dtype = arguments.choice(*KV_DTYPES)("kv_dtype", kv_dtype)
+        head = arguments.choice(*HEADS)("head", head)
+        longest = file.config.max_position_embeddings
+        room = arguments.optional(arguments.whole(1, longest), min(longest, DEFAULT_CONTEXT))
+        self.context: int = room("context", context)
+        vocab_size = file.config.vocab_size
+        self.check_ids = arguments.token_ids(vocab_size)
+        self._prompt_ids = arguments.token_ids(vocab_size, "a text or a list of token ids")
+        self.tokenizer = _open_tokenizer(file)
+        self.network = Network(file.config, file.linears, file.vectors, ops, self.context)
+        if head == "two-stage":
+            linears = file.linears
+            self.network.two_stage = TwoStageHead(linears.get("head", linears["embedding"]), ops)
+
+    @property
+    def config(self) -> ModelConfig:
+        """Hyper-parameters."""
+        return self.file.config
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits."""
+        return self.config.vocab_size
+
+    @property
+    def tokenizer_spec(self) -> TokenizerSpec:
+        """Special tokens and chat template."""
+        return self.file.tokenizer
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What ``edgedb info`` shows: the file's summary, made once, and what runs it."""
+        from ..model.summary import summarize
+
+        # No cached_property: the lock that it has before Python 3.12 would outlive a fork.
+        if self._summary is None:
+            self._summary = summarize(self.file)  # reads the whole file
+        return {
+            **self._summary,
+            "backend": self.ops.name,
+            "isa": self.ops.isa,
+            "kernel": self.ops.kernel,
+            "threads": self.ops.threads,
+            "context": self.context,
+        }
+
+    def tokenize(self, text: str, *, add_bos: bool | None = None) -> list[int]:
+        """Token ids of ``text``; special tokens in it are plain text. BOS as the model wants it."""
+        text = arguments.text("text", text)
+        return self.tokenizer.encode(text, add_bos=_BOS("add_bos", add_bos))
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Text of token ids, without special tokens."""
+        return self.tokenizer.decode(self.check_ids("ids", ids))
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Token ids of ``prompt``, a text or ids."""
+        if isinstance(prompt, str):
+            return self.tokenize(prompt)
+        return self._prompt_ids("prompt", prompt)
+
+    def chat_tokens(self, messages: Iterable[Message], **template: Any) -> list[int]:
+        """Ids of a conversation through the model's chat template, ready for the answer.
+
+        ``template`` are the options of ``chat_text``.
+        """
+        text = self.chat_text(messages, **template)
+        return self.tokenizer.encode(text, add_bos=False, special=True)
+
+    def chat_text(
+        self,
+        messages: Iterable[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | str = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """A conversation as the model's chat template writes it, ready for the answer.
+
+        The names are those of transformers. A message is a ``role`` and a ``content``: a text, a
+        list of ``{"type": "text", "text": ...}``, or None; ``tool_calls`` and other keys are passed
+        on. ``tools`` are JSON schemas, ``documents`` dictionaries; ``chat_template_kwargs`` are
+        variables that the template may know, such as ``enable_thinking``.
+        ``continue_final_message`` ends the text inside of the last message, or of another of its
+        fields than its content, so that the answer goes on with it; otherwise the text ends where
+        an answer begins, unless ``add_generation_prompt`` is False.
+
+        Raises ``TemplateError`` if the model has no template, or it refuses what it is given.
+        """
+        from ..text.template import render  # 25 ms of imports that plain text does not need
+
+        return render(
+            self.tokenizer_spec,
+            messages,
+            tools=tools,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+
+    def cached(self, make: Callable[[Tokenizer, Key], Value], key: Key) -> Value:
+        """``make(tokenizer, key)``, made once: what is derived from the vocabulary is costly."""
+        found = self._derived.get((make, key))
+        if found is None:
+            found = self._derived[make, key] = make(self.tokenizer, key)
+        return found
+
+
+def _open_tokenizer(file: DbbFile) -> Tokenizer:
+    try:
+        return load_tokenizer(file.tokenizer, file.config.vocab_size)
+    except (FormatError, UnsupportedModelError) as error:
+        raise type(error)(f"{file.path}: {error}") from None
