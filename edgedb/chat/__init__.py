@@ -1,4 +1,7 @@
-"""Talk to a model: on a terminal, in a pipe, or one question at a time."""
+"""Talk to a model: on a terminal, in a pipe, or one question at a time.
+
+May ask: run, choose, hub, text.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,5 @@
+"""The commands. Arguments and what is printed, one file for each group of commands; the work is
+done in the rooms below.
+
+May ask: chat, measure, run, choose, model, hub.
+"""

@@ -1,0 +1,4 @@
+"""Models on disk and where they come from: names to paths.
+
+May ask: nothing.
+"""

@@ -4,6 +4,8 @@
 compiler at installation, ``numpy`` is the reference that defines the numerics (design of y = W x:
 ``docs/format.md``). ``EDGEDB_BACKEND``, ``EDGEDB_ISA``, ``EDGEDB_KERNEL`` and ``EDGEDB_THREADS``
 force a choice and fail loudly when it cannot run.
+
+May ask: format.
 """
 
 from __future__ import annotations
