@@ -87,12 +87,12 @@ $(BIN)/.created:
 
 $(BIN)/.installed: $(BIN)/.created pyproject.toml $(NATIVE)
 	@echo "edgedb: installing the package and building its C library (about a minute)"
-	@$(BIN)/python -m pip install --quiet --progress-bar off -e '.[export]' </dev/null
+	@$(BIN)/python -m pip install --quiet --progress-bar off -e '.[convert]' </dev/null
 	@touch $@
 
 $(BIN)/.installed-test: $(BIN)/.created pyproject.toml $(NATIVE)
 	@echo "edgedb: installing the package with its test and lint tools (about a minute)"
-	@EDGEDB_WERROR=1 $(BIN)/python -m pip install --quiet --progress-bar off -e '.[export,test,lint]' </dev/null
+	@EDGEDB_WERROR=1 $(BIN)/python -m pip install --quiet --progress-bar off -e '.[convert,test,lint]' </dev/null
 	@touch $@ $(BIN)/.installed
 
 # PyTorch for the training tests: its CPU build alone, from where pip is told to look or from
@@ -113,7 +113,7 @@ $(BIN)/.installed-clang: $(BIN)/.installed-test
 	@touch $@
 
 $(BIN)/.installed-bench: $(BIN)/.installed pyproject.toml
-	@$(BIN)/python -m pip install --quiet --progress-bar off -e '.[export,bench]' </dev/null
+	@$(BIN)/python -m pip install --quiet --progress-bar off -e '.[convert,bench]' </dev/null
 	@touch $@ $(BIN)/.installed
 
 # llama.cpp comes as the source that its Python binding carries, built for this very CPU.
@@ -129,7 +129,7 @@ $(GGUF): | $(BIN)/.installed
 	@$(BIN)/python -m tools.fetch_smollm2 $@ </dev/null
 
 $(SMOLLM2).dbb $(SMOLLM2)-1.dbb $(SMOLLM2)-3.dbb $(SMOLLM2)-4.dbb: | $(BIN)/.installed $(GGUF)
-	@$(BIN)/python -m tools.export $(GGUF) $@ --pairs $(or $(filter 1 3 4,$(@:$(SMOLLM2)-%.dbb=%)),2) </dev/null
+	@$(BIN)/edgedb convert $(GGUF) $@ --pairs $(or $(filter 1 3 4,$(@:$(SMOLLM2)-%.dbb=%)),2) </dev/null
 
 clean:
 	rm -rf $(VENV) build *.egg-info .cache edgedb/*.so native/*.o

@@ -7,30 +7,19 @@ import argparse
 import functools
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
 from edgedb.cli.command_line import command_line
+from edgedb.cli.console import shown_warnings
 from edgedb.display import one_line
-from edgedb.errors import CheckpointWarning, EdgeDBError
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from edgedb.errors import EdgeDBError
 
 
 def say(text: str) -> None:
     """One line on standard output, at once."""
     print(one_line(text), flush=True)
-
-
-def new_console() -> Console:
-    """Standard error for progress and remarks, where ``[x]`` in a name is no markup."""
-    from rich.console import Console
-
-    return Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 class Arguments(argparse.ArgumentParser):
@@ -65,27 +54,3 @@ def check_writable(*files: Path | None) -> None:
             raise EdgeDBError(f"{file}: there is no folder {file.parent}")
         if not os.access(file if file.exists() else file.parent, os.W_OK):
             raise EdgeDBError(f"{file} cannot be written: permission denied")
-
-
-@contextmanager
-def shown_warnings(show: Callable[[str], None]) -> Iterator[None]:
-    """What a checkpoint makes one wonder about is shown as a line, each time."""
-
-    def show_one(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: Any = None,
-        line: str | None = None,
-    ) -> None:
-        if issubclass(category, CheckpointWarning):
-            show(f"warning: {message}")
-        else:
-            usual(message, category, filename, lineno, file, line)
-
-    with warnings.catch_warnings():
-        usual = warnings.showwarning
-        warnings.simplefilter("always", CheckpointWarning)
-        warnings.showwarning = show_one
-        yield

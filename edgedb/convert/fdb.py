@@ -23,12 +23,10 @@ from ..format.tensors import GROUP, PairTensor
 from ..ops.cores import usable_cpus
 from . import fdb_kernels
 from .feedback import FeedbackOptions, InRows, Panel, panels, row_runner
+from .storage import MAX_FIT_PAIRS
 
 Float32 = NDArray[np.float32]
 Method = Literal["fdb", "rtn"]
-
-# 4**4 levels are 8 bits a weight; more pairs would be slower than int8 and no better.
-MAX_FIT_PAIRS = 4
 
 # Rows fitted together: a wide matrix of a 7B model has 361 MB, and the fit holds several copies.
 CHUNK_ROWS = 4096

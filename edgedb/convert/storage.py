@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from ..errors import EdgeDBError
-from ..format.tensors import Kind, planes_of
-from ..model.config import ModelConfig
-from ..model.families import program_of
-from .fdb import MAX_FIT_PAIRS
-from .plan import read_plan
 
+if TYPE_CHECKING:
+    from ..format.tensors import Kind
+    from ..model.config import ModelConfig
+
+# 4**4 levels are 8 bits a weight; more pairs would be slower than int8 and no better.
+MAX_FIT_PAIRS = 4
 METHODS = ("fdb", "rtn", "int8", "dense16", "dense32")
 TABLE_KINDS = ("int8", "2", "3", "float16", "float32")  # a number: pairs
 _KIND_OF_METHOD: dict[str, Kind] = {"int8": "int8", "dense16": "float16", "dense32": "float32"}
@@ -40,6 +41,10 @@ class Options:
 
     def kinds(self, config: ModelConfig) -> dict[str, Kind]:
         """How each matrix is stored. Raises ``EdgeDBError`` for a plan that does not fit."""
+        from ..format.tensors import planes_of
+        from ..model.families import program_of  # the command's help needs neither
+        from .plan import read_plan
+
         layers: Kind = _KIND_OF_METHOD.get(self.method, planes_of(self.pairs))
         pairs = read_plan(self.plan, config, MAX_FIT_PAIRS)
         plan = {name: planes_of(number) for name, number in pairs.items()}
@@ -52,7 +57,7 @@ class Options:
                 kinds[name] = plan.get(name, layers)
                 continue
             chosen = (self.head if name == "head" else None) or self.embedding or table
-            stored = cast(Kind, planes_of(int(chosen)) if str(chosen).isdigit() else chosen)
+            stored = cast("Kind", planes_of(int(chosen)) if str(chosen).isdigit() else chosen)
             kinds[name] = plan.get(name, stored)
         return kinds
 

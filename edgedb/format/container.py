@@ -143,7 +143,7 @@ def _explain_foreign_header(text: bytes, kind: str) -> str:
         if metadata.get("format") != "dbb" and "header_crc32" not in metadata:
             return (
                 "a safetensors checkpoint, not a .dbb; "
-                "convert its directory with: python -m tools.export DIRECTORY OUT.dbb"
+                "convert its directory with: edgedb convert DIRECTORY OUT.dbb"
             )
     except (FormatError, AttributeError):
         pass

@@ -51,7 +51,7 @@ def default_model() -> Path:
                 return folder / name
     raise EdgeDBError(
         f"name a model file: there is no models/{DEFAULT_NAMES[0]} in this folder; the source tree "
-        "has it, and `python -m tools.export CHECKPOINT OUT.dbb` there converts others"
+        "has it, and `edgedb convert CHECKPOINT OUT.dbb` makes others"
     )
 
 

@@ -125,7 +125,7 @@ def _refuse(info: os.stat_result) -> str:
     if stat.S_ISDIR(info.st_mode):
         return (
             "is a directory, expected a .dbb file; "
-            "convert a checkpoint with: python -m tools.export DIRECTORY OUT.dbb"
+            "convert a checkpoint with: edgedb convert DIRECTORY OUT.dbb"
         )
     if not stat.S_ISREG(info.st_mode):
         return "is not a regular file"
@@ -133,7 +133,7 @@ def _refuse(info: os.stat_result) -> str:
 
 
 def _refuse_other_formats(magic: bytes) -> None:
-    hint = "convert it with: python -m tools.export SOURCE OUT.dbb"
+    hint = "convert it with: edgedb convert SOURCE OUT.dbb"
     if magic.startswith(b"GGUF"):
         raise FormatError(f"is a GGUF file, not a .dbb; {hint}")
     if magic.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):

@@ -19,7 +19,7 @@ from places import ROOT
 import edgedb
 from edgedb.chat import lineedit
 from edgedb.choose.sampling import SamplingParams
-from edgedb.cli.commands import main as cli
+from edgedb.cli import commands as cli
 from edgedb.hub import modelfiles
 from edgedb.run import engine
 
@@ -332,7 +332,7 @@ def test_help_texts_in_the_documentation() -> None:
         return f"```text\n{command}\n{result.output}```"
 
     written = {match[1].strip() for match in pattern.finditer(text)}
-    assert written == {"", "chat", "generate", "info", "eval perplexity", "eval choices", "bench"}
+    assert written == {"", *cli.main.commands, "eval perplexity", "eval choices"} - {"eval"}
     current = pattern.sub(help_of, text)
     if os.environ.get("EDGEDB_WRITE_DOCS"):
         DOCS.write_text(current, encoding="utf-8")

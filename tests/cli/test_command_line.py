@@ -63,7 +63,11 @@ def test_an_output_that_takes_nothing(
 def test_remarks_that_are_lost_end_nothing(redirection: str, paths: dict[str, Path]) -> None:
     done = run(COMMANDS["generate"].format(**paths), redirection)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout
-    for command in ("-m edgedb generate nowhere.dbb -p Hi", "-m tools.export nowhere out.dbb"):
+    for command in (
+        "-m edgedb generate nowhere.dbb -p Hi",
+        "-m edgedb convert nowhere out.dbb",
+        "-m tools.export nowhere out.dbb",
+    ):
         done = run(command, redirection)
         assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
 
@@ -88,7 +92,9 @@ def test_a_closed_stream_is_no_files_number(tmp_path: Path) -> None:
     assert int((tmp_path / "file").read_text()) > 2
 
 
-@pytest.mark.parametrize("command", ["-m edgedb generate {model} -p Hi", "-m tools.export a b"])
+@pytest.mark.parametrize(
+    "command", ["-m edgedb generate {model} -p Hi", "-m edgedb convert a b", "-m tools.export a b"]
+)
 def test_too_little_memory_to_import_numpy(command: str, paths: dict[str, Path]) -> None:
     done = run(command.format(**paths), "", before="ulimit -v 60000; ")
     assert (done.returncode, done.stdout) == (2, "")

@@ -21,15 +21,17 @@ from click.testing import CliRunner
 from places import ROOT
 from rich.console import Console
 
-import tools.export as exporter
+from edgedb.cli.commands import main
 from edgedb.convert import calibrate, sample, store
+from edgedb.convert.export import export
 from edgedb.convert.sources import Source, open_source
+from edgedb.convert.storage import Options
 from edgedb.errors import EdgeDBError, FormatError
 from edgedb.format.packing import dequantize
 from edgedb.model.dbb import read_dbb
+from edgedb.model.dbb_writer import DbbWriter
 from edgedb.model.families import program_of
 from tools import fetch_smollm2
-from tools.export import Options, export
 
 QUICK = {"sequences": 4, "length": 32}
 
@@ -132,9 +134,9 @@ def test_an_interrupted_export_goes_on(
     stop_at: int,
 ) -> None:
     export(source, tmp_path / "whole.dbb", options)
-    out, put, count = tmp_path / "m.dbb", exporter.DbbWriter.put, 0
+    out, put, count = tmp_path / "m.dbb", DbbWriter.put, 0
 
-    def failing_put(self: exporter.DbbWriter, name: str, *rest: object) -> None:
+    def failing_put(self: DbbWriter, name: str, *rest: object) -> None:
         nonlocal count
         count += "." in name and "norm" not in name
         if count > stop_at:
@@ -142,7 +144,7 @@ def test_an_interrupted_export_goes_on(
         put(self, name, *rest)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
-        patched.setattr(exporter.DbbWriter, "put", failing_put)
+        patched.setattr(DbbWriter, "put", failing_put)
         with pytest.raises(KeyboardInterrupt):
             export(source, out, options)
     assert not out.exists() and (tmp_path / "m.dbb.partial").exists()
@@ -157,14 +159,15 @@ def test_a_killed_export_goes_on(tmp_path: Path, source: Source) -> None:
     command = [
         sys.executable,
         "-m",
-        "tools.export",
+        "edgedb",
+        "convert",
         str(source.path),
         str(tmp_path / "m.dbb"),
         "--calibration-tokens",
         "512",
     ]
-    root = ROOT
-    process = subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL)
+
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     journal = tmp_path / "m.dbb.partial.json"
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
@@ -173,10 +176,10 @@ def test_a_killed_export_goes_on(tmp_path: Path, source: Source) -> None:
             break
         time.sleep(0.002)
     process.wait(timeout=60)
-    subprocess.run(command, cwd=root, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
     subprocess.run(
-        [*command[:4], str(tmp_path / "n.dbb"), *command[5:]],
-        cwd=root,
+        [*command[:5], str(tmp_path / "n.dbb"), *command[6:]],
+        cwd=ROOT,
         check=True,
         capture_output=True,
         timeout=120,
@@ -255,7 +258,9 @@ def test_the_embedding_is_read_in_chunks(
 
 def test_names_are_no_markup(tmp_path: Path, source: Source) -> None:
     """``[/x]`` would be the end of a style that never began, and ``[red]`` would not be seen."""
-    done = CliRunner().invoke(exporter.main, [f"{tmp_path}/no[/x]\x9b1m", str(tmp_path / "n.dbb")])
+    done = CliRunner().invoke(
+        main, ["convert", f"{tmp_path}/no[/x]\x9b1m", str(tmp_path / "n.dbb")]
+    )
     assert done.exit_code == 2 and "no[/x]\\x9b1m" in done.stderr
     shown = io.StringIO()
     out = tmp_path / "m[red]\u202e.dbb"
@@ -266,14 +271,15 @@ def test_names_are_no_markup(tmp_path: Path, source: Source) -> None:
 def test_command_line(tmp_path: Path, source: Source) -> None:
     runner = CliRunner()
     done = runner.invoke(
-        exporter.main, [str(source.path), str(tmp_path / "m.dbb"), "--method", "int8"]
+        main, ["convert", str(source.path), str(tmp_path / "m.dbb"), "--method", "int8"]
     )
     assert done.exit_code == 0 and "bits a weight" in done.stderr
-    done = runner.invoke(exporter.main, [str(tmp_path / "nothing"), str(tmp_path / "n.dbb")])
+    done = runner.invoke(main, ["convert", str(tmp_path / "nothing"), str(tmp_path / "n.dbb")])
     assert done.exit_code == 2 and "no such file" in done.stderr
     done = runner.invoke(
-        exporter.main,
+        main,
         [
+            "convert",
             str(source.path),
             "o",
             "--no-calibration",
@@ -291,7 +297,7 @@ def test_a_failing_disk_is_one_line(
         raise OSError(errno.EIO, os.strerror(errno.EIO), "a\nb")
 
     monkeypatch.setattr(type(source), "fingerprint", broken)
-    done = CliRunner().invoke(exporter.main, [str(source.path), str(tmp_path / "m.dbb")])
+    done = CliRunner().invoke(main, ["convert", str(source.path), str(tmp_path / "m.dbb")])
     assert done.exit_code == 2
     assert done.stderr == "error: a\\nb: Input/output error\n"
 
@@ -300,7 +306,7 @@ def test_the_command_shows_what_was_left_out(tmp_path: Path, tiny_bpe: bytes) ->
     for name in ("one", "two"):  # the second time as well
         folder = write_hf(tmp_path / name, tiny_bpe, eos_token_id=[2, 99999])
         arguments = [str(folder), str(tmp_path / "m.dbb"), "--method", "int8"]
-        done = CliRunner().invoke(exporter.main, arguments)
+        done = CliRunner().invoke(main, ["convert", *arguments])
         assert done.exit_code == 0
         line = f"warning: {name}: EOS token 99999 is none of the 320 tokens; it is left out\n"
         assert line in done.stderr
@@ -323,7 +329,7 @@ def test_weights_larger_than_any_model_has_are_named(tmp_path: Path, tiny_bpe: b
 def test_what_is_odd_in_a_checkpoint_is_one_line(tmp_path: Path, tiny_bpe: bytes) -> None:
     folder = write_hf(tmp_path / "odd", tiny_bpe, **{"warp_factor": 9, "[/x]": 1})
     done = CliRunner().invoke(
-        exporter.main, [str(folder), str(tmp_path / "m.dbb"), "--method", "int8"]
+        main, ["convert", str(folder), str(tmp_path / "m.dbb"), "--method", "int8"]
     )
     lines = [line for line in done.stderr.splitlines() if "warp_factor" in line]
     assert done.exit_code == 0

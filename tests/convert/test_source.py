@@ -10,9 +10,10 @@ import pytest
 from checkpoints import CONFIG, weights, write_hf
 
 import edgedb
+from edgedb.convert.export import export
 from edgedb.convert.sources import open_source, source
+from edgedb.convert.storage import Options
 from edgedb.errors import FormatError, UnsupportedModelError
-from tools.export import Options, export
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 

@@ -11,10 +11,11 @@ import pytest
 from checkpoints import CONFIG, weights, write_gguf, write_hf
 
 import edgedb
+from edgedb.convert.export import export
 from edgedb.convert.sources import Source, open_source
+from edgedb.convert.storage import Options
 from edgedb.errors import CheckpointWarning, FormatError, TemplateError
 from edgedb.text.spec import MAX_TEMPLATE_CHARS
-from tools.export import Options, export
 
 
 def loaded(source: Source, out: Path) -> edgedb.Model:

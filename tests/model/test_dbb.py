@@ -118,7 +118,7 @@ def test_missing_file(tmp_path):
 
 
 def test_directory(tmp_path):
-    refused(tmp_path, "is a directory", "tools.export")
+    refused(tmp_path, "is a directory", "edgedb convert")
 
 
 def test_fifo_does_not_block(tmp_path):
@@ -133,7 +133,7 @@ def test_empty_file(tmp_path):
 
 def test_gguf(tmp_path):
     (tmp_path / "m.dbb").write_bytes(b"GGUF" + bytes(100))
-    refused(tmp_path / "m.dbb", "is a GGUF file", "tools.export")
+    refused(tmp_path / "m.dbb", "is a GGUF file", "edgedb convert")
 
 
 @pytest.mark.parametrize("magic", [b"\x80\x02}q\x00", b"PK\x03\x04"])
@@ -145,7 +145,7 @@ def test_pickle(tmp_path, magic):
 def test_safetensors_checkpoint(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"a": np.zeros(3, np.float32)}, path, {"format": "pt"})
-    refused(path, "safetensors checkpoint", "tools.export")
+    refused(path, "safetensors checkpoint", "edgedb convert")
     save_file({"a": np.zeros(3, np.float32)}, path)
     refused(path, "safetensors checkpoint")
 

@@ -13,8 +13,10 @@ from families import CASES, SUPPORTED, copy_family, reference, write_family_gguf
 from places import SHARED
 
 import edgedb
+from edgedb.convert.export import export
 from edgedb.convert.forward import Float32Program
 from edgedb.convert.sources import Source, open_source
+from edgedb.convert.storage import Options
 from edgedb.errors import UnsupportedModelError
 from edgedb.format.tensors import DenseTensor
 from edgedb.model.config import ModelConfig
@@ -23,7 +25,6 @@ from edgedb.model.families import FAMILIES, program_of
 from edgedb.model.network import Network
 from edgedb.ops import create, statuses
 from edgedb.ops.program import OPERATIONS
-from tools.export import Options, export
 
 TOLERANCE = 2e-4
 BACKENDS = [status.name for status in statuses() if status.available]

@@ -12,9 +12,10 @@ from rich.console import Console
 
 import edgedb
 from edgedb import ops
+from edgedb.convert.export import export
 from edgedb.convert.sources import open_source
+from edgedb.convert.storage import Options
 from edgedb.ops.sequences import MAX_ROWS
-from tools.export import Options, export
 
 SMOLLM2_GGUF = ROOT / ".cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 TOLERANCE = 2e-3  # of a logit

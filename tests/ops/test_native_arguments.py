@@ -12,7 +12,7 @@ from kernels import ops_of, pair_tensor
 
 from edgedb.errors import NativeError
 from edgedb.format.tensors import PairTensor
-from edgedb.ops.native import ffi, lib
+from edgedb.ops.library import ffi, lib
 
 
 @pytest.fixture

@@ -23,9 +23,10 @@ from rich.console import Console
 
 import edgedb
 from edgedb.choose.sampling import Sampler, SamplingParams
+from edgedb.convert.export import export
 from edgedb.convert.sources import open_source
+from edgedb.convert.storage import Options
 from edgedb.ops import library
-from tools.export import Options, export
 
 FOLDER = ROOT / "tests" / "golden"
 DB2 = ROOT / "models" / "smollm2-135m-instruct-db2.dbb"

@@ -24,8 +24,7 @@ from terminal import Terminal
 from test_display import LONG, TEXTS, is_one_line
 
 import edgedb
-import tools.export as exporter
-from edgedb.cli.commands import main as cli
+from edgedb.cli import commands as cli
 from edgedb.display import LINE_CHARS, NAME_CHARS
 from edgedb.errors import EdgeDBError
 from edgedb.model.dbb import read_dbb
@@ -298,7 +297,7 @@ def test_an_export_on_a_terminal(tmp_path: Path, tiny_bpe: bytes) -> None:
     """Names of the folder, of settings that nobody knows, and of the file that is written."""
     source = write_hf(tmp_path / "[bold]" / NAME, tiny_bpe, **{EVIL: EVIL})
     out = tmp_path / f"[red]{NAME}"
-    command = [sys.executable, "-m", "tools.export", str(source), str(out), "--method", "int8"]
+    command = [sys.executable, "-m", "edgedb", "convert", str(source), str(out), "--method", "int8"]
     with Terminal(command, environment(tmp_path, PYTHONPATH=str(ROOT)), 30, 300) as terminal:
         assert terminal.finish() == 0, terminal.text
     shown = check(terminal.text.replace("\r\n", "\n"))
@@ -332,7 +331,7 @@ def test_checkpoints_that_are_refused(tmp_path: Path, tiny_bpe: bytes) -> None:
         cases.append(tmp_path / f"{number}{NAME}.gguf")
         cases[-1].write_bytes(file)
     for case in cases:
-        done = CliRunner().invoke(exporter.main, [str(case), str(tmp_path / "out")])
+        done = CliRunner().invoke(cli.main, ["convert", str(case), str(tmp_path / "out")])
         assert done.exit_code == 2, (case, done.output, done.exception)
         lines = [line for line in done.stderr.split("\n") if not line.startswith("warning: ")]
         assert len(lines) == 2 and lines[0].startswith("error: "), done.stderr

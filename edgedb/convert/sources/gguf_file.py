@@ -37,7 +37,7 @@ try:
     from gguf.quants import dequantize
 except ImportError:  # an optional dependency of the exporter
     raise UnsupportedModelError(
-        "reading GGUF needs the package gguf: pip install 'edgedb-llm[export]'"
+        "reading GGUF needs the package gguf: pip install 'edgedb-llm[convert]'"
     ) from None
 
 # Bounds of plausibility. The largest published vocabularies have 262,144 tokens and twice as many

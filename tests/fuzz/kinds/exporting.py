@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from edgedb.convert.export import export
 from edgedb.convert.sources import open_source
+from edgedb.convert.storage import Options
 from edgedb.errors import EdgeDBError
-from tools.export import Options, export
 
 from ... import checkpoints
 from . import models
