@@ -67,7 +67,8 @@ conversion_options = together(
 def convert(source: Path, out: Path, **options: Any) -> None:
     """Convert a checkpoint to a .dbb file.
 
-    SOURCE is a Hugging Face directory or a GGUF file, OUT the file to write. An interrupted run goes on where it stopped when the same command is given again.
+    SOURCE is a Hugging Face directory or a GGUF file, OUT the file to write. An interrupted run
+    goes on where it stopped when the same command is given again.
     """
     with resumable():
         run(source, out, **options)

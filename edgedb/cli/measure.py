@@ -1,0 +1,139 @@
+"""The commands that measure: ``eval`` and ``bench``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import IntList, backend_options, load_options, read_text, take_loader
+
+
+@click.group("eval")
+def evaluate() -> None:
+    """Measure the quality of a model."""
+
+
+@evaluate.command()
+@click.argument("model")
+@click.argument("text")
+@click.option("--window", type=int, help="Tokens of a window.  [default: 2048]")
+@click.option("--max-windows", type=int, help="Only the first windows.  [default: all]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@load_options
+def perplexity(
+    model: str,
+    text: str,
+    window: int | None,
+    max_windows: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Perplexity of MODEL on the UTF-8 file TEXT (- is standard input).
+
+    Windows are independent of each other; BOS comes first only if the model wants one.
+    """
+    from ..measure.evaluate import perplexity as measure
+    from . import ui
+
+    content = read_text(text)
+    loaded = take_loader(options)(model)
+    with ui.progress("windows") as show:
+        result = measure(
+            loaded,
+            content,
+            window=window,
+            max_windows=max_windows,
+            progress=lambda done, total, value: show(done, total, f"perplexity {value:.3f}"),
+        )
+    if as_json:
+        click.echo(json.dumps({**asdict(result), "protocol": result.protocol}, indent=2))
+    else:
+        ui.perplexity(result)
+
+
+@evaluate.command()
+@click.argument("model")
+@click.argument("questions", nargs=-1, required=True)
+@click.option(
+    "--max-questions", type=click.IntRange(1), help="Only the first of each file.  [default: all]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@load_options
+def choices(
+    model: str,
+    questions: tuple[str, ...],
+    max_questions: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Multiple choice by MODEL, without examples, for files of QUESTIONS.
+
+    A line of a file is a JSON object with "context" and "choices", or "contexts" and one
+    "continuation", and with "gold", the number of the right one. The likeliest ending is the answer
+    (accuracy), or the likeliest for its length in characters (normalized).
+    """
+    from ..measure.choices import multiple_choice, read_questions
+    from . import ui
+
+    files = {path: read_questions(Path(path))[:max_questions] for path in questions}
+    loaded = take_loader(options)(model)
+    results = {}
+    for path, asked in files.items():
+        with ui.progress(Path(path).stem) as show:
+            results[path] = multiple_choice(
+                loaded,
+                asked,
+                progress=lambda done, total, value, show=show: show(  # type: ignore[misc]
+                    done, total, f"accuracy {value:.3f}"
+                ),
+            )
+    if as_json:
+        click.echo(json.dumps({path: asdict(result) for path, result in results.items()}, indent=2))
+    else:
+        ui.choices(results)
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--shape", help="Random weights in the shape of a known model, made in memory.")
+@click.option("--pairs", type=int, default=1, show_default=True, help="Plane pairs for --shape.")
+@click.option(
+    "--prompt", type=IntList(), default="128,512", show_default=True, help="Prompt lengths."
+)
+@click.option(
+    "--decode", type=IntList(), default="64,128", show_default=True, help="Tokens to decode."
+)
+@click.option("--repetitions", type=int, default=5, show_default=True, help="Runs of each test.")
+@click.option(
+    "-t", "--threads", type=IntList(), help="Thread counts to measure.  [default: physical cores]"
+)
+@backend_options
+@click.option(
+    "--output",
+    type=click.Choice(["md", "csv", "json"]),
+    default="md",
+    show_default=True,
+    help="Form of the report.",
+)
+def bench(model: str | None, output: str, threads: tuple[int, ...] | None, **options: Any) -> None:
+    """Measure the speed of a model.
+
+    Give MODEL, a .dbb file, or --shape llama-2-7b, llama-1.1b or smollm2-135m.
+
+    pp512 reads a prompt of 512 tokens at once, tg64 decodes 64 tokens one by one: tokens a second,
+    mean and standard deviation.
+    """
+    from ..hub.modelfiles import find_model
+    from ..measure import benchmark
+    from . import ui
+
+    report = ui.warn if sys.stderr.isatty() else None
+    options["threads"] = threads or ()
+    path = None if model is None else find_model(model)
+    rows = benchmark.run(path, all_kernels=True, progress=report, **options)
+    click.echo(benchmark.report(rows, output))
