@@ -101,7 +101,9 @@ def choices(
 @click.command()
 @click.argument("model", required=False)
 @click.option("--shape", help="Random weights in the shape of a known model, made in memory.")
-@click.option("--pairs", type=int, default=1, show_default=True, help="Plane pairs for --shape.")
+@click.option(
+    "--pairs", type=float, default=1, show_default=True, help="Plane pairs for --shape: 1, 1.5, ..."
+)
 @click.option(
     "--prompt", type=IntList(), default="128,512", show_default=True, help="Prompt lengths."
 )
