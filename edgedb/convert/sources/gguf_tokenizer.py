@@ -12,6 +12,7 @@ import numpy as np
 
 from ...errors import CheckpointWarning, FormatError, UnsupportedModelError
 from ...text.spec import Kind, TokenizerSpec
+from . import pre_tokenizers
 from . import sentencepiece_proto as proto
 
 _PREFIX = "tokenizer.ggml."
