@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import CONFIG, weights, write_gguf
+from places import ROOT
 from tokenizers import Tokenizer
 
 from edgedb.convert.sources import open_source
@@ -124,6 +125,6 @@ def test_a_name_that_says_nothing_is_met_with_a_word(tmp_path: Path, bpe_metadat
 
 
 def test_the_page_has_all_names() -> None:
-    page = (Path(__file__).resolve().parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
     section = page.split("## Tokenizers")[1].split("\n## ")[0].split("| split | names |")[1]
     assert sorted(re.findall(r"`([^`/]+)`", section)) == sorted(KNOWN)
