@@ -16,11 +16,13 @@ from texts import TRICKY, random_texts
 from tiny_tokenizers import tekken
 
 import edgedb
+from edgedb.convert.export import export
 from edgedb.convert.sources import open_source
 from edgedb.convert.sources.tekken import tokenizer_json
+from edgedb.convert.storage import Options
 from edgedb.errors import FormatError, UnsupportedModelError
-from edgedb.text.tokenizer import TokenizerSpec, load_tokenizer
-from tools.export import Options, export
+from edgedb.text.spec import TokenizerSpec
+from edgedb.text.tokenizer import load_tokenizer
 
 N_SPECIAL = 20
 
