@@ -35,7 +35,7 @@ def byte_level_bpe() -> bytes:
 def tekken(**config: Any) -> dict[str, Any]:
     """Mistral's tekken.json with the words of ``byte_level_bpe``: 20 special tokens, ids 0 to 19,
     then 256 bytes and 61 more. ``config`` replaces entries of its configuration."""
-    from edgedb.tokenizers_vocabulary import BYTE_OF_CHARACTER
+    from edgedb.text.tokenizers_vocabulary import BYTE_OF_CHARACTER
 
     words = json.loads(byte_level_bpe())["model"]["vocab"]
     longer = [bytes(map(BYTE_OF_CHARACTER.__getitem__, w)) for w in list(words)[3:] if len(w) > 1]
