@@ -55,6 +55,22 @@ def test_gguf_sentencepiece_gives_the_same_ids(
         assert tokenizer.decode(model.encode(text)) == model.decode(model.encode(text))
 
 
+def test_tokens_without_a_piece_that_are_typed_as_unknown(
+    tmp_path: Path, tiny_sentencepiece: bytes, sentencepiece_metadata: dict
+) -> None:
+    """Phi 3's file: paddings are unknown tokens and <unk> is a control token."""
+    import sentencepiece
+
+    for n in range(2):
+        for key, value in (("list", f"[PAD{n}]"), ("scores", -1000.0), ("types", 2)):
+            sentencepiece_metadata[f"token_{key}"].append(value)
+    sentencepiece_metadata["token_types"][0] = 3
+    tokenizer = load_tokenizer(open_with(tmp_path / "m.gguf", sentencepiece_metadata))
+    model = sentencepiece.SentencePieceProcessor(model_proto=tiny_sentencepiece)
+    text = "What is [PAD0]? <unk>"
+    assert tokenizer.encode(text, add_bos=False) == model.encode(text)
+
+
 def test_ids_that_a_sentencepiece_model_does_not_say(
     tmp_path: Path, sentencepiece_metadata: dict
 ) -> None:

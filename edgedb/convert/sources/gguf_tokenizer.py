@@ -217,7 +217,14 @@ def _sentencepiece_model(values: _Values, tokens: list[str], types: list[int]) -
         raise FormatError(
             f"{values.name}: the GGUF metadata hold no scores for the SentencePiece tokens"
         )
-    pieces = b"".join(map(proto.piece, tokens, scores, types))
+    # Older converters typed every token without a piece as unknown; a model has one of these.
+    typed = [i for i, kind in enumerate(types) if kind == proto.UNKNOWN]
+    unknown = typed[0] if len(typed) == 1 else values.token_id("unknown_token_id")
+    kinds = [
+        proto.UNKNOWN if i == unknown else proto.UNUSED if kind == proto.UNKNOWN else kind
+        for i, kind in enumerate(types)
+    ]
+    pieces = b"".join(map(proto.piece, tokens, scores, kinds))
     trainer = (
         proto.integer(3, 2)  # model_type: BPE
         + proto.integer(4, len(tokens))
