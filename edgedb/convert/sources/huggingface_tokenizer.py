@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ...errors import CheckpointWarning, EdgeDBError, FormatError
 from ...model.dbb import MAX_TOKENIZER_BYTES
@@ -21,6 +21,8 @@ from . import sentencepiece_proto as proto
 from . import tekken
 from .folder import exists, read_bytes, read_json, read_text
 from .tokenizer_spec import is_text, without_rows
+
+T = TypeVar("T")
 
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -80,16 +82,17 @@ def _open(path: Path, settings: Mapping[str, Any], vocab_size: int) -> _Tokenize
         raise FormatError(
             f"{path.name}: no tokenizer.json, no tekken.json and no SentencePiece tokenizer.model"
         )
-    n_pieces = _checked("sentencepiece", data, model)
+    spec = TokenizerSpec("sentencepiece", data)
+    n_pieces = _opened(model, lambda: load_tokenizer(spec).vocab_size)
     # Tokens added after training (chat markers, for one) are in files of their own.
     added = _added_tokens(path, settings, vocab_size)
     return _sentencepiece(_with_added(data, n_pieces, added))
 
 
-def _checked(kind: Kind, data: bytes, file: Path) -> int:
-    """The number of tokens, if the runtime can open it."""
+def _opened(file: Path, opened: Callable[[], T]) -> T:
+    """What ``opened`` makes of ``file``, which an error names."""
     try:
-        return load_tokenizer(TokenizerSpec(kind, data)).vocab_size
+        return opened()
     except EdgeDBError as error:
         reason = str(error).removeprefix("tokenizer.file: ")
         raise type(error)(f"{file.parent.name}: {file.name} is damaged: {reason}") from None
@@ -108,8 +111,7 @@ def _sentencepiece(data: bytes) -> _Tokenizer:
 
 
 def _tokenizers(data: bytes, file: Path) -> _Tokenizer:
-    _checked("tokenizers", data, file)
-    library = open_tokenizer_json(data)
+    library = _opened(file, lambda: open_tokenizer_json(data))
 
     def puts_first(bos_id: Any) -> bool:
         return encode(library, "a", add_special_tokens=True).ids[:1] == [bos_id]
