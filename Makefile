@@ -44,6 +44,7 @@ chat: $(BIN)/.installed $(MODEL)
 test: $(BIN)/.installed-test $(BIN)/.installed-torch
 	@$(BIN)/python -m tools.fetch_smollm2 $(GGUF) </dev/null || \
 		echo "edgedb: going on without the model; the tests that need it are skipped"
+	@$(BIN)/python tests/real_tokenizers.py </dev/null
 	$(BIN)/python -m pytest -q
 
 test-native:

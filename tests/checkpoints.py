@@ -114,26 +114,27 @@ def write_gguf(
     extra: dict[str, np.ndarray] | None = None,
     parts: int = 1,
     more: dict[str, bool | float | str] | None = None,
+    config: dict[str, Any] = CONFIG,
 ) -> Path:
-    """The model of ``CONFIG`` as llama.cpp's converter writes it: rows of q and k interleaved.
+    """The model of ``config`` as llama.cpp's converter writes it: rows of q and k interleaved.
 
     Split into ``parts`` files, the first is returned. ``more``: metadata under their full names.
     """
     import gguf
 
-    tensors = weights() if tensors is None else tensors
+    tensors = weights(config) if tensors is None else tensors
     most = -(-len(tensors) // parts) if parts > 1 else 0
     writer = gguf.GGUFWriter(path, architecture, split_max_tensors=most)
-    writer.add_block_count(CONFIG["num_hidden_layers"])
-    writer.add_context_length(CONFIG["max_position_embeddings"])
-    writer.add_embedding_length(CONFIG["hidden_size"])
-    writer.add_feed_forward_length(CONFIG["intermediate_size"])
-    writer.add_head_count(CONFIG["num_attention_heads"])
-    writer.add_head_count_kv(CONFIG["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(CONFIG["rms_norm_eps"])
-    writer.add_rope_freq_base(CONFIG["rope_theta"])
-    writer.add_rope_dimension_count(CONFIG["head_dim"])
-    writer.add_key_length(CONFIG["head_dim"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_key_length(config["head_dim"])
     for key, value in tokenizer.items():
         getattr(writer, f"add_{key}")(value)
     kinds = {bool: writer.add_bool, float: writer.add_float32, str: writer.add_string}
@@ -141,7 +142,7 @@ def write_gguf(
         kinds[type(setting)](name, setting)
     for name, tensor in tensors.items():
         if name.endswith(("q_proj.weight", "k_proj.weight")):
-            tensor = interleave(tensor, CONFIG["head_dim"])
+            tensor = interleave(tensor, config["head_dim"])
         writer.add_tensor(gguf_name(name), tensor)
     for name, tensor in (extra or {}).items():
         writer.add_tensor(name, tensor)
