@@ -33,16 +33,23 @@ def random(seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(seed))
 
 
-def pair_tensor(rows: int, cols: int, pairs: int, seed: int = 1) -> PairTensor:
-    """Random bytes, padding included: nothing beyond the matrix may reach a result."""
-    rng, tiles, groups = random(seed), -(-rows // 64), -(-cols // 64)
+def pair_tensor(rows: int, cols: int, pairs: float, seed: int = 1) -> PairTensor:
+    """Random bytes, padding included: nothing beyond the matrix may reach a result. Signs of codes
+    are free. ``pairs`` may end in a half, also of nothing else."""
+    rng, tiles, groups, odd = random(seed), -(-rows // 64), -(-cols // 64), pairs % 1 > 0
+    pairs = int(pairs)
     blocks = aligned_zeros((pairs, tiles, groups, 1152), np.uint8)
     blocks[...] = rng.integers(0, 256, blocks.shape, np.uint8)
     c1 = rng.integers(-127, 128, (pairs, tiles, groups, 64))
     c2 = rng.integers(np.maximum(-127, -127 - c1), np.minimum(127, 127 - c1) + 1)
     blocks[..., 1024:1088] = c1.astype(np.int8).view(np.uint8)
     blocks[..., 1088:] = c2.astype(np.int8).view(np.uint8)
-    return PairTensor(blocks, rng.standard_normal((pairs, rows), np.float32), rows, cols)
+    scale, half = rng.standard_normal((pairs + odd, rows), np.float32), None
+    if odd:
+        half = aligned_zeros((tiles, groups, 576), np.uint8)
+        half[...] = rng.integers(0, 256, half.shape, np.uint8)
+        half[..., 512:] = rng.integers(-127, 128, half[..., 512:].shape, np.int8).view(np.uint8)
+    return PairTensor(blocks, scale, rows, cols, half)
 
 
 def int8_tensor(rows: int, cols: int, seed: int = 1) -> Int8Tensor:
@@ -60,6 +67,7 @@ def dense_tensor(rows: int, cols: int, dtype: Any, seed: int = 1) -> DenseTensor
 
 KINDS: dict[str, Callable[[int, int], LinearTensor]] = {
     "1 pair": lambda rows, cols: pair_tensor(rows, cols, 1),
+    "1.5 pairs": lambda rows, cols: pair_tensor(rows, cols, 1.5),
     "2 pairs": lambda rows, cols: pair_tensor(rows, cols, 2),
     "3 pairs": lambda rows, cols: pair_tensor(rows, cols, 3),
     "int8": int8_tensor,
@@ -86,7 +94,9 @@ def matmul(
 
 def oracle_row(tensor: LinearTensor, row: int, x: np.ndarray) -> float:
     if isinstance(tensor, PairTensor):
-        return oracle.pairs_row(tensor.blocks, tensor.row_scale, row, tensor.cols, x)
+        return oracle.pairs_row(
+            [b for b, _ in tensor.terms()], tensor.row_scale, row, tensor.cols, x
+        )
     if isinstance(tensor, Int8Tensor):
         return oracle.int8_row(tensor.codes, tensor.scales, row, tensor.cols, x)
     return oracle.dot(tensor.weight[row].astype(np.float32), x)

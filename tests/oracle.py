@@ -80,8 +80,12 @@ def quantize(x: Sequence[float]) -> tuple[list[list[int]], list[float]]:
 
 
 def pair_level(blocks: np.ndarray, row: int, column: int) -> int:
-    """``c1*b1 + c2*b2`` from blocks ``[tiles, groups, 1152]`` of one pair."""
+    """``c1*b1 + c2*b2`` from blocks ``[tiles, groups, 1152]`` of a pair, or ``c1*b1`` from those of
+    half a pair, ``[tiles, groups, 576]``."""
     block, lane, quad = blocks[row // TILE, column // GROUP], row % TILE, column % GROUP // 4
+    if len(block) == 576:
+        b1 = int(block[TILE * (quad // 2) + lane]) >> column % 8 & 1
+        return int(block[512:].view(np.int8)[lane]) * b1
     byte = int(block[TILE * quad + lane])
     b1, b2 = byte >> column % 4 & 1, byte >> 4 + column % 4 & 1
     c1, c2 = block[1024:1088].view(np.int8)[lane], block[1088:1152].view(np.int8)[lane]
@@ -96,18 +100,18 @@ def int8_code(codes: np.ndarray, row: int, column: int) -> int:
 
 
 def pairs_row(
-    blocks: np.ndarray, row_scale: np.ndarray, row: int, cols: int, x: Sequence[float]
+    terms: Sequence[np.ndarray], row_scale: np.ndarray, row: int, cols: int, x: Sequence[float]
 ) -> float:
-    """``y[row]`` for blocks ``[pairs, tiles, groups, 1152]``, row_scale ``[pairs, rows]``."""
+    """``y[row]`` for blocks as ``pair_level`` takes them, in order, row_scale ``[terms, rows]``."""
     q, sx = quantize(x)
     y = 0.0
-    for pair, scale in enumerate(row_scale[:, row]):
+    for i, (blocks, scale) in enumerate(zip(terms, row_scale[:, row], strict=True)):
         acc = 0.0
         for g, scale_x in enumerate(sx):
             columns = range(g * GROUP, min((g + 1) * GROUP, cols))
-            total = sum(pair_level(blocks[pair], row, c) * q[g][c % GROUP] for c in columns)
+            total = sum(pair_level(blocks, row, c) * q[g][c % GROUP] for c in columns)
             acc = fma(scale_x, total, acc)
-        y = mul(scale, acc) if pair == 0 else add(y, mul(scale, acc))
+        y = mul(scale, acc) if i == 0 else add(y, mul(scale, acc))
     return y
 
 

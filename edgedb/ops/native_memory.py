@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import NativeError
 from ..format.tensors import (
     BLOCK_BYTES,
+    HALF_BYTES,
     INT8_BLOCK_BYTES,
     TILE,
     Int8Tensor,
@@ -51,13 +52,13 @@ class NativeMatrix:
     def __init__(self, tensor: LinearTensor) -> None:
         rows, cols = self.rows, self.cols = tensor.rows, tensor.cols
         grid = tile_grid(rows, cols)
-        pairs, scales = 0, None
+        pairs, scales, half = 0, None, None
         if isinstance(tensor, PairTensor):
-            if tensor.half is not None:
-                raise NativeError("half pairs do not run natively yet; EDGEDB_BACKEND=numpy does")
             kind, pairs = lib.EDB_PAIRS, tensor.pairs
             data = _checked(tensor.blocks, np.uint8, (pairs, *grid, BLOCK_BYTES))
-            scales = _checked(tensor.row_scale, np.float32, (pairs, rows))
+            scales = _checked(tensor.row_scale, np.float32, ((tensor.planes + 1) // 2, rows))
+            if tensor.half is not None:
+                half = _checked(tensor.half, np.uint8, (*grid, HALF_BYTES))
         elif isinstance(tensor, Int8Tensor):
             kind = lib.EDB_INT8
             data = _checked(tensor.codes, np.int8, (*grid, INT8_BLOCK_BYTES))
@@ -75,6 +76,7 @@ class NativeMatrix:
             "cols": cols,
             "data": array_pointer(_aligned(data)),
             "scales": ffi.NULL if scales is None else array_pointer(scales),
+            "half": ffi.NULL if half is None else array_pointer(_aligned(half)),
         }
         self.struct = struct_pointer("edb_matrix *", fields)
 

@@ -114,7 +114,7 @@ const char *edb_context_kernel(const edb_context *context);
 /* ---- weight matrices ---- */
 
 enum {
-    EDB_PAIRS = 1, /* stacked pairs of bit planes, 2.25 bits a weight and pair */
+    EDB_PAIRS = 1, /* stacked pairs of bit planes, 2.25 bits a weight and pair; half a pair 1.125 */
     EDB_INT8 = 2,  /* int8 codes with one float32 scale for 64 columns of a row */
     EDB_F32 = 3,   /* plain float32 */
     EDB_F16 = 4    /* plain IEEE binary16 */
@@ -126,8 +126,11 @@ enum {
  *   EDB_PAIRS  data   uint8 [pairs, tiles, groups, 1152]: for quad 0..15, for lane 0..63 one byte,
  *                     low nibble b1, high nibble b2, bit k = column 64*group + 4*quad + k,
  *                     lane = row of the tile; then int8 c1[64], int8 c2[64]
- *              scales float [pairs, rows]; weight = sum over pairs of scale * (c1*b1 + c2*b2),
- *                     with |c1|, |c2|, |c1 + c2| <= 127
+ *              half   NULL, or a last pair of one plane, uint8 [tiles, groups, 576]: for i 0..7, for
+ *                     lane 0..63 one byte, bit k = column 64*group + 8*i + k; then int8 c1[64]
+ *              scales float [pairs, rows], a row more for the half; weight = sum over pairs of
+ *                     scale * (c1*b1 + c2*b2), with |c1|, |c2|, |c1 + c2| <= 127, and scale * c1*b1
+ *                     of the half
  *   EDB_INT8   data   int8 [tiles, groups, 4096]: for quad 0..15, for lane 0..63 four codes, of
  *                     columns 64*group + 4*quad + 0..3, each in [-127, 127]
  *              scales float [tiles, groups, 64]; weight = scale * code
@@ -138,11 +141,12 @@ enum {
  */
 typedef struct {
     int32_t kind;  /* EDB_PAIRS ... */
-    int32_t pairs; /* 1..8 for EDB_PAIRS, ignored otherwise */
+    int32_t pairs; /* 1..8 for EDB_PAIRS, with a half also 0; ignored otherwise */
     int64_t rows;
     int64_t cols;
     const void *data;
     const float *scales;
+    const void *half; /* on a 64-byte boundary, too; ignored for other kinds */
 } edb_matrix;
 
 /*

@@ -18,6 +18,16 @@ static EDB_INLINE void finish16(float *acc, __m256 sx, __m256i s1, __m256i s2, _
     finish8(acc + 8, sx, _mm256_unpackhi_epi16(s1, s2), _mm256_unpackhi_epi8(zero, c));
 }
 
+/* Of half a pair, acc += sx * c1*S1 for sixteen rows: s1, and c_high their c1 << 8. */
+static EDB_INLINE void finish_half16(float *acc, __m256 sx, __m256i s1, __m256i c_high) {
+    __m256i c1 = _mm256_srai_epi16(c_high, 8);
+    __m256i low = _mm256_mullo_epi16(s1, c1), high = _mm256_mulhi_epi16(s1, c1);
+    __m256 first = _mm256_cvtepi32_ps(_mm256_unpacklo_epi16(low, high));
+    __m256 last = _mm256_cvtepi32_ps(_mm256_unpackhi_epi16(low, high));
+    _mm256_store_ps(acc, _mm256_fmadd_ps(sx, first, _mm256_load_ps(acc)));
+    _mm256_store_ps(acc + 8, _mm256_fmadd_ps(sx, last, _mm256_load_ps(acc + 8)));
+}
+
 /* acc of 64 rows, aligned to 32 bytes, back to consecutive rows. */
 static EDB_INLINE void store_rows(float *out, const float *acc) {
     for (int slice = 0; slice < EDB_TILE; slice += 32) {

@@ -35,6 +35,27 @@ static EDB_INLINE row_sums finish64(row_sums sums, float sx_of_group, const uint
     return sums;
 }
 
+/* sums + sx * c1*S1 for 32 rows of half a pair; c_high: their c1 << 8. */
+#define FINISH_HALF(s1, c_high, first, last)                                                      \
+    do {                                                                                          \
+        __m512i c1 = _mm512_srai_epi16(c_high, 8);                                                \
+        __m512i low = _mm512_mullo_epi16(s1, c1), high = _mm512_mulhi_epi16(s1, c1);              \
+        first = _mm512_fmadd_ps(sx, _mm512_cvtepi32_ps(_mm512_unpacklo_epi16(low, high)), first); \
+        last = _mm512_fmadd_ps(sx, _mm512_cvtepi32_ps(_mm512_unpackhi_epi16(low, high)), last);   \
+    } while (0)
+
+/* codes: c1[64] of the block of half a pair. */
+static EDB_INLINE row_sums finish_half64(row_sums sums, float sx_of_group, const uint8_t *codes,
+                                         __m512i s1_low, __m512i s1_high) {
+    const __m512i zero = _mm512_setzero_si512();
+    __m512 sx = _mm512_set1_ps(sx_of_group);
+    __m512i c = load512(codes);
+    FINISH_HALF(s1_low, _mm512_unpacklo_epi8(zero, c), sums.k0, sums.k1);
+    FINISH_HALF(s1_high, _mm512_unpackhi_epi8(zero, c), sums.k2, sums.k3);
+    return sums;
+}
+#undef FINISH_HALF
+
 #define STORE_LANE(lane)                                                              \
     do {                                                                              \
         _mm_storeu_ps(out + 16 * (lane), _mm512_extractf32x4_ps(sums.k0, lane));      \

@@ -26,6 +26,7 @@ enum {
     EDB_TILE = 64,          /* rows of a tile */
     EDB_QUADS = 16,         /* four columns each: one look-up */
     EDB_BLOCK_BYTES = 1152, /* 64 x 64 weights of one pair: 1024 nibble pairs, c1[64], c2[64] */
+    EDB_HALF_BYTES = 576,   /* of half a pair: 512 bytes of two quads each, c1[64] */
     EDB_CODES_BYTES = 4096, /* 64 x 64 int8 codes */
     EDB_PREPARED_BYTES = 512, /* one group of activations as a pair kernel wants it, at most */
     EDB_BATCH = 128,          /* tokens of a matrix product at once; bounds its scratch */
@@ -52,6 +53,13 @@ typedef struct {
 } edb_group_meta;
 
 /*
+ * acc[64] = the rows of one tile of a pair, or of half a pair, for one token, not yet times row_scale.
+ * next: what will be read after this.
+ */
+typedef void edb_pair_tile(const uint8_t *blocks, int64_t groups, const uint8_t *prepared,
+                           const edb_group_meta *meta, float *acc, const uint8_t *next);
+
+/*
  * One way to multiply the planes of a pair with one token, on the bytes of EDB_PAIRS. All that do
  * not coarsen return the same bits.
  */
@@ -65,9 +73,7 @@ typedef struct {
     void (*prepare)(const int8_t *q, const float *sx, int64_t stride, int64_t groups,
                     uint8_t *prepared, edb_group_meta *meta);
 
-    /* acc[64] = the tile's rows, not yet times row_scale. next: what will be read after this. */
-    void (*tile)(const uint8_t *blocks, int64_t groups, const uint8_t *prepared,
-                 const edb_group_meta *meta, float *acc, const uint8_t *next);
+    edb_pair_tile *tile, *half_tile;
 
     int64_t prepared_bytes; /* of one group, a multiple of 64, at most EDB_PREPARED_BYTES */
 
@@ -129,6 +135,8 @@ typedef struct {
      */
     void (*expand_tile)(const uint8_t *blocks, int64_t groups, const edb_tokens *tokens,
                         float *acc);
+    void (*expand_half_tile)(const uint8_t *halves, int64_t groups, const edb_tokens *tokens,
+                             float *acc); /* with expand_tile */
     void (*expand_block)(const uint8_t *block, int8_t *codes);
 
     /* acc[n][64] += the tile's rows for n tokens; scales [groups][64]. */
@@ -202,6 +210,8 @@ extern const edb_kernels edb_kernels_neon, edb_kernels_neon_dotprod;
 void edb_offsets_avx512(const int8_t *q, int64_t stride, int64_t groups, int32_t *offsets);
 void edb_expand_tile_avx512(const uint8_t *blocks, int64_t groups, const edb_tokens *tokens,
                             float *acc);
+void edb_expand_half_tile_avx512(const uint8_t *halves, int64_t groups, const edb_tokens *tokens,
+                                 float *acc);
 /* From four tokens on. */
 void edb_int8_tile_avx512(const int8_t *codes, const float *scales, int64_t groups,
                           const edb_tokens *tokens, float *acc, const int8_t *next);
@@ -290,48 +300,6 @@ static inline int64_t edb_chunk(const edb_pool *pool, int64_t n_tasks) {
 }
 
 edb_status edb_check_matrix(const edb_matrix *matrix);
-
-/* ---- matrix products as stages of a job (matmul.c) ---- */
-
-/* Activations before a product. */
-typedef struct {
-    int32_t form;        /* EDB_INPUT_PLAIN ... */
-    const float *x;      /* [n, cols]; EDB_INPUT_GATED: [n, 2 * cols] */
-    const float *weight; /* [cols], of the norm */
-    float eps;
-} edb_input;
-
-typedef struct {
-    const edb_kernels *kernels;
-    const edb_pair_kernel *pairs; /* NULL for other kinds */
-    const edb_matrix *matrix;
-    edb_input input;
-    float *out;        /* [n, rows] */
-    const float *bias; /* [rows], added to W x; NULL: none */
-    int64_t n, tiles, groups, token_blocks;
-    int64_t parts; /* runs of groups that are prepared apart, for each token */
-    int32_t add;
-    int32_t one_by_one;   /* the pair kernel token by token, else expanded blocks */
-    int8_t *q;            /* [groups, n, 64] */
-    float *sx;            /* [groups, n] */
-    int32_t *offsets;     /* [groups, n], not one by one, if the set wants them */
-    uint8_t *prepared;    /* [n, groups, prepared_bytes], only one by one */
-    edb_group_meta *meta; /* [n, groups], only one by one */
-    float *dense;         /* [n, cols], what a dense matrix reads in place of q */
-} edb_matmul_job;
-
-/* Bytes of scratch for up to n tokens, at most EDB_BATCH at once, with any form of input. */
-uint64_t edb_matmul_scratch(const edb_context *context, const edb_matrix *matrix, int64_t n);
-
-/*
- * out [+]= W input + bias for n <= EDB_BATCH tokens: fills the job and up to two stages; returns how
- * many. A dense matrix takes a bias or adds to out, not both.
- */
-int32_t edb_matmul_stages(const edb_context *context, const edb_matrix *matrix, edb_input input,
-                          const float *bias, float *out, int32_t add, int64_t n, void *scratch,
-                          edb_matmul_job *job, edb_stage *stages);
-
-int edb_is_dense(const edb_matrix *matrix);
 
 /* Rows of floats that lie `stride` apart, such as some columns of a wider array. */
 typedef struct {

@@ -126,6 +126,7 @@ const edb_kernels edb_kernels_avx512 = {
     ATTENTION_KERNELS,
     .offsets = edb_offsets_avx512,
     .expand_tile = edb_expand_tile_avx512,
+    .expand_half_tile = edb_expand_half_tile_avx512,
     .int8_tile = int8_tile,
     .pairs = {&edb_lookup_avx512, &edb_popcount_avx512, &edb_popcount4_avx512},
 };

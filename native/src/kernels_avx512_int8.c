@@ -15,6 +15,7 @@
  */
 #include <string.h>
 
+#include "half.h"
 #include "internal.h"
 
 #if defined(__x86_64__)
@@ -232,23 +233,39 @@ void edb_offsets_avx512(const int8_t *q, int64_t stride, int64_t groups, int32_t
     }
 }
 
-void edb_expand_tile_avx512(const uint8_t *block, int64_t groups, const edb_tokens *tokens,
-                            float *acc) {
+/* half: the blocks are those of half a pair, and `pair` has room for one as a pair. */
+static EDB_INLINE void expand_tile(const uint8_t *block, int64_t groups, const edb_tokens *tokens,
+                                   float *acc, int half, uint8_t *pair) {
     _Alignas(64) uint8_t codes[2][EDB_CODES_BYTES];
+    const int64_t bytes = half ? EDB_HALF_BYTES : EDB_BLOCK_BYTES;
     int64_t fours = tokens->n & ~(int64_t)3;
     edb_tokens x = *tokens;
-    expansion next = start_expansion(block, codes[0]);
+    if (half) edb_widen_half(block, pair);
+    expansion next = start_expansion(half ? pair : block, codes[0]);
     expand_from_quad(&next, 0);
     for (int64_t g = 0; g < groups; g++, x = next_group(x)) {
         const uint8_t *levels = next.codes;
-        if (g + 1 < groups) block += EDB_BLOCK_BYTES; /* behind the last one: expand it again */
-        next = start_expansion(block, codes[(g + 1) % 2]);
-        for (int line = 0; line < EDB_BLOCK_BYTES; line += 64)
-            _mm_prefetch(edb_past(block, EDB_BLOCK_BYTES + line), _MM_HINT_T1);
+        if (g + 1 < groups) block += bytes; /* behind the last one: expand it again */
+        if (half) edb_widen_half(block, pair);
+        next = start_expansion(half ? pair : block, codes[(g + 1) % 2]);
+        for (int64_t line = 0; line < bytes; line += 64)
+            _mm_prefetch(edb_past(block, bytes + line), _MM_HINT_T1);
         if (fours > 0) multiply_levels(levels, &x, fours, acc, &next);
         expand_from_quad(&next, fours / 4);
         for (int64_t t = fours; t < x.n; t++) multiply_one(levels, NULL, &x, t, acc);
     }
+}
+
+void edb_expand_tile_avx512(const uint8_t *blocks, int64_t groups, const edb_tokens *tokens,
+                            float *acc) {
+    expand_tile(blocks, groups, tokens, acc, 0, NULL);
+}
+
+void edb_expand_half_tile_avx512(const uint8_t *halves, int64_t groups, const edb_tokens *tokens,
+                                 float *acc) {
+    _Alignas(64) uint8_t pair[EDB_BLOCK_BYTES];
+    memset(pair + EDB_BLOCK_BYTES - EDB_TILE, 0, EDB_TILE); /* c2 */
+    expand_tile(halves, groups, tokens, acc, 1, pair);
 }
 
 void edb_int8_tile_avx512(const int8_t *codes, const float *scales, int64_t groups,

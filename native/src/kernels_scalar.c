@@ -154,6 +154,26 @@ static void lookup_tile(const uint8_t *block, int64_t groups, const uint8_t *tab
     }
 }
 
+static void lookup_half_tile(const uint8_t *half, int64_t groups, const uint8_t *tables,
+                             const edb_group_meta *meta, float *acc, const uint8_t *next) {
+    (void)next;
+    memset(acc, 0, EDB_TILE * sizeof *acc);
+    for (int64_t g = 0; g < groups; g++, half += EDB_HALF_BYTES) {
+        int16_t sums[EDB_QUADS][16];
+        memcpy(sums, tables + g * SUMS_BYTES, sizeof sums);
+        int32_t s1[EDB_TILE] = {0};
+        for (int quad = 0; quad < EDB_QUADS; quad += 2) {
+            for (int row = 0; row < EDB_TILE; row++) {
+                uint8_t bits = half[EDB_TILE * quad / 2 + row];
+                s1[row] += sums[quad][bits & 15] + sums[quad + 1][bits >> 4];
+            }
+        }
+        const int8_t *c1 = (const int8_t *)half + 512;
+        for (int row = 0; row < EDB_TILE; row++)
+            acc[row] = fmaf(meta[g].sx, (float)(c1[row] * s1[row]), acc[row]);
+    }
+}
+
 static void expand_block(const uint8_t *block, int8_t *codes) {
     const int8_t *c1 = (const int8_t *)block + 1024, *c2 = c1 + EDB_TILE;
     for (int quad = 0; quad < EDB_QUADS; quad++) {
@@ -196,6 +216,7 @@ static const edb_pair_kernel lookup = {
     .name = "lookup",
     .prepare = prepare_sums,
     .tile = lookup_tile,
+    .half_tile = lookup_half_tile,
     .prepared_bytes = SUMS_BYTES,
     .expand_from = 2,
 };

@@ -19,7 +19,7 @@
  *   vpmaddwd y      3, 2                          5, p01
  *
  * Instructions a weight: 26 for 64 rows by four columns and about 100 to finish a group of 64 by 64,
- * 0.13.
+ * 0.13. Half a pair: 28 for 64 rows by eight columns and about 80.
  *
  * Prefetches go to the second-level cache. On Zen 4 that doubles the speed from memory (28 GB/s of
  * the 32 that a plain read reaches); to the first level, whose misses in flight are fewer, they are
@@ -72,6 +72,17 @@ static void prepare(const int8_t *q, const float *sx, int64_t stride, int64_t gr
 static EDB_INLINE __m256i join(__m256i low_b_high, __m256i low_a) {
     const __m256i one_and_32 = _mm256_set1_epi16(1 | 32 << 8);
     return _mm256_add_epi16(_mm256_maddubs_epi16(low_b_high, one_and_32), low_a);
+}
+
+/* Of half a pair, which has no S2 and no c2. */
+static EDB_INLINE void finish_half32(float *acc, __m256 sx, __m256i bias, const uint8_t *c1,
+                                     __m256i low_a, __m256i low_b, __m256i high) {
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i codes = load256(c1);
+    __m256i s = join(_mm256_unpacklo_epi8(low_b, high), _mm256_unpacklo_epi8(low_a, zero));
+    finish_half16(acc, sx, _mm256_add_epi16(s, bias), _mm256_unpacklo_epi8(zero, codes));
+    s = join(_mm256_unpackhi_epi8(low_b, high), _mm256_unpackhi_epi8(low_a, zero));
+    finish_half16(acc + 16, sx, _mm256_add_epi16(s, bias), _mm256_unpackhi_epi8(zero, codes));
 }
 
 static EDB_INLINE void finish32(float *acc, __m256 sx, __m256i bias, const uint8_t *c1,
@@ -142,10 +153,59 @@ static void tile(const uint8_t *block, int64_t groups, const uint8_t *table,
     store_rows(out, acc);
 }
 
+/* 32 rows by eight columns, quads 2j and 2j + 1 with their tables. */
+#define LOOK_UP_TWO(rows, low, high)                                        \
+    do {                                                                    \
+        __m256i bits = load256(rows);                                       \
+        __m256i even = _mm256_and_si256(bits, nibble);                      \
+        __m256i odd = _mm256_and_si256(_mm256_srli_epi16(bits, 4), nibble); \
+        low = _mm256_add_epi8(low, _mm256_shuffle_epi8(even_low, even));    \
+        high = _mm256_add_epi8(high, _mm256_shuffle_epi8(even_high, even)); \
+        low = _mm256_add_epi8(low, _mm256_shuffle_epi8(odd_low, odd));      \
+        high = _mm256_add_epi8(high, _mm256_shuffle_epi8(odd_high, odd));   \
+        __asm__("" : "+x"(low), "+x"(high));                                \
+    } while (0)
+
+#define LOOK_UP_HALF(j, p_low, r_low)                                \
+    do {                                                             \
+        const __m128i *tables = (const __m128i *)(table + 64 * (j)); \
+        __m256i even_low = _mm256_broadcastsi128_si256(tables[0]);   \
+        __m256i even_high = _mm256_broadcastsi128_si256(tables[1]);  \
+        __m256i odd_low = _mm256_broadcastsi128_si256(tables[2]);    \
+        __m256i odd_high = _mm256_broadcastsi128_si256(tables[3]);   \
+        LOOK_UP_TWO(half + 64 * (j), p_low, p_high);                 \
+        LOOK_UP_TWO(half + 64 * (j) + 32, r_low, r_high);            \
+        _mm_prefetch(ahead + 64 * (j), _MM_HINT_T1);                 \
+    } while (0)
+
+static void half_tile(const uint8_t *half, int64_t groups, const uint8_t *table,
+                      const edb_group_meta *meta, float *out, const uint8_t *next) {
+    const __m256i nibble = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
+    _Alignas(32) float acc[EDB_TILE] = {0};
+
+    for (int64_t g = 0; g < groups; g++) {
+        const char *ahead = edb_ahead(half, groups - g, next, EDB_HALF_BYTES);
+        __m256i p_low_a = zero, p_low_b = zero, p_high = zero;
+        __m256i r_low_a = zero, r_low_b = zero, r_high = zero;
+        for (int j = 0; j < EDB_QUADS / 4; j++) LOOK_UP_HALF(j, p_low_a, r_low_a);
+        for (int j = EDB_QUADS / 4; j < EDB_QUADS / 2; j++) LOOK_UP_HALF(j, p_low_b, r_low_b);
+        _mm_prefetch(ahead + 512, _MM_HINT_T1);
+
+        __m256 sx = _mm256_set1_ps(meta[g].sx);
+        __m256i bias = _mm256_set1_epi16((int16_t)meta[g].bias);
+        finish_half32(acc, sx, bias, half + 512, p_low_a, p_low_b, p_high);
+        finish_half32(acc + 32, sx, bias, half + 544, r_low_a, r_low_b, r_high);
+        half += EDB_HALF_BYTES;
+        table += TABLE_BYTES;
+    }
+    store_rows(out, acc);
+}
+
 const edb_pair_kernel edb_lookup_avx2 = {
     .name = "lookup",
     .prepare = prepare,
     .tile = tile,
+    .half_tile = half_tile,
     .prepared_bytes = TABLE_BYTES,
     .expand_from = INT64_MAX, /* 100 GMAC/s at any number of tokens; expanded 73, from 128 on */
 };

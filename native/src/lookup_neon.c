@@ -151,6 +151,68 @@ static EDB_INLINE void group_32(const uint8_t *block, const uint8_t *table,
              (sums16){r_low2a, r_low2, r_high2});
 }
 
+/* acc += sx * c1*S1 for eight rows. */
+static EDB_INLINE void finish_half8(float *acc, float sx, int16x8_t s1, int16x8_t c1) {
+    int32x4_t first = vmull_s16(vget_low_s16(c1), vget_low_s16(s1));
+    int32x4_t last = vmull_high_s16(c1, s1);
+    vst1q_f32(acc, vfmaq_n_f32(vld1q_f32(acc), vcvtq_f32_s32(first), sx));
+    vst1q_f32(acc + 4, vfmaq_n_f32(vld1q_f32(acc + 4), vcvtq_f32_s32(last), sx));
+}
+
+static EDB_INLINE void finish_half16(float *acc, const edb_group_meta *meta, const int8_t *codes,
+                                     sums16 s1) {
+    uint16x8_t bias = vdupq_n_u16((uint16_t)meta->bias);
+    int8x16_t c1 = vld1q_s8(codes);
+    finish_half8(acc, meta->sx, join_first(s1, bias), vmovl_s8(vget_low_s8(c1)));
+    finish_half8(acc + 8, meta->sx, join_last(s1, bias), vmovl_high_s8(c1));
+}
+
+/* Sixteen rows by eight columns: quad 2j in the low nibbles, quad 2j + 1 in the high ones. */
+#define LOOK_UP_TWO(j, row, low_sum, high_sum)                               \
+    do {                                                                     \
+        uint8x16_t bits = vld1q_u8(half + 64 * (j) + (row));                 \
+        uint8x16_t even = vandq_u8(bits, nibble), odd = vshrq_n_u8(bits, 4); \
+        low_sum = vaddq_u8(low_sum, vqtbl1q_u8(even_low, even));             \
+        high_sum = vaddq_u8(high_sum, vqtbl1q_u8(even_high, even));          \
+        low_sum = vaddq_u8(low_sum, vqtbl1q_u8(odd_low, odd));               \
+        high_sum = vaddq_u8(high_sum, vqtbl1q_u8(odd_high, odd));            \
+        __asm__("" : "+w"(low_sum), "+w"(high_sum));                         \
+    } while (0)
+
+/* All 64 rows of half a pair: a table is read once for four registers of rows, as in a pair. */
+#define LOOK_UP_HALF(j, p, q, r, s)                                                   \
+    do {                                                                              \
+        const uint8_t *tables = table + 64 * (j);                                     \
+        uint8x16_t even_low = vld1q_u8(tables), even_high = vld1q_u8(tables + 16);    \
+        uint8x16_t odd_low = vld1q_u8(tables + 32), odd_high = vld1q_u8(tables + 48); \
+        LOOK_UP_TWO(j, 0, p, p_high);                                                 \
+        LOOK_UP_TWO(j, 16, q, q_high);                                                \
+        LOOK_UP_TWO(j, 32, r, r_high);                                                \
+        LOOK_UP_TWO(j, 48, s, s_high);                                                \
+        __builtin_prefetch(ahead + 64 * (j), 0, 2);                                   \
+    } while (0)
+
+static void half_tile(const uint8_t *half, int64_t groups, const uint8_t *table,
+                      const edb_group_meta *meta, float *acc, const uint8_t *next) {
+    const uint8x16_t nibble = vdupq_n_u8(15), zero = vdupq_n_u8(0);
+    memset(acc, 0, EDB_TILE * sizeof *acc);
+    for (int64_t g = 0; g < groups; g++, meta++) {
+        const char *ahead = edb_ahead(half, groups - g, next, EDB_HALF_BYTES);
+        const int8_t *codes = (const int8_t *)half + 512;
+        uint8x16_t p_a = zero, p_b = zero, p_high = zero, q_a = zero, q_b = zero, q_high = zero;
+        uint8x16_t r_a = zero, r_b = zero, r_high = zero, s_a = zero, s_b = zero, s_high = zero;
+        for (int j = 0; j < EDB_QUADS / 4; j++) LOOK_UP_HALF(j, p_a, q_a, r_a, s_a);
+        for (int j = EDB_QUADS / 4; j < EDB_QUADS / 2; j++) LOOK_UP_HALF(j, p_b, q_b, r_b, s_b);
+        __builtin_prefetch(ahead + 512, 0, 2);
+        finish_half16(acc, meta, codes, (sums16){p_a, p_b, p_high});
+        finish_half16(acc + 16, meta, codes + 16, (sums16){q_a, q_b, q_high});
+        finish_half16(acc + 32, meta, codes + 32, (sums16){r_a, r_b, r_high});
+        finish_half16(acc + 48, meta, codes + 48, (sums16){s_a, s_b, s_high});
+        half += EDB_HALF_BYTES;
+        table += TABLE_BYTES;
+    }
+}
+
 static void tile(const uint8_t *block, int64_t groups, const uint8_t *table,
                  const edb_group_meta *meta, float *acc, const uint8_t *next) {
     memset(acc, 0, EDB_TILE * sizeof *acc);
@@ -168,6 +230,7 @@ const edb_pair_kernel edb_lookup_neon = {
     .name = "lookup",
     .prepare = prepare,
     .tile = tile,
+    .half_tile = half_tile,
     .prepared_bytes = TABLE_BYTES,
     .expand_from = INT64_MAX, /* without sdot, products cost as much as look-ups */
 };
@@ -176,6 +239,7 @@ const edb_pair_kernel edb_lookup_neon_dotprod = {
     .name = "lookup",
     .prepare = prepare,
     .tile = tile,
+    .half_tile = half_tile,
     .prepared_bytes = TABLE_BYTES,
     .expand_from = 4,
 };

@@ -1,11 +1,11 @@
 /*
  * y = W x for every kind of matrix: checks, scratch, and how the work is cut into tasks. The
- * numerics of a tile are the kernels'; what is left here (the row scale, the residual) is one
- * multiplication and one addition a row, rounded separately.
+ * numerics of a tile are the kernels'; what is left here and in pairs.c (the row scale, the
+ * residual) is one multiplication and one addition a row, rounded separately.
  */
 #include <string.h>
 
-#include "internal.h"
+#include "matmul.h"
 
 /* Quantizing fewer tokens alone is not worth waking the pool. */
 enum { QUANTIZE_TOGETHER = 8 };
@@ -26,9 +26,12 @@ edb_status edb_check_matrix(const edb_matrix *matrix) {
     if (!edb_is_dense(matrix) && matrix->scales == NULL) return EDB_ERR_NULL;
     if (matrix->rows < 1 || matrix->rows > EDB_MAX_DIM) return EDB_ERR_SHAPE;
     if (matrix->cols < 1 || matrix->cols > EDB_MAX_DIM) return EDB_ERR_SHAPE;
-    if (matrix->kind == EDB_PAIRS && (matrix->pairs < 1 || matrix->pairs > EDB_MAX_PAIRS))
-        return EDB_ERR_SHAPE;
     if (!edb_aligned(matrix->data, 64) || !edb_aligned(matrix->scales, 4)) return EDB_ERR_ALIGN;
+    if (matrix->kind == EDB_PAIRS) {
+        int32_t fewest = matrix->half == NULL ? 1 : 0;
+        if (matrix->pairs < fewest || matrix->pairs > EDB_MAX_PAIRS) return EDB_ERR_SHAPE;
+        if (!edb_aligned(matrix->half, 64)) return EDB_ERR_ALIGN;
+    }
     return EDB_OK;
 }
 
@@ -176,14 +179,8 @@ static void prepare_dense(void *argument, int64_t begin, int64_t end, int32_t wo
     }
 }
 
-/* y = scale * acc for the first pair, y + scale * acc with two roundings for the others. */
-static void scale_rows(float *y, const float *scale, const float *acc, int64_t rows, int first) {
-    for (int64_t r = 0; r < rows; r++) y[r] = first ? scale[r] * acc[r] : y[r] + scale[r] * acc[r];
-}
-
-/* out [+]= y + bias, every sum rounded; y, bias and out are those of row `row` on. */
-static void write_rows(const edb_matmul_job *job, int64_t t, int64_t row, int64_t rows,
-                       const float *y) {
+void edb_write_rows(const edb_matmul_job *job, int64_t t, int64_t row, int64_t rows,
+                    const float *y) {
     float *out = job->out + t * job->matrix->rows + row;
     if (job->bias == NULL) {
         for (int64_t r = 0; r < rows; r++) out[r] = job->add ? out[r] + y[r] : y[r];
@@ -194,84 +191,13 @@ static void write_rows(const edb_matmul_job *job, int64_t t, int64_t row, int64_
     }
 }
 
-static const uint8_t *pair_tile(const edb_matmul_job *job, int64_t pair, int64_t tile) {
-    const uint8_t *blocks = job->matrix->data;
-    return blocks + (pair * job->tiles + tile) * job->groups * EDB_BLOCK_BYTES;
-}
-
-static void pairs_one_by_one(void *argument, int64_t begin, int64_t end, int32_t worker) {
-    const edb_matmul_job *job = argument;
-    const edb_matrix *matrix = job->matrix;
-    (void)worker;
-    for (int64_t tile = begin; tile < end; tile++) {
-        int64_t row = tile * EDB_TILE, rows = edb_min(EDB_TILE, matrix->rows - row);
-        for (int64_t t = 0; t < job->n; t++) {
-            float y[EDB_TILE] = {0}, acc[EDB_TILE];
-            for (int64_t pair = 0; pair < matrix->pairs; pair++) {
-                int last = pair + 1 == matrix->pairs;
-                const uint8_t *next = last ? pair_tile(job, 0, edb_min(tile + 1, job->tiles - 1))
-                                           : pair_tile(job, pair + 1, tile);
-                job->pairs->tile(pair_tile(job, pair, tile), job->groups,
-                                 job->prepared + t * job->groups * job->pairs->prepared_bytes,
-                                 job->meta + t * job->groups, acc, next);
-                scale_rows(y, matrix->scales + pair * matrix->rows + row, acc, rows, pair == 0);
-            }
-            write_rows(job, t, row, rows, y);
-        }
-    }
-}
-
-static edb_tokens tokens_from(const edb_matmul_job *job, int64_t token) {
+edb_tokens edb_tokens_from(const edb_matmul_job *job, int64_t token) {
     edb_tokens tokens = {.q = job->q + token * EDB_GROUP,
                          .sx = job->sx + token,
                          .stride = job->n,
                          .n = edb_min(EDB_TOKEN_BLOCK, job->n - token)};
     if (job->kernels->offsets != NULL) tokens.offsets = job->offsets + token;
     return tokens;
-}
-
-/* expand_tile by expand_block and int8_tile. */
-static void expand_blocks(const edb_kernels *kernels, const uint8_t *block, int64_t groups,
-                          edb_tokens tokens, float *acc) {
-    static const float ones[EDB_TILE] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                                         1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                                         1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                                         1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-    _Alignas(64) int8_t codes[EDB_CODES_BYTES];
-    for (int64_t g = 0; g < groups; g++, block += EDB_BLOCK_BYTES) {
-        kernels->expand_block(block, codes);
-        kernels->int8_tile(codes, ones, 1, &tokens, acc, codes);
-        tokens.q += EDB_GROUP * tokens.stride;
-        tokens.sx += tokens.stride;
-    }
-}
-
-/* A task is one tile for one block of tokens; neighbouring tasks share the tile. */
-static void pairs_by_expansion(void *argument, int64_t begin, int64_t end, int32_t worker) {
-    const edb_matmul_job *job = argument;
-    const edb_matrix *matrix = job->matrix;
-    _Alignas(64) float acc[EDB_TOKEN_BLOCK * EDB_TILE], y[EDB_TOKEN_BLOCK * EDB_TILE];
-    (void)worker;
-    for (int64_t task = begin; task < end; task++) {
-        int64_t tile = task / job->token_blocks, token = task % job->token_blocks * EDB_TOKEN_BLOCK;
-        edb_tokens tokens = tokens_from(job, token);
-        int64_t n = tokens.n;
-        int64_t row = tile * EDB_TILE, rows = edb_min(EDB_TILE, matrix->rows - row);
-        for (int64_t pair = 0; pair < matrix->pairs; pair++) {
-            const uint8_t *block = pair_tile(job, pair, tile);
-            const float *scales = matrix->scales + pair * matrix->rows + row;
-            memset(acc, 0, (size_t)n * EDB_TILE * sizeof *acc);
-            if (job->kernels->expand_tile != NULL) {
-                job->kernels->expand_tile(block, job->groups, &tokens, acc);
-            } else {
-                expand_blocks(job->kernels, block, job->groups, tokens, acc);
-            }
-            for (int64_t t = 0; t < n; t++)
-                scale_rows(y + t * EDB_TILE, scales, acc + t * EDB_TILE, rows, pair == 0);
-        }
-        for (int64_t t = 0; t < n; t++)
-            write_rows(job, token + t, row, rows, y + t * EDB_TILE);
-    }
 }
 
 static void int8_tiles(void *argument, int64_t begin, int64_t end, int32_t worker) {
@@ -281,7 +207,7 @@ static void int8_tiles(void *argument, int64_t begin, int64_t end, int32_t worke
     (void)worker;
     for (int64_t task = begin; task < end; task++) {
         int64_t tile = task / job->token_blocks, token = task % job->token_blocks * EDB_TOKEN_BLOCK;
-        edb_tokens tokens = tokens_from(job, token);
+        edb_tokens tokens = edb_tokens_from(job, token);
         int64_t n = tokens.n;
         int64_t row = tile * EDB_TILE, rows = edb_min(EDB_TILE, matrix->rows - row);
         int64_t next = edb_min(task / job->token_blocks + 1, job->tiles - 1);
@@ -291,7 +217,7 @@ static void int8_tiles(void *argument, int64_t begin, int64_t end, int32_t worke
                                 matrix->scales + tile * job->groups * EDB_TILE, job->groups,
                                 &tokens, acc, codes + next * job->groups * EDB_CODES_BYTES);
         for (int64_t t = 0; t < n; t++)
-            write_rows(job, token + t, row, rows, acc + t * EDB_TILE);
+            edb_write_rows(job, token + t, row, rows, acc + t * EDB_TILE);
     }
 }
 
@@ -332,9 +258,9 @@ int32_t edb_matmul_stages(const edb_context *context, const edb_matrix *matrix, 
         int64_t blocks = edb_ceil_div(matrix->rows, DENSE_ROWS) * job->token_blocks;
         stages[count++] = (edb_stage){dense_tasks, job, blocks, 1};
     } else if (job->one_by_one) {
-        stages[count++] = (edb_stage){pairs_one_by_one, job, job->tiles, 1};
+        stages[count++] = (edb_stage){edb_pairs_one_by_one, job, job->tiles, 1};
     } else {
-        edb_task task = matrix->kind == EDB_PAIRS ? pairs_by_expansion : int8_tiles;
+        edb_task task = matrix->kind == EDB_PAIRS ? edb_pairs_by_expansion : int8_tiles;
         stages[count++] = (edb_stage){task, job, job->tiles * job->token_blocks, 1};
     }
     return count;

@@ -144,6 +144,63 @@ static EDB_INLINE void count_tile(const uint8_t *block, int64_t groups, const ui
     store_rows(out, acc);
 }
 
+/* sum += or -= the counts of one plane, for one quad of the one plane of half a pair. */
+#define COUNT_ONE(p, operation, table, sum)                                       \
+    do {                                                                          \
+        __m256i x = plane_bits(prepared + 64 * (p) + 4 * quad);                   \
+        sum = operation(sum, _mm256_shuffle_epi8(table, _mm256_and_si256(b, x))); \
+        __asm__("" : "+x"(sum));                                                  \
+    } while (0)
+
+/* 32 rows of one group of half a pair, two quads a byte. */
+static EDB_INLINE void count_half_slice(const uint8_t *half, const uint8_t *prepared,
+                                        const uint8_t *codes, float sx_of_group, float *acc,
+                                        int planes) {
+    const __m256i nibble = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
+    const __m256i once =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+    const __m256i twice = _mm256_add_epi8(once, once);
+    __m256i m01 = zero, m23 = zero, m45 = zero, m67 = zero;
+    for (int quad = 0; quad < EDB_QUADS; quad++) {
+        __m256i b = load256(half + EDB_TILE * (quad / 2));
+        b = _mm256_and_si256(quad % 2 == 0 ? b : _mm256_srli_epi16(b, 4), nibble);
+        COUNT_ONE(7, _mm256_sub_epi8, twice, m67);
+        COUNT_ONE(6, _mm256_add_epi8, once, m67);
+        COUNT_ONE(5, _mm256_add_epi8, twice, m45);
+        COUNT_ONE(4, _mm256_add_epi8, once, m45);
+        if (planes < 8) continue;
+        COUNT_ONE(3, _mm256_add_epi8, twice, m23);
+        COUNT_ONE(2, _mm256_add_epi8, once, m23);
+        COUNT_ONE(1, _mm256_add_epi8, twice, m01);
+        COUNT_ONE(0, _mm256_add_epi8, once, m01);
+    }
+    m67 = _mm256_xor_si256(m67, _mm256_set1_epi8(-128));
+    __m256 sx = _mm256_set1_ps(sx_of_group);
+    __m256i c1 = load256(codes);
+    __m256i s = _mm256_add_epi16(join_low(_mm256_unpacklo_epi8(m01, m23)),
+                                 join_high(_mm256_unpacklo_epi8(m45, m67)));
+    finish_half16(acc, sx, s, _mm256_unpacklo_epi8(zero, c1));
+    s = _mm256_add_epi16(join_low(_mm256_unpackhi_epi8(m01, m23)),
+                         join_high(_mm256_unpackhi_epi8(m45, m67)));
+    finish_half16(acc + 16, sx, s, _mm256_unpackhi_epi8(zero, c1));
+}
+
+static EDB_INLINE void count_half_tile(const uint8_t *half, int64_t groups, const uint8_t *prepared,
+                                       const edb_group_meta *meta, float *out, const uint8_t *next,
+                                       int planes) {
+    _Alignas(32) float acc[EDB_TILE] = {0};
+    for (int64_t g = 0; g < groups; g++) {
+        const char *ahead = edb_ahead(half, groups - g, next, EDB_HALF_BYTES);
+        for (int line = 0; line < EDB_HALF_BYTES; line += 64)
+            _mm_prefetch(ahead + line, _MM_HINT_T1);
+        for (int row = 0; row < EDB_TILE; row += 32)
+            count_half_slice(half + row, prepared, half + 512 + row, meta[g].sx, acc + row, planes);
+        half += EDB_HALF_BYTES;
+        prepared += PREPARED_BYTES;
+    }
+    store_rows(out, acc);
+}
+
 static void tile8(const uint8_t *blocks, int64_t groups, const uint8_t *prepared,
                   const edb_group_meta *meta, float *acc, const uint8_t *next) {
     count_tile(blocks, groups, prepared, meta, acc, next, 8);
@@ -154,10 +211,21 @@ static void tile4(const uint8_t *blocks, int64_t groups, const uint8_t *prepared
     count_tile(blocks, groups, prepared, meta, acc, next, 4);
 }
 
+static void half_tile8(const uint8_t *halves, int64_t groups, const uint8_t *prepared,
+                       const edb_group_meta *meta, float *acc, const uint8_t *next) {
+    count_half_tile(halves, groups, prepared, meta, acc, next, 8);
+}
+
+static void half_tile4(const uint8_t *halves, int64_t groups, const uint8_t *prepared,
+                       const edb_group_meta *meta, float *acc, const uint8_t *next) {
+    count_half_tile(halves, groups, prepared, meta, acc, next, 4);
+}
+
 const edb_pair_kernel edb_popcount_avx2 = {
     .name = "popcount",
     .prepare = prepare,
     .tile = tile8,
+    .half_tile = half_tile8,
     .prepared_bytes = PREPARED_BYTES,
     .expand_from = 2,
 };
@@ -167,6 +235,7 @@ const edb_pair_kernel edb_popcount4_avx2 = {
     .coarsen = edb_coarsen_to_4_bits,
     .prepare = prepare,
     .tile = tile4,
+    .half_tile = half_tile4,
     .prepared_bytes = PREPARED_BYTES,
     .expand_from = 8, /* 50 GMAC/s by counting, 57 expanded */
 };

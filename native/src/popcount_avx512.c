@@ -158,6 +158,55 @@ static EDB_INLINE void count_tile(const uint8_t *block, int64_t groups, const ui
     store_rows(out, sums);
 }
 
+/* The counts of one plane of the activations against the eight bytes of half a pair's rows. */
+static EDB_INLINE __m512i count_rows(const __m512i *w, const uint8_t *plane) {
+    __m512i n = _mm512_setzero_si512();
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        int32_t four;
+        memcpy(&four, plane + 4 * i, sizeof four);
+        __m512i x = _mm512_set1_epi32(four);
+        n = _mm512_add_epi8(n, _mm512_popcnt_epi8(_mm512_and_si512(w[i], x)));
+        __asm__("" : "+v"(n));
+    }
+    return n;
+}
+
+/* A byte of a half has eight columns of a row already. */
+static EDB_INLINE void count_half_tile(const uint8_t *half, int64_t groups, const uint8_t *prepared,
+                                       const edb_group_meta *meta, float *out, const uint8_t *next,
+                                       int planes) {
+    const __m512i offset = _mm512_set1_epi8(-128);
+    row_sums sums = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                     _mm512_setzero_ps()};
+    for (int64_t g = 0; g < groups; g++) {
+        const char *ahead = edb_ahead(half, groups - g, next, EDB_HALF_BYTES);
+        __m512i w[8];
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) {
+            w[i] = load512(half + EDB_TILE * i);
+            _mm_prefetch(ahead + 64 * i, _MM_HINT_T1);
+        }
+        _mm_prefetch(ahead + 512, _MM_HINT_T1);
+
+        __m512i high = count_rows(w, prepared + 32 * 7), low = count_rows(w, prepared + 32 * 6);
+        __m512i c67 = _mm512_xor_si512(_mm512_sub_epi8(low, _mm512_add_epi8(high, high)), offset);
+        __m512i c45 = twice_and(count_rows(w, prepared + 32 * 5), count_rows(w, prepared + 32 * 4));
+        __m512i s_low = join_high(_mm512_unpacklo_epi8(c45, c67));
+        __m512i s_high = join_high(_mm512_unpackhi_epi8(c45, c67));
+        if (planes == 8) {
+            __m512i c23 = twice_and(count_rows(w, prepared + 32 * 3), count_rows(w, prepared + 64));
+            __m512i c01 = twice_and(count_rows(w, prepared + 32), count_rows(w, prepared));
+            s_low = _mm512_add_epi16(s_low, join_low(_mm512_unpacklo_epi8(c01, c23)));
+            s_high = _mm512_add_epi16(s_high, join_low(_mm512_unpackhi_epi8(c01, c23)));
+        }
+        sums = finish_half64(sums, meta[g].sx, half + 512, s_low, s_high);
+        half += EDB_HALF_BYTES;
+        prepared += PREPARED_BYTES;
+    }
+    store_rows(out, sums);
+}
+
 static void tile8(const uint8_t *blocks, int64_t groups, const uint8_t *prepared,
                   const edb_group_meta *meta, float *acc, const uint8_t *next) {
     count_tile(blocks, groups, prepared, meta, acc, next, 8);
@@ -168,10 +217,21 @@ static void tile4(const uint8_t *blocks, int64_t groups, const uint8_t *prepared
     count_tile(blocks, groups, prepared, meta, acc, next, 4);
 }
 
+static void half_tile8(const uint8_t *halves, int64_t groups, const uint8_t *prepared,
+                       const edb_group_meta *meta, float *acc, const uint8_t *next) {
+    count_half_tile(halves, groups, prepared, meta, acc, next, 8);
+}
+
+static void half_tile4(const uint8_t *halves, int64_t groups, const uint8_t *prepared,
+                       const edb_group_meta *meta, float *acc, const uint8_t *next) {
+    count_half_tile(halves, groups, prepared, meta, acc, next, 4);
+}
+
 const edb_pair_kernel edb_popcount_avx512 = {
     .name = "popcount",
     .prepare = prepare,
     .tile = tile8,
+    .half_tile = half_tile8,
     .prepared_bytes = PREPARED_BYTES,
     .expand_from = 2,
 };
@@ -181,6 +241,7 @@ const edb_pair_kernel edb_popcount4_avx512 = {
     .coarsen = edb_coarsen_to_4_bits,
     .prepare = prepare,
     .tile = tile4,
+    .half_tile = half_tile4,
     .prepared_bytes = PREPARED_BYTES,
     .expand_from = 5,
 };

@@ -78,6 +78,32 @@ static EDB_INLINE void count_planes(const uint8_t *block, int64_t groups, const 
     }
 }
 
+/* acc += sx * c1*S1 for eight rows. */
+static EDB_INLINE void finish_half8(float *acc, float sx, int16x8_t s1, int8x8_t c1_bytes) {
+    int16x8_t c1 = vmovl_s8(c1_bytes);
+    int32x4_t first = vmull_s16(vget_low_s16(c1), vget_low_s16(s1));
+    int32x4_t last = vmull_high_s16(c1, s1);
+    vst1q_f32(acc, vfmaq_n_f32(vld1q_f32(acc), vcvtq_f32_s32(first), sx));
+    vst1q_f32(acc + 4, vfmaq_n_f32(vld1q_f32(acc + 4), vcvtq_f32_s32(last), sx));
+}
+
+/* A byte of a half has eight columns of a row already. */
+static EDB_INLINE void count_half(const uint8_t *half, int64_t groups, const uint8_t *planes,
+                                  const edb_group_meta *meta, float *acc, int first_plane) {
+    memset(acc, 0, EDB_TILE * sizeof *acc);
+    for (int64_t g = 0; g < groups; g++, half += EDB_HALF_BYTES, planes += EDB_PLANE_BYTES) {
+        const int8_t *c1 = (const int8_t *)half + 512;
+        for (int row = 0; row < EDB_TILE; row += 16) {
+            uint8x16_t bits[BYTES];
+            for (int i = 0; i < BYTES; i++) bits[i] = vld1q_u8(half + EDB_TILE * i + row);
+            int16x8_t s1[2];
+            weigh_planes(bits, planes, first_plane, s1);
+            finish_half8(acc + row, meta[g].sx, s1[0], vld1_s8(c1 + row));
+            finish_half8(acc + row + 8, meta[g].sx, s1[1], vld1_s8(c1 + row + 8));
+        }
+    }
+}
+
 static void tile8(const uint8_t *blocks, int64_t groups, const uint8_t *prepared,
                   const edb_group_meta *meta, float *acc, const uint8_t *next) {
     (void)next;
@@ -90,10 +116,23 @@ static void tile4(const uint8_t *blocks, int64_t groups, const uint8_t *prepared
     count_planes(blocks, groups, prepared, meta, acc, 4);
 }
 
+static void half_tile8(const uint8_t *halves, int64_t groups, const uint8_t *prepared,
+                       const edb_group_meta *meta, float *acc, const uint8_t *next) {
+    (void)next;
+    count_half(halves, groups, prepared, meta, acc, 0);
+}
+
+static void half_tile4(const uint8_t *halves, int64_t groups, const uint8_t *prepared,
+                       const edb_group_meta *meta, float *acc, const uint8_t *next) {
+    (void)next;
+    count_half(halves, groups, prepared, meta, acc, 4);
+}
+
 const edb_pair_kernel edb_popcount_neon = {
     .name = "popcount",
     .prepare = edb_prepare_planes,
     .tile = tile8,
+    .half_tile = half_tile8,
     .prepared_bytes = EDB_PLANE_BYTES,
     .expand_from = 4,
 };
@@ -103,6 +142,7 @@ const edb_pair_kernel edb_popcount4_neon = {
     .coarsen = edb_coarsen_to_4_bits,
     .prepare = edb_prepare_planes,
     .tile = tile4,
+    .half_tile = half_tile4,
     .prepared_bytes = EDB_PLANE_BYTES,
     .expand_from = 4,
 };

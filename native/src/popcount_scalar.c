@@ -47,6 +47,17 @@ static uint64_t columns_of(const uint8_t *bytes) {
     return word;
 }
 
+/* sums[64] += of one plane of the weights, a word of columns for each row. */
+static EDB_INLINE void weigh(const uint64_t *bits, const uint8_t *prepared, int first_plane,
+                             int32_t *sums) {
+    for (int p = first_plane; p < EDB_PLANES; p++) {
+        uint64_t plane = columns_of(prepared + 8 * p);
+        int32_t weight = p == 7 ? -128 : 1 << p;
+        for (int row = 0; row < EDB_TILE; row++)
+            sums[row] += weight * __builtin_popcountll(bits[row] & plane);
+    }
+}
+
 static EDB_INLINE void count_planes(const uint8_t *block, int64_t groups, const uint8_t *prepared,
                                     const edb_group_meta *meta, float *acc, int first_plane) {
     memset(acc, 0, EDB_TILE * sizeof *acc);
@@ -60,17 +71,28 @@ static EDB_INLINE void count_planes(const uint8_t *block, int64_t groups, const 
             }
         }
         int32_t s1[EDB_TILE] = {0}, s2[EDB_TILE] = {0};
-        for (int p = first_plane; p < EDB_PLANES; p++) {
-            uint64_t plane = columns_of(prepared + 8 * p);
-            int32_t weight = p == 7 ? -128 : 1 << p;
-            for (int row = 0; row < EDB_TILE; row++) {
-                s1[row] += weight * __builtin_popcountll(b1[row] & plane);
-                s2[row] += weight * __builtin_popcountll(b2[row] & plane);
-            }
-        }
+        weigh(b1, prepared, first_plane, s1);
+        weigh(b2, prepared, first_plane, s2);
         const int8_t *c1 = (const int8_t *)block + 1024, *c2 = c1 + EDB_TILE;
         for (int row = 0; row < EDB_TILE; row++)
             acc[row] = fmaf(meta[g].sx, (float)(c1[row] * s1[row] + c2[row] * s2[row]), acc[row]);
+    }
+}
+
+/* A byte of a half has eight columns of a row already. */
+static EDB_INLINE void count_half(const uint8_t *half, int64_t groups, const uint8_t *prepared,
+                                  const edb_group_meta *meta, float *acc, int first_plane) {
+    memset(acc, 0, EDB_TILE * sizeof *acc);
+    for (int64_t g = 0; g < groups; g++, half += EDB_HALF_BYTES, prepared += EDB_PLANE_BYTES) {
+        uint64_t bits[EDB_TILE] = {0};
+        for (int i = 0; i < 8; i++)
+            for (int row = 0; row < EDB_TILE; row++)
+                bits[row] |= (uint64_t)half[EDB_TILE * i + row] << (8 * i);
+        int32_t s1[EDB_TILE] = {0};
+        weigh(bits, prepared, first_plane, s1);
+        const int8_t *c1 = (const int8_t *)half + 512;
+        for (int row = 0; row < EDB_TILE; row++)
+            acc[row] = fmaf(meta[g].sx, (float)(c1[row] * s1[row]), acc[row]);
     }
 }
 
@@ -86,10 +108,23 @@ static void tile4(const uint8_t *blocks, int64_t groups, const uint8_t *prepared
     count_planes(blocks, groups, prepared, meta, acc, 4);
 }
 
+static void half_tile8(const uint8_t *halves, int64_t groups, const uint8_t *prepared,
+                       const edb_group_meta *meta, float *acc, const uint8_t *next) {
+    (void)next;
+    count_half(halves, groups, prepared, meta, acc, 0);
+}
+
+static void half_tile4(const uint8_t *halves, int64_t groups, const uint8_t *prepared,
+                       const edb_group_meta *meta, float *acc, const uint8_t *next) {
+    (void)next;
+    count_half(halves, groups, prepared, meta, acc, 4);
+}
+
 const edb_pair_kernel edb_popcount_scalar = {
     .name = "popcount",
     .prepare = edb_prepare_planes,
     .tile = tile8,
+    .half_tile = half_tile8,
     .prepared_bytes = EDB_PLANE_BYTES,
     .expand_from = 2,
 };
@@ -99,6 +134,7 @@ const edb_pair_kernel edb_popcount4_scalar = {
     .coarsen = edb_coarsen_to_4_bits,
     .prepare = edb_prepare_planes,
     .tile = tile4,
+    .half_tile = half_tile4,
     .prepared_bytes = EDB_PLANE_BYTES,
     .expand_from = 2,
 };

@@ -18,6 +18,19 @@ static int is_count(int64_t n) { return n >= 1 && n <= EDB_MAX_TOKENS; }
 
 /* ---- embedding ---- */
 
+static void embed_half(const edb_matrix *matrix, int64_t row, float *out) {
+    int64_t groups = edb_ceil_div(matrix->cols, EDB_GROUP), lane = row % EDB_TILE;
+    float scale = matrix->scales[matrix->pairs * matrix->rows + row];
+    const uint8_t *halves = matrix->half;
+    halves += row / EDB_TILE * groups * EDB_HALF_BYTES;
+    for (int64_t column = 0; column < matrix->cols; column++) {
+        const uint8_t *half = halves + column / EDB_GROUP * EDB_HALF_BYTES;
+        int bits = half[column % EDB_GROUP / 8 * EDB_TILE + lane], c1 = (int8_t)half[512 + lane];
+        float value = scale * (float)((bits >> (column % 8) & 1) * c1);
+        out[column] = matrix->pairs > 0 ? out[column] + value : value;
+    }
+}
+
 static void embed_pairs(const edb_matrix *matrix, int64_t row, float *out) {
     int64_t groups = edb_ceil_div(matrix->cols, EDB_GROUP);
     int64_t tiles = edb_ceil_div(matrix->rows, EDB_TILE);
@@ -34,6 +47,7 @@ static void embed_pairs(const edb_matrix *matrix, int64_t row, float *out) {
             out[column] = pair > 0 ? out[column] + value : value;
         }
     }
+    if (matrix->half != NULL) embed_half(matrix, row, out);
 }
 
 static void embed_int8(const edb_matrix *matrix, int64_t row, float *out) {

@@ -41,6 +41,12 @@ static void matrices(void) {
         CHECK(matmul_with(bad, x, 1, bytes) == EDB_ERR_SHAPE);
     }
     bad = matrix;
+    bad.half = (const char *)matrix.data + 32;
+    CHECK(matmul_with(bad, x, 1, bytes) == EDB_ERR_ALIGN);
+    bad.half = matrix.data;
+    bad.pairs = -1;
+    CHECK(matmul_with(bad, x, 1, bytes) == EDB_ERR_SHAPE);
+    bad = matrix;
     bad.kind = 9;
     CHECK(matmul_with(bad, x, 1, bytes) == EDB_ERR_KIND);
     bad = matrix;

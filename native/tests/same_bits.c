@@ -51,13 +51,15 @@ static int64_t random_tokens(uint64_t *seed) {
     return tokens[random_range(seed, 0, 9)];
 }
 
-static void matmul_case(const edb_context *context, uint64_t seed, result *to) {
-    int32_t kind = (int32_t)random_range(&seed, EDB_PAIRS, EDB_F16);
+/* out [+]= W x of a random shape, together and token by token. */
+static void multiply_case(const edb_context *context, uint64_t seed, int half, result *to) {
+    int32_t kind = half ? EDB_PAIRS : (int32_t)random_range(&seed, EDB_PAIRS, EDB_F16);
     int32_t pairs = (int32_t)random_range(&seed, 1, 3);
     int64_t rows = random_range(&seed, 1, 150), cols = random_range(&seed, 1, 280);
     int64_t n = random_tokens(&seed);
     int32_t add = (int32_t)random_range(&seed, 0, 1);
     edb_matrix matrix = random_matrix(&seed, kind, pairs, rows, cols);
+    if (half) add_half(&seed, &matrix, pairs == 3);
     float *x = activations(&seed, n, cols), *base = random_floats(&seed, n * rows);
     float *out = allocate((size_t)(n * rows) * sizeof *out);
 
@@ -77,6 +79,14 @@ static void matmul_case(const edb_context *context, uint64_t seed, result *to) {
     free_matrix(&matrix);
 }
 
+static void matmul_case(const edb_context *context, uint64_t seed, result *to) {
+    multiply_case(context, seed, 0, to);
+}
+
+static void halves_case(const edb_context *context, uint64_t seed, result *to) {
+    multiply_case(context, seed, 1, to);
+}
+
 static void quantize_case(const edb_context *context, uint64_t seed, result *to) {
     int64_t n = random_range(&seed, 1, 20), cols = random_range(&seed, 1, 280);
     int64_t groups = (cols + 63) / 64;
@@ -90,10 +100,11 @@ static void quantize_case(const edb_context *context, uint64_t seed, result *to)
     free(x);
 }
 
-static void embed_case(const edb_context *context, uint64_t seed, result *to) {
-    int32_t kind = (int32_t)random_range(&seed, EDB_PAIRS, EDB_F16);
+static void embed_rows(const edb_context *context, uint64_t seed, int half, result *to) {
+    int32_t kind = half ? EDB_PAIRS : (int32_t)random_range(&seed, EDB_PAIRS, EDB_F16);
     int64_t rows = random_range(&seed, 1, 150), cols = random_range(&seed, 1, 280);
     edb_matrix matrix = random_matrix(&seed, kind, 2, rows, cols);
+    if (half) add_half(&seed, &matrix, rows % 2 == 0);
     int32_t ids[5];
     for (int i = 0; i < 5; i++) ids[i] = (int32_t)random_range(&seed, 0, rows - 1);
     float *out = allocate((size_t)(5 * cols) * sizeof *out);
@@ -101,6 +112,14 @@ static void embed_case(const edb_context *context, uint64_t seed, result *to) {
     keep_floats(to, out, 5 * cols);
     free(out);
     free_matrix(&matrix);
+}
+
+static void embed_case(const edb_context *context, uint64_t seed, result *to) {
+    embed_rows(context, seed, 0, to);
+}
+
+static void embed_half_case(const edb_context *context, uint64_t seed, result *to) {
+    embed_rows(context, seed, 1, to);
 }
 
 static void elementwise_case(const edb_context *context, uint64_t seed, result *to) {
@@ -233,7 +252,8 @@ static const operation operations[] = {
     {"matmul", matmul_case, 0},           {"matmul4", matmul_case, 1},
     {"quantize", quantize_case, 0},       {"embed", embed_case, 0},
     {"elementwise", elementwise_case, 0}, {"attention", attention_case, 0},
-    {"narrow", narrow_case, 0},
+    {"narrow", narrow_case, 0},           {"halves", halves_case, 0},
+    {"halves4", halves_case, 1},          {"embed_half", embed_half_case, 0},
 };
 
 /* Runs the case on one instruction set and kernel, alone and in a pool. */
@@ -273,7 +293,7 @@ int main(void) {
                 for (int32_t k = 0; (kernel = edb_kernel_name(edb_isa_name(isa), k)) != NULL; k++) {
                     if (!edb_isa_supported(isa)) continue;
                     if (op->coarse != (strcmp(kernel, "popcount4") == 0)) continue;
-                    if (op->run != matmul_case && k > 0) continue;
+                    if (op->run != matmul_case && op->run != halves_case && k > 0) continue;
                     if (!agrees(op, seed, isa, kernel, pool, &expected, &actual)) return 1;
                 }
             }

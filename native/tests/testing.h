@@ -104,10 +104,26 @@ static inline edb_matrix random_matrix(uint64_t *state, int32_t kind, int32_t pa
         }
     }
     float *scales = n_scales > 0 ? random_floats(state, n_scales) : NULL;
-    return (edb_matrix){kind, pairs, rows, cols, data, scales};
+    return (edb_matrix){kind, pairs, rows, cols, data, scales, NULL};
+}
+
+/* Half a pair more for a matrix of pairs, after its last; with free_pairs it is all that is left. */
+static inline void add_half(uint64_t *state, edb_matrix *matrix, int free_pairs) {
+    int64_t blocks = (matrix->rows + 63) / 64 * ((matrix->cols + 63) / 64);
+    uint8_t *half = allocate((size_t)(blocks * 576));
+    for (int64_t block = 0; block < blocks; block++) {
+        for (int i = 0; i < 512; i++) half[block * 576 + i] = (uint8_t)random_bits(state);
+        for (int row = 0; row < 64; row++)
+            half[block * 576 + 512 + row] = (uint8_t)random_range(state, -127, 127);
+    }
+    if (free_pairs) matrix->pairs = 0;
+    free((void *)(uintptr_t)matrix->scales);
+    matrix->scales = random_floats(state, (matrix->pairs + 1) * matrix->rows);
+    matrix->half = half;
 }
 
 static inline void free_matrix(edb_matrix *matrix) {
+    free((void *)(uintptr_t)matrix->half);
     free((void *)(uintptr_t)matrix->data);
     free((void *)(uintptr_t)matrix->scales);
 }

@@ -56,7 +56,7 @@ def test_kernels_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(("isa", "kernel"), EXACT)
 def test_exact_kernels_have_the_same_bits(isa: str, kernel: str) -> None:
     for shape in ((1, 1), (65, 63), (64, 64), (130, 200)):
-        for pairs, n in itertools.product((1, 3), (1, 2, 17)):
+        for pairs, n in itertools.product((1, 1.5, 3), (1, 2, 17)):
             tensor, x = pair_tensor(*shape, pairs), activations(n, shape[1])
             x[0, 0] = np.nan if shape[1] == 200 else x[0, 0]
             expected = matmul(ops_of(), tensor, x)
@@ -71,7 +71,7 @@ def test_coarse_kernels_round_activations_to_4_bits(
 ) -> None:
     """Only the activations differ, for one token and for many, and int8 weights do not care."""
     ops, other = NativeOps(isa, 2, kernel), int8_tensor(65, 172)
-    tensor, x = pair_tensor(65, 172, 2), activations(130, 172)
+    tensor, x = pair_tensor(65, 172, 1.5), activations(130, 172)
     x[7] = np.nan
     assert_same_bits(matmul(ops, other, x), matmul(ops_of(), other, x))
     y = matmul(ops, tensor, x)
@@ -84,9 +84,10 @@ def test_coarse_kernels_round_activations_to_4_bits(
 @pytest.mark.parametrize(("isa", "kernel"), KERNELS)
 def test_counts_reach_their_bounds(isa: str, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All bits set, against activations whose planes are as full as they can be."""
-    tensor = pair_tensor(64, 64, 1)
-    tensor.blocks[..., :1024] = 255
-    tensor.blocks[..., 1024:1088] = 127
+    tensor = pair_tensor(64, 64, 1.5)
+    assert tensor.half is not None
+    tensor.blocks[..., :1024] = tensor.half[..., :512] = 255
+    tensor.blocks[..., 1024:1088] = tensor.half[..., 512:] = 127
     tensor.blocks[..., 1088:] = 0
     ops = NativeOps(isa, 1, kernel)
     if kernel == "popcount4":
@@ -96,6 +97,27 @@ def test_counts_reach_their_bounds(isa: str, kernel: str, monkeypatch: pytest.Mo
         x[0, 0] = value
         y = matmul(ops, tensor, x)
         assert bits(y[0, 63]) == bits(np.float32(oracle_row(tensor, 63, x[0])))
+
+
+SIGNS = [(127, 0), (0, 127), (63, 64), (-64, -63), (-127, 0), (0, -127), (127, -127), (-127, 127)]
+
+
+@pytest.mark.parametrize(("isa", "kernel"), EXACT)
+def test_signs_of_codes_are_free(isa: str, kernel: str) -> None:
+    """Codes at every corner of what the format takes, also both of one sign, at all four levels."""
+    tensor, n = pair_tensor(64, 256, 1), 17
+    for row in range(64):
+        c1, c2 = SIGNS[row % len(SIGNS)]
+        tensor.blocks[..., 1024 + row] = c1 & 255
+        tensor.blocks[..., 1088 + row] = c2 & 255
+    tensor.blocks[:, :, 2, :1024] = 255  # c1 + c2 everywhere
+    x = activations(n, 256)
+    x[3, 64:192] = np.where(np.arange(128) % 3, 5, -5)  # the largest sums
+    x[4, 64:192] = -5
+    for rows in (slice(0, 5), slice(0, n)):  # one by one, and expanded
+        y = matmul(NativeOps(isa, 2, kernel), tensor, x[rows])
+        for t, row in itertools.product((0, 3, 4), range(len(SIGNS))):
+            assert bits(y[t, row]) == bits(np.float32(oracle_row(tensor, row, x[t]))), (t, row)
 
 
 def coarsen_oracle(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,10 +45,8 @@ def weights_of(program: Program) -> Weights:
     """Every kind of matrix in every place."""
     kinds = itertools.cycle(KINDS.values())
     linears: dict[str, LinearTensor] = {}
-    for i, (name, shape) in enumerate(program.matrices().items()):
+    for name, shape in program.matrices().items():  # 7 kinds and 4 matrices a layer: all meet
         linears[name] = small(next(kinds)(*shape))
-        if i % 7 == 6:
-            next(kinds)  # 6 kinds and 4 matrices a layer: no matrix has the same kind everywhere
     rng = random(4)
     vectors = {k: rng.uniform(0, 0.1, n).astype("f") for k, n in program.vectors().items()}
     return Weights(linears, vectors, {t: Tables(t, CAPACITY) for t in program.ropes()})

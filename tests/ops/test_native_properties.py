@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import operations
@@ -58,7 +59,7 @@ def scaled(tensor: LinearTensor, exponent: int) -> LinearTensor:
     factor = np.float32(2.0**exponent)
     with np.errstate(all="ignore"):
         if isinstance(tensor, PairTensor):
-            return PairTensor(tensor.blocks, tensor.row_scale * factor, tensor.rows, tensor.cols)
+            return replace(tensor, row_scale=tensor.row_scale * factor)
         if isinstance(tensor, Int8Tensor):
             return Int8Tensor(tensor.codes, tensor.scales * factor, tensor.rows, tensor.cols)
     return tensor

@@ -1,0 +1,60 @@
+/* Matrix products as stages of a job: matmul.c, and pairs.c for the tasks that read planes. */
+#ifndef EDB_MATMUL_H
+#define EDB_MATMUL_H
+
+#include "internal.h"
+
+/* Activations before a product. */
+typedef struct {
+    int32_t form;        /* EDB_INPUT_PLAIN ... */
+    const float *x;      /* [n, cols]; EDB_INPUT_GATED: [n, 2 * cols] */
+    const float *weight; /* [cols], of the norm */
+    float eps;
+} edb_input;
+
+typedef struct {
+    const edb_kernels *kernels;
+    const edb_pair_kernel *pairs; /* NULL for other kinds */
+    const edb_matrix *matrix;
+    edb_input input;
+    float *out;        /* [n, rows] */
+    const float *bias; /* [rows], added to W x; NULL: none */
+    int64_t n, tiles, groups, token_blocks;
+    int64_t parts; /* runs of groups that are prepared apart, for each token */
+    int32_t add;
+    int32_t one_by_one;   /* the pair kernel token by token, else expanded blocks */
+    int8_t *q;            /* [groups, n, 64] */
+    float *sx;            /* [groups, n] */
+    int32_t *offsets;     /* [groups, n], not one by one, if the set wants them */
+    uint8_t *prepared;    /* [n, groups, prepared_bytes], only one by one */
+    edb_group_meta *meta; /* [n, groups], only one by one */
+    float *dense;         /* [n, cols], what a dense matrix reads in place of q */
+} edb_matmul_job;
+
+/* Bytes of scratch for up to n tokens, at most EDB_BATCH at once, with any form of input. */
+uint64_t edb_matmul_scratch(const edb_context *context, const edb_matrix *matrix, int64_t n);
+
+/*
+ * out [+]= W input + bias for n <= EDB_BATCH tokens: fills the job and up to two stages; returns how
+ * many. A dense matrix takes a bias or adds to out, not both.
+ */
+int32_t edb_matmul_stages(const edb_context *context, const edb_matrix *matrix, edb_input input,
+                          const float *bias, float *out, int32_t add, int64_t n, void *scratch,
+                          edb_matmul_job *job, edb_stage *stages);
+
+int edb_is_dense(const edb_matrix *matrix);
+
+/* ---- what tasks share ---- */
+
+/* out [+]= y + bias, every sum rounded; y, bias and out are those of row `row` on. */
+void edb_write_rows(const edb_matmul_job *job, int64_t t, int64_t row, int64_t rows,
+                    const float *y);
+
+/* Up to EDB_TOKEN_BLOCK tokens from this one on. */
+edb_tokens edb_tokens_from(const edb_matmul_job *job, int64_t token);
+
+/* A task is a tile; or a tile for one block of tokens, where neighbouring tasks share the tile. */
+void edb_pairs_one_by_one(void *job, int64_t begin, int64_t end, int32_t worker);
+void edb_pairs_by_expansion(void *job, int64_t begin, int64_t end, int32_t worker);
+
+#endif

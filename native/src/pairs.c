@@ -1,0 +1,106 @@
+/*
+ * The tasks of a product with stacked pairs of planes. A matrix is a sum of terms, its pairs and, last,
+ * half a pair if it has one: a tile goes through all of them before the next begins.
+ */
+#include <string.h>
+
+#include "half.h"
+#include "matmul.h"
+
+static int64_t count_terms(const edb_matrix *matrix) {
+    return matrix->pairs + (matrix->half != NULL);
+}
+
+static int is_half(const edb_matrix *matrix, int64_t term) { return term == matrix->pairs; }
+
+static const uint8_t *term_tile(const edb_matmul_job *job, int64_t term, int64_t tile) {
+    const edb_matrix *matrix = job->matrix;
+    const uint8_t *blocks = matrix->data, *halves = matrix->half;
+    return is_half(matrix, term)
+               ? halves + tile * job->groups * EDB_HALF_BYTES
+               : blocks + (term * job->tiles + tile) * job->groups * EDB_BLOCK_BYTES;
+}
+
+/* y = scale * acc for the first term, y + scale * acc with two roundings for the others. */
+static void scale_rows(float *y, const float *scale, const float *acc, int64_t rows, int first) {
+    for (int64_t r = 0; r < rows; r++) y[r] = first ? scale[r] * acc[r] : y[r] + scale[r] * acc[r];
+}
+
+void edb_pairs_one_by_one(void *argument, int64_t begin, int64_t end, int32_t worker) {
+    const edb_matmul_job *job = argument;
+    const edb_matrix *matrix = job->matrix;
+    int64_t terms = count_terms(matrix);
+    (void)worker;
+    for (int64_t tile = begin; tile < end; tile++) {
+        int64_t row = tile * EDB_TILE, rows = edb_min(EDB_TILE, matrix->rows - row);
+        for (int64_t t = 0; t < job->n; t++) {
+            float y[EDB_TILE] = {0}, acc[EDB_TILE];
+            for (int64_t term = 0; term < terms; term++) {
+                /* Tiles of a term lie side by side: a stream of its own, fetched ahead by itself. */
+                const uint8_t *next = term_tile(job, term, edb_min(tile + 1, job->tiles - 1));
+                edb_pair_tile *multiply =
+                    is_half(matrix, term) ? job->pairs->half_tile : job->pairs->tile;
+                multiply(term_tile(job, term, tile), job->groups,
+                         job->prepared + t * job->groups * job->pairs->prepared_bytes,
+                         job->meta + t * job->groups, acc, next);
+                scale_rows(y, matrix->scales + term * matrix->rows + row, acc, rows, term == 0);
+            }
+            edb_write_rows(job, t, row, rows, y);
+        }
+    }
+}
+
+/* expand_tile, or expand_half_tile, by expand_block and int8_tile. */
+static void expand_blocks(const edb_kernels *kernels, const uint8_t *block, int half,
+                          int64_t groups, edb_tokens tokens, float *acc) {
+    static const float ones[EDB_TILE] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                                         1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                                         1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                                         1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    _Alignas(64) int8_t codes[EDB_CODES_BYTES];
+    _Alignas(64) uint8_t pair[EDB_BLOCK_BYTES];
+    memset(pair + EDB_BLOCK_BYTES - EDB_TILE, 0, EDB_TILE);
+    for (int64_t g = 0; g < groups; g++, block += half ? EDB_HALF_BYTES : EDB_BLOCK_BYTES) {
+        if (half) edb_widen_half(block, pair);
+        kernels->expand_block(half ? pair : block, codes);
+        kernels->int8_tile(codes, ones, 1, &tokens, acc, codes);
+        tokens.q += EDB_GROUP * tokens.stride;
+        tokens.sx += tokens.stride;
+    }
+}
+
+static void expand_term(const edb_matmul_job *job, int64_t term, int64_t tile,
+                        const edb_tokens *tokens, float *acc) {
+    const edb_kernels *kernels = job->kernels;
+    const uint8_t *blocks = term_tile(job, term, tile);
+    int half = is_half(job->matrix, term);
+    if (kernels->expand_tile == NULL) {
+        expand_blocks(kernels, blocks, half, job->groups, *tokens, acc);
+    } else if (half) {
+        kernels->expand_half_tile(blocks, job->groups, tokens, acc);
+    } else {
+        kernels->expand_tile(blocks, job->groups, tokens, acc);
+    }
+}
+
+void edb_pairs_by_expansion(void *argument, int64_t begin, int64_t end, int32_t worker) {
+    const edb_matmul_job *job = argument;
+    const edb_matrix *matrix = job->matrix;
+    int64_t terms = count_terms(matrix);
+    _Alignas(64) float acc[EDB_TOKEN_BLOCK * EDB_TILE], y[EDB_TOKEN_BLOCK * EDB_TILE];
+    (void)worker;
+    for (int64_t task = begin; task < end; task++) {
+        int64_t tile = task / job->token_blocks, token = task % job->token_blocks * EDB_TOKEN_BLOCK;
+        edb_tokens tokens = edb_tokens_from(job, token);
+        int64_t n = tokens.n;
+        int64_t row = tile * EDB_TILE, rows = edb_min(EDB_TILE, matrix->rows - row);
+        for (int64_t term = 0; term < terms; term++) {
+            const float *scales = matrix->scales + term * matrix->rows + row;
+            memset(acc, 0, (size_t)n * EDB_TILE * sizeof *acc);
+            expand_term(job, term, tile, &tokens, acc);
+            for (int64_t t = 0; t < n; t++)
+                scale_rows(y + t * EDB_TILE, scales, acc + t * EDB_TILE, rows, term == 0);
+        }
+        for (int64_t t = 0; t < n; t++) edb_write_rows(job, token + t, row, rows, y + t * EDB_TILE);
+    }
+}
