@@ -47,7 +47,7 @@ TEMPLATE = (
 )
 KINDS: dict[str, StoredAs] = {
     "embedding": "int8",
-    "attn_qkv": 4,
+    "attn_qkv": 5,
     "attn_out": "float16",
     "mlp_gate_up": 2,
     "mlp_down": "float32",
