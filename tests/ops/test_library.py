@@ -13,7 +13,7 @@ from kernels import KINDS, ops_of, pair_tensor
 from edgedb.model.config import ModelConfig
 from edgedb.model.families import program_of
 from edgedb.model.network import Network
-from edgedb.ops import native, native_memory
+from edgedb.ops import native, native_context, native_memory
 from edgedb.ops.buffer import aligned_zeros
 from edgedb.ops.library import pointers
 from edgedb.ops.native import NativeOps
@@ -90,7 +90,7 @@ def test_a_context_holds_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("edb_pool_destroy", "edb_context_destroy")
     replaced = {name: lambda pointer, name=name: ended.append(name) for name in names}
     with monkeypatch.context() as patch:
-        patch.setattr(native, "lib", Library(**replaced))
+        patch.setattr(native_context, "lib", Library(**replaced))
         ops = NativeOps(threads=2)
     context = ops.context  # what a running operation has been given
     del ops
