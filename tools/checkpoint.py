@@ -92,7 +92,7 @@ def save_student(
     tokenizer: TokenizerSpec | None = None,
 ) -> None:
     """Write ``path`` (atomically). ``provenance`` is JSON: teacher, text, settings, quality."""
-    tensors: dict[str, Tensor] = {name: norm.float() for name, norm in student.norms()}
+    tensors: dict[str, Tensor] = {name: vector.float() for name, vector in student.vectors()}
     for name, module in (*student.tables().items(), *student.matrices()):
         if isinstance(module, Tensor):  # a plain table
             tensors[name] = module.to(torch.float16)
@@ -189,8 +189,8 @@ def load_student(
             )
         return tensors[name].to(device)
 
-    for name, norm in student.norms():
-        assign(norm, take(name, norm.shape))
+    for name, vector in student.vectors():
+        assign(vector, take(name, vector.shape))
     for name, module in (*student.tables().items(), *student.matrices()):
         if isinstance(module, Tensor):
             assign(module, take(name, module.shape))

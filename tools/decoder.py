@@ -1,13 +1,13 @@
-"""A Llama decoder in PyTorch, for training: teacher and student differ in their matrices alone.
+"""A model in PyTorch, for training: teacher and student differ in their matrices alone.
 
-Names and fused matrices are those of ``Program.matrices()``, so that weights travel
-between checkpoint, student and ``.dbb`` without a table of names.
+What it computes is its program, which ``tools.interpreter`` runs. Weights have the names of
+``Program.matrices()`` and ``Program.vectors()``, so that they travel between checkpoint, student
+and ``.dbb`` without a table of names.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -20,13 +20,17 @@ from torch import Tensor, nn
 from edgedb.errors import UnsupportedModelError
 from edgedb.model.config import ModelConfig
 from edgedb.model.families import program_of
+from edgedb.ops.program import Block, Program
 
 from . import parallel
+from .interpreter import Attend, Turns, Where, interpret, steps_of, turns_of, whole_sequences
 
 Float32 = NDArray[np.float32]
 
+MAX_GRAPHS = 64  # of layers, that may be compiled
+
 # Makes the matrix ``[rows, cols]`` of a given name.
-LinearFactory = Callable[[str, int, int], nn.Module]
+MatrixFactory = Callable[[str, int, int], nn.Module | nn.Parameter]
 
 
 class WeightSource(Protocol):
@@ -37,184 +41,182 @@ class WeightSource(Protocol):
     def tensor(self, name: str) -> Float32: ...
 
 
-def dense_linear(name: str, rows: int, cols: int) -> nn.Module:
-    """A plain matrix without bias."""
-    return nn.Linear(cols, rows, bias=False)
+class Dense(nn.Module):
+    """``y = W x`` in the type of the weights, which are undefined until they are filled."""
 
-
-class RMSNorm(nn.Module):
-    """``x / rms(x) * weight``, in float32 whatever the matrices run in."""
-
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, rows: int, cols: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(rows, cols))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
+        return F.linear(x.to(self.weight.dtype), self.weight)
 
 
-def rope_frequencies(config: ModelConfig, device: torch.device | str = "cpu") -> Tensor:
-    """Radians per position of each rotary pair, float64 ``[head_dim / 2]``."""
-    n = config.head_dim // 2
-    exponents = -torch.arange(n, dtype=torch.float64, device=device) / n
-    frequencies = config.rope_theta**exponents
-    scaling = config.rope_scaling
-    if scaling.type == "linear":
-        return frequencies / scaling.factor
-    if scaling.type == "llama3":
-        turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
-        span = scaling.high_freq_factor - scaling.low_freq_factor
-        blend = ((turns - scaling.low_freq_factor) / span).clamp(0, 1)
-        return frequencies * ((1 - blend) / scaling.factor + blend)
-    return frequencies
+def dense(name: str, rows: int, cols: int) -> nn.Module:
+    """A plain matrix."""
+    return Dense(rows, cols)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of ``[..., head_dim]``, Hugging Face's halves: pairs ``(i, i + half)``."""
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+class Part(nn.Module):
+    """A part of a program with its weights: attributes of their names, ``.`` written ``_``."""
 
-
-class Block(nn.Module):
-    """One layer: attention and feed-forward, each added to the residual stream."""
-
-    def __init__(self, config: ModelConfig, index: int, linear: LinearFactory) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.config = config
-        d, f = config.hidden_size, config.intermediate_size
-        name = f"layers.{index}."
-        self.attn_norm = RMSNorm(d, config.norm_eps)
-        self.attn_qkv = linear(name + "attn_qkv", config.qkv_size, d)
-        self.attn_out = linear(name + "attn_out", d, config.q_size)
-        self.mlp_norm = RMSNorm(d, config.norm_eps)
-        self.mlp_gate_up = linear(name + "mlp_gate_up", 2 * f, d)
-        self.mlp_down = linear(name + "mlp_down", d, f)
+        self._attributes: dict[str, str] = {}  # of a weight, by its name
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """``x [batch, tokens, hidden]`` float32; ``cos, sin [tokens, 1, head_dim / 2]``."""
-        x = x + self.attn_out(self._attention(self.attn_qkv(self.attn_norm(x)), cos, sin))
-        gate, up = self.mlp_gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
-        return x + self.mlp_down(F.silu(gate) * up)
+    def own(self, block: Block, prefix: str, make: MatrixFactory) -> None:
+        """Make the weights of ``block``; outside of it their names begin with ``prefix``."""
+        for name, (rows, cols) in block.matrices.items():
+            if name not in self._attributes:
+                self.put(name, make(prefix + name, rows, cols))
+        for name, length in block.vectors.items():
+            self.put(name, nn.Parameter(torch.empty(length)))
 
-    def _attention(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        batch, n, _ = qkv.shape
-        config = self.config
-        heads = qkv.view(batch, n, -1, config.head_dim)
-        q, k, v = heads.split((config.n_heads, config.n_kv_heads, config.n_kv_heads), dim=2)
-        q = rotate(q, cos, sin).to(qkv.dtype).transpose(1, 2)
-        k = rotate(k, cos, sin).to(qkv.dtype).transpose(1, 2)
-        shared = config.n_heads // config.n_kv_heads
-        k = k.repeat_interleave(shared, dim=1)
-        v = v.transpose(1, 2).repeat_interleave(shared, dim=1)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return out.transpose(1, 2).reshape(batch, n, config.q_size)
+    def put(self, name: str, weight: nn.Module | nn.Parameter) -> None:
+        """Have a weight, in the place of the one that may have been there."""
+        attribute = self._attributes.setdefault(name, name.replace(".", "_"))
+        if hasattr(self, attribute):
+            delattr(self, attribute)
+        setattr(self, attribute, weight)
+
+    def weights(self) -> dict[str, Any]:
+        """Parameters and modules by name. Looked up at each pass: FSDP exchanges them."""
+        return {name: getattr(self, attribute) for name, attribute in self._attributes.items()}
 
 
-class Decoder(nn.Module):
+class Layer(Part):
+    """One layer of a program."""
+
+    def __init__(self, program: Program, index: int, make: MatrixFactory) -> None:
+        super().__init__()
+        block = program.kinds[program.layers[index]]
+        self._steps = steps_of(block, program.ropes())
+        self.own(block, f"layers.{index}.", make)
+
+    def forward(self, x: Tensor, turns: Turns, attend: Attend = whole_sequences) -> Tensor:
+        """The residual stream ``x [batch, tokens, hidden]``, float32, one layer on."""
+        return interpret(self._steps, Where(self.weights(), turns, attend), x)
+
+
+class Decoder(Part):
     """Token ids to the hidden state before the head, which the loss applies in pieces.
 
-    ``embedding`` and ``untied_head`` are parameters ``[vocabulary, hidden]``, or modules that make
-    such a matrix when called.
+    Tables, which are the embedding and a separate head, are parameters ``[vocabulary, hidden]``, or
+    modules that make such a matrix when called.
     """
 
-    embedding: nn.Parameter | nn.Module
-    untied_head: nn.Parameter | nn.Module
+    def __init__(self, config: ModelConfig, make: MatrixFactory = dense) -> None:
+        """``make`` makes the matrices that are no tables; all weights are undefined.
 
-    def __init__(self, config: ModelConfig, linear: LinearFactory = dense_linear) -> None:
-        """Raises ``UnsupportedModelError`` for a model whose pass is not Llama's."""
+        Raises ``UnsupportedModelError`` for a model whose head is not one matrix and no more.
+        """
         super().__init__()
-        refuse_other_passes(config)
-        self.config = config
-        self.embedding = nn.Parameter(torch.zeros(config.vocab_size, config.hidden_size))
-        self.layers = nn.ModuleList(Block(config, i, linear) for i in range(config.n_layers))
-        self.final_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        if not config.tie_word_embeddings:
-            self.untied_head = nn.Parameter(torch.zeros(config.vocab_size, config.hidden_size))
+        self.config, self.program = config, program_of(config)
+        first, final, head = self.program.first, self.program.final, self.program.head
+        if [v.op for v in head.operations] != ["input", "linear"] or head.vectors:
+            raise UnsupportedModelError(
+                f"{config.model_type}: the loss multiplies with the head and no more, "
+                "and this model's logits take more; convert it without training"
+            )
+        (self._head,) = head.matrices
+        embeddings = [v["matrix"] for v in first.operations if v.op == "embed"]
+        self._tables = tuple(dict.fromkeys([*embeddings, self._head]))
+
+        def make_any(name: str, rows: int, cols: int) -> nn.Module | nn.Parameter:
+            if name in self._tables:
+                return nn.Parameter(torch.empty(rows, cols))
+            return make(name, rows, cols)
+
+        for block in (first, final, head):
+            self.own(block, "", make_any)
+        self._ropes = tuple(self.program.ropes())
+        self._first, self._final = (steps_of(block, self._ropes) for block in (first, final))
+        self.layers = nn.ModuleList(Layer(self.program, i, make) for i in range(config.n_layers))
 
     @property
     def device(self) -> torch.device:
-        return self.final_norm.weight.device
+        return next(self.parameters()).device
 
-    def rope(self, n: int) -> tuple[Tensor, Tensor]:
-        """cos and sin of positions ``0 .. n - 1``, float32 ``[n, 1, head_dim / 2]``."""
-        positions = torch.arange(n, dtype=torch.float64, device=self.device)
-        angles = positions[:, None, None] * rope_frequencies(self.config, self.device)
-        return angles.cos().float(), angles.sin().float()
+    def turns(self, n: int) -> Turns:
+        """What heads turn by at positions ``0 .. n - 1``."""
+        return turns_of(self._ropes, n, self.device)
 
-    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids int64 ``[batch, tokens]`` to float32 ``[batch, tokens, hidden]`` after the last norm.
+    def forward(
+        self, ids: Tensor, turns: Turns | None = None, attends: Sequence[Attend] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Ids int64 ``[batch, tokens]`` to the head's input, float32 ``[batch, tokens, hidden]``.
 
         With it comes the head ``[vocabulary, hidden]``: the embedding itself where they are tied.
+        turns: of the tokens' positions, where those are not ``0 .. tokens - 1``. attends: each
+        layer's attention, where it is not over whole sequences.
         """
-        table = _matrix(self.embedding)
-        x = F.embedding(ids, table).float()
-        cos, sin = self.rope(ids.shape[1])
-        for layer in self.layers:
-            x = layer(x, cos, sin)
-        head = table if self.config.tie_word_embeddings else _matrix(self.untied_head)
+        turns = self.turns(ids.shape[1]) if turns is None else turns
+        attends = [whole_sequences] * len(self.layers) if attends is None else attends
+        weights = self.weights()
+        tables = {name: _matrix(weights[name]) for name in self._tables}
+        where = Where({**weights, **tables}, turns, whole_sequences)
+        x = interpret(self._first, where, ids)
+        for layer, attend in zip(self.layers, attends, strict=True):
+            x = layer(x, turns, attend)
+        head = tables[self._head]
         # Never the parameter itself: FSDP hooks every output, and on a leaf hooks would pile up.
-        return self.final_norm(x), head.view_as(head) if head.is_leaf else head
+        head = head.view_as(head) if head.is_leaf else head
+        return interpret(self._final, where, x), head
 
     def logits(self, ids: Tensor) -> Tensor:
         """``[batch, tokens, vocabulary]`` in one piece: for short texts and tests."""
         return F.linear(*self(ids))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Layer by layer: thirty equal layers are one graph, built in seconds.
+        """Layer by layer: layers of one kind are one graph, built in seconds.
 
         What is compiled is ``forward`` and not the call, so that hooks (of FSDP) run around it.
         """
+        # Every kind of layer, mix of pairs, and length of text is a graph of one function.
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, MAX_GRAPHS)
         parts = [*self.layers, *(t for t in self.tables().values() if isinstance(t, nn.Module))]
         for part in parts:
             plain = type(part).forward.__get__(part)  # whatever was compiled before
-            part.forward = torch.compile(plain, dynamic=False)
+            part.forward = torch.compile(plain, dynamic=False, fullgraph=True)
 
     def tables(self) -> dict[str, nn.Parameter | nn.Module]:
         """Embedding and, where there is one, the separate head, by edgedb name."""
-        found = {"embedding": self.embedding}
-        if not self.config.tie_word_embeddings:
-            found["head"] = self.untied_head
-        return found
-
-    def set_table(self, name: str, table: nn.Module) -> None:
-        """Put a module in the place of "embedding" or "head"."""
-        attribute = {"embedding": "embedding", "head": "untied_head"}[name]
-        delattr(self, attribute)
-        setattr(self, attribute, table)
+        weights = self.weights()
+        return {name: weights[name] for name in self._tables}
 
     def matrices(self) -> Iterator[tuple[str, nn.Module]]:
-        """edgedb name and module of every matrix inside the layers, in the order of a forward."""
+        """edgedb name and module of every matrix but tables, in the order of a pass."""
+        weights = self._all()
+        return ((n, weights[n]) for n in self.program.matrices() if n not in self._tables)
+
+    def vectors(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """edgedb name and values of every norm and bias, in the order of a pass."""
+        weights = self._all()
+        return ((name, weights[name]) for name in self.program.vectors())
+
+    def _all(self) -> dict[str, Any]:
+        found = self.weights()
         for i, layer in enumerate(self.layers):
-            for kind in ("attn_qkv", "attn_out", "mlp_gate_up", "mlp_down"):
-                yield f"layers.{i}.{kind}", getattr(layer, kind)
-
-    def norms(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """edgedb name and weight of every norm, in the order of a forward."""
-        for i, layer in enumerate(self.layers):
-            yield f"layers.{i}.attn_norm", layer.attn_norm.weight
-            yield f"layers.{i}.mlp_norm", layer.mlp_norm.weight
-        yield "final_norm", self.final_norm.weight
-
-
-def refuse_other_passes(config: ModelConfig) -> None:
-    """Nothing that a family's program has may be forgotten here without a word."""
-    plain = ModelConfig.from_dict(
-        {k: v for k, v in config.to_dict().items() if k not in ("version", "features")}
-        | {"model_type": "llama"}
-    )
-    mine, llama = (
-        [block.signature for _, block in program_of(c).blocks()] for c in (config, plain)
-    )
-    if mine != llama or config.rope_scaling.type == "yarn":
-        raise UnsupportedModelError(
-            f"{config.model_type}: training runs Llama's pass, and this model has more than that; "
-            "convert it without training"
-        )
+            assert isinstance(layer, Layer)
+            found |= {f"layers.{i}.{name}": weight for name, weight in layer.weights().items()}
+        return found
 
 
 def _matrix(table: nn.Parameter | nn.Module) -> Tensor:
     return table() if isinstance(table, nn.Module) else table
+
+
+def in_type(model: Decoder, dtype: torch.dtype) -> Decoder:
+    """A plain model with its matrices in another type; what has the type already is shared."""
+    with torch.device("meta"):
+        out = Decoder(model.config)
+    state = {
+        name: weight.to(dtype) if weight.ndim == 2 else weight
+        for name, weight in model.state_dict().items()
+    }
+    out.load_state_dict(state, assign=True)
+    return out
 
 
 def uncompiled() -> AbstractContextManager[Any]:
@@ -234,8 +236,8 @@ def load_teacher(
         parallel.assign(parameter, torch.from_numpy(np.array(source.tensor(name))))
 
     with torch.no_grad():
-        for name, norm in teacher.norms():
-            copy(norm, name)
+        for name, vector in teacher.vectors():
+            copy(vector, name)
         for name, module in teacher.matrices():
             copy(module.weight, name)
         for name, table in teacher.tables().items():

@@ -91,7 +91,7 @@ def export(
     spec = tokenizer_of(path, metadata)
     _check_tokenizer(path, spec, student.config.vocab_size)
     packed = _packed(student, pairs, text)
-    norms = {name: norm.detach().numpy() for name, norm in student.norms()}
+    vectors = {name: vector.detach().numpy() for name, vector in student.vectors()}
 
     def write(target: Path) -> None:
         if measured:
@@ -99,7 +99,7 @@ def export(
         key = f"{metadata['sha256']} {pairs} {text} {json.dumps(record, sort_keys=True)}"
         with DbbWriter(target, student.config, spec, kinds, fingerprint=key) as writer:
             for name in writer.remaining:
-                writer.put(name, norms[name] if name in norms else packed[name])
+                writer.put(name, vectors[name] if name in vectors else packed[name])
             writer.finish(record)
 
     if check:

@@ -20,15 +20,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from edgedb.errors import EdgeDBError
 from edgedb.text.tokenizer import load_tokenizer
 
+from .cached import CachedPass
 from .command import Arguments, one_line_errors
-from .decoder import Decoder, RMSNorm, load_teacher, rotate
+from .decoder import Decoder, load_teacher
 from .scripts import STEMS, Scripts, chat_scripts, read_stems
 from .text import id_dtype
 
@@ -79,26 +79,15 @@ def write_scripts(
 
 
 class Sampler:
-    """Samples many sequences at once: static cache, one captured CUDA graph for each cache length.
+    """Samples many sequences at once; one captured CUDA graph for each reach of the cache.
 
-    The weights are the teacher's, in ``dtype``. Memory is about ``2 * layers * kv_size * dtype *
-    sequences * length`` bytes.
+    The weights are the model's, in ``dtype``.
     """
 
-    BUCKET = 128  # attention reads the cache up to the next multiple of this
-
     def __init__(self, model: Decoder, plan: SamplingPlan, dtype: torch.dtype) -> None:
-        self.model, self.plan, self.config = model, plan, model.config
-        self.device = model.device
-        c, n = self.config, plan.sequences
-        self._weights = {name: m.weight.to(dtype) for name, m in model.matrices()}
-        tables = model.tables()
-        self._embedding = tables["embedding"].to(dtype)
-        self._head = tables.get("head", tables["embedding"]).to(dtype)
-        shape = (c.n_layers, n, c.n_kv_heads, plan.length, c.head_dim)
-        self._k = torch.zeros(shape, dtype=dtype, device=self.device)
-        self._v = torch.zeros(shape, dtype=dtype, device=self.device)
-        self._cos, self._sin = model.rope(plan.length)
+        self.plan, self.config, self.device = plan, model.config, model.device
+        n = plan.sequences
+        self._pass = CachedPass(model, n, plan.length, dtype)
         self._tokens = torch.zeros(n, dtype=torch.int64, device=self.device)
         self._position = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._place = torch.zeros(n, dtype=torch.int64, device=self.device)
@@ -134,7 +123,7 @@ class Sampler:
         self._tokens.copy_(self._script[0][:, 0])
         self._output[0] = self._tokens
         for position in range(plan.length - 1):
-            self._step(min(-(-(position + 1) // self.BUCKET) * self.BUCKET, plan.length))
+            self._step(self._pass.reach(position))
         return self._output.t().cpu().numpy()
 
     def _step(self, reach: int) -> None:
@@ -164,7 +153,7 @@ class Sampler:
         table, jumps, temperatures = self._script
         in_question = (jumps[:, :1] >= 0) & (self._asking[:, None] == 0)
         temperature = torch.where(in_question, temperatures[:, 1:], temperatures[:, :1])
-        logits = self._logits(reach).float() / temperature
+        logits = self._pass.logits(self._tokens, self._position, reach) / temperature
         # argmax(logits + Gumbel noise) samples from the softmax.
         sampled = (logits - torch.empty_like(logits).exponential_().log_()).argmax(-1)
         given = table.gather(1, self._place[:, None])[:, 0]
@@ -177,37 +166,6 @@ class Sampler:
         self._tokens.copy_(token)
         self._position += 1
         self._output.index_copy_(0, self._position, token[None])
-
-    def _logits(self, reach: int) -> Tensor:
-        c, n = self.config, self.plan.sequences
-        cos, sin = self._cos[self._position], self._sin[self._position]  # [1, 1, head_dim / 2]
-        hidden_mask = torch.arange(reach, device=self.device) > self._position
-        x = F.embedding(self._tokens, self._embedding).float()
-        for i, layer in enumerate(self.model.layers):
-            heads = self._linear(f"layers.{i}.attn_qkv", _norm(layer.attn_norm, x))
-            heads = heads.view(n, -1, c.head_dim)
-            q, k, v = heads.split((c.n_heads, c.n_kv_heads, c.n_kv_heads), dim=1)
-            q = rotate(q, cos, sin).to(heads.dtype).view(n, c.n_kv_heads, -1, c.head_dim)
-            k = rotate(k, cos, sin).to(heads.dtype)
-            self._k[i].index_copy_(2, self._position, k[:, :, None])
-            self._v[i].index_copy_(2, self._position, v[:, :, None])
-            scores = q @ self._k[i, :, :, :reach].transpose(-1, -2) * c.head_dim**-0.5
-            scores = scores.masked_fill(hidden_mask, -torch.inf).softmax(-1, dtype=torch.float32)
-            out = scores.to(heads.dtype) @ self._v[i, :, :, :reach]
-            x = x + self._linear(f"layers.{i}.attn_out", out.reshape(n, c.q_size))
-            gate, up = self._linear(f"layers.{i}.mlp_gate_up", _norm(layer.mlp_norm, x)).chunk(
-                2, dim=-1
-            )
-            x = x + self._linear(f"layers.{i}.mlp_down", F.silu(gate) * up)
-        return F.linear(_norm(self.model.final_norm, x).to(self._head.dtype), self._head)
-
-    def _linear(self, name: str, x: Tensor) -> Tensor:
-        weight = self._weights[name]
-        return F.linear(x.to(weight.dtype), weight)
-
-
-def _norm(norm: RMSNorm, x: Tensor) -> Tensor:
-    return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.eps)
 
 
 def generate(

@@ -23,7 +23,7 @@ class TrainOptions:
     long_from: float = 1.0  # from this share of the schedule on, sequences are twice as long
     seconds: float = 0.0  # above 0: the schedule ends after this time, whatever ``steps`` says
     lr_latent: float = 1e-3
-    lr_scale: float = 2e-4  # scales and norms
+    lr_scale: float = 2e-4  # scales, norms and biases
     lr_embedding: float = 0.0  # 0 freezes embedding and head
     warmup: int = 50
     final_share: float = 0.05  # of the peak, at the last step

@@ -1,7 +1,7 @@
 """Where training starts: the untrained student of each start as a file, and that of a ``.dbb``.
 
 ``python -m tools.starts TEACHER OUT.safetensors --start weighted --text FILE``. The embedding, the
-head and the norms are the teacher's.
+head, the norms and the biases are the teacher's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .student import STARTS, FDBLinear, empty_student, make_student
 
 @torch.no_grad()
 def student_of_model(path: Path, teacher: Decoder, *, sharded: bool = False) -> Decoder:
-    """A student of the planes, scales and norms that ``path``, a ``.dbb``, has.
+    """A student of the planes, scales, norms and biases that ``path``, a ``.dbb``, has.
 
     Its latents are the teacher's weights, as far as the planes allow; tables that are not of planes
     become plain ones. Raises ``EdgeDBError`` for another model than the teacher, or for a matrix of
@@ -38,8 +38,8 @@ def student_of_model(path: Path, teacher: Decoder, *, sharded: bool = False) -> 
         raise EdgeDBError(f"{path}: is another model than the teacher")
     plan = {name: t.pairs for name, t in file.linears.items() if isinstance(t, PairTensor)}
     student = empty_student(file.config, teacher.device, plan, sharded=sharded)
-    for name, norm in student.norms():
-        assign(norm, torch.from_numpy(file.vectors[name].copy()))
+    for name, vector in student.vectors():
+        assign(vector, torch.from_numpy(file.vectors[name].copy()))
     weights = dict(teacher.matrices()) | teacher.tables()
     for name, module in (*student.tables().items(), *student.matrices()):
         stored, theirs = file.linears[name], weights[name]

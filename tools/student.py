@@ -276,7 +276,7 @@ def empty_student(
         for name in student.tables():
             if pairs := plan.get(name, 0):
                 table = FDBTable(config.vocab_size, config.hidden_size, pairs)
-                student.set_table(name, table)
+                student.put(name, table)
         return student
 
     return parallel.build(make, device, sharded=sharded)
@@ -293,10 +293,10 @@ def make_student(
 ) -> Decoder:
     """A trainable student on the teacher's device, sharded if the teacher is.
 
-    Embedding, head and norms are copied. ``importance`` (see ``mean_square_inputs``) is needed
-    for the start "weighted". ``plan``: pairs of matrices inside the layers, 1 where it is silent;
-    more are fitted by least squares, whichever the start. Raises ``ValueError`` for an unknown
-    start.
+    Embedding, head, norms and biases are copied. ``importance`` (see ``mean_square_inputs``) is
+    needed for the start "weighted". ``plan``: pairs of matrices inside the layers, 1 where it is
+    silent; more are fitted by least squares, whichever the start. Raises ``ValueError`` for an
+    unknown start.
     """
     if start not in STARTS:
         raise ValueError(f"start {start!r}: choose one of {', '.join(STARTS)}")
@@ -309,7 +309,7 @@ def make_student(
     student = empty_student(teacher.config, teacher.device, plan, sharded=sharded)
     # Rows are fitted one by one, and both models are cut into the same rows: all of it is local.
     parallel.reshard(teacher)
-    plain = [{**dict(model.norms()), **model.tables()} for model in (student, teacher)]
+    plain = [{**dict(model.vectors()), **model.tables()} for model in (student, teacher)]
     for mine, theirs in zip(*(parts.values() for parts in plain), strict=True):
         local(mine).copy_(local(theirs))
     for (name, mine), (_, theirs) in zip(student.matrices(), teacher.matrices(), strict=True):

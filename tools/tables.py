@@ -49,7 +49,7 @@ def paired_tables(student: Decoder, pairs: int, ids: Tensor, *, sharded: bool = 
     device = student.device
     plan = plan_of(student) | dict.fromkeys(student.tables(), pairs)
     out = empty_student(student.config, device, plan, sharded=sharded)
-    parts = [[*dict(model.norms()).values()] for model in (out, student)]
+    parts = [[*dict(model.vectors()).values()] for model in (out, student)]
     for model, found in zip((out, student), parts, strict=True):
         for _, module in model.matrices():
             found += module.parameters()

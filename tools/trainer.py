@@ -56,7 +56,7 @@ def parameter_groups(student: Decoder, options: TrainOptions) -> list[dict[str, 
             assert isinstance(module, FDBLinear)
             add(latent, [module.latent], options.latents_until)
             add(options.lr_scale, [module.alpha1, module.alpha2])
-    add(options.lr_scale, (norm for _, norm in student.norms()))
+    add(options.lr_scale, (vector for _, vector in student.vectors()))
     for table in student.tables().values():
         if isinstance(table, Stack):
             add(options.lr_embedding, [table.latent])

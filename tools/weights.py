@@ -114,7 +114,7 @@ def _from_student(path: Path) -> Weights:
 
     student, metadata = load_student(path)
     matrices = dict(student.matrices())
-    others = dict(student.norms()) | student.tables()
+    others = dict(student.vectors()) | student.tables()
 
     def tensor(name: str) -> Float32:
         found = matrices[name].weight() if name in matrices else others[name]

@@ -98,7 +98,7 @@ def test_a_student_takes_the_planes_of_a_model(tmp_path: Path, tiny_spec) -> Non
     student = student_of_model(path, teacher)
     assert plan_of(student) == kinds
     file = read_dbb(path)
-    assert torch.equal(student.layers[0].mlp_norm.weight, teacher.layers[0].mlp_norm.weight)
+    assert torch.equal(student.layers[0].mlp_norm, teacher.layers[0].mlp_norm)
     modules = dict(student.matrices()) | student.tables()
     for name, stored in file.linears.items():
         expected = dequantize(stored)

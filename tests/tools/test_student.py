@@ -9,7 +9,6 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'edgedb-llm[train]'")
 
-from places import SHARED  # noqa: E402
 from tiny import TinySource  # noqa: E402
 
 from edgedb.errors import EdgeDBError, FormatError  # noqa: E402
@@ -295,18 +294,6 @@ def test_a_student_that_cannot_be_saved_leaves_nothing(tmp_path, monkeypatch) ->
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save_student(tmp_path / "s", student_of(TinySource()), step=1, provenance={})
     assert not list(tmp_path.iterdir())
-
-
-def test_decoder_matches_stories260k() -> None:
-    shared = SHARED
-    if not (shared / "models/stories260K").exists():
-        pytest.skip("needs ../shared/models/stories260K")
-    from edgedb.convert.sources import open_source
-
-    reference = np.load(shared / "ref/stories260K_ref.npz")
-    model = load_teacher(open_source(shared / "models/stories260K"))
-    logits = model.logits(torch.from_numpy(reference["ids"].astype(np.int64))[None])[0]
-    np.testing.assert_allclose(logits.numpy(), reference["logits"], atol=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,73 @@
+"""Models in PyTorch: what they hold under which name, and what they refuse."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'edgedb-llm[train]'")
+torch.set_num_threads(1)  # more cost more than they give on matrices this small
+
+from tiny import TinySource, family_source  # noqa: E402
+
+from edgedb.errors import UnsupportedModelError  # noqa: E402
+from edgedb.model.families import FAMILIES, program_of  # noqa: E402
+from edgedb.ops.program import Block, Recorder  # noqa: E402
+from tools import decoder  # noqa: E402
+from tools.decoder import Decoder, in_type, load_teacher  # noqa: E402
+
+
+def test_a_teacher_is_llama(shared: Path) -> None:
+    if not (shared / "models/stories260K").exists():
+        pytest.skip("needs ../shared/models/stories260K")
+    from edgedb.convert.sources import open_source
+
+    reference = np.load(shared / "ref/stories260K_ref.npz")
+    model = load_teacher(open_source(shared / "models/stories260K"))
+    logits = model.logits(torch.from_numpy(reference["ids"].astype(np.int64))[None])[0]
+    np.testing.assert_allclose(logits.numpy(), reference["logits"], atol=2e-3)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_weights_have_the_names_of_the_program(name: str, tied: bool) -> None:
+    source = family_source(name, tied=tied)
+    program, teacher = program_of(source.config), load_teacher(source)
+    matrices, tables = dict(teacher.matrices()), teacher.tables()
+    assert list(tables) == (["embedding"] if tied else ["embedding", "head"])
+    assert [*matrices] == [name for name in program.matrices() if name not in tables]
+    assert [name for name, _ in teacher.vectors()] == [*program.vectors()]
+    for name, weight in (*teacher.vectors(), *tables.items()):
+        assert np.array_equal(weight.numpy(), source.tensor(name)), name
+    for name, module in matrices.items():
+        assert np.array_equal(module.weight.numpy(), source.tensor(name)), name
+    owned = len(matrices) + len(tables) + len(program.vectors())
+    assert len(list(teacher.parameters())) == owned
+
+
+def test_a_head_that_is_more_than_a_matrix_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TinySource().config
+    program = program_of(config)
+    m = Recorder(1e-5, 16, program.ropes()[0])
+    for head in (
+        m.linear(m.silu(m.input(64)), "embedding", 96),
+        m.silu(m.linear(m.input(64), "embedding", 96)),
+        m.linear(m.input(64), "embedding", 96, bias=True),
+    ):
+        other = replace(program, head=Block(head))
+        monkeypatch.setattr(decoder, "program_of", lambda _, other=other: other)
+        with pytest.raises(UnsupportedModelError, match="llama: the loss multiplies with the head"):
+            Decoder(config)
+
+
+def test_another_type_is_for_matrices_alone() -> None:
+    teacher = load_teacher(family_source("llama", tied=False))
+    narrow, same = in_type(teacher, torch.bfloat16), in_type(teacher, torch.float32)
+    assert {v.dtype for _, v in narrow.vectors()} == {torch.float32}
+    assert {m.weight.dtype for _, m in narrow.matrices()} == {torch.bfloat16}
+    assert {t.dtype for t in narrow.tables().values()} == {torch.bfloat16}
+    of = {name: weight.data_ptr() for name, weight in teacher.state_dict().items()}
+    assert of == {name: weight.data_ptr() for name, weight in same.state_dict().items()}

@@ -1,0 +1,84 @@
+"""A model that reads many sequences together, one token of each at a time: the interpreter with a
+cache.
+
+Shapes and places are fixed, and the position is a number on the device: a pass can be captured as a
+CUDA graph and replayed at the next position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .decoder import Decoder, in_type
+from .interpreter import Attend
+
+
+class CachedPass:
+    """Weights, and room for ``length`` tokens of each of ``sequences``, in ``dtype``.
+
+    The cache takes about ``2 * layers * kv_size * dtype * sequences * length`` bytes.
+    """
+
+    BUCKET = 128  # attention reads the cache up to the next multiple of this
+
+    def __init__(self, model: Decoder, sequences: int, length: int, dtype: torch.dtype) -> None:
+        self._model, self._length = in_type(model, dtype), length
+        self._turns = model.turns(length)
+        self._attentions = model.program.attentions()
+        shapes = [(sequences, a["n_kv_heads"], length, a["head_dim"]) for a in self._attentions]
+        self._keys, self._values = (
+            [torch.zeros(shape, dtype=dtype, device=model.device) for shape in shapes]
+            for _ in range(2)
+        )
+
+    def reach(self, position: int) -> int:
+        """Places that the pass at ``position`` reads: the same for a whole bucket of positions."""
+        return min((position // self.BUCKET + 1) * self.BUCKET, self._length)
+
+    @torch.no_grad()
+    def logits(self, tokens: Tensor, position: Tensor, reach: int) -> Tensor:
+        """Float32 ``[sequences, vocabulary]`` after ``tokens``, int64 ``[sequences]``.
+
+        position: theirs, int64 ``[1]``; earlier ones have been read. reach: ``reach`` of it.
+        """
+        turns = [(cos[position], sin[position]) for cos, sin in self._turns]
+        hidden, head = self._model(tokens[:, None], turns, list(self._attends(position, reach)))
+        return F.linear(hidden[:, 0].to(head.dtype), head).float()
+
+    def _attends(self, position: Tensor, reach: int) -> Iterator[Attend]:
+        """Each layer's attention, which stores keys and values and sees those stored so far."""
+        earliest = (reach - 1) // self.BUCKET * self.BUCKET  # that is read with this reach
+        seen: dict[int, tuple[slice, Tensor]] = {}
+        for attention, keys, values in zip(self._attentions, self._keys, self._values, strict=True):
+            window = attention["window"] or reach
+            if window not in seen:
+                begin = max(0, earliest - window + 1)
+                distance = position - torch.arange(begin, reach, device=position.device)
+                seen[window] = slice(begin, reach), (distance < 0) | (distance >= window)
+            yield partial(_attend, keys, values, position, *seen[window])
+
+
+def _attend(
+    keys: Tensor,
+    values: Tensor,
+    position: Tensor,
+    places: slice,
+    unseen: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """Of one token of each sequence; ``unseen`` says which of ``places`` are none of its keys."""
+    keys.index_copy_(2, position, k.transpose(1, 2))
+    values.index_copy_(2, position, v.transpose(1, 2))
+    n, _, n_kv_heads, head_dim = k.shape
+    scores = q.reshape(n, n_kv_heads, -1, head_dim) @ keys[:, :, places].transpose(-1, -2) * scale
+    weights = scores.masked_fill(unseen, -torch.inf).softmax(-1, dtype=torch.float32)
+    return (weights.to(q.dtype) @ values[:, :, places]).reshape(q.shape)

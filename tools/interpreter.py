@@ -1,0 +1,158 @@
+"""A program in PyTorch, one operation after the other: for training, and for the text to train on.
+
+Values are ``[batch, tokens, width]``. The residual stream, norms and rotary turns are float32; what
+a matrix gives has the type that it runs in (bfloat16 under autocast), until it is added to the
+stream. ``torch.compile`` follows the walk while it traces: a compiled block is one graph, and
+nothing of the recording is left in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgedb.model.rope import RopeTables
+from edgedb.ops.program import Block, RopeTable
+
+# cos and sin of each of a program's rotary tables, float32 ``[tokens, 1, head_dim / 2]``.
+Turns = Sequence[tuple[Tensor, Tensor]]
+
+
+class Attend(Protocol):
+    """How ``attention`` is interpreted: over whole sequences, or with a cache."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+        """q ``[batch, tokens, n_heads, head_dim]``, k and v with ``n_kv_heads``; as q."""
+
+
+class Step(NamedTuple):
+    """An operation, its arguments by their numbers, and its attributes.
+
+    Plain containers: values of a recording are known by identity, which ``torch.compile`` does not
+    follow.
+    """
+
+    do: Callable[..., Tensor]
+    arguments: tuple[int, ...]
+    attributes: Mapping[str, Any]
+
+
+class Where(NamedTuple):
+    """What a block is run with; weights have the names that they have within it."""
+
+    weights: Mapping[str, Tensor | nn.Module]
+    turns: Turns
+    attend: Attend
+
+
+def steps_of(block: Block, ropes: Sequence[RopeTable]) -> tuple[Step, ...]:
+    """A block as ``interpret`` runs it; rotary tables become their places in ``ropes``."""
+    number = {value: i for i, value in enumerate(block.operations)}
+    steps = []
+    for value in block.operations:
+        own = {**value.attributes, "width": value.width}
+        if value.op == "rope":
+            own["table"] = ropes.index(value["table"])
+        arguments = tuple(number[argument] for argument in value.args)
+        steps.append(Step(OPERATIONS[value.op], arguments, own))
+    return tuple(steps)
+
+
+def interpret(steps: Sequence[Step], where: Where, x: Tensor) -> Tensor:
+    """What the block gives for its input ``x``; that of an ``embed`` is ids ``[batch, tokens]``."""
+    found: list[Tensor] = []
+    for do, arguments, own in steps:
+        found.append(do(own, where, *[found[i] for i in arguments] or [x]))
+    return found[-1]
+
+
+def _input(own: Mapping[str, Any], where: Where, x: Tensor) -> Tensor:
+    return x
+
+
+def _embed(own: Mapping[str, Any], where: Where, ids: Tensor) -> Tensor:
+    return F.embedding(ids, where.weights[own["matrix"]]).float()
+
+
+def _linear(own: Mapping[str, Any], where: Where, x: Tensor) -> Tensor:
+    y = where.weights[own["matrix"]](x)
+    return y if own["bias"] is None else y + where.weights[own["bias"]].to(y.dtype)
+
+
+def _rms_norm(own: Mapping[str, Any], where: Where, x: Tensor) -> Tensor:
+    heads = x.float().unflatten(-1, (own["heads"], -1))
+    weight = where.weights[own["weight"]]
+    return F.rms_norm(heads, weight.shape, weight, own["eps"]).flatten(-2)
+
+
+def _slice(own: Mapping[str, Any], where: Where, x: Tensor) -> Tensor:
+    return x.narrow(-1, own["begin"], own["width"])
+
+
+def _add(own: Mapping[str, Any], where: Where, x: Tensor, y: Tensor) -> Tensor:
+    return x + y
+
+
+def _mul(own: Mapping[str, Any], where: Where, x: Tensor, y: Tensor) -> Tensor:
+    return x * y
+
+
+def _silu(own: Mapping[str, Any], where: Where, x: Tensor) -> Tensor:
+    return F.silu(x)
+
+
+def _rope(own: Mapping[str, Any], where: Where, x: Tensor) -> Tensor:
+    cos, sin = where.turns[own["table"]]
+    first, second = x.float().unflatten(-1, (own["heads"], -1)).chunk(2, dim=-1)
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return turned.flatten(-2)
+
+
+def _attention(own: Mapping[str, Any], where: Where, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.to(v.dtype).unflatten(-1, (-1, own["head_dim"])) for x in (q, k, v))
+    return where.attend(q, k, v, own["scale"], own["window"]).flatten(-2)
+
+
+OPERATIONS: Mapping[str, Callable[..., Tensor]] = {
+    "input": _input,
+    "embed": _embed,
+    "linear": _linear,
+    "rms_norm": _rms_norm,
+    "slice": _slice,
+    "add": _add,
+    "mul": _mul,
+    "silu": _silu,
+    "rope": _rope,
+    "attention": _attention,
+}
+
+
+def whole_sequences(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+    """Each query sees the keys of its own sequence up to its own, at most ``window`` of them."""
+    n, shared = q.shape[1], q.shape[2] // k.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
+    seen = None
+    if window is not None and window < n:
+        places = torch.arange(n, device=q.device)
+        distance = places[:, None] - places
+        seen = (distance >= 0) & (distance < window)
+    out = F.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None, scale=scale)
+    return out.transpose(1, 2)
+
+
+@lru_cache(maxsize=8)
+def turns_of(ropes: tuple[RopeTable, ...], n: int, device: torch.device) -> Turns:
+    """cos and sin of positions ``0 .. n - 1``, the bits that the engine turns by."""
+    found = []
+    for table in ropes:
+        of = RopeTables(table, n)
+        of.cover(n)
+        cos, sin = (torch.from_numpy(t)[:, None].to(device) for t in (of.cos, of.sin))
+        found.append((cos, sin))
+    return tuple(found)
