@@ -130,7 +130,7 @@ class Trainer:
     def resume(self) -> bool:
         """Take up ``state.pt`` of an earlier run with the same settings; False if there is none.
 
-        Raises ``EdgeDBError`` if the settings differ or the file is damaged.
+        Raises ``EdgeDBError`` if settings or weights' names differ or the file is damaged.
         """
         path = self.out / "state.pt"
         if not path.exists():
@@ -141,6 +141,11 @@ class Trainer:
             raise EdgeDBError(f"{path}: no readable training state: {error}") from None
         if state["options"] != asdict(self.options):
             raise EdgeDBError(f"{path}: was trained with other settings; choose another --out")
+        if state["student"].keys() != self.student.state_dict().keys():
+            raise EdgeDBError(
+                f"{path}: is of another model or another edgedb; choose another --out, and go on "
+                "from student.safetensors with --student"
+            )
         parallel.restore(self.student, self.optimizer, state)
         self.step, self.seconds = state["step"], state["seconds"]
         self._clock = self.seconds

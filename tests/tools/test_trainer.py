@@ -77,6 +77,11 @@ def test_resume_refuses_other_settings_and_damage(text: Path, tmp_path: Path) ->
     trainer(text, tmp_path, short).train()
     with pytest.raises(EdgeDBError, match="other settings"):
         trainer(text, tmp_path, replace(short, lr_latent=1.0)).resume()
+    state = torch.load(tmp_path / "state.pt")
+    state["student"]["another.weight"] = state["student"].pop("final_norm")
+    torch.save(state, tmp_path / "state.pt")
+    with pytest.raises(EdgeDBError, match="another model or another edgedb"):
+        trainer(text, tmp_path, short).resume()
     (tmp_path / "state.pt").write_bytes(b"not a state")
     with pytest.raises(EdgeDBError, match="no readable"):
         trainer(text, tmp_path, short).resume()
