@@ -73,7 +73,7 @@ def processes(tmp_path: Path, text: Path, out: str, mode: str, steps: int = 4, p
     command += [str(tmp_path / "worker.py"), str(text), str(tmp_path / out), mode]
     environment = {
         **os.environ,
-        "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}",
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "tests/tools", ROOT / "tests", ROOT))),
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.run(
