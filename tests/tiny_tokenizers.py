@@ -75,6 +75,35 @@ def sentencepiece_bpe() -> bytes:
     return model.getvalue()
 
 
+def like_sentencepiece(data: bytes, scheme: str) -> bytes:
+    """A tokenizer.json with the pieces of a SentencePiece model, as transformers writes it."""
+    import sentencepiece
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=data)
+    vocabulary = {pieces.id_to_piece(i): i for i in range(pieces.vocab_size())}
+    merges = [
+        (piece[:cut], piece[cut:])
+        for piece in sorted(vocabulary, key=vocabulary.__getitem__)
+        for cut in range(1, len(piece))
+        if piece[:cut] in vocabulary and piece[cut:] in vocabulary and vocabulary[piece] > 258
+    ]
+    library = tokenizers.Tokenizer(
+        models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    if scheme == "first":
+        library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    else:
+        library.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    library.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)])
+    library.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return str(library.to_str()).encode()
+
+
 def replaced_characters() -> bytes:
     """SentencePiece's table for NFKC: what a ``tokenizer.json`` has as ``precompiled_charsmap``."""
     import sentencepiece
