@@ -20,7 +20,7 @@ from edgedb.convert.export import export
 from edgedb.convert.sources import open_source
 from edgedb.convert.sources.tekken import tokenizer_json
 from edgedb.convert.storage import Options
-from edgedb.errors import FormatError, UnsupportedModelError
+from edgedb.errors import CheckpointWarning, FormatError, UnsupportedModelError
 from edgedb.text.spec import TokenizerSpec
 from edgedb.text.tokenizer import load_tokenizer
 
@@ -161,4 +161,31 @@ def test_a_pattern_that_could_take_for_ever_is_refused(tmp_path: Path) -> None:
     (folder / "tokenizer.json").unlink()
     (folder / "tekken.json").write_text(json.dumps(document))
     with pytest.raises(UnsupportedModelError, match=r"^m: tekken\.json.* regular expression"):
+        open_source(folder)
+
+
+def test_beside_a_tokenizer_json_it_says_how_text_is_split(tmp_path: Path) -> None:
+    """Mistral Small 3.1's tokenizer.json has the split of Llama 3."""
+    document = tekken()
+    right = converted(document)
+    wrong = json.loads(right)
+    wrong["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\p{L}|\s+"
+    size = document["config"]["default_vocab_size"]
+    specs = []
+    for name, data in (("right", right), ("wrong", json.dumps(wrong).encode())):
+        folder = write_hf(tmp_path / name, data, vocab_size=size, bos_token_id=1)
+        (folder / "tokenizer_config.json").unlink()
+        (folder / "tekken.json").write_text(json.dumps(document))
+        if name == "wrong":
+            with pytest.warns(
+                CheckpointWarning, match=r"^wrong: .*than tekken\.json, which counts"
+            ):
+                specs.append(open_source(folder).tokenizer_spec)
+        else:
+            specs.append(open_source(folder).tokenizer_spec)
+    text = "Once upon a time 12"
+    for spec in specs:
+        assert load_tokenizer(spec).encode(text, add_bos=False) == joined_by_rank(document, text)
+    (folder / "tekken.json").write_text("{}")
+    with pytest.raises(FormatError, match=r"^wrong: tekken\.json: config"):
         open_source(folder)

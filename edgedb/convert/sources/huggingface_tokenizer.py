@@ -1,11 +1,13 @@
 """The tokenizer of a Hugging Face directory: which of its files counts, and its special tokens.
 
 As in transformers, a tokenizer.json counts wherever there is one: a SentencePiece model beside it
-may split otherwise, above all behind control tokens. Next comes Mistral's tekken.json.
+may split otherwise, above all behind control tokens. Next comes Mistral's tekken.json; beside a
+tokenizer.json it still says how text is split.
 """
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,10 +18,11 @@ from ...errors import CheckpointWarning, EdgeDBError, FormatError
 from ...model.dbb import MAX_TOKENIZER_BYTES
 from ...text.spec import Kind, TokenizerSpec
 from ...text.tokenizer import load_tokenizer
-from ...text.tokenizer_json import encode, open_tokenizer_json
+from ...text.tokenizer_json import encode, join_parts, open_tokenizer_json, read_parts
 from . import sentencepiece_proto as proto
 from . import tekken
 from .folder import exists, read_bytes, read_json, read_text
+from .pre_tokenizers import split_by
 from .tokenizer_spec import is_text, without_rows
 
 T = TypeVar("T")
@@ -72,7 +75,8 @@ def tokenizer_spec(path: Path, config: Mapping[str, Any], vocab_size: int) -> To
 def _open(path: Path, settings: Mapping[str, Any], vocab_size: int) -> _Tokenizer:
     model, fast = path / "tokenizer.model", path / "tokenizer.json"
     if exists(fast):
-        return _tokenizers(read_bytes(fast, MAX_TOKENIZER_BYTES), fast)
+        data = read_bytes(fast, MAX_TOKENIZER_BYTES)
+        return _tokenizers(_split_as_tekken(data, path), fast)
     if exists(path / tekken.FILE):
         return _tekken(path / tekken.FILE)
     data = read_bytes(model, MAX_TOKENIZER_BYTES) if exists(model) else b""
@@ -98,6 +102,14 @@ def _opened(file: Path, opened: Callable[[], T]) -> T:
         raise type(error)(f"{file.parent.name}: {file.name} is damaged: {reason}") from None
 
 
+def _named(file: Path, made: Callable[[], T]) -> T:
+    """What ``made`` makes of ``file``, whose folder an error names."""
+    try:
+        return made()
+    except FormatError as error:
+        raise FormatError(f"{file.parent.name}: {error}") from None
+
+
 def _sentencepiece(data: bytes) -> _Tokenizer:
     import sentencepiece
 
@@ -119,11 +131,26 @@ def _tokenizers(data: bytes, file: Path) -> _Tokenizer:
     return _Tokenizer("tokenizers", data, library.token_to_id, puts_first)
 
 
+def _split_as_tekken(data: bytes, path: Path) -> bytes:
+    """A tokenizer.json that splits text as the tekken.json beside it says, if there is one.
+
+    Some of Mistral's own were converted with the split of Llama 3.
+    """
+    file = path / tekken.FILE
+    if not exists(file):
+        return data
+    pattern = _named(file, lambda: tekken.pattern(read_bytes(file)))
+    document, model = _opened(path / "tokenizer.json", lambda: read_parts(data))
+    if json.dumps(pattern) in json.dumps(document.get("pre_tokenizer")):
+        return data
+    text = f"{path.name}: tokenizer.json splits text otherwise than tekken.json, which counts"
+    warnings.warn(text, CheckpointWarning, stacklevel=5)
+    split = split_by(pattern).parts()["pre_tokenizer"]
+    return join_parts({**document, "pre_tokenizer": split}, model)
+
+
 def _tekken(file: Path) -> _Tokenizer:
-    try:
-        data = tekken.tokenizer_json(read_bytes(file))
-    except FormatError as error:
-        raise FormatError(f"{file.parent.name}: {error}") from None
+    data = _named(file, lambda: tekken.tokenizer_json(read_bytes(file)))
     found = _tokenizers(data, file)
     special = {k: v for k, v in tekken.SPECIAL.items() if found.token_id(v) is not None}
     return found._replace(special=special)

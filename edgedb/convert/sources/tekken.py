@@ -17,6 +17,7 @@ from ...strict_json import refuse_many_values
 from ...text.tokenizer_json import join_parts
 from ...text.tokenizers_vocabulary import BYTE_OF_CHARACTER
 from .pre_tokenizers import split_by
+from .tokenizer_spec import is_text
 
 FILE = "tekken.json"
 BOS = "<s>"
@@ -40,16 +41,12 @@ def tokenizer_json(data: bytes) -> bytes:
 
     Raises ``FormatError`` if ``data`` is no such file.
     """
-    document = _object(_parsed(data), "the file")
-    config = _object(document.get("config"), "config")
+    document, config = _opened(data)
     n_special = _integer(config, "default_num_special_tokens", 3, MAX_SPECIAL_TOKENS)
     special = _special_tokens(document.get("special_tokens"), config.get("version"), n_special)
     ranks = _ranks(
         document.get("vocab"), _integer(config, "default_vocab_size", 1, 1 << 31), n_special
     )
-    pattern = config.get("pattern")
-    if not isinstance(pattern, str):
-        raise _damaged("config.pattern is no text")
 
     vocab = {text: i for i, (text, _) in enumerate(special)}
     vocab |= {_spelled(token): n_special + rank for token, rank in ranks.items()}
@@ -69,7 +66,7 @@ def tokenizer_json(data: bytes) -> bytes:
     shell = {
         "version": "1.0",
         "added_tokens": added,
-        **split_by(pattern).parts(),
+        **split_by(_pattern(config)).parts(),
         "post_processor": _post_processor(vocab.get(BOS)),
         "decoder": {
             "type": "ByteLevel",
@@ -152,6 +149,24 @@ def _merges(ranks: dict[bytes, int]) -> list[tuple[str, str]]:
 
 def _spelled(token: bytes) -> str:
     return token.decode("latin-1").translate(_CHARACTERS)
+
+
+def pattern(data: bytes) -> str:
+    """The regular expression by which the tekken.json ``data`` splits text; see above."""
+    return _pattern(_opened(data)[1])
+
+
+def _opened(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The file and its configuration."""
+    document = _object(_parsed(data), "the file")
+    return document, _object(document.get("config"), "config")
+
+
+def _pattern(config: dict[str, Any]) -> str:
+    found = config.get("pattern")
+    if not is_text(found):
+        raise _damaged("config.pattern is no text")
+    return str(found)
 
 
 def _parsed(data: bytes) -> Any:

@@ -78,7 +78,8 @@ class HuggingFaceKind(Kind):
         elif way == 6 and "tokenizer.model" in files:
             files["tokenizer.model"] = mutators.data(rng, self.pieces)
         elif way == 7:
-            del files["tokenizer.json"]
+            if rng.random() < 0.7:
+                del files["tokenizer.json"]
             files["tekken.json"] = _tekken(rng, self.tekken)
         else:
             _rearrange(rng, files)
