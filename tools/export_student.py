@@ -176,7 +176,7 @@ def _packed(student: Decoder, pairs: int | None, text: Path | None) -> dict[str,
         assert isinstance(table, torch.Tensor)
         weight = table.detach().numpy()
         if pairs:
-            packed[name] = fit(weight, pairs, hessians=hessians).tensor
+            packed[name] = fit(weight, 2 * pairs, hessians=hessians).tensor
         else:
             packed[name] = pack_int8(*quantize_int8(weight))
     for name, module in student.matrices():

@@ -33,11 +33,12 @@ POSITIONS = {1: 64, 2: 16, 3: 4}
 def stack_codes(alphas: Tensor) -> tuple[Tensor, Tensor]:
     """``unit [rows, 1, P]`` and integer codes ``[rows, groups, 2P]`` (as floats) of the format.
 
-    The largest scale of a row's pair gets code 127. Signs of a pair are opposite, so
-    ``|c1 + c2| <= 127`` too.
+    The largest scale of a row's pair gets code 127, or the largest sum of two scales 126: rounding
+    both up makes 127 of that, so ``|c1 + c2| <= 127`` whatever the signs.
     """
-    pairs = alphas.shape[-1] // 2
-    unit = alphas.unflatten(-1, (pairs, 2)).abs().amax(dim=(1, 3))[:, None] / MAX_CODE
+    scales = alphas.unflatten(-1, (alphas.shape[-1] // 2, 2))
+    sums = scales.sum(-1).abs().amax(dim=1) / (MAX_CODE - 1)
+    unit = torch.maximum(scales.abs().amax(dim=(1, 3)) / MAX_CODE, sums)[:, None]
     safe = unit.clamp_min(torch.finfo(torch.float32).tiny).repeat_interleave(2, dim=-1)
     return unit, (alphas / safe).round().clamp(-MAX_CODE, MAX_CODE)
 
@@ -155,7 +156,7 @@ class FDBStack(Stack):
 
 @torch.no_grad()
 def project_stack(stack: Stack) -> None:
-    """Back to opposite signs within each pair, and no scale at zero, after an optimizer step."""
+    """Back to the signs of the start, and no scale at zero, after an optimizer step."""
     alphas, sign = local(stack.alphas), local(stack.sign)
     least = MIN_SHARE * alphas.abs().amax(dim=-1, keepdim=True).clamp_min(1e-6)
     alphas.copy_(sign * torch.maximum(alphas * sign, least))

@@ -317,7 +317,7 @@ def make_student(
         if isinstance(mine, Stack):
             weight = parallel.whole(theirs.weight.detach()).float()
             seen = None if columns is None else columns.cpu().numpy()
-            mine.load(weight, fit(weight.cpu().numpy(), mine.pairs, importance=seen).tensor)
+            mine.load(weight, fit(weight.cpu().numpy(), 2 * mine.pairs, importance=seen).tensor)
         else:
             weight = local(theirs.weight).float()
             mine.load(weight, *fit_scales(weight, columns, start))

@@ -57,7 +57,7 @@ def paired_tables(student: Decoder, pairs: int, ids: Tensor, *, sharded: bool = 
         local(mine).copy_(local(theirs))
     for name, plain in student.tables().items():
         weight = whole(plain.detach()).float()
-        fitted = fit(weight.cpu().numpy(), pairs, hessians=hessians).tensor
+        fitted = fit(weight.cpu().numpy(), 2 * pairs, hessians=hessians).tensor
         table = out.tables()[name]
         assert isinstance(table, FDBTable)
         table.load(weight, fitted)

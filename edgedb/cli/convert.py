@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ..convert.storage import MAX_FIT_PAIRS, METHODS, TABLE_KINDS, Options
+from ..convert.storage import MAX_FIT_PLANES, METHODS, TABLE_KINDS, Options
 from .console import new_console, shown_warnings
 from .options import together
 
@@ -23,7 +23,7 @@ conversion_options = together(
     ),
     click.option(
         "--pairs",
-        type=click.IntRange(1, MAX_FIT_PAIRS),
+        type=click.IntRange(1, MAX_FIT_PLANES // 2),
         default=2,
         show_default=True,
         help="Pairs of bit planes, two bits a weight each. One is useless without training.",

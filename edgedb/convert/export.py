@@ -30,7 +30,7 @@ from .storage import Options
 from .store import facts, store_plain
 
 # Part of the provenance: raised when the same source and options would give other weights.
-VERSION = 1
+VERSION = 2
 
 
 def export(
@@ -177,7 +177,7 @@ class _Job:
         try:
             found = fit(
                 weight,
-                planes // 2,
+                planes,
                 hessians=hessians,
                 method=cast(Method, o.method if o.method == "rtn" else "fdb"),
                 threads=self.threads,

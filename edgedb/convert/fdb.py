@@ -1,10 +1,10 @@
 """Flexible dual binarization without training: from float weights to stacked pairs of bit planes.
 
-A group of 64 columns of a row becomes ``w = sum_p a1_p*b1_p + a2_p*b2_p`` with bits b and scales a
-(DB-LLM, arXiv 2402.11960, for one pair). The fit starts from a uniform grid of free sign and
-alternates nearest level and weighted least squares; scales are then rounded to int8 over a float32
-per row and pair, and the planes refitted. With Hessians of the inputs, ``feedback`` refines
-the fit.
+A group of 64 columns of a row becomes ``w = sum_j a_j*b_j`` with bits b and scales a, one of each a
+plane (DB-LLM, arXiv 2402.11960, for two planes of opposite signs). Signs are free. The fit starts
+from a uniform grid and alternates nearest level and weighted least squares; scales are then rounded
+to int8 over a float32 per row and pair, and the planes refitted. With Hessians of the inputs,
+``feedback`` refines the fit.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FormatError
-from ..format.packing import pack_planes
+from ..format.packing import pack_half, pack_planes
 from ..format.tensors import GROUP, PairTensor
 from ..ops.cores import usable_cpus
 from . import fdb_kernels
 from .feedback import FeedbackOptions, InRows, Panel, panels, row_runner
-from .storage import MAX_FIT_PAIRS
+from .storage import MAX_FIT_PLANES
 
 Float32 = NDArray[np.float32]
 Method = Literal["fdb", "rtn"]
@@ -45,7 +45,7 @@ class Fit:
 
 def fit(
     weight: Float32,
-    pairs: int,
+    planes: int,
     *,
     importance: Float32 | None = None,
     hessians: Sequence[Float32] | None = None,
@@ -53,7 +53,8 @@ def fit(
     options: FeedbackOptions | None = None,
     threads: int | None = None,
 ) -> Fit:
-    """Fit ``pairs`` pairs of planes to ``weight [rows, cols]`` float32.
+    """Fit so many planes to ``weight [rows, cols]`` float32; of an odd number the last is half a
+    pair.
 
     importance: mean square of each input column ``[cols]``; weights the least squares. hessians:
     ``X^T X`` of the inputs for each of ``feedback.panels(cols)``; turns error feedback on. method
@@ -62,8 +63,8 @@ def fit(
     """
     weight = np.ascontiguousarray(weight, np.float32)
     rows, cols = weight.shape
-    if not 1 <= pairs <= MAX_FIT_PAIRS:
-        raise ValueError(f"pairs = {pairs}, expected 1 to {MAX_FIT_PAIRS}")
+    if not 2 <= planes <= MAX_FIT_PLANES:
+        raise ValueError(f"{planes} planes, expected 2 to {MAX_FIT_PLANES}")
     if not np.isfinite(weight).all():
         raise FormatError("weights hold NaN or infinity; the source may be damaged")
     groups = -(-cols // GROUP)
@@ -73,8 +74,8 @@ def fit(
         importance = np.concatenate([np.diagonal(h) for h in hessians])
     columns = _importance(importance, cols, width)
 
-    row_scale = np.zeros((rows, pairs), np.float32)
-    c = np.zeros((rows, groups, 2 * pairs), np.int8)
+    row_scale = np.zeros((rows, -(-planes // 2)), np.float32)
+    c = np.zeros((rows, groups, planes), np.int8)
     codes = np.zeros((rows, width), np.uint8)
     quantized = np.empty((rows, cols), np.float32)
     threads = threads or usable_cpus()
@@ -110,34 +111,31 @@ def round_to_nearest(
     Fills its arguments, whose shapes are those of ``fdb_kernels.fit_rows``.
     """
     rows, width = w.shape
-    pairs = row_scale.shape[1]
+    planes = c.shape[2]
     grouped = w.reshape(rows, -1, GROUP)
     top = grouped.max(axis=2, initial=0)
     bottom = -grouped.min(axis=2, initial=0)
-    high = 2 * (4**pairs - 1) // 3  # digits 2, 8, 32, ... all set
-    low = -(high // 2)
-    upright = np.maximum(top / high, bottom / -low)
-    mirrored = np.maximum(bottom / high, top / -low)
+    high = 1 << (planes - 1)  # plane 0 alone; all others count down from it
+    low = high - 1
+    upright = np.maximum(top / high, bottom / low)
+    mirrored = np.maximum(bottom / high, top / low)
     unit = np.where(upright <= mirrored, upright, -mirrored)
     largest = np.abs(unit).max(axis=1)
-    # Pair p has planes 2u and -u of its unit 4^(P-1-p); 126 and -63 are the largest such codes.
-    row_scale[:] = largest[:, None] * 4.0 ** np.arange(pairs - 1, -1, -1) / 63
+    # A pair's codes are 2 and -1 steps, or -2 and -1, whose sum is a code too.
+    finest = 63 if planes == 2 else 42
+    row_scale[:] = largest[:, None] * 2.0 ** np.arange(planes - 2, -2, -2) / finest
     divisor = np.where(largest > 0, largest, 1)[:, None]
-    steps = np.rint(unit / divisor * 63)
-    for p in range(pairs):
-        c[..., 2 * p], c[..., 2 * p + 1] = 2 * steps, -steps
-    step = (steps / 63 * largest[:, None]).astype(np.float32)
+    steps = np.rint(unit / divisor * finest)
+    for j in range(planes):
+        c[..., j] = (1 if j == 0 else -1) * (2 - j % 2) * steps
+    step = (steps / finest * largest[:, None]).astype(np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
         q = np.where(step[..., None] != 0, np.rint(grouped / step[..., None]), 0)
-    q = np.clip(q, low, high).astype(np.int64)
-    # q in base -2 has digits 1, -2, 4, -8, ...; with the signs turned these are the planes.
-    mask = sum(1 << bit for bit in range(1, 2 * pairs, 2))
-    digits = (mask - q) ^ mask
-    digits = digits.reshape(rows, width)
-    for p in range(pairs):
-        unit_bit = 2 * (pairs - 1 - p)
-        codes |= ((digits >> (unit_bit + 1) & 1) << 2 * p).astype(np.uint8)
-        codes |= ((digits >> unit_bit & 1) << (2 * p + 1)).astype(np.uint8)
+    q = np.clip(q, -low, high).astype(np.int64).reshape(rows, width)
+    below = np.where(q > 0, high - q, -q)  # what the planes after the first take away
+    codes |= (q > 0).astype(np.uint8)
+    for j in range(1, planes):
+        codes |= ((below >> (planes - 1 - j) & 1) << j).astype(np.uint8)
 
 
 def _importance(importance: Float32 | None, cols: int, width: int) -> Float32:
@@ -174,11 +172,12 @@ def _fit_alone(
     rounds: int,
     in_rows: InRows,
 ) -> None:
-    factors = fdb_kernels.scale_factors(row_scale.shape[1])
+    factors = fdb_kernels.scale_factors(c.shape[2])
+    shapes = fdb_kernels.start_shapes(c.shape[2])
 
     def kernel(s: slice) -> None:
         fdb_kernels.fit_rows(
-            w[s], importance, row_scale.shape[1], factors, rounds, row_scale[s], c[s], codes[s]
+            w[s], importance, factors, shapes, rounds, row_scale[s], c[s], codes[s]
         )
 
     in_rows(kernel)
@@ -215,18 +214,20 @@ def _values(row_scale: Float32, c: NDArray[np.int8], codes: NDArray[np.uint8]) -
 def _pack(
     row_scale: Float32, c: NDArray[np.int8], codes: NDArray[np.uint8], cols: int
 ) -> PairTensor:
-    blocks = []
+    blocks, half = [], None
     bits = codes[:, :cols]
-    for p in range(row_scale.shape[1]):
-        b1, b2 = (bits >> 2 * p & 1).astype(bool), (bits >> 2 * p + 1 & 1).astype(bool)
-        c1, c2 = c[:, :, 2 * p], c[:, :, 2 * p + 1]
+    for first in range(0, c.shape[2] - 1, 2):
+        b1, b2 = (bits >> first & 1).astype(bool), (bits >> first + 1 & 1).astype(bool)
+        c1, c2 = c[:, :, first], c[:, :, first + 1]
         # |a1| >= |a2|: which plane is called the first is free, a refit may have turned them.
         turned = np.abs(c1.astype(np.int16)) < np.abs(c2.astype(np.int16))
         wide = np.repeat(turned, GROUP, axis=1)[:, :cols]
         b1, b2 = np.where(wide, b2, b1), np.where(wide, b1, b2)
         c1, c2 = np.where(turned, c2, c1), np.where(turned, c1, c2)
         blocks.append(pack_planes(b1, b2, c1, c2))
-    return PairTensor(np.stack(blocks), np.ascontiguousarray(row_scale.T), len(codes), cols)
+    if c.shape[2] % 2:
+        half = pack_half((bits >> c.shape[2] - 1).astype(bool), c[:, :, -1])
+    return PairTensor(np.stack(blocks), np.ascontiguousarray(row_scale.T), len(codes), cols, half)
 
 
 def _errors(

@@ -1,9 +1,10 @@
 """Compiled inner loops of the FDB fit: one group of 64 columns of one row at a time.
 
-Names. A group has ``2 * pairs`` *planes*; plane ``2p`` is b1 of pair p and plane ``2p + 1`` its b2.
-The *code* of a weight is the integer whose bit j is its bit in plane j, so a group has ``4 **
-pairs`` levels and ``levels[code]`` is the weight's value. ``a[j]`` is the float scale of plane j,
-``c[j]`` its int8 code, and ``a[j] = row_scale[j // 2] * c[j]``.
+Names. A group has *planes*; plane ``2p`` is b1 of pair p and plane ``2p + 1`` its b2, which a last
+half pair lacks. The *code* of a weight is the integer whose bit j is its bit in plane j, so there
+are ``2 ** planes`` levels and ``levels[code]`` is the weight's value. ``a[j]`` is the float scale
+of plane j, ``c[j]`` its int8 code, and ``a[j] = row_scale[j // 2] * c[j]``. The format asks that
+each code lies in -127..127, and so the sum of a pair's two.
 
 Everything here releases the GIL; callers split rows between threads, so results do not depend on
 their number.
@@ -25,18 +26,49 @@ EVEN_CODE = 126  # of a row's largest scale: its half, the pair's other scale, i
 # Without reassociation LLVM may not vectorize a sum. NaN and infinity are refused before.
 _jit = njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz", "arcp"})
 
-# Multiples of the range-filling step that the uniform start tries, coarse grids clip more.
-_FACTORS = (
-    np.linspace(0.35, 1.0, 10).astype(np.float32),
-    np.linspace(0.55, 1.0, 8).astype(np.float32),
-    np.linspace(0.75, 1.0, 6).astype(np.float32),
-    np.linspace(0.85, 1.0, 4).astype(np.float32),
+# Multiples of the range-filling step that the uniform start tries; coarse grids clip more. By
+# planes, from two on.
+_FACTORS = tuple(
+    np.linspace(lowest, 1.0, count).astype(np.float32)
+    for lowest, count in (
+        (0.35, 10),
+        (0.45, 9),
+        (0.55, 8),
+        (0.65, 7),
+        (0.75, 6),
+        (0.8, 5),
+        (0.85, 4),
+    )
 )
 
 
-def scale_factors(pairs: int) -> np.ndarray:
-    """Steps that the uniform start of ``pairs`` pairs tries, relative to one that clips nothing."""
-    return _FACTORS[pairs - 1]
+def scale_factors(planes: int) -> np.ndarray:
+    """Steps that the uniform start of so many planes tries, relative to one that clips nothing."""
+    return _FACTORS[planes - 2]
+
+
+KEPT = 4  # of all starts, those that are refined
+
+# Other starts, by planes, in units of the group's root mean square: their levels lie closer in the
+# middle, where Gaussian weights are. Of the best of some hundred random starts on Gaussian groups
+# these together leave the least error. Where levels are many the uniform grid is enough.
+_SHAPES: dict[int, list[tuple[float, ...]]] = {
+    2: [(2.23, -1.63), (2.4, -1.07)],
+    3: [(1.96, -1.37, -0.9), (2.51, -1.94, -1.22), (2.12, -1.12, -0.5), (2.17, -1.51, 1.05)],
+    4: [
+        (1.79, -1.55, -1.28, 0.8),
+        (2.14, -1.07, -0.8, -0.52),
+        (1.87, -1.62, 1.26, -0.83),
+        (1.8, -1.57, -0.83, 0.41),
+        (1.82, -1.12, -0.9, -0.46),
+        (1.8, -1.15, -0.89, 0.5),
+    ],
+}
+
+
+def start_shapes(planes: int) -> np.ndarray:
+    """Starts of so many planes beside the uniform one, ``[starts, planes]`` float32."""
+    return np.array(_SHAPES.get(planes, []), np.float32).reshape(-1, planes)
 
 
 @_jit
@@ -130,50 +162,29 @@ def solve(m, r, a, factor):
 
 
 @_jit
-def order_pairs(a):
-    """Regroup planes so that each pair has opposite signs, the larger magnitude first, in place.
-
-    Levels do not depend on which planes form a pair. Where one sign has too few planes, the
-    smallest surplus plane is given up (zero), for the format keeps opposite signs.
-    """
-    n = a.size
-    out = np.empty(n, np.float32)
-    free = np.ones(n, np.bool_)
-    for p in range(n // 2):
-        first = second = -1
-        for j in range(n):
-            if free[j] and (first < 0 or abs(a[j]) > abs(a[first])):
-                first = j
-        free[first] = False
-        for j in range(n):
-            if free[j] and a[j] * a[first] <= 0 and (second < 0 or abs(a[j]) > abs(a[second])):
-                second = j
-        if second < 0:
-            for j in range(n):
-                if free[j] and (second < 0 or abs(a[j]) < abs(a[second])):
-                    second = j
-            a[second] = 0
-        free[second] = False
-        out[2 * p] = a[first]
-        out[2 * p + 1] = a[second]
-    a[:] = out
+def sort_planes(a):
+    """Order scales by falling magnitude, in place. Levels do not depend on the order, but a pair's
+    two codes share a row scale, and so should be alike."""
+    for j in range(1, a.size):
+        x = a[j]
+        k = j
+        while k > 0 and abs(a[k - 1]) < abs(x):
+            a[k] = a[k - 1]
+            k -= 1
+        a[k] = x
 
 
 @_jit
-def uniform_start(w, h, pattern, factors, a):
-    """Best uniform grid ``low*s .. high*s`` of a sign pattern; fills a, returns its error.
+def uniform_start(w, h, mirrored, factors, a):
+    """Best uniform grid ``low*s .. high*s`` of all planes; fills a, returns its error.
 
-    Pair p of P has planes 2u, -u with u = 4^(P-1-p) s, or both negated where bit p of ``pattern``
-    is set: together they count from ``low`` to ``high`` in steps of s (digits of negabinary).
+    Of n planes the first is ``2^(n-1) s`` and each other the negative half of the one before, so
+    they count from ``low = 1 - 2^(n-1)`` to ``high = 2^(n-1)`` in steps of s, or the mirror image.
     """
-    n_pairs = a.size // 2
-    low = high = np.float32(0)
-    unit = np.float32(1)
-    for p in range(n_pairs - 1, -1, -1):
-        flip = (pattern >> p) & 1
-        high += unit if flip else 2 * unit
-        low -= 2 * unit if flip else unit
-        unit *= 4
+    n = a.size
+    unit = np.float32(1 << (n - 1))
+    high = unit - 1 if mirrored else unit
+    low = -unit if mirrored else 1 - unit
     top = bottom = np.float32(0)
     for k in range(GROUP):
         top = max(top, w[k])
@@ -192,21 +203,19 @@ def uniform_start(w, h, pattern, factors, a):
         if error < best:
             best = error
             best_step = step
-    unit = best_step
-    for p in range(n_pairs - 1, -1, -1):
-        sign = np.float32(-1) if (pattern >> p) & 1 else np.float32(1)
-        a[2 * p] = sign * 2 * unit
-        a[2 * p + 1] = -sign * unit
-        unit *= 4
+    a[0] = (-unit if mirrored else unit) * best_step
+    for j in range(1, n):
+        a[j] = -a[0] / np.float32(1 << j)
     return best
 
 
 @_jit
-def fit_group(w, h, factors, rounds, a):
-    """Scales a of one group: the two best uniform starts, each refined; returns the error.
+def fit_group(w, h, factors, shapes, rounds, a):
+    """Scales a of one group: the best ``KEPT`` starts, each refined; returns the error.
 
-    w, h float32[64] (columns that do not exist have h = 0). Refinement alternates nearest level and
-    weighted least squares ``rounds`` times.
+    w, h float32[64] (columns that do not exist have h = 0). Starts are the uniform grid and
+    ``shapes [starts, planes]`` in units of the root mean square of w, all of either sign.
+    Refinement alternates nearest level and weighted least squares ``rounds`` times.
     """
     n = a.size
     n_levels = 1 << n
@@ -217,51 +226,63 @@ def fit_group(w, h, factors, rounds, a):
     m = np.empty((n, n), np.float32)
     r = np.empty(n, np.float32)
     factor = np.empty((n + 1, n), np.float64)
-    starts = np.empty((2, n), np.float32)
-    errors = np.full(2, np.inf, np.float32)
+    starts = np.zeros((KEPT, n), np.float32)
+    errors = np.full(KEPT, np.inf, np.float32)
     trial = np.empty(n, np.float32)
-    for pattern in range(1 << (n // 2)):
-        error = uniform_start(w, h, pattern, factors, trial)
-        if error < errors[0]:
-            errors[1] = errors[0]
-            starts[1] = starts[0]
-            errors[0] = error
-            starts[0] = trial
-        elif error < errors[1]:
-            errors[1] = error
-            starts[1] = trial
+    total = energy = np.float32(0)
+    for k in range(GROUP):
+        total += h[k]
+        energy += h[k] * w[k] * w[k]
+    size = np.sqrt(energy / total) if total > 0 else np.float32(0)
+    for i in range(2 * len(shapes) + 2):
+        if i < 2:
+            error = uniform_start(w, h, i == 1, factors, trial)
+        else:
+            sign = size if i % 2 == 0 else -size
+            for j in range(n):
+                trial[j] = sign * shapes[i // 2 - 1, j]
+            set_levels(trial, levels)
+            nearest(w, levels, codes, best)
+            error = weighted_error(w, h, levels, codes)
+        k = KEPT
+        while k > 0 and error < errors[k - 1]:
+            k -= 1
+        if k < KEPT:
+            for j in range(KEPT - 1, k, -1):
+                errors[j] = errors[j - 1]
+                starts[j] = starts[j - 1]
+            errors[k] = error
+            starts[k] = trial
     best_error = np.float32(np.inf)
-    for s in range(2):
+    for s in range(KEPT):
+        if not errors[s] < np.inf:
+            break
         trial[:] = starts[s]
         for _ in range(rounds):
             set_levels(trial, levels)
             nearest(w, levels, codes, best)
             normal_equations(w, h, codes, masked, m, r)
             solve(m, r, trial, factor)
-        order_pairs(trial)
         set_levels(trial, levels)
         nearest(w, levels, codes, best)
         error = weighted_error(w, h, levels, codes)
         if error < best_error:
             best_error = error
             a[:] = trial
+    sort_planes(a)
     return best_error
 
 
 @_jit
 def round_scales(m, r, a, row_scale, c):
-    """int8 codes c near a: rounded, then each in turn set to the best integer given the others.
-
-    Keeps opposite signs in each pair, hence |c1 + c2| <= 127 too.
-    """
+    """int8 codes c near a: rounded, then each in turn set to the best integer given the others."""
     n = a.size
     for j in range(n):
         scale = row_scale[j // 2]
         x = np.rint(a[j] / scale) if scale > 0 else np.float32(0)
-        c[j] = np.int32(min(max(x, -MAX_CODE), MAX_CODE))
-    for p in range(n // 2):
-        if c[2 * p] * c[2 * p + 1] > 0:
-            c[2 * p + 1] = 0
+        room = MAX_CODE if j % 2 == 0 else min(MAX_CODE, MAX_CODE - c[j - 1])
+        least = -MAX_CODE if j % 2 == 0 else max(-MAX_CODE, -MAX_CODE - c[j - 1])
+        c[j] = np.int32(min(max(x, np.float32(least)), np.float32(room)))
     for _ in range(4):
         changed = False
         for j in range(n):
@@ -272,13 +293,11 @@ def round_scales(m, r, a, row_scale, c):
             for k in range(n):
                 if k != j:
                     rest -= m[j, k] * row_scale[k // 2] * c[k]
-            low, high = -MAX_CODE, MAX_CODE
-            if c[j ^ 1] > 0:
-                high = 0
-            elif c[j ^ 1] < 0:
-                low = 0
+            other = c[j ^ 1] if j ^ 1 < n else 0
+            low = np.float32(max(-MAX_CODE, -MAX_CODE - other))
+            high = np.float32(min(MAX_CODE, MAX_CODE - other))
             x = np.rint(rest / (m[j, j] * scale))
-            new = np.int32(min(max(x, np.float32(low)), np.float32(high)))
+            new = np.int32(min(max(x, low), high))
             if new != c[j]:
                 c[j] = new
                 changed = True
@@ -294,16 +313,16 @@ def rounded_levels(row_scale, c, a, levels):
 
 
 @_jit
-def fit_rows(w, h, n_pairs, factors, rounds, row_scale, c, codes):
+def fit_rows(w, h, factors, shapes, rounds, row_scale, c, codes):
     """Fit every group of every row without regard to the others.
 
     w float32 [rows, groups * 64] zero-padded; h float32 [groups * 64], zero where padded. Writes
-    row_scale float32 [rows, pairs], c int8 [rows, groups, 2 * pairs], codes uint8 [rows, groups *
-    64].
+    row_scale float32 [rows, pairs], a half counted as one; c int8 [rows, groups, planes]; codes
+    uint8 [rows, groups * 64].
     """
     rows = w.shape[0]
     groups = w.shape[1] // GROUP
-    n = 2 * n_pairs
+    n = c.shape[2]
     a = np.empty((groups, n), np.float32)
     levels = np.empty(1 << n, np.float32)
     group_codes = np.empty(GROUP, np.int32)
@@ -318,11 +337,13 @@ def fit_rows(w, h, n_pairs, factors, rounds, row_scale, c, codes):
     for row in range(rows):
         for g in range(groups):
             columns = slice(g * GROUP, (g + 1) * GROUP)
-            fit_group(w[row, columns], h[columns], factors, rounds, a[g])
-        for p in range(n_pairs):
+            fit_group(w[row, columns], h[columns], factors, shapes, rounds, a[g])
+        for p in range(row_scale.shape[1]):
             largest = np.float32(0)
             for g in range(groups):
                 largest = max(largest, abs(a[g, 2 * p]))
+                if 2 * p + 1 < n:
+                    largest = max(largest, abs(a[g, 2 * p] + a[g, 2 * p + 1]))
             row_scale[row, p] = largest / np.float32(EVEN_CODE)
         for g in range(groups):
             columns = slice(g * GROUP, (g + 1) * GROUP)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..format.tensors import GROUP
-from .fdb_kernels import scale_factors
+from .fdb_kernels import scale_factors, start_shapes
 from .feedback_kernels import solve_block
 
 Float32 = NDArray[np.float32]
@@ -106,13 +106,13 @@ class Panel:
     ) -> None:
         """Fit rows of ``weight [rows, n]``; ``row_scale [rows, pairs]`` is given.
 
-        Fills ``c [rows, groups, 2 * pairs]`` and ``codes [rows, n]``. ``in_rows(kernel)`` calls the
+        Fills ``c [rows, groups, planes]`` and ``codes [rows, n]``. ``in_rows(kernel)`` calls the
         kernel with slices that cover the rows.
         """
         w = np.ascontiguousarray(weight[:, self.order])
         residual, q = w.copy(), np.empty_like(w)
         ordered = np.zeros(w.shape, np.uint8)
-        factors = scale_factors(row_scale.shape[1])
+        factors, shapes = scale_factors(c.shape[2]), start_shapes(c.shape[2])
         o = self.options
 
         def solve(block: _Block, target: NDArray[Any], quadratic: _Quadratic, fresh: bool) -> None:
@@ -126,6 +126,7 @@ class Panel:
                     quadratic.h,
                     quadratic.u,
                     factors,
+                    shapes,
                     o.rounds,
                     o.tries,
                     o.descents,

@@ -123,11 +123,13 @@ def correlated_normal_equations(w, h, codes, masked, m, r):
 
 
 @_jit
-def solve_block(w, h, u, factors, rounds, tries, sweeps, fresh, row_scale, c, codes, quantized):
+def solve_block(
+    w, h, u, factors, shapes, rounds, tries, sweeps, fresh, row_scale, c, codes, quantized
+):
     """Codes and scales of one block for many rows, each row by itself.
 
     w float32 [rows, 64]: the weights to reproduce. row_scale float32 [rows, pairs] is given; c int8
-    [rows, 2 * pairs] and codes uint8 [rows, 64] are the result, and where ``fresh`` is false the
+    [rows, planes] and codes uint8 [rows, 64] are the result, and where ``fresh`` is false the
     start. quantized float32 [rows, 64] receives the values. The loss never rises from the start's.
     """
     rows = w.shape[0]
@@ -154,7 +156,7 @@ def solve_block(w, h, u, factors, rounds, tries, sweeps, fresh, row_scale, c, co
         wr, rs = w[row], row_scale[row]
         best_loss = np.float32(np.inf)
         if fresh:
-            fit_group(wr, importance, factors, rounds, a)
+            fit_group(wr, importance, factors, shapes, rounds, a)
             set_levels(a, levels)
             nearest(wr, levels, work, best)
             normal_equations(wr, importance, work, masked, m, r)

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from ..format.tensors import Kind
     from ..model.config import ModelConfig
 
-# 4**4 levels are 8 bits a weight; more pairs would be slower than int8 and no better.
-MAX_FIT_PAIRS = 4
+# 2**8 levels are 8 bits a weight; more planes would be slower than int8 and no better.
+MAX_FIT_PLANES = 8
 METHODS = ("fdb", "rtn", "int8", "dense16", "dense32")
 TABLE_KINDS = ("int8", "2", "3", "float16", "float32")  # a number: pairs
 _KIND_OF_METHOD: dict[str, Kind] = {"int8": "int8", "dense16": "float16", "dense32": "float32"}
@@ -46,7 +46,7 @@ class Options:
         from .plan import read_plan
 
         layers: Kind = _KIND_OF_METHOD.get(self.method, planes_of(self.pairs))
-        pairs = read_plan(self.plan, config, MAX_FIT_PAIRS)
+        pairs = read_plan(self.plan, config, MAX_FIT_PLANES // 2)
         plan = {name: planes_of(number) for name, number in pairs.items()}
         if plan and not isinstance(layers, int):
             raise EdgeDBError(f"a plan of pairs is of no use to the method {self.method}")

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from edgedb.convert import fdb, feedback
 from edgedb.convert.fdb import Fit, fit
 from edgedb.errors import FormatError
-from edgedb.format.packing import dequantize, unpack_planes
+from edgedb.format.packing import dequantize, unpack_half, unpack_planes
 
 
 def gaussian(rows: int, cols: int, seed: int = 0) -> np.ndarray:
@@ -37,8 +37,9 @@ def check_format(found: Fit, weight: np.ndarray) -> None:
         _, _, c1, c2 = (a.astype(int) for a in unpack_planes(blocks, *weight.shape))
         assert np.abs(c1).max(initial=0) <= 127
         assert np.abs(c1 + c2).max(initial=0) <= 127
-        assert (c1 * c2 <= 0).all(), "a1 and a2 keep opposite signs"
         assert (np.abs(c1) >= np.abs(c2)).all()
+    if tensor.half is not None:
+        assert np.abs(unpack_half(tensor.half, *weight.shape)[1].astype(int)).max() <= 127
     stored = dequantize(tensor)
     size = max(float(np.abs(stored).max(initial=0)), 1e-30)
     np.testing.assert_allclose(found.quantized, stored, atol=1e-5 * size)
@@ -48,41 +49,74 @@ def check_format(found: Fit, weight: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 63), (7, 65), (64, 64), (65, 172), (130, 576)])
-@pytest.mark.parametrize("pairs", [1, 2, 3])
-def test_every_shape_keeps_the_format(shape: tuple[int, int], pairs: int) -> None:
+@pytest.mark.parametrize("planes", [2, 3, 4, 5, 6])
+def test_every_shape_keeps_the_format(shape: tuple[int, int], planes: int) -> None:
     weight = gaussian(*shape)
-    check_format(fit(weight, pairs), weight)
-    check_format(fit(weight, pairs, method="rtn"), weight)
     x = inputs(shape[1])
-    check_format(fit(weight, pairs, hessians=[x.T @ x]), weight)
+    for found in (
+        fit(weight, planes),
+        fit(weight, planes, method="rtn"),
+        fit(weight, planes, hessians=[x.T @ x]),
+    ):
+        check_format(found, weight)
+        assert found.tensor.planes == planes
 
 
-# Gaussian weights; the design's table has 0.113 for one pair with float scales.
-@pytest.mark.parametrize(("pairs", "bound"), [(1, 0.116), (2, 0.0085), (3, 0.00055), (4, 5e-5)])
-def test_error_on_gaussian_weights(pairs: int, bound: float) -> None:
+# Gaussian weights; the design's table has 0.113 for one pair with float scales. With opposite
+# signs in each pair two pairs have 0.0080.
+@pytest.mark.parametrize(
+    ("planes", "bound"),
+    [(2, 0.1139), (3, 0.027), (4, 0.0062), (5, 0.0019), (6, 0.00046), (7, 1.2e-4), (8, 3.2e-5)],
+)
+def test_error_on_gaussian_weights(planes: int, bound: float) -> None:
     weight = gaussian(256, 576)
-    found = fit(weight, pairs)
+    found = fit(weight, planes)
     assert found.error < bound
-    assert found.error < 0.7 * fit(weight, pairs, method="rtn").error
+    assert found.error < 0.85 * fit(weight, planes, method="rtn").error
 
 
-@pytest.mark.parametrize("pairs", [1, 2, 3])
-def test_weights_on_a_grid_are_recovered(pairs: int) -> None:
+@pytest.mark.parametrize("planes", [2, 3, 4, 5, 6])
+def test_weights_on_a_grid_are_recovered(planes: int) -> None:
     rng = np.random.default_rng(3)
-    high = 2 * (4**pairs - 1) // 3
-    steps = rng.integers(-(high // 2), high + 1, (8, 128))
-    steps[:, ::64], steps[:, 1::64] = high, -(high // 2)  # every group spans its grid
+    high = 1 << (planes - 1)
+    steps = rng.integers(1 - high, high + 1, (8, 128))
+    steps[:, ::64], steps[:, 1::64] = high, 1 - high  # every group spans its grid
     weight = (steps * 0.0125).astype(np.float32)
-    assert fit(weight, pairs).error < 1e-6
-    assert fit(-weight, pairs).error < 1e-6, "the sign of the grid is free"
-    assert fit(weight, pairs, method="rtn").error < 1e-9
+    assert fit(weight, planes).error < 1e-5
+    assert fit(-weight, planes).error < 1e-5, "the sign of the grid is free"
+    assert fit(weight, planes, method="rtn").error < 1e-9
+
+
+@pytest.mark.parametrize(("planes", "worst"), [(2, 1.3), (3, 2.5)])
+def test_a_group_is_fitted_nearly_as_well_as_can_be(planes: int, worst: float) -> None:
+    """Brute force over every assignment of codes to six weights, with the scales that suit it best.
+
+    Of six weights the best fit is far from what a grid suggests: this is the hardest case.
+    """
+    weight = gaussian(12, 6)
+    found = fit(weight, planes)
+    lost = ((weight - found.quantized) ** 2).sum(axis=1)
+    bits = np.array(list(itertools.product((0, 1), repeat=6)), float)[1:]
+    best = np.full(len(weight), np.inf)
+    for chosen in itertools.combinations(bits, planes):
+        planes_of_six = np.stack(chosen, 1)
+        left = weight.T - planes_of_six @ np.linalg.lstsq(planes_of_six, weight.T, rcond=None)[0]
+        best = np.minimum(best, (left**2).sum(axis=0))
+    assert lost.sum() <= worst * best.sum() + 1e-9
+
+
+def test_signs_within_a_pair_are_free() -> None:
+    found = fit(gaussian(64, 256), 4)
+    codes = [unpack_planes(blocks, 64, 256)[2:] for blocks in found.tensor.blocks]
+    same = [(c1.astype(int) * c2 > 0).mean() for c1, c2 in codes]
+    assert 0.1 < max(same) < 1
 
 
 def test_importance_moves_the_error_to_other_columns() -> None:
     weight = gaussian(64, 128)
     importance = np.ones(128, np.float32)
     importance[::8] = 100
-    plain, weighted = fit(weight, 2), fit(weight, 2, importance=importance)
+    plain, weighted = fit(weight, 4), fit(weight, 4, importance=importance)
 
     def loud(found: Fit) -> float:
         return float(((weight - found.quantized)[:, ::8] ** 2).sum())
@@ -91,11 +125,11 @@ def test_importance_moves_the_error_to_other_columns() -> None:
     assert weighted.error > plain.error
 
 
-@pytest.mark.parametrize("pairs", [1, 2, 3])
-def test_feedback_lowers_the_output_error(pairs: int) -> None:
+@pytest.mark.parametrize("planes", [2, 3, 4, 6])
+def test_feedback_lowers_the_output_error(planes: int) -> None:
     weight, x = gaussian(96, 192), inputs(192)
     h = x.T @ x
-    alone, fed = fit(weight, pairs), fit(weight, pairs, hessians=[h])
+    alone, fed = fit(weight, planes), fit(weight, planes, hessians=[h])
 
     def output_error(found: Fit) -> float:
         lost = (weight - found.quantized) @ x.T
@@ -112,7 +146,7 @@ def test_sweeps_never_raise_the_damped_loss() -> None:
 
     def loss(sweeps: int) -> float:
         options = feedback.FeedbackOptions(sweeps=sweeps, damping=0.0, shrinkage=0.0)
-        d = weight - fit(weight, 2, hessians=[h], options=options).quantized
+        d = weight - fit(weight, 4, hessians=[h], options=options).quantized
         return float(np.vdot(d @ h, d))
 
     losses = [loss(n) for n in range(4)]
@@ -121,7 +155,7 @@ def test_sweeps_never_raise_the_damped_loss() -> None:
 
 def test_the_number_of_threads_changes_nothing() -> None:
     weight, x = gaussian(70, 130), inputs(130)
-    fits = [fit(weight, 2, hessians=[x.T @ x], threads=n) for n in (1, 2, 3)]
+    fits = [fit(weight, 4, hessians=[x.T @ x], threads=n) for n in (1, 2, 3)]
     for other in fits[1:]:
         np.testing.assert_array_equal(fits[0].tensor.blocks, other.tensor.blocks)
         np.testing.assert_array_equal(fits[0].tensor.row_scale, other.tensor.row_scale)
@@ -133,7 +167,7 @@ def test_wide_matrices_are_cut_into_panels(monkeypatch: pytest.MonkeyPatch) -> N
     assert [p.start for p in parts] == [0, 64, 192] and parts[-1].stop == 300
     monkeypatch.setattr(fdb, "CHUNK_ROWS", 16)
     weight, x = gaussian(40, 300), inputs(300)
-    found = fit(weight, 2, hessians=[x[:, p].T @ x[:, p] for p in parts])
+    found = fit(weight, 4, hessians=[x[:, p].T @ x[:, p] for p in parts])
     check_format(found, weight)
     assert found.output_error is not None and found.output_error < found.error
 
@@ -152,9 +186,9 @@ degenerate = st.one_of(
 
 
 @settings(max_examples=60, deadline=None)
-@given(weight=degenerate, pairs=st.integers(1, 3), method=st.sampled_from(["fdb", "rtn"]))
-def test_degenerate_groups(weight: np.ndarray, pairs: int, method: fdb.Method) -> None:
-    found = fit(weight, pairs, method=method)
+@given(weight=degenerate, planes=st.integers(2, 6), method=st.sampled_from(["fdb", "rtn"]))
+def test_degenerate_groups(weight: np.ndarray, planes: int, method: fdb.Method) -> None:
+    found = fit(weight, planes, method=method)
     stored = dequantize(found.tensor)
     assert np.isfinite(stored).all()
     if not np.any(weight):
@@ -168,15 +202,15 @@ def test_degenerate_groups(weight: np.ndarray, pairs: int, method: fdb.Method) -
 @pytest.mark.parametrize("value", [0.0, 0.7, -0.7])
 def test_constants_are_exact(value: float) -> None:
     weight = np.full((3, 64), value, np.float32)
-    np.testing.assert_allclose(fit(weight, 1).quantized, weight, rtol=1e-6)
+    np.testing.assert_allclose(fit(weight, 2).quantized, weight, rtol=1e-6)
 
 
 def test_columns_without_input_do_no_harm() -> None:
     weight, x = gaussian(16, 128), inputs(128)
     x[:, 64:] = 0
-    found = fit(weight, 2, hessians=[x.T @ x])
+    found = fit(weight, 4, hessians=[x.T @ x])
     check_format(found, weight)
-    assert fit(weight, 2, hessians=[np.zeros((128, 128), np.float32)]).output_error == 0
+    assert fit(weight, 4, hessians=[np.zeros((128, 128), np.float32)]).output_error == 0
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -184,13 +218,14 @@ def test_not_finite_weights_are_refused(bad: float) -> None:
     weight = gaussian(4, 64)
     weight[1, 2] = bad
     with pytest.raises(FormatError, match="NaN or infinity"):
-        fit(weight, 2)
+        fit(weight, 4)
 
 
 def test_arguments_are_checked() -> None:
-    with pytest.raises(ValueError, match="pairs"):
-        fit(gaussian(2, 64), 5)
+    for planes in (1, 9):
+        with pytest.raises(ValueError, match=f"{planes} planes"):
+            fit(gaussian(2, 64), planes)
     with pytest.raises(ValueError, match="importance"):
-        fit(gaussian(2, 64), 1, importance=np.ones(63, np.float32))
+        fit(gaussian(2, 64), 2, importance=np.ones(63, np.float32))
     with pytest.raises(ValueError, match="Hessian"):
-        fit(gaussian(2, 64), 1, hessians=[np.eye(63, dtype=np.float32)])
+        fit(gaussian(2, 64), 2, hessians=[np.eye(63, dtype=np.float32)])

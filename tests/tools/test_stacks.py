@@ -28,7 +28,7 @@ from tools.stacks import (  # noqa: E402
 def random_stack(rows: int = 9, cols: int = 100, pairs: int = 2) -> Stack:
     weight = np.random.default_rng(0).normal(size=(rows, cols)).astype(np.float32)
     stack = Stack(rows, cols, pairs)
-    stack.load(torch.from_numpy(weight), fit(weight, pairs).tensor)
+    stack.load(torch.from_numpy(weight), fit(weight, 2 * pairs).tensor)
     return stack
 
 
@@ -47,7 +47,7 @@ def test_values_are_the_nearest_levels(pairs: int) -> None:
     unit, c = stack_codes(stack.alphas)
     code, value = nearest(stack.latent, unit, c)
     levels = all_levels(stack)
-    torch.testing.assert_close(value.double(), levels.gather(-1, code.long()))
+    torch.testing.assert_close(value.double(), levels.gather(-1, code.long()), atol=1e-6, rtol=0)
     best = (stack.latent[..., None] - levels[:, :, None]).abs().min(-1).values
     torch.testing.assert_close((stack.latent - value).double().abs(), best, atol=1e-6, rtol=0)
 
@@ -75,8 +75,6 @@ def test_scales_keep_their_signs_and_the_format() -> None:
     with torch.no_grad():
         stack.alphas.add_(torch.randn_like(stack.alphas))
     project_stack(stack)
-    first, second = stack.alphas[..., 0::2], stack.alphas[..., 1::2]
-    assert (first * second < 0).all()
     assert (stack.alphas * stack.sign > 0).all()
     _, c = stack_codes(stack.alphas)
     assert c.abs().max() <= 127 and (c[..., 0::2] + c[..., 1::2]).abs().max() <= 127
@@ -113,7 +111,7 @@ def test_a_fit_that_is_not_the_nearest_level_is_kept() -> None:
     rng = np.random.default_rng(1)
     weight = rng.normal(size=(16, 64)).astype(np.float32)
     mixed = (rng.normal(size=(64, 64)) * np.geomspace(1, 0.05, 64)).astype(np.float32)
-    fitted = fit(weight, 2, hessians=[mixed @ mixed.T]).tensor
+    fitted = fit(weight, 4, hessians=[mixed @ mixed.T]).tensor
     stack = Stack(16, 64, 2)
     stack.load(torch.from_numpy(weight), fitted)
     expected = dequantize(fitted)
@@ -124,7 +122,7 @@ def test_a_fit_that_is_not_the_nearest_level_is_kept() -> None:
 def test_a_matrix_of_a_layer_multiplies() -> None:
     matrix = FDBStack(9, 100, 2)
     weight = np.random.default_rng(0).normal(size=(9, 100)).astype(np.float32)
-    matrix.load(torch.from_numpy(weight), fit(weight, 2).tensor)
+    matrix.load(torch.from_numpy(weight), fit(weight, 4).tensor)
     x = torch.randn(3, 5, 100)
     torch.testing.assert_close(matrix(x), x @ matrix.weight().t())
     plain = matrix(x)

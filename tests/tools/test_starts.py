@@ -42,7 +42,7 @@ def written(path: Path, spec, kinds: dict, source: TinySource) -> Path:
             elif kinds[name] == "int8":
                 writer.put(name, pack_int8(*quantize_int8(weight)))
             else:
-                writer.put(name, fit(weight, kinds[name]).tensor)
+                writer.put(name, fit(weight, 2 * kinds[name]).tensor)
         writer.finish({})
     return path
 
