@@ -71,6 +71,20 @@ class Float32Program:
             found = {v: array for v, array in {**found, **whole}.items() if v in needed}
         return found[block.output]
 
+    def values(
+        self,
+        block: Block,
+        x: Float32,
+        vectors: Mapping[str, Float32],
+        weights: Mapping[str, Float32],
+    ) -> dict[Value, Float32]:
+        """Every value of a block of ``x [sequences, tokens, width]``."""
+        found: dict[Value, Float32] = {block.operations[0]: x}
+        for value in block.operations[1:]:
+            weight = weights[value["matrix"]] if value.op == "linear" else None
+            found[value] = self._do(value, found, vectors, weight)
+        return found
+
     def _do(
         self,
         value: Value,
@@ -98,15 +112,17 @@ class Float32Program:
                 return args[0] / (1 + np.exp(-args[0]))
         if op == "rope":
             heads = args[0].reshape(*args[0].shape[:2], value["heads"], -1)
-            return self._turned(heads, value["table"]).reshape(args[0].shape)
+            return self.turned(heads, value["table"]).reshape(args[0].shape)
         if op == "attention":
             return np.stack([_attention(value, *rows) for rows in zip(*args, strict=True)])
         raise NotImplementedError(f"operation {op}")
 
-    def _turned(self, heads: Float32, table: RopeTable) -> Float32:
-        """``[sequences, tokens, heads, dim]`` by the tokens' positions."""
+    def turned(self, heads: Float32, table: RopeTable, *, back: bool = False) -> Float32:
+        """``[sequences, tokens, heads, dim]`` by the tokens' positions; ``back``: the transposed
+        matrix, which turns by as much the other way."""
         n = heads.shape[1]
         cos, sin = (t[:n, None] for t in (self._tables[table].cos, self._tables[table].sin))
+        sin = -sin if back else sin
         first, second = np.split(heads, 2, axis=-1)
         return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
@@ -138,17 +154,28 @@ def rms_norm(x: Float32, weight: Float32, eps: float) -> Float32:
 def _attention(value: Value, q: Float32, k: Float32, v: Float32) -> Float32:
     """Of one sequence ``[tokens, width]``, one key/value head at a time."""
     n, dim = len(q), value["head_dim"]
+    values = v.reshape(n, -1, dim)
+    mixed = np.empty(
+        (n, value["n_kv_heads"], value["n_heads"] // value["n_kv_heads"], dim), q.dtype
+    )
+    for head, weights in enumerate(attention_weights(value, q, k)):
+        mixed[:, head] = (weights @ values[:, head]).swapaxes(0, 1)
+    return mixed.reshape(n, -1)
+
+
+def attention_weights(value: Value, q: Float32, k: Float32) -> Iterator[Float32]:
+    """What each query makes of each key, ``[queries a head, tokens, tokens]`` for every key/value
+    head in turn."""
+    n, dim = len(q), value["head_dim"]
     queries = q.reshape(n, value["n_kv_heads"], -1, dim).transpose(1, 2, 0, 3)
-    keys, values = (x.reshape(n, -1, dim).transpose(1, 0, 2) for x in (k, v))
+    keys = k.reshape(n, -1, dim).transpose(1, 0, 2)
     distance = np.arange(n)[:, None] - np.arange(n)
     hidden = (distance < 0) | (distance >= (value["window"] or n))
     unseen = np.where(hidden, np.float32(-np.inf), np.float32(0))
-    mixed = np.empty(queries.shape, np.float32)
     for head, group in enumerate(np.ascontiguousarray(queries)):
         scores = group @ (keys[head].T * np.float32(value["scale"]))
         scores += unseen
-        mixed[head] = softmax(scores) @ values[head]
-    return mixed.transpose(2, 0, 1, 3).reshape(n, -1)
+        yield softmax(scores)
 
 
 def softmax(scores: Float32) -> Float32:

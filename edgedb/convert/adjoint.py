@@ -1,0 +1,124 @@
+"""Backwards through a program: what a change of any value does to the loss at the end, in float32.
+
+The adjoint of ``forward``: the vector-Jacobian product of every operation, a block at a time.
+Weights get no gradient. What a matrix is multiplied with, and the gradient of what it gives, are
+told to the caller, who makes of them what an error of its weights costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..ops.program import Block, Value
+from .forward import Float32Program, attention_weights
+
+Float32 = NDArray[np.float32]
+
+# Called for each matrix with its name, its inputs [sequences, tokens, cols] and the gradient of its
+# outputs [sequences, tokens, rows].
+Seen = Callable[[str, Float32, Float32], None]
+
+
+def ignore(name: str, x: Float32, gradient: Float32) -> None:
+    """A ``Seen`` for who wants the gradient of the input alone."""
+
+
+class Adjoint:
+    """Of the blocks that ``forward`` runs."""
+
+    def __init__(self, forward: Float32Program) -> None:
+        self.forward = forward
+
+    def block(
+        self,
+        block: Block,
+        x: Float32,
+        gradient: Float32,
+        vectors: Mapping[str, Float32],
+        weights: Mapping[str, Float32],
+        seen: Seen = ignore,
+    ) -> Float32:
+        """The gradient of the block's input ``x [sequences, tokens, width]`` from that of its
+        output. Every value of the block is in memory at once: pass few sequences at a time."""
+        values = self.forward.values(block, x, vectors, weights)
+        gradients = {v: np.zeros_like(values[v]) for v in block.operations}
+        gradients[block.output] += gradient
+        for value in reversed(block.operations[1:]):
+            g = gradients.pop(value)
+            if value.op == "linear":
+                seen(value["matrix"], values[value.args[0]], g)
+            if value.op == "slice":  # most of its argument's gradient is not its own
+                begin = value["begin"]
+                gradients[value.args[0]][..., begin : begin + value.width] += g
+                continue
+            args = [values[argument] for argument in value.args]
+            parts = self._product(value, args, g, vectors, weights)
+            for argument, part in zip(value.args, parts, strict=True):
+                gradients[argument] += part
+        return gradients[block.operations[0]]
+
+    def _product(
+        self,
+        value: Value,
+        args: list[Float32],
+        g: Float32,
+        vectors: Mapping[str, Float32],
+        weights: Mapping[str, Float32],
+    ) -> list[Float32]:
+        """What the gradient ``g`` of one operation says of each of its arguments."""
+        op = value.op
+        if op == "linear":
+            back: Float32 = g @ weights[value["matrix"]]
+            return [back]
+        if op == "rms_norm":
+            return [_rms_norm(value, args[0], g, vectors[value["weight"]])]
+        if op == "add":
+            return [g, g]
+        if op == "mul":
+            return [g * args[1], g * args[0]]
+        if op == "silu":
+            with np.errstate(over="ignore"):
+                share = np.reciprocal(1 + np.exp(-args[0]))
+            slope: Float32 = share * (1 + args[0] * (1 - share))
+            return [g * slope]
+        if op == "rope":
+            heads = g.reshape(*g.shape[:2], value["heads"], -1)
+            return [self.forward.turned(heads, value["table"], back=True).reshape(g.shape)]
+        if op == "attention":
+            rows = [_attention(value, *row) for row in zip(*args, g, strict=True)]
+            return [np.stack(part) for part in zip(*rows, strict=True)]
+        raise NotImplementedError(f"operation {op}")
+
+
+def _rms_norm(value: Value, x: Float32, g: Float32, weight: Float32) -> Float32:
+    heads = x.reshape(*x.shape[:2], value["heads"], -1)
+    g = g.reshape(heads.shape) * weight
+    inverse = 1 / np.sqrt(np.square(heads).mean(-1, keepdims=True) + np.float32(value["eps"]))
+    along = (g * heads).mean(-1, keepdims=True)
+    out: Float32 = inverse * (g - heads * (along * np.square(inverse)))
+    return out.reshape(x.shape)
+
+
+def _attention(
+    value: Value, q: Float32, k: Float32, v: Float32, g: Float32
+) -> tuple[Float32, Float32, Float32]:
+    """Of one sequence ``[tokens, width]``, one key/value head at a time, as the pass itself."""
+    n, dim = len(q), value["head_dim"]
+    scale = np.float32(value["scale"])
+    queries, mixed = (x.reshape(n, value["n_kv_heads"], -1, dim) for x in (q, g))
+    keys, values = (x.reshape(n, -1, dim) for x in (k, v))
+    out = [np.empty_like(x) for x in (queries, keys, values)]
+    for head, weights in enumerate(attention_weights(value, q, k)):  # [queries a head, n, n]
+        gradient = mixed[:, head].swapaxes(0, 1)
+        out[2][:, head] = np.einsum("hij,hid->jd", weights, gradient, optimize=True)
+        scores = gradient @ values[:, head].T
+        scores -= (scores * weights).sum(-1, keepdims=True)
+        scores *= weights
+        scores *= scale
+        out[0][:, head] = (scores @ keys[:, head]).swapaxes(0, 1)
+        own = queries[:, head].swapaxes(0, 1)
+        out[1][:, head] = np.einsum("hij,hid->jd", scores, own, optimize=True)
+    return out[0].reshape(q.shape), out[1].reshape(k.shape), out[2].reshape(v.shape)
