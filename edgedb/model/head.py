@@ -1,8 +1,9 @@
 """The head in two stages: every logit bounded, and exact only where it can matter.
 
-A head of P stacked pairs is read as P - 1 of them for all rows and the last one for the tiles whose
-bound reaches what the sampler looks at. The logits that are computed have the bits of the full
-head, the others are -inf, and the sampled token is the same: ``docs/head.md`` has the proof.
+A head of stacked pairs is read as all but the last of them for all rows and the last one, which may
+be half a pair, for the tiles whose bound reaches what the sampler looks at. The logits that are
+computed have the bits of the full head, the others are -inf, and the sampled token is the same:
+``docs/head.md`` has the proof.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import EdgeDBError
-from ..format.tensors import PLANE_BYTES, TILE, LinearTensor, PairTensor
+from ..format.packing import split_blocks
+from ..format.tensors import TILE, LinearTensor, PairTensor, kind_text
 from ..gate import gate
 from ..ops import Ops
 from ..ops.activations import quantize
@@ -39,23 +41,20 @@ class Needed:
 
 
 class TwoStageHead:
-    """A head of at least two pairs, bound to a backend. Immutable; threads share one."""
+    """A head of more than one pair, bound to a backend. Immutable; threads share one."""
 
     def __init__(self, tensor: LinearTensor, ops: Ops) -> None:
-        if not isinstance(tensor, PairTensor) or tensor.pairs < 2:
+        if not isinstance(tensor, PairTensor) or tensor.planes <= 2:
             raise EdgeDBError(
-                "a two-stage head needs two pairs of bit planes or more, and this model's has "
-                f"{tensor.kind if not isinstance(tensor, PairTensor) else 'one'}; "
-                "export it with --embedding 2"
+                "a two-stage head needs more than one pair of bit planes, and this model's has "
+                f"{kind_text(tensor.kind)}; export it with --embedding 2"
             )
         if ops.kernel == "popcount4":
             raise EdgeDBError("a two-stage head needs exact products: choose another kernel")
         self.ops, self.rows = ops, tensor.rows
-        blocks, scale = tensor.blocks, tensor.row_scale
-        self._last = PairTensor(blocks[-1:], scale[-1:], tensor.rows, tensor.cols)
-        self._stage1 = ops.matrix(PairTensor(blocks[:-1], scale[:-1], tensor.rows, tensor.cols))
-        self._stage2 = ops.matrix(self._last)
-        self._n_tiles = blocks.shape[1]
+        stage1, self._last = _split(tensor)
+        self._stage1, self._stage2 = ops.matrix(stage1), ops.matrix(self._last)
+        self._n_tiles = tensor.blocks.shape[1]
         self._tiles: list[Any] = []
         self._norms = np.zeros((0, 0), np.float32)
         self._preparing = threading.Lock()
@@ -136,32 +135,46 @@ class TwoStageHead:
                 return
             last = self._last
             self._norms = group_norms(last)
-            self._tiles = [
-                self.ops.matrix(
-                    PairTensor(
-                        last.blocks[:, t : t + 1],
-                        last.row_scale[:, t * TILE : (t + 1) * TILE],
-                        min(TILE, self.rows - t * TILE),
-                        last.cols,
-                    )
-                )
-                for t in range(self._n_tiles)
-            ]
+            self._tiles = [self.ops.matrix(_tile(last, t)) for t in range(self._n_tiles)]
+
+
+def _split(tensor: PairTensor) -> tuple[PairTensor, PairTensor]:
+    """All pairs but the last, and the last, or the half that stands for it."""
+    blocks, scale, shape = tensor.blocks, tensor.row_scale, (tensor.rows, tensor.cols)
+    whole = tensor.pairs - (tensor.half is None)
+    first = PairTensor(blocks[:whole], scale[:whole], *shape)
+    return first, PairTensor(blocks[whole:], scale[whole:], *shape, tensor.half)
+
+
+def _tile(tensor: PairTensor, t: int) -> PairTensor:
+    """The 64 rows of tile ``t``, or as many as there are."""
+    return PairTensor(
+        tensor.blocks[:, t : t + 1],
+        tensor.row_scale[:, t * TILE : (t + 1) * TILE],
+        min(TILE, tensor.rows - t * TILE),
+        tensor.cols,
+        None if tensor.half is None else tensor.half[t : t + 1],
+    )
 
 
 def group_norms(tensor: PairTensor) -> np.ndarray:
-    """Norm of each row's weights in each group of columns, of one pair: float32 ``[rows, groups]``,
-    rounded up. From ``(c1 b1 + c2 b2)^2 = c1^2 b1 + c2^2 b2 + 2 c1 c2 b1 b2``."""
-    norms = np.empty((tensor.rows, tensor.blocks.shape[2]), np.float32)
-    for t, blocks in enumerate(tensor.blocks[0]):
-        planes = blocks[:, :PLANE_BYTES].reshape(len(blocks), -1, TILE)
-        b1, b2 = planes & 15, planes >> 4
-        n1, n2, both = (_BITS[b].sum(axis=1, dtype=np.int64) for b in (b1, b2, b1 & b2))
-        codes = blocks[:, PLANE_BYTES:].view(np.int8).astype(np.int64)
-        c1, c2 = codes[:, :TILE], codes[:, TILE:]
-        squares = c1 * c1 * n1 + c2 * c2 * n2 + 2 * c1 * c2 * both
+    """Norm of each row's weights in each group of columns, of one pair or of half a pair: float32
+    ``[rows, groups]``, rounded up.
+
+    From ``(c1 b1 + c2 b2)^2 = c1^2 b1 + c2^2 b2 + 2 c1 c2 b1 b2``.
+    """
+    ((blocks, row_scale),) = tensor.terms()
+    norms = np.empty((tensor.rows, blocks.shape[1]), np.float32)
+    for t, (planes, codes) in enumerate(zip(*split_blocks(blocks), strict=True)):
+        low, high, c = planes & 15, planes >> 4, codes.astype(np.int64)
+        n1, n2, both = (_BITS[b].sum(axis=1, dtype=np.int64) for b in (low, high, low & high))
+        if c.shape[1] == 2:
+            c1, c2 = c[:, 0], c[:, 1]
+            squares = c1 * c1 * n1 + c2 * c2 * n2 + 2 * c1 * c2 * both
+        else:  # both nibbles are of b1
+            squares = c[:, 0] ** 2 * (n1 + n2)
         rows = slice(t * TILE, min(t * TILE + TILE, tensor.rows))
-        scale = np.abs(tensor.row_scale[0, rows].astype(np.float64))
+        scale = np.abs(row_scale[rows].astype(np.float64))
         exact = np.sqrt(squares.T[: len(scale)]) * scale[:, None]
         norms[rows] = np.nextafter(exact.astype(np.float32), np.float32(np.inf))
     return norms

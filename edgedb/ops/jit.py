@@ -16,7 +16,7 @@ import numba
 import numpy as np
 
 from ..format.packing import gather_rows
-from ..format.tensors import DenseTensor, Int8Tensor, LinearTensor
+from ..format.tensors import HALF_BYTES, DenseTensor, Int8Tensor, LinearTensor
 from ..gate import gate
 from . import jit_layers, jit_matmul
 from .buffer import Buffer, aligned_zeros
@@ -58,8 +58,11 @@ class JitMatrix:
         elif isinstance(tensor, Int8Tensor):
             self.arrays = [_read_only(tensor.codes), _read_only(tensor.scales)]
         else:
-            blocks = _read_only(tensor.blocks)
-            self.arrays = [blocks, blocks.view(np.int8), _read_only(tensor.row_scale)]
+            halves = np.empty((0, *tensor.blocks.shape[1:3], HALF_BYTES), np.uint8)
+            if tensor.half is not None:
+                halves = tensor.half[None]
+            arrays = (tensor.blocks, halves, tensor.row_scale)
+            self.arrays = [_read_only(array) for array in arrays]
 
 
 def _as_bits(array: np.ndarray) -> np.ndarray:

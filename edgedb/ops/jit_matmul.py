@@ -18,6 +18,7 @@ from .jit_narrow import (
     add_products,
     fma,
     level_f32,
+    scaled_sum,
     scaled_sums,
     subset_sum_b1,
     subset_sum_b2,
@@ -70,40 +71,24 @@ def quantize(x, n, cols, q, qf, sx):
 
 
 @jit()
-def pairs_tiles(first, last, blocks, codes, row_scale, q, sx, out, add):
-    """Tiles ``first .. last - 1`` of one token. blocks uint8 ``[P, T, G, 1152]``, codes: as int8.
+def pairs_tiles(first, last, blocks, halves, row_scale, q, sx, out, add):
+    """Tiles ``first .. last - 1`` of one token. blocks uint8 ``[P, T, G, 1152]``; halves uint8
+    ``[1, T, G, 576]``, or ``[0, T, G, 576]`` where there is none.
 
     Per quad of columns and plane: four tests of a bit and four masked 16-bit additions, 64 wide.
     """
-    pairs, _tiles, groups, _ = blocks.shape
+    pairs = blocks.shape[0]
     rows = out.size
     s1, s2 = np.empty(64, np.int16), np.empty(64, np.int16)
     acc, y = np.empty(64, np.float32), np.empty(64, np.float32)
     for tile in range(first, last):
         used = min(64, rows - 64 * tile)
-        for p in range(pairs):
+        for p in range(row_scale.shape[0]):
             acc[:] = 0
-            for g in range(groups):
-                block = blocks[p, tile, g]
-                s1[:] = 0
-                s2[:] = 0
-                for quad in range(0, 16, 2):  # two at a time halve the traffic of s1 and s2
-                    w0 = block[64 * quad : 64 * quad + 64]
-                    w1 = block[64 * quad + 64 : 64 * quad + 128]
-                    at = 64 * g + 4 * quad
-                    q0, q1, q2, q3 = q[at], q[at + 1], q[at + 2], q[at + 3]
-                    r0, r1, r2, r3 = q[at + 4], q[at + 5], q[at + 6], q[at + 7]
-                    for lane in range(64):
-                        v, w = w0[lane], w1[lane]
-                        a = add16(s1[lane], subset_sum_b1(v, q0, q1, q2, q3))
-                        b = add16(s2[lane], subset_sum_b2(v, q0, q1, q2, q3))
-                        s1[lane] = add16(a, subset_sum_b1(w, r0, r1, r2, r3))
-                        s2[lane] = add16(b, subset_sum_b2(w, r0, r1, r2, r3))
-                c1, c2 = codes[p, tile, g, 1024:1088], codes[p, tile, g, 1088:1152]
-                scale = sx[g]
-                for lane in range(64):
-                    dot = scaled_sums(c1[lane], s1[lane], c2[lane], s2[lane])
-                    acc[lane] = fma(scale, dot, acc[lane])
+            if p < pairs:
+                add_pair(blocks[p, tile], q, sx, s1, s2, acc)
+            else:
+                add_half(halves[0, tile], q, sx, s1, acc)
             scales = row_scale[p, 64 * tile : 64 * tile + used]
             if p == 0:
                 for lane in range(used):
@@ -112,6 +97,57 @@ def pairs_tiles(first, last, blocks, codes, row_scale, q, sx, out, add):
                 for lane in range(used):
                     y[lane] = y[lane] + scales[lane] * acc[lane]
         _store(y, out[64 * tile : 64 * tile + used], add)
+
+
+@jit()
+def add_pair(blocks, q, sx, s1, s2, acc):
+    """``acc += sx * (c1*S1 + c2*S2)`` for a tile of a pair, blocks ``[G, 1152]``."""
+    for g in range(blocks.shape[0]):
+        block, codes = blocks[g], blocks[g].view(np.int8)
+        s1[:] = 0
+        s2[:] = 0
+        for quad in range(0, 16, 2):  # two at a time halve the traffic of s1 and s2
+            w0 = block[64 * quad : 64 * quad + 64]
+            w1 = block[64 * quad + 64 : 64 * quad + 128]
+            at = 64 * g + 4 * quad
+            q0, q1, q2, q3 = q[at], q[at + 1], q[at + 2], q[at + 3]
+            r0, r1, r2, r3 = q[at + 4], q[at + 5], q[at + 6], q[at + 7]
+            for lane in range(64):
+                v, w = w0[lane], w1[lane]
+                a = add16(s1[lane], subset_sum_b1(v, q0, q1, q2, q3))
+                b = add16(s2[lane], subset_sum_b2(v, q0, q1, q2, q3))
+                s1[lane] = add16(a, subset_sum_b1(w, r0, r1, r2, r3))
+                s2[lane] = add16(b, subset_sum_b2(w, r0, r1, r2, r3))
+        c1, c2 = codes[1024:1088], codes[1088:1152]
+        scale = sx[g]
+        for lane in range(64):
+            dot = scaled_sums(c1[lane], s1[lane], c2[lane], s2[lane])
+            acc[lane] = fma(scale, dot, acc[lane])
+
+
+@jit()
+def add_half(blocks, q, sx, s1, acc):
+    """The same of half a pair: blocks ``[G, 576]``, two quads in a byte."""
+    for g in range(blocks.shape[0]):
+        block, codes = blocks[g], blocks[g].view(np.int8)
+        s1[:] = 0
+        for two in range(0, 8, 2):  # as many at a time as in a pair
+            w0 = block[64 * two : 64 * two + 64]
+            w1 = block[64 * two + 64 : 64 * two + 128]
+            at = 64 * g + 8 * two
+            q0, q1, q2, q3 = q[at], q[at + 1], q[at + 2], q[at + 3]
+            q4, q5, q6, q7 = q[at + 4], q[at + 5], q[at + 6], q[at + 7]
+            r0, r1, r2, r3 = q[at + 8], q[at + 9], q[at + 10], q[at + 11]
+            r4, r5, r6, r7 = q[at + 12], q[at + 13], q[at + 14], q[at + 15]
+            for lane in range(64):
+                v, w = w0[lane], w1[lane]
+                a = add16(subset_sum_b1(v, q0, q1, q2, q3), subset_sum_b2(v, q4, q5, q6, q7))
+                b = add16(subset_sum_b1(w, r0, r1, r2, r3), subset_sum_b2(w, r4, r5, r6, r7))
+                s1[lane] = add16(s1[lane], add16(a, b))
+        c1 = codes[512:576]
+        scale = sx[g]
+        for lane in range(64):
+            acc[lane] = fma(scale, scaled_sum(c1[lane], s1[lane]), acc[lane])
 
 
 @jit()
@@ -155,8 +191,9 @@ def int8_tiles(first, last, codes, scales, q, sx, out, add):
 
 
 @jit()
-def expand_pair(block, codes, weights):
+def expand_pair(block, weights):
     """One block of 1152 bytes -> its integer weights as float32 ``[64 columns, 64 rows]``."""
+    codes = block.view(np.int8)
     c1, c2 = codes[1024:1088], codes[1088:1152]
     for quad in range(16):
         source = block[64 * quad : 64 * quad + 64]
@@ -165,6 +202,23 @@ def expand_pair(block, codes, weights):
             bit = np.uint8(1 << k)
             for lane in range(64):
                 target[lane] = level_f32(source[lane], bit, c1[lane], c2[lane])
+
+
+@jit()
+def expand_half(block, none, weights):
+    """One block of half a pair, 576 bytes -> the same. none: ``[64]`` zeros, the code of the quad
+    that a mask is not of."""
+    c1 = block.view(np.int8)[512:576]
+    for two in range(8):
+        source = block[64 * two : 64 * two + 64]
+        for k in range(4):
+            bit = np.uint8(1 << k)
+            target = weights[8 * two + k]
+            for lane in range(64):
+                target[lane] = level_f32(source[lane], bit, c1[lane], none[lane])
+            target = weights[8 * two + 4 + k]
+            for lane in range(64):
+                target[lane] = level_f32(source[lane], bit, none[lane], c1[lane])
 
 
 @jit()
@@ -201,19 +255,23 @@ def add_groups(weights, scales, qf, sx, acc, n, g):
 
 
 @jit()
-def pairs_many_tiles(first, last, blocks, codes, row_scale, qf, sx, out, n, add):
+def pairs_many_tiles(first, last, blocks, halves, row_scale, qf, sx, out, n, add):
     """Tiles of n tokens: each block is expanded once for all of them. out ``[>= n, rows]``."""
     pairs, _tiles, groups, _ = blocks.shape
+    none = np.zeros(64, np.int8)
     rows = out.shape[1]
     weights = np.empty((64, 64), np.float32)
     acc, y = np.empty((n, 64), np.float32), np.empty((n, 64), np.float32)
     ones = np.ones(64, np.float32)
     for tile in range(first, last):
         used = min(64, rows - 64 * tile)
-        for p in range(pairs):
+        for p in range(row_scale.shape[0]):
             acc[:] = 0
             for g in range(groups):
-                expand_pair(blocks[p, tile, g], codes[p, tile, g], weights)
+                if p < pairs:
+                    expand_pair(blocks[p, tile, g], weights)
+                else:
+                    expand_half(halves[0, tile, g], none, weights)
                 add_groups(weights, ones, qf, sx, acc, n, g)
             scales = row_scale[p, 64 * tile : 64 * tile + used]
             for t in range(n):
@@ -278,10 +336,10 @@ def dense_rows(first, last, weight, x, out, n, add):
 
 
 @jit(parallel=True)
-def pairs_parallel(parts, tiles, blocks, codes, row_scale, q, sx, out, add):
+def pairs_parallel(parts, tiles, blocks, halves, row_scale, q, sx, out, add):
     for i in prange(parts):
         pairs_tiles(
-            tiles * i // parts, tiles * (i + 1) // parts, blocks, codes, row_scale, q, sx, out, add
+            tiles * i // parts, tiles * (i + 1) // parts, blocks, halves, row_scale, q, sx, out, add
         )
 
 
@@ -292,13 +350,13 @@ def int8_parallel(parts, tiles, codes, scales, q, sx, out, add):
 
 
 @jit(parallel=True)
-def pairs_many_parallel(parts, tiles, blocks, codes, row_scale, qf, sx, out, n, add):
+def pairs_many_parallel(parts, tiles, blocks, halves, row_scale, qf, sx, out, n, add):
     for i in prange(parts):
         pairs_many_tiles(
             tiles * i // parts,
             tiles * (i + 1) // parts,
             blocks,
-            codes,
+            halves,
             row_scale,
             qf,
             sx,

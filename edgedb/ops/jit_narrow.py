@@ -71,6 +71,16 @@ def scaled_sums(context: Any, c1: Any, s1: Any, c2: Any, s2: Any) -> Any:
 
 
 @intrinsic
+def scaled_sum(context: Any, c1: Any, s1: Any) -> Any:
+    """``float32(c1 * s1)``, exact."""
+
+    def generate(_: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.sitofp(builder.mul(*(builder.sext(arg, I32) for arg in args)), F32)
+
+    return types.float32(types.int8, types.int16), generate
+
+
+@intrinsic
 def add_products(context: Any, total: Any, a: Any, q: Any, b: Any, r: Any) -> Any:
     """``total + a * q + b * r`` in int32; the two products fit int16 together (2 * 127^2)."""
 

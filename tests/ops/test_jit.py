@@ -33,7 +33,7 @@ def multiply(ops, tensor, x, out=None):
     return result.array
 
 
-@pytest.mark.parametrize("kind", [2, 4, 6, "int8"])
+@pytest.mark.parametrize("kind", [2, 3, 4, 6, "int8"])
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
 def test_packed_products_equal_the_reference(ops, kind, rows, cols):
     # The reference rounds a fused multiply-add twice, which changes one result in 2^29.
@@ -90,7 +90,7 @@ def test_dense_sums_in_sixteen_lanes(ops):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("kind", [2, "int8", "float32"])
+@pytest.mark.parametrize("kind", [2, 3, "int8", "float32"])
 @pytest.mark.parametrize("n", [1, 4])
 def test_bad_activations_give_nan(ops, kind, bad, n):
     x = np.ones((n, 100), np.float32)
