@@ -299,7 +299,7 @@ def test_a_failing_disk_is_one_line(
     monkeypatch.setattr(type(source), "fingerprint", broken)
     done = CliRunner().invoke(main, ["convert", str(source.path), str(tmp_path / "m.dbb")])
     assert done.exit_code == 2
-    assert done.stderr == "error: a\\nb: Input/output error\n"
+    assert done.stderr == "edgedb: a\\nb: Input/output error\n"
 
 
 def test_the_command_shows_what_was_left_out(tmp_path: Path, tiny_bpe: bytes) -> None:

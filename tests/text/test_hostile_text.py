@@ -334,5 +334,5 @@ def test_checkpoints_that_are_refused(tmp_path: Path, tiny_bpe: bytes) -> None:
         done = CliRunner().invoke(cli.main, ["convert", str(case), str(tmp_path / "out")])
         assert done.exit_code == 2, (case, done.output, done.exception)
         lines = [line for line in done.stderr.split("\n") if not line.startswith("warning: ")]
-        assert len(lines) == 2 and lines[0].startswith("error: "), done.stderr
+        assert len(lines) == 2 and lines[0].startswith("edgedb: "), done.stderr
         check(done.stderr, most=3000)
