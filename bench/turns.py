@@ -16,11 +16,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-# One line in, one measurement out. Older checkouts have a Llama where newer ones have a Network.
+# One line in, one measurement out. Older checkouts have files in other places, and a Llama where
+# newer ones have a Network.
 WORKER = """
 import sys, time
 from edgedb import ops as operations
-from edgedb.model.dbb import read_dbb
+try:
+    from edgedb.model.dbb import read_dbb
+except ImportError:
+    from edgedb.dbb import read_dbb
 
 model, threads, isa, tokens, prompt = sys.argv[1:]
 file = read_dbb(model, verify=False)
