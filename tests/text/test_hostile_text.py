@@ -39,7 +39,6 @@ _FORGED = re.compile(r"(?m)^\s*forged")
 _ALL = """
 import json, sys
 from edgedb.cli.commands import main
-from places import ROOT
 for arguments in json.loads(sys.argv[1]):
     try:
         main(arguments, prog_name="edgedb")
