@@ -13,7 +13,14 @@ import operations
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from edgedb.format.tensors import DenseTensor, Int8Tensor, LinearTensor, PairTensor, tile_grid
+from edgedb.format.tensors import (
+    DenseTensor,
+    Int8Tensor,
+    LinearTensor,
+    PairTensor,
+    planes_of,
+    tile_grid,
+)
 from edgedb.ops import library
 from edgedb.ops.buffer import aligned_zeros
 from edgedb.ops.native import NativeOps
@@ -27,24 +34,31 @@ KERNELS = [(isa, kernel) for isa in ISAS for kernel in library.kernels(isa)]
 # name -> (kind, rows, cols, pairs)
 MATRICES = {
     "smollm2 gate_up, 1 pair": ("pairs", 3072, 576, 1),
+    "smollm2 gate_up, 1.5 pairs": ("pairs", 3072, 576, 1.5),
     "smollm2 attn_out, 2 pairs": ("pairs", 576, 576, 2),
     "smollm2 head, int8": ("int8", 49152, 576, 0),
     "7b attn_out, 1 pair": ("pairs", 4096, 4096, 1),
+    "7b attn_out, 1.5 pairs": ("pairs", 4096, 4096, 1.5),
     "cold, 1 pair": ("pairs", 81920, 4096, 1),
+    "cold, 1.5 pairs": ("pairs", 81920, 4096, 1.5),
     "float32": ("float32", 1024, 576, 0),
     "float16": ("float16", 1024, 576, 0),
 }
 
 
-def make(kind: str, rows: int, cols: int, pairs: int) -> LinearTensor:
+def make(kind: str, rows: int, cols: int, pairs: float) -> LinearTensor:
     """Random weights."""
     rng = np.random.Generator(np.random.PCG64(1))
     tiles, groups = tile_grid(rows, cols)
     if kind == "pairs":
-        blocks = aligned_zeros((pairs, tiles, groups, 1152), np.uint8)
+        n, half = divmod(planes_of(pairs), 2)
+        blocks = aligned_zeros((n, tiles, groups, 1152), np.uint8)
         blocks[...] = rng.integers(0, 256, (groups, 1152), np.uint8)
         blocks[..., 1024:] &= 63
-        return PairTensor(blocks, np.ones((pairs, rows), np.float32), rows, cols)
+        last = aligned_zeros((tiles, groups, 576), np.uint8) if half else None
+        if last is not None:
+            last[...] = blocks[0, ..., -576:]
+        return PairTensor(blocks, np.ones((n + half, rows), np.float32), rows, cols, last)
     if kind == "int8":
         codes = aligned_zeros((tiles, groups, 4096), np.int8)
         codes[...] = rng.integers(-127, 128, (groups, 4096), np.int8)
@@ -72,7 +86,7 @@ def test_matmul(
     x.array[...] = np.random.Generator(np.random.PCG64(2)).standard_normal(x.array.shape)
     out = ops.buffer((n, tensor.rows))
     benchmark(ops.matmul, matrix, x, out, n)
-    macs = n * tensor.rows * tensor.cols * getattr(tensor, "pairs", 1)
+    macs = n * tensor.rows * tensor.cols * getattr(tensor, "planes", 2) / 2
     seconds = benchmark.stats["min"]
     benchmark.extra_info["GB/s"] = round(tensor.nbytes / seconds / 1e9, 2)
     benchmark.extra_info["GMAC/s"] = round(macs / seconds / 1e9, 2)

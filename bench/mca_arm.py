@@ -21,8 +21,11 @@ CPUS = ("neoverse-n1", "cortex-a72")  # LLVM models the Cortex-A76 (Raspberry Pi
 # What one turn of a kernel's loops works on: an instruction to count, and weights for each.
 KERNELS = {
     ("lookup_neon.c", "tile"): ("tbl", 64 * 64 / 256),
+    ("lookup_neon.c", "half_tile"): ("tbl", 64 * 64 / 128),
     ("popcount_neon.c", "tile8"): ("cnt", 8),
     ("popcount_neon.c", "tile4"): ("cnt", 16),
+    ("popcount_neon.c", "half_tile8"): ("cnt", 16),
+    ("popcount_neon.c", "half_tile4"): ("cnt", 32),
     ("kernels_neon_int8.c", "edb_int8_tile_neon"): ("sadalp", 16),
     ("kernels_neon_int8.c", "edb_int8_tile_dotprod"): ("sdot", 16),
     ("kernels_neon_int8.c", "edb_expand_block_neon"): ("cmtst", 8),

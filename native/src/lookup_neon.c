@@ -179,35 +179,36 @@ static EDB_INLINE void finish_half16(float *acc, const edb_group_meta *meta, con
         __asm__("" : "+w"(low_sum), "+w"(high_sum));                         \
     } while (0)
 
-/* All 64 rows of half a pair: a table is read once for four registers of rows, as in a pair. */
-#define LOOK_UP_HALF(j, p, q, r, s)                                                   \
+/* 32 rows of half a pair. */
+#define LOOK_UP_HALF(j, p, r)                                                         \
     do {                                                                              \
         const uint8_t *tables = table + 64 * (j);                                     \
         uint8x16_t even_low = vld1q_u8(tables), even_high = vld1q_u8(tables + 16);    \
         uint8x16_t odd_low = vld1q_u8(tables + 32), odd_high = vld1q_u8(tables + 48); \
         LOOK_UP_TWO(j, 0, p, p_high);                                                 \
-        LOOK_UP_TWO(j, 16, q, q_high);                                                \
-        LOOK_UP_TWO(j, 32, r, r_high);                                                \
-        LOOK_UP_TWO(j, 48, s, s_high);                                                \
-        __builtin_prefetch(ahead + 64 * (j), 0, 2);                                   \
+        LOOK_UP_TWO(j, 16, r, r_high);                                                \
     } while (0)
+
+static EDB_INLINE void half_group_32(const uint8_t *half, const uint8_t *table,
+                                     const edb_group_meta *meta, const int8_t *codes, float *acc) {
+    const uint8x16_t nibble = vdupq_n_u8(15), zero = vdupq_n_u8(0);
+    uint8x16_t p_a = zero, p_b = zero, p_high = zero, r_a = zero, r_b = zero, r_high = zero;
+    for (int j = 0; j < EDB_QUADS / 4; j++) LOOK_UP_HALF(j, p_a, r_a);
+    for (int j = EDB_QUADS / 4; j < EDB_QUADS / 2; j++) LOOK_UP_HALF(j, p_b, r_b);
+    finish_half16(acc, meta, codes, (sums16){p_a, p_b, p_high});
+    finish_half16(acc + 16, meta, codes + 16, (sums16){r_a, r_b, r_high});
+}
 
 static void half_tile(const uint8_t *half, int64_t groups, const uint8_t *table,
                       const edb_group_meta *meta, float *acc, const uint8_t *next) {
-    const uint8x16_t nibble = vdupq_n_u8(15), zero = vdupq_n_u8(0);
     memset(acc, 0, EDB_TILE * sizeof *acc);
-    for (int64_t g = 0; g < groups; g++, meta++) {
+    for (int64_t g = 0; g < groups; g++) {
         const char *ahead = edb_ahead(half, groups - g, next, EDB_HALF_BYTES);
         const int8_t *codes = (const int8_t *)half + 512;
-        uint8x16_t p_a = zero, p_b = zero, p_high = zero, q_a = zero, q_b = zero, q_high = zero;
-        uint8x16_t r_a = zero, r_b = zero, r_high = zero, s_a = zero, s_b = zero, s_high = zero;
-        for (int j = 0; j < EDB_QUADS / 4; j++) LOOK_UP_HALF(j, p_a, q_a, r_a, s_a);
-        for (int j = EDB_QUADS / 4; j < EDB_QUADS / 2; j++) LOOK_UP_HALF(j, p_b, q_b, r_b, s_b);
-        __builtin_prefetch(ahead + 512, 0, 2);
-        finish_half16(acc, meta, codes, (sums16){p_a, p_b, p_high});
-        finish_half16(acc + 16, meta, codes + 16, (sums16){q_a, q_b, q_high});
-        finish_half16(acc + 32, meta, codes + 32, (sums16){r_a, r_b, r_high});
-        finish_half16(acc + 48, meta, codes + 48, (sums16){s_a, s_b, s_high});
+        for (int line = 0; line < EDB_HALF_BYTES; line += 64)
+            __builtin_prefetch(ahead + line, 0, 2);
+        half_group_32(half, table, meta + g, codes, acc);
+        half_group_32(half + 32, table, meta + g, codes + 32, acc + 32);
         half += EDB_HALF_BYTES;
         table += TABLE_BYTES;
     }

@@ -144,45 +144,51 @@ static EDB_INLINE void count_tile(const uint8_t *block, int64_t groups, const ui
     store_rows(out, acc);
 }
 
-/* sum += or -= the counts of one plane, for one quad of the one plane of half a pair. */
-#define COUNT_ONE(p, operation, table, sum)                                       \
-    do {                                                                          \
-        __m256i x = plane_bits(prepared + 64 * (p) + 4 * quad);                   \
-        sum = operation(sum, _mm256_shuffle_epi8(table, _mm256_and_si256(b, x))); \
-        __asm__("" : "+x"(sum));                                                  \
-    } while (0)
-
-/* 32 rows of one group of half a pair, two quads a byte. */
-static EDB_INLINE void count_half_slice(const uint8_t *half, const uint8_t *prepared,
-                                        const uint8_t *codes, float sx_of_group, float *acc,
-                                        int planes) {
+/* 64 rows of one group of half a pair: as 32 of a pair, rows 32-63 in the place of b2. */
+static EDB_INLINE void count_half_group(const uint8_t *half, const uint8_t *prepared,
+                                        float sx_of_group, float *acc, int planes) {
     const __m256i nibble = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
     const __m256i once =
         _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
     const __m256i twice = _mm256_add_epi8(once, once);
-    __m256i m01 = zero, m23 = zero, m45 = zero, m67 = zero;
+    __m256i m01 = zero, m23 = zero, m45 = zero, m67 = zero; /* rows 0-31 */
+    __m256i n01 = zero, n23 = zero, n45 = zero, n67 = zero; /* rows 32-63 */
     for (int quad = 0; quad < EDB_QUADS; quad++) {
-        __m256i b = load256(half + EDB_TILE * (quad / 2));
-        b = _mm256_and_si256(quad % 2 == 0 ? b : _mm256_srli_epi16(b, 4), nibble);
-        COUNT_ONE(7, _mm256_sub_epi8, twice, m67);
-        COUNT_ONE(6, _mm256_add_epi8, once, m67);
-        COUNT_ONE(5, _mm256_add_epi8, twice, m45);
-        COUNT_ONE(4, _mm256_add_epi8, once, m45);
+        __m256i b1 = load256(half + EDB_TILE * (quad / 2));
+        __m256i b2 = load256(half + EDB_TILE * (quad / 2) + 32);
+        if (quad % 2 != 0) {
+            b1 = _mm256_srli_epi16(b1, 4);
+            b2 = _mm256_srli_epi16(b2, 4);
+        }
+        b1 = _mm256_and_si256(b1, nibble);
+        b2 = _mm256_and_si256(b2, nibble);
+        COUNT(7, _mm256_sub_epi8, twice, m67, n67);
+        COUNT(6, _mm256_add_epi8, once, m67, n67);
+        COUNT(5, _mm256_add_epi8, twice, m45, n45);
+        COUNT(4, _mm256_add_epi8, once, m45, n45);
         if (planes < 8) continue;
-        COUNT_ONE(3, _mm256_add_epi8, twice, m23);
-        COUNT_ONE(2, _mm256_add_epi8, once, m23);
-        COUNT_ONE(1, _mm256_add_epi8, twice, m01);
-        COUNT_ONE(0, _mm256_add_epi8, once, m01);
+        COUNT(3, _mm256_add_epi8, twice, m23, n23);
+        COUNT(2, _mm256_add_epi8, once, m23, n23);
+        COUNT(1, _mm256_add_epi8, twice, m01, n01);
+        COUNT(0, _mm256_add_epi8, once, m01, n01);
     }
-    m67 = _mm256_xor_si256(m67, _mm256_set1_epi8(-128));
+    const __m256i offset = _mm256_set1_epi8(-128);
+    m67 = _mm256_xor_si256(m67, offset);
+    n67 = _mm256_xor_si256(n67, offset);
     __m256 sx = _mm256_set1_ps(sx_of_group);
-    __m256i c1 = load256(codes);
+    __m256i c1 = load256(half + 512), c1_last = load256(half + 544);
     __m256i s = _mm256_add_epi16(join_low(_mm256_unpacklo_epi8(m01, m23)),
                                  join_high(_mm256_unpacklo_epi8(m45, m67)));
     finish_half16(acc, sx, s, _mm256_unpacklo_epi8(zero, c1));
     s = _mm256_add_epi16(join_low(_mm256_unpackhi_epi8(m01, m23)),
                          join_high(_mm256_unpackhi_epi8(m45, m67)));
     finish_half16(acc + 16, sx, s, _mm256_unpackhi_epi8(zero, c1));
+    s = _mm256_add_epi16(join_low(_mm256_unpacklo_epi8(n01, n23)),
+                         join_high(_mm256_unpacklo_epi8(n45, n67)));
+    finish_half16(acc + 32, sx, s, _mm256_unpacklo_epi8(zero, c1_last));
+    s = _mm256_add_epi16(join_low(_mm256_unpackhi_epi8(n01, n23)),
+                         join_high(_mm256_unpackhi_epi8(n45, n67)));
+    finish_half16(acc + 48, sx, s, _mm256_unpackhi_epi8(zero, c1_last));
 }
 
 static EDB_INLINE void count_half_tile(const uint8_t *half, int64_t groups, const uint8_t *prepared,
@@ -193,8 +199,7 @@ static EDB_INLINE void count_half_tile(const uint8_t *half, int64_t groups, cons
         const char *ahead = edb_ahead(half, groups - g, next, EDB_HALF_BYTES);
         for (int line = 0; line < EDB_HALF_BYTES; line += 64)
             _mm_prefetch(ahead + line, _MM_HINT_T1);
-        for (int row = 0; row < EDB_TILE; row += 32)
-            count_half_slice(half + row, prepared, half + 512 + row, meta[g].sx, acc + row, planes);
+        count_half_group(half, prepared, meta[g].sx, acc, planes);
         half += EDB_HALF_BYTES;
         prepared += PREPARED_BYTES;
     }
