@@ -13,14 +13,17 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'edgedb-llm[train]'")
 torch.set_num_threads(1)  # more cost more than they give on matrices this small
 
-from tiny import TinySource  # noqa: E402
+from tiny import TinySource, family_source  # noqa: E402
 from training import PLAN, SCRIPTS  # noqa: E402
 
 from edgedb.errors import EdgeDBError  # noqa: E402
+from edgedb.model.families import FAMILIES  # noqa: E402
 from tools.decoder import load_teacher  # noqa: E402
 from tools.generate import SAMPLED, Sampler, SamplingPlan, generate  # noqa: E402
 from tools.generate import main as sample_text  # noqa: E402
 from tools.scripts import Scripts  # noqa: E402
+
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def test_sampled_text_follows_its_script() -> None:
@@ -85,12 +88,16 @@ def test_questions_begin_with_the_stems_of_a_file(
         sample_text()
 
 
-def test_sampler_follows_the_decoders_distribution() -> None:
-    """Greedy (a temperature near zero) continuations are the decoder's own."""
-    teacher = load_teacher(TinySource())
-    plan = SamplingPlan(sequences=4, length=20, temperatures=(1e-6,), chat_share=0)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_GPU)])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_sampler_follows_the_decoders_distribution(name: str, device: str) -> None:
+    """Greedy (a temperature near zero) continuations are the decoder's own, past one bucket of the
+    cache; on a GPU they come from captured graphs."""
+    teacher = load_teacher(family_source(name), device)
+    plan = SamplingPlan(sequences=4, length=140, temperatures=(1e-6,), chat_share=0)
     ids = torch.from_numpy(Sampler(teacher, plan, torch.float32).sample(Scripts(), 1))
-    assert torch.equal(teacher.logits(ids).argmax(-1)[:, :-1], ids[:, 1:])
+    likeliest = teacher.logits(ids.to(device)).argmax(-1)[:, :-1].cpu()
+    assert (likeliest == ids[:, 1:]).float().mean() > 0.99  # there may be a draw
 
 
 def test_generate_resumes_and_refuses_another_plan(tmp_path: Path) -> None:
