@@ -50,14 +50,14 @@ class TinySource:
         self.config = replace(config, **changes).checked()
         self.seed = seed
 
-    def tensor(self, name: str) -> np.ndarray:
-        """float32, the same for the same name and seed."""
+    def tensor(self, name: str, rows: slice | None = None) -> np.ndarray:
+        """float32, the same for the same name and seed; of a matrix, ``rows`` of it."""
         rng = np.random.default_rng((self.seed, *name.encode()))
         if name in program_of(self.config).vectors():
             return rng.uniform(0.5, 1.5, program_of(self.config).vectors()[name]).astype(np.float32)
-        rows, cols = program_of(self.config).matrices()[name]
+        n, cols = program_of(self.config).matrices()[name]
         scale = 0.3 if name in ("embedding", "head") else cols**-0.5
-        return rng.normal(0, scale, (rows, cols)).astype(np.float32)
+        return rng.normal(0, scale, (n, cols)).astype(np.float32)[rows or slice(None)]
 
 
 def family_source(name: str, **changes: Any) -> TinySource:

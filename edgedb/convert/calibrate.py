@@ -8,7 +8,7 @@ quantized, really produce.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,14 @@ from ..text.spec import TokenizerSpec
 from ..text.tokenizer import load_tokenizer
 from . import sample
 from .feedback import panels
-from .forward import Float32Program
+from .forward import Float32Program, Meeting
 from .sources import Source
 
 Float32 = NDArray[np.float32]
 Ids = NDArray[np.int32]
+
+# Tokens whose outputs of a matrix exist at a time.
+_CHUNK_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,11 @@ def from_teacher(
 
 
 class LayerInputs:
-    """Carries the calibration tokens through the model, layer by layer.
+    """Carries the calibration tokens through the model, layer by layer, twice: as the teacher reads
+    them and as the layers before, already quantized, do.
 
-    ``hidden [sequences, tokens, hidden_size]`` is the residual stream after ``layer`` layers.
+    ``exact`` and ``hidden [sequences, tokens, hidden_size]`` are the residual streams of the two
+    after ``layer`` layers.
     """
 
     def __init__(self, source: Source, ids: Ids) -> None:
@@ -85,30 +90,64 @@ class LayerInputs:
         self.layer = 0
         self.program = program_of(source.config)
         self._forward = Float32Program(self.program, ids.shape[1])
-        unique, where = np.unique(ids, return_inverse=True)
-        rows = np.stack([source.tensor("embedding", slice(i, i + 1))[0] for i in unique])
-        self.hidden = rows[where.reshape(ids.shape)]
+        self.exact = self.hidden = embedded(source, ids)
 
-    def next_layer(self, replace: Callable[[str, list[Float32]], Float32]) -> None:
-        """Run one layer. ``replace(name, hessians)`` is called for each matrix in order, with the
-        mean of ``x x^T`` over its inputs (one for each of ``panels``), and returns the weights to
-        go on with.
-        """
+    def next_layer(self, replace: Callable[[str, Needs], Float32]) -> None:
+        """Run one layer. ``replace(name, needs)`` is called for each matrix in order and returns
+        the weights to go on with."""
         prefix = f"layers.{self.layer}."
         block = self.program.kinds[self.program.layers[self.layer]]
         vectors = {name: self.source.tensor(prefix + name) for name in block.vectors}
-        self.hidden = self._forward.layer(
-            self.layer, self.hidden, vectors, lambda name, x: replace(prefix + name, hessians(x))
-        )
+
+        def weights_at(name: str, met: Sequence[Meeting]) -> list[Float32]:
+            weight = self.source.tensor(prefix + name)
+            return [weight, replace(prefix + name, Needs.of(weight, *met))]
+
+        streams = [self.exact, self.hidden]
+        self.exact, self.hidden = self._forward.streams(self.layer, streams, vectors, weights_at)
         self.layer += 1
 
-    def head(self) -> list[Float32]:
-        """After the last layer: the mean of ``x x^T`` over the inputs of the head."""
+    def head(self) -> Needs:
+        """After the last layer: what the head needs, which is too large to make up for anything."""
         vectors = {name: self.source.tensor(name) for name in self.program.final.vectors}
         x = self._forward.final(self.hidden, vectors)
-        return hessians(x.reshape(-1, x.shape[-1]))
+        return Needs(hessians(x.reshape(-1, x.shape[-1])), None)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What ``fdb.fit`` is told of a matrix's inputs, as means over tokens.
+
+    hessians: ``x x^T`` for each of ``panels``; missing: of every output, what the teacher's has
+    that the same weights would not give here, times x, ``[rows, cols]``.
+    """
+
+    hessians: list[Float32]
+    missing: Float32 | None
+
+    @classmethod
+    def of(cls, weight: Float32, teacher: Meeting, here: Meeting) -> Needs:
+        """What is added to the residual stream is to make up for the error of that stream too."""
+        missing = np.zeros(weight.shape, np.float32)
+        n = len(here.x)
+        for start in range(0, n, _CHUNK_TOKENS):
+            s = slice(start, start + _CHUNK_TOKENS)
+            lack = (teacher.x[s] - here.x[s]) @ weight.T
+            if teacher.base is not None and here.base is not None:
+                lack += teacher.base[s] - here.base[s]
+            missing += lack.T @ here.x[s]
+        missing /= np.float32(n)
+        return cls(hessians(here.x), missing)
 
 
 def hessians(x: Float32) -> list[Float32]:
     """Mean of ``x x^T`` over tokens, ``x [tokens, cols]``, for each panel of columns."""
     return [x[:, part].T @ x[:, part] / np.float32(len(x)) for part in panels(x.shape[1])]
+
+
+def embedded(source: Source, ids: Ids) -> Float32:
+    """Rows of the embedding ``[*ids.shape, width]``."""
+    unique, where = np.unique(ids, return_inverse=True)
+    rows = np.stack([source.tensor("embedding", slice(i, i + 1))[0] for i in unique])
+    found: Float32 = rows[where.reshape(ids.shape)]
+    return found

@@ -134,7 +134,7 @@ class _Job:
             calibration = calibrate.Calibration(state["ids"], json.loads(str(state["record"])))
         else:
             calibration = self._new_text()
-            self.state.save(calibration, 0, np.zeros(0, np.float32))
+            self.state.save(calibration, 0, ())
         self.calibration = calibration.record
         return calibration, state
 
@@ -161,15 +161,16 @@ class _Job:
             layer = 0  # a finished tensor was damaged: its successors saw the same numbers again
         inputs = calibrate.LayerInputs(self.source, calibration.ids)
         if layer and state:
-            inputs.layer, inputs.hidden = layer, state["hidden"]
+            inputs.layer = layer
+            inputs.exact, inputs.hidden = state["streams"]
         while inputs.layer < n_layers:
             inputs.next_layer(self._fit)
-            self.state.save(calibration, inputs.layer, inputs.hidden)
+            self.state.save(calibration, inputs.layer, (inputs.exact, inputs.hidden))
         for name in self.writer.remaining:  # tables as pairs
             is_head = name == "head" or self.source.config.tie_word_embeddings
             self._fit(name, inputs.head() if is_head else None)
 
-    def _fit(self, name: str, hessians: list[np.ndarray] | None) -> np.ndarray:
+    def _fit(self, name: str, needs: calibrate.Needs | None) -> np.ndarray:
         """Fit and store matrix ``name``; returns the values it now has."""
         o, planes = self.options, self.kinds[name]
         assert isinstance(planes, int)
@@ -178,7 +179,8 @@ class _Job:
             found = fit(
                 weight,
                 planes,
-                hessians=hessians,
+                hessians=None if needs is None else needs.hessians,
+                missing=None if needs is None else needs.missing,
                 method=cast(Method, o.method if o.method == "rtn" else "fdb"),
                 threads=self.threads,
             )

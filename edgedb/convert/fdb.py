@@ -34,8 +34,8 @@ CHUNK_ROWS = 4096
 
 @dataclass(frozen=True)
 class Fit:
-    """error: ``|W - Q|^2 / |W|^2``. output_error: the same of ``W X`` over the calibration inputs,
-    or ``None`` without them."""
+    """error: ``|W - Q|^2 / |W|^2``. output_error: the same of ``G X`` over the calibration inputs,
+    G being the goal of the fit, or ``None`` without them."""
 
     tensor: PairTensor
     quantized: Float32  # [rows, cols], equal to dequantize(tensor) up to float32 rounding
@@ -49,6 +49,7 @@ def fit(
     *,
     importance: Float32 | None = None,
     hessians: Sequence[Float32] | None = None,
+    missing: Float32 | None = None,
     method: Method = "fdb",
     options: FeedbackOptions | None = None,
     threads: int | None = None,
@@ -57,7 +58,9 @@ def fit(
     pair.
 
     importance: mean square of each input column ``[cols]``; weights the least squares. hessians:
-    ``X^T X`` of the inputs for each of ``feedback.panels(cols)``; turns error feedback on. method
+    ``X^T X`` of the inputs for each of ``feedback.panels(cols)``; turns error feedback on. missing:
+    ``D^T X [rows, cols]``, D being what the outputs of ``weight`` lack; the goal of the fit is then
+    not ``weight`` but the matrix that makes up for it, as far as the Hessians are believed. method
     ``"rtn"`` is the baseline: the nearest point of a uniform grid that spans all weights. Raises
     ``FormatError`` for NaN or infinity, ``ValueError`` for shapes that do not fit.
     """
@@ -78,12 +81,13 @@ def fit(
     c = np.zeros((rows, groups, planes), np.int8)
     codes = np.zeros((rows, width), np.uint8)
     quantized = np.empty((rows, cols), np.float32)
+    goal = weight if missing is None else weight + _steps(plans, missing)
     threads = threads or usable_cpus()
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, rows, CHUNK_ROWS):
             s = slice(start, min(start + CHUNK_ROWS, rows))
             padded = np.zeros((s.stop - start, width), np.float32)
-            padded[:, :cols] = weight[s]
+            padded[:, :cols] = goal[s]
             if method == "rtn":
                 round_to_nearest(padded, row_scale[s], c[s], codes[s])
             else:
@@ -99,7 +103,9 @@ def fit(
                     )
                 np.ldexp(row_scale[s], exponent, out=row_scale[s])
             quantized[s] = _values(row_scale[s], c[s], codes[s])[:, :cols]
-    error, output_error = _errors(weight, quantized, hessians)
+    error, output_error = _errors(goal, quantized, hessians)
+    if goal is not weight:
+        error, _ = _errors(weight, quantized, None)
     return Fit(_pack(row_scale, c, codes, cols), quantized, error, output_error)
 
 
@@ -199,6 +205,18 @@ def _plans(
         full[:n, :n] = hessian
         plans.append((slice(where.start, where.start + width), Panel(full, options)))
     return plans
+
+
+def _steps(plans: Sequence[tuple[slice, Panel]], missing: Float32) -> Float32:
+    """What to add to the weights for the outputs that they lack: a share of it by each panel, for
+    panels know nothing of each other."""
+    out = np.zeros_like(missing)
+    for where, panel in plans:
+        part = missing[:, where]
+        pull = np.zeros((len(part), where.stop - where.start), np.float32)
+        pull[:, : part.shape[1]] = part / np.float32(len(plans))
+        out[:, where] = panel.step(pull)[:, : part.shape[1]]
+    return out
 
 
 def _values(row_scale: Float32, c: NDArray[np.int8], codes: NDArray[np.uint8]) -> Float32:

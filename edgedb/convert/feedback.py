@@ -72,10 +72,12 @@ class Panel:
         own = h.diagonal().copy()
         h *= 1 - options.shrinkage
         h[np.diag_indices(n)] = own + max(options.damping * float(diagonal.mean()), 1e-30)
-        h /= h.diagonal().mean()
+        self._unit = h.diagonal().mean()
+        h /= self._unit
         # h = r r^T with r upper triangular; its inverse u gives h^-1 = u^T u.
         r = _upper_factor(h)
         u = np.linalg.inv(r)
+        self._u = u.astype(np.float32)
         self.h = h.astype(np.float32)
         self.blocks: list[_Block] = []
         for start in range(0, n, GROUP):
@@ -95,6 +97,13 @@ class Panel:
                     inverse=(ub.T @ ub).astype(np.float32),
                 )
             )
+
+    def step(self, pull: Float32) -> Float32:
+        """The change ``d [rows, n]`` of weights for which ``d h`` is ``pull [rows, n]``, with the
+        Hessian as far as it is believed."""
+        out = np.empty_like(pull)
+        out[:, self.order] = (pull[:, self.order] / self._unit) @ self._u.T @ self._u
+        return out
 
     def fit(
         self,

@@ -6,7 +6,8 @@ opposite, and the inputs of every matrix. Sequences are read whole, from positio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,17 @@ Float32 = NDArray[np.float32]
 # Called before each matrix with its name and all that it will be multiplied with [tokens, cols];
 # returns the weights [rows, cols] to go on with.
 WeightAt = Callable[[str, Float32], Float32]
+
+
+class Meeting(NamedTuple):
+    """What a matrix is about to be multiplied with, and what the product will be added to."""
+
+    x: Float32  # [tokens, cols]
+    base: Float32 | None  # [tokens, rows], where an addition is all that becomes of the product
+
+
+# The same for several streams of tokens at once, each with weights of its own.
+WeightsAt = Callable[[str, Sequence[Meeting]], Sequence[Float32]]
 
 # Tokens (of whole sequences, one at least) between two matrices: the widest activations, such as
 # gate and up, exist for so many at a time.
@@ -40,36 +52,65 @@ class Float32Program:
         self, i: int, x: Float32, vectors: Mapping[str, Float32], weight_at: WeightAt
     ) -> Float32:
         """Layer ``i`` of ``x [sequences, tokens, width]``. Names are those of the block."""
-        return self.run(self.program.kinds[self.program.layers[i]], x, vectors, weight_at)
+        (out,) = self.streams(i, [x], vectors, lambda name, met: [weight_at(name, met[0].x)])
+        return out
+
+    def streams(
+        self,
+        i: int,
+        xs: Sequence[Float32],
+        vectors: Mapping[str, Float32],
+        weights_at: WeightsAt,
+    ) -> list[Float32]:
+        """Layer ``i`` of several streams ``[sequences, tokens, width]`` in step: every matrix is
+        asked for when its inputs in all of them are there."""
+        return self._run(self.program.kinds[self.program.layers[i]], xs, vectors, weights_at)
 
     def final(self, x: Float32, vectors: Mapping[str, Float32]) -> Float32:
         """What the head reads, of the same shape."""
-        return self.run(self.program.final, x, vectors, _no_matrix)
+        return self._run(self.program.final, [x], vectors, _no_matrix)[0]
 
-    def run(
-        self, block: Block, x: Float32, vectors: Mapping[str, Float32], weight_at: WeightAt
-    ) -> Float32:
-        """A block of ``x [sequences, tokens, width]``; every matrix sees all tokens at once."""
-        sequences, length, _ = x.shape
-        found: dict[Value, Float32] = {block.operations[0]: x}
+    def _run(
+        self,
+        block: Block,
+        xs: Sequence[Float32],
+        vectors: Mapping[str, Float32],
+        weights_at: WeightsAt,
+    ) -> list[Float32]:
+        """A block of every stream; a matrix sees all their tokens at once."""
+        streams = [{block.operations[0]: x} for x in xs]
         for segment, needed in _segments(block):
-            weight = None
+            weights: Sequence[Float32 | None] = [None] * len(streams)
             if segment[0].op == "linear":
-                source = found[segment[0].args[0]]
-                flat = source.reshape(-1, source.shape[-1])
-                weight = weight_at(segment[0]["matrix"], flat)
-            kept = [value for value in segment if value in needed]
-            whole = {v: np.empty((sequences, length, v.width), np.float32) for v in kept}
-            step = max(1, _CHUNK_TOKENS // length)
-            for start in range(0, sequences, step):
-                part = slice(start, start + step)
-                values = {value: array[part] for value, array in found.items()}
-                for value in segment:
-                    values[value] = self._do(value, values, vectors, weight)
-                for value in kept:
-                    whole[value][part] = values[value]
-            found = {v: array for v, array in {**found, **whole}.items() if v in needed}
-        return found[block.output]
+                met = [_meeting(block, segment[0], found) for found in streams]
+                weights = weights_at(segment[0]["matrix"], met)
+            for found, weight in zip(streams, weights, strict=True):
+                self._extend(found, segment, needed, vectors, weight)
+        return [found[block.output] for found in streams]
+
+    def _extend(
+        self,
+        found: dict[Value, Float32],
+        segment: Sequence[Value],
+        needed: set[Value],
+        vectors: Mapping[str, Float32],
+        weight: Float32 | None,
+    ) -> None:
+        """Compute a segment, some sequences at a time; of all values those ``needed`` stay."""
+        sequences, length, _ = next(iter(found.values())).shape
+        kept = [value for value in segment if value in needed]
+        whole = {v: np.empty((sequences, length, v.width), np.float32) for v in kept}
+        step = max(1, _CHUNK_TOKENS // length)
+        for start in range(0, sequences, step):
+            part = slice(start, start + step)
+            values = {value: array[part] for value, array in found.items()}
+            for value in segment:
+                values[value] = self._do(value, values, vectors, weight)
+            for value in kept:
+                whole[value][part] = values[value]
+        found |= whole
+        for value in found.keys() - needed:
+            del found[value]
 
     def values(
         self,
@@ -141,7 +182,19 @@ def _segments(block: Block) -> Iterator[tuple[list[Value], set[Value]]]:
             yield segment, later | {block.output}
 
 
-def _no_matrix(name: str, x: Float32) -> Float32:
+def _meeting(block: Block, linear: Value, found: Mapping[Value, Float32]) -> Meeting:
+    """Of the values ``found`` so far."""
+
+    def rows(value: Value) -> Float32:
+        return found[value].reshape(-1, value.width)
+
+    base = None
+    if len(readers := block.readers(linear)) == 1 and readers[0].op == "add":
+        base = next((rows(value) for value in readers[0].args if value in found), None)
+    return Meeting(rows(linear.args[0]), base)
+
+
+def _no_matrix(name: str, met: Sequence[Meeting]) -> Sequence[Float32]:
     raise NotImplementedError(f"matrix {name} outside of a layer")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from . import calibrate
 
 
 class SavedState:
-    """Token ids, layers done and hidden states of an export to ``out``, beside its partial file.
+    """Token ids, layers done and residual streams of an export to ``out``, beside its partial file.
 
     key: identifies source and options; the state of another key is not taken over.
     """
@@ -33,7 +34,9 @@ class SavedState:
             return None  # there is none, or a power failure has damaged it
         return state if str(state.get("key")) == self.key else None
 
-    def save(self, calibration: calibrate.Calibration, layer: int, hidden: np.ndarray) -> None:
+    def save(
+        self, calibration: calibrate.Calibration, layer: int, streams: Sequence[np.ndarray]
+    ) -> None:
         """Replace the file in one step. Raises ``EdgeDBError`` if the disk is full."""
         try:
             with self._temporary.open("wb") as file:
@@ -43,7 +46,7 @@ class SavedState:
                     ids=calibration.ids,
                     record=json.dumps(calibration.record),
                     layer=layer,
-                    hidden=hidden,
+                    streams=np.array(streams, np.float32),
                 )
             self._temporary.replace(self.path)
         except OSError as error:
