@@ -36,8 +36,8 @@ def test_a_window_leaves_the_cache_before_it_unread(monkeypatch: pytest.MonkeyPa
     token = torch.tensor([3])
     for i in range(20):
         before = cached.logits(token, torch.tensor([i]), cached.reach(i))
-    for keys in cached._keys:
-        keys[:, :, :12].fill_(torch.nan)  # of 5 keys, positions 16 to 19 read 12 and on
+    for values in cached._values:
+        values[:, :, :12].fill_(torch.nan)  # of 5 keys, positions 16 to 19 read 12 and on
     again = cached.logits(token, torch.tensor([19]), cached.reach(19))
     assert torch.equal(again, before)
 
