@@ -28,7 +28,7 @@ from edgedb.text.spec import TokenizerSpec
 from .command import Arguments, one_line_errors
 from .decoder import Decoder
 from .parallel import assign
-from .stacks import Stack, decode_stack, encode_stack, stack_codes
+from .stacks import MAX_PLANES, MIN_PLANES, Stack, decode_stack, encode_stack, stack_codes
 from .student import FDBLinear, empty_student, planes, scale_codes
 
 FORMAT = "edgedb-student"
@@ -174,8 +174,10 @@ def load_student(
     except FormatError as error:
         raise type(error)(f"{path}: {error}") from None
     scales = {name: tensors.get(f"{name}.alphas") for name in program_of(config).matrices()}
-    plan = {
-        name: max(t.shape[-1] // 2, 1) for name, t in scales.items() if t is not None and t.ndim
+    plan = {  # a number of scales that no stack has is refused with its tensor's shape
+        name: min(max(t.shape[-1], MIN_PLANES), MAX_PLANES)
+        for name, t in scales.items()
+        if t is not None and t.ndim
     }
     student = empty_student(config, device, plan, sharded=sharded)
 

@@ -27,10 +27,9 @@ from .dad import LossOptions
 from .decoder import Decoder, load_teacher, mean_square_inputs
 from .options import DECAYS, MODES, TrainOptions
 from .quality import read_windows
-from .stacks import MAX_PAIRS
-from .starts import student_of_model
-from .student import STARTS, make_student, plan_of
-from .tables import paired_tables
+from .stacks import MAX_PLANES
+from .starts import moved, student_of_model
+from .student import STARTS, make_student
 from .text import TextMix
 from .trainer import Trainer
 
@@ -44,7 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--student",
         type=Path,
-        help="go on from this student.safetensors, or start with the planes of this .dbb",
+        help="go on from this student.safetensors, or start with the planes of this .dbb; what "
+        "--pairs wants in other planes is fitted anew",
     )
     parser.add_argument("--start", choices=STARTS, default="weighted")
     parser.add_argument(
@@ -58,15 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--pairs",
         default="",
         metavar="PLAN",
-        help="pairs of the layers' matrices, one where nothing is said: layers.0-3=2,"
-        "layers.*.mlp_down=2",
-    )
-    parser.add_argument(
-        "--table-pairs",
-        type=int,
-        default=0,
-        choices=range(MAX_PAIRS + 1),
-        help="embedding and head in so many stacked pairs, trained with the rest; 0: plain",
+        help="pairs of planes of each matrix: 1.5,layers.0-3=2,layers.*.mlp_down=2,embedding=2. "
+        "Where nothing is said --student's, or else one in the layers and plain tables",
     )
     parser.add_argument(
         "--parallel",
@@ -94,37 +87,23 @@ def build_parser() -> argparse.ArgumentParser:
 def first_student(
     args: argparse.Namespace, teacher: Decoder, text: TextMix, *, sharded: bool
 ) -> Decoder:
-    """The student of ``--student``, or one made from the teacher; its tables as they are wanted.
+    """The student of ``--student``, or one made from the teacher; in the planes of ``--pairs``.
 
-    Raises ``EdgeDBError`` for a student of another model than the teacher's, or of other pairs than
-    are asked for.
+    Raises ``EdgeDBError`` for a student of another model than the teacher's.
     """
-    device, pairs = teacher.device, args.table_pairs
-    plan = read_plan(args.pairs, teacher.config, MAX_PAIRS)
+    device = teacher.device
+    plan = read_plan(args.pairs, teacher.config, MAX_PLANES)
+    ids = torch.from_numpy(text.batch(0, 8)).to(device)
     if not args.student:
-        ids = torch.from_numpy(text.batch(0, 8)).to(device)
         importance = mean_square_inputs(teacher, ids) if args.start == "weighted" else None
         student = make_student(teacher, args.start, importance, plan, sharded=sharded)
-        return paired_tables(student, pairs, ids, sharded=sharded) if pairs else student
-    if args.student.suffix == ".dbb":
+    elif args.student.suffix == ".dbb":
         student = student_of_model(args.student, teacher, sharded=sharded)
     else:
         student, _ = load_student(args.student, device, sharded=sharded)
     if student.config != teacher.config:
         raise EdgeDBError(f"{args.student}: is the student of another model than {args.source}")
-    stored = plan_of(student)
-    if pairs and stored.get("embedding", pairs) != pairs:
-        stored_pairs = stored["embedding"]
-        raise EdgeDBError(f"{args.student}: has tables of {stored_pairs} pairs, not of {pairs}")
-    if other := sorted(name for name in plan if plan[name] != stored[name]):
-        name = other[0]
-        raise EdgeDBError(
-            f"{args.student}: has {name} in {stored[name]} pairs, not in {plan[name]}"
-        )
-    if pairs and "embedding" not in stored:
-        ids = torch.from_numpy(text.batch(0, 8)).to(device)
-        return paired_tables(student, pairs, ids, sharded=sharded)
-    return student
+    return moved(student, plan, ids, sharded=sharded)
 
 
 @one_line_errors

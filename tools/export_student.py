@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from edgedb.convert.fdb import fit
+from edgedb.convert.plan import pairs
 from edgedb.errors import EdgeDBError, FormatError, UnsupportedModelError
 from edgedb.files import read_text
 from edgedb.format.packing import dequantize, pack_int8, pack_planes, quantize_int8
-from edgedb.format.tensors import Kind, LinearTensor, PairTensor, planes_of
+from edgedb.format.tensors import Kind, LinearTensor, PairTensor, kind_text
 from edgedb.model.dbb_writer import DbbWriter
 from edgedb.model.families import program_of
 from edgedb.text.spec import TokenizerSpec
@@ -57,23 +57,24 @@ def export(
     path: Path,
     out: Path,
     *,
-    pairs: int | None = None,
+    table_planes: int | None = None,
     text: Path | None = None,
     check: Path | None = None,
     quality: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the student ``path`` as ``out`` (``.dbb``); returns the record that the file carries.
 
-    Embedding and head that were trained as pairs are taken as they are; plain ones become int8, or
-    ``pairs`` pairs fitted to what the head sees on a few windows of the training text in folder
-    ``text``. The record's ``quality`` holds ``quality``, or else what the training measured last,
-    and, with a text file ``check``, how far the engine on this file is from the student in PyTorch.
+    Embedding and head that were trained in planes are taken as they are; plain ones become int8, or
+    get ``table_planes``, fitted to what the head sees on a few windows of the training text in
+    folder ``text``. The record's ``quality`` holds ``quality``, or else what the training measured
+    last, and, with a text file ``check``, how far the engine on this file is from the student in
+    PyTorch.
     Raises ``FormatError`` if a packed matrix does not decode to the student's bit for bit.
     """
     student, metadata = load_student(path)
     plan = plan_of(student)
-    if pairs and (trained := plan.get("embedding")):
-        raise FormatError(f"{path}: embedding and head are trained as {trained} pairs already")
+    if table_planes and (trained := plan.get("embedding")):
+        raise FormatError(f"{path}: embedding and head are trained as {kind_text(trained)} already")
     provenance = json.loads(metadata["provenance"])
     trained_quality = provenance.pop("quality", {})
     measured: dict[str, Any] = dict(trained_quality if quality is None else quality)
@@ -84,19 +85,19 @@ def export(
         "step": int(metadata["step"]),
         "provenance": provenance,
     }
-    stored = {n: plan.get(n, pairs) for n in program_of(student.config).matrices()}
     kinds: dict[str, Kind] = {
-        n: planes_of(found) if found else "int8" for n, found in stored.items()
+        name: plan.get(name, table_planes or "int8")
+        for name in program_of(student.config).matrices()
     }
     spec = tokenizer_of(path, metadata)
     _check_tokenizer(path, spec, student.config.vocab_size)
-    packed = _packed(student, pairs, text)
+    packed = _packed(student, table_planes, text)
     vectors = {name: vector.detach().numpy() for name, vector in student.vectors()}
 
     def write(target: Path) -> None:
         if measured:
             record["quality"] = measured
-        key = f"{metadata['sha256']} {pairs} {text} {json.dumps(record, sort_keys=True)}"
+        key = f"{metadata['sha256']} {table_planes} {text} {json.dumps(record, sort_keys=True)}"
         with DbbWriter(target, student.config, spec, kinds, fingerprint=key) as writer:
             for name in writer.remaining:
                 writer.put(name, vectors[name] if name in vectors else packed[name])
@@ -162,10 +163,12 @@ def _rounded(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def _packed(student: Decoder, pairs: int | None, text: Path | None) -> dict[str, LinearTensor]:
+def _packed(
+    student: Decoder, table_planes: int | None, text: Path | None
+) -> dict[str, LinearTensor]:
     """Every matrix as the file holds it."""
     hessians = None
-    if pairs and text:
+    if table_planes and text:
         windows = TextMix(text, 1024, real_share=0.5).batch(0, 12)
         hessians = head_hessians(student, torch.from_numpy(windows))
     packed: dict[str, LinearTensor] = {}
@@ -175,8 +178,12 @@ def _packed(student: Decoder, pairs: int | None, text: Path | None) -> dict[str,
             continue
         assert isinstance(table, torch.Tensor)
         weight = table.detach().numpy()
-        if pairs:
-            packed[name] = fit(weight, 2 * pairs, hessians=hessians).tensor
+        if table_planes:
+            from edgedb.convert.fdb import (
+                fit,  # numba, which is not everywhere where students train
+            )
+
+            packed[name] = fit(weight, table_planes, hessians=hessians).tensor
         else:
             packed[name] = pack_int8(*quantize_int8(weight))
     for name, module in student.matrices():
@@ -200,7 +207,7 @@ def main() -> None:
     parser = Arguments(description="Write a trained student as a .dbb.")
     parser.add_argument("student", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--pairs", type=int, help="plain embedding and head in pairs, not int8")
+    parser.add_argument("--pairs", type=pairs, help="plain embedding and head in pairs, not int8")
     parser.add_argument("--text", type=Path, help="folder of training text, to fit those pairs by")
     parser.add_argument("--check", type=Path, help="text file to compare engine and PyTorch on")
     parser.add_argument("--quality", type=json.loads, help="JSON for the file's record")
@@ -208,7 +215,7 @@ def main() -> None:
     record = export(
         args.student,
         args.out,
-        pairs=args.pairs,
+        table_planes=args.pairs,
         text=args.text,
         check=args.check,
         quality=args.quality,

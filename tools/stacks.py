@@ -1,9 +1,10 @@
-"""Matrices in stacked pairs of planes that learn: more bits where two are not enough.
+"""Matrices of any number of planes that learn: more bits where two are not enough.
 
-P pairs, ``w = sum_p alpha1_p*b1_p + alpha2_p*b2_p``, give ``4**P`` levels a group. Latents,
-gradients and 8-bit scale codes are those of ``tools.student``, with nearest level by search.
+N planes, ``w = sum_j alpha_j*b_j``, give ``2**N`` levels a group. Planes ``2p`` and ``2p + 1`` are
+b1 and b2 of pair p; of an odd number the last is half a pair. Latents, gradients and 8-bit scale
+codes are those of ``tools.student``, but signs are free and the nearest level is searched for.
 
-The *code* of a weight has bit ``2p`` for b1 of pair p and bit ``2p + 1`` for its b2.
+The *code* of a weight has bit j where b_j is set.
 """
 
 from __future__ import annotations
@@ -23,35 +24,44 @@ from .student import MAX_CODE, fake_int8
 if TYPE_CHECKING:
     from edgedb.format.tensors import PairTensor
 
-MAX_PAIRS = 3
-# A plane without scale would never be chosen, and without being chosen never get a gradient.
+MIN_PLANES, MAX_PLANES = 2, 6
+# A plane without scale would never be chosen, and without being chosen never get a gradient. A
+# scale on its way through zero comes out at this share of the group's largest.
 MIN_SHARE = 0.01
-# Latents are stored as the code and a position inside its cell, of this many.
-POSITIONS = {1: 64, 2: 16, 3: 4}
+
+
+def pairs_of(planes: int) -> list[slice]:
+    """The planes of every pair; of an odd number the last slice has one."""
+    return [slice(first, min(first + 2, planes)) for first in range(0, planes, 2)]
 
 
 def stack_codes(alphas: Tensor) -> tuple[Tensor, Tensor]:
-    """``unit [rows, 1, P]`` and integer codes ``[rows, groups, 2P]`` (as floats) of the format.
+    """``unit [rows, 1, pairs]`` and integer codes ``[rows, groups, N]`` (as floats) of the format.
 
     The largest scale of a row's pair gets code 127, or the largest sum of two scales 126: rounding
     both up makes 127 of that, so ``|c1 + c2| <= 127`` whatever the signs.
     """
-    scales = alphas.unflatten(-1, (alphas.shape[-1] // 2, 2))
-    sums = scales.sum(-1).abs().amax(dim=1) / (MAX_CODE - 1)
-    unit = torch.maximum(scales.abs().amax(dim=(1, 3)) / MAX_CODE, sums)[:, None]
-    safe = unit.clamp_min(torch.finfo(torch.float32).tiny).repeat_interleave(2, dim=-1)
-    return unit, (alphas / safe).round().clamp(-MAX_CODE, MAX_CODE)
+    units, codes = [], []
+    for pair in pairs_of(alphas.shape[-1]):
+        scales = alphas[..., pair]
+        unit = scales.abs().amax(dim=(1, 2)) / MAX_CODE
+        if scales.shape[-1] == 2:
+            unit = torch.maximum(unit, scales.sum(-1).abs().amax(dim=1) / (MAX_CODE - 1))
+        safe = unit.clamp_min(torch.finfo(torch.float32).tiny)[:, None, None]
+        codes.append((scales / safe).round().clamp(-MAX_CODE, MAX_CODE))
+        units.append(unit)
+    return torch.stack(units, dim=-1)[:, None], torch.cat(codes, dim=-1)
 
 
 def level(unit: Tensor, c: Tensor, code: int) -> Tensor:
     """Value of ``code`` in every group ``[rows, groups, 1]``, rounded as ``dequantize`` does."""
     value = torch.zeros_like(c[..., :1])
-    for pair in range(unit.shape[-1]):
+    for i, pair in enumerate(pairs_of(c.shape[-1])):
         digits = torch.zeros_like(value)
-        for plane in (2 * pair, 2 * pair + 1):
+        for plane in range(pair.start, pair.stop):
             if code >> plane & 1:
                 digits = digits + c[..., plane, None]
-        value = value + unit[..., pair, None] * digits
+        value = value + unit[..., i, None] * digits
     return value
 
 
@@ -72,10 +82,8 @@ def nearest(latent: Tensor, unit: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
 def reach(unit: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """Lowest and highest level of every group ``[rows, groups, 1]``."""
-    scales = c.unflatten(-1, (-1, 2)) * unit[..., None]
-    return scales.clamp_max(0).flatten(-2).sum(-1, True), scales.clamp_min(0).flatten(-2).sum(
-        -1, True
-    )
+    scales = c * unit.repeat_interleave(2, dim=-1)[..., : c.shape[-1]]
+    return scales.clamp_max(0).sum(-1, True), scales.clamp_min(0).sum(-1, True)
 
 
 class _Quantize(torch.autograd.Function):
@@ -101,19 +109,16 @@ class _Quantize(torch.autograd.Function):
 
 
 class Stack(nn.Module):
-    """A matrix ``[rows, cols]`` of stacked pairs."""
+    """A matrix ``[rows, cols]`` of so many planes."""
 
-    def __init__(self, rows: int, cols: int, pairs: int) -> None:
+    def __init__(self, rows: int, cols: int, planes: int) -> None:
         super().__init__()
-        if not 1 <= pairs <= MAX_PAIRS:
-            raise ValueError(f"{pairs} pairs: expected 1 to {MAX_PAIRS}")
+        if not MIN_PLANES <= planes <= MAX_PLANES:
+            raise ValueError(f"{planes} planes: expected {MIN_PLANES} to {MAX_PLANES}")
         groups = -(-cols // GROUP)
-        self.rows, self.cols, self.pairs = rows, cols, pairs
+        self.rows, self.cols, self.planes = rows, cols, planes
         self.latent = nn.Parameter(torch.zeros(rows, groups, GROUP))
-        # alpha1 and alpha2 of pair 0, then of pair 1, ...
-        self.alphas = nn.Parameter(torch.tensor([1.0, -0.5] * pairs).repeat(rows, groups, 1))
-        # Fixed at the start, one plus and one minus a pair; a parameter so that it is sharded too.
-        self.sign = nn.Parameter(self.alphas.detach().sign(), requires_grad=False)
+        self.alphas = nn.Parameter(torch.ones(rows, groups, planes))
 
     def weight(self) -> Tensor:
         """The matrix that is multiplied with, float32."""
@@ -128,24 +133,17 @@ class Stack(nn.Module):
 
     @torch.no_grad()
     def fill(self, latent: Tensor, alphas: Tensor) -> None:
-        """Take whole latents and scales ``[rows, groups, 2P]``; scales fix the planes' signs."""
-        sign = alphas.sign()
-        partner = sign.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-        sign = torch.where(sign == 0, -partner, sign)
-        # A pair of two zeros becomes plus and minus.
-        first = torch.arange(sign.shape[-1], device=sign.device) % 2 == 0
-        sign = torch.where(sign == 0, torch.where(first, 1.0, -1.0), sign)
+        """Take whole latents and scales ``[rows, groups, N]``."""
         assign(self.latent, latent)
         assign(self.alphas, alphas)
-        assign(self.sign, sign)
         project_stack(self)
 
 
 class FDBStack(Stack):
     """``y = W x``, as ``FDBLinear`` has it for one pair."""
 
-    def __init__(self, rows: int, cols: int, pairs: int) -> None:
-        super().__init__(rows, cols, pairs)
+    def __init__(self, rows: int, cols: int, planes: int) -> None:
+        super().__init__(rows, cols, planes)
         self.quantize_input = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -156,10 +154,11 @@ class FDBStack(Stack):
 
 @torch.no_grad()
 def project_stack(stack: Stack) -> None:
-    """Back to the signs of the start, and no scale at zero, after an optimizer step."""
-    alphas, sign = local(stack.alphas), local(stack.sign)
-    least = MIN_SHARE * alphas.abs().amax(dim=-1, keepdim=True).clamp_min(1e-6)
-    alphas.copy_(sign * torch.maximum(alphas * sign, least))
+    """No scale at zero, after an optimizer step."""
+    alphas = local(stack.alphas)
+    size = alphas.abs()
+    least = MIN_SHARE * size.amax(dim=-1, keepdim=True).clamp_min(1e-6)
+    alphas.copy_(torch.where(alphas < 0, -1.0, 1.0) * torch.maximum(size, least))
 
 
 def cells(unit: Tensor, c: Tensor, code: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,34 +182,43 @@ def cells(unit: Tensor, c: Tensor, code: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 @torch.no_grad()
 def latents_within(weight: Tensor, fitted: PairTensor) -> tuple[Tensor, Tensor]:
-    """Latents ``[rows, groups, 64]`` for the planes of ``fitted``, and its scales ``[..., 2P]``.
+    """Latents ``[rows, groups, 64]`` for the planes of ``fitted``, and its scales ``[..., N]``.
 
     The latents are ``weight [rows, cols]`` where the planes are its nearest level. A fit that
     weighs errors by what follows does not choose that everywhere: such a latent starts at the edge
     of the cell that the fit chose.
     """
-    from edgedb.format.packing import unpack_planes
+    from edgedb.format.packing import unpack_half, unpack_planes
 
     device = weight.device
     shape = (fitted.rows, -(-fitted.cols // GROUP), GROUP)
     padded = (0, shape[1] * GROUP - fitted.cols)
     alphas, code = [], torch.zeros(shape, dtype=torch.uint8, device=device)
-    for pair in range(fitted.pairs):
-        found = unpack_planes(fitted.blocks[pair], fitted.rows, fitted.cols)
-        b1, b2, c1, c2 = (torch.from_numpy(part.copy()).to(device) for part in found)
-        unit = torch.from_numpy(fitted.row_scale[pair].copy()).to(device)[:, None]
-        alphas += [unit * c1, unit * c2]
-        for bit, plane in ((2 * pair, b1), (2 * pair + 1, b2)):
-            code |= F.pad(plane.to(torch.uint8) << bit, padded).view(shape)
+    size = (fitted.rows, fitted.cols)
+    planes: list[tuple[Any, Any, Any]] = []  # bits, codes, row scale
+    for blocks, row_scale in zip(fitted.blocks, fitted.row_scale, strict=False):
+        b1, b2, c1, c2 = unpack_planes(blocks, *size)
+        planes += [(b1, c1, row_scale), (b2, c2, row_scale)]
+    if fitted.half is not None:
+        planes.append((*unpack_half(fitted.half, *size), fitted.row_scale[-1]))
+    for j, parts in enumerate(planes):
+        b, c, row_scale = (torch.from_numpy(part.copy()).to(device) for part in parts)
+        alphas.append(row_scale[:, None] * c)
+        code |= F.pad(b.to(torch.uint8) << j, padded).view(shape)
     scales = torch.stack(alphas, dim=-1).float()
     value, below, above = cells(*stack_codes(scales), code)
     goal = F.pad(weight.float(), padded).view(shape)
     return goal.clamp(value - 0.9 * below, value + 0.9 * above), scales
 
 
+def positions_of(planes: int) -> int:
+    """A latent is stored as its code and a position inside its cell, of this many: one byte."""
+    return 256 >> planes
+
+
 def encode_stack(latent: Tensor, unit: Tensor, c: Tensor) -> Tensor:
     """Latents ``[rows, groups, 64]`` as one byte: the code, then the position in its cell."""
-    positions = POSITIONS[unit.shape[-1]]
+    positions = positions_of(c.shape[-1])
     code, _ = nearest(latent, unit, c)
     value, below, above = cells(unit, c, code)
     off = latent - value
@@ -221,7 +229,7 @@ def encode_stack(latent: Tensor, unit: Tensor, c: Tensor) -> Tensor:
 
 def decode_stack(stored: Tensor, unit: Tensor, c: Tensor) -> Tensor:
     """The inverse of ``encode_stack``, up to half a position; the matrix is the same."""
-    positions = POSITIONS[unit.shape[-1]]
+    positions = positions_of(c.shape[-1])
     code = torch.div(stored, positions, rounding_mode="floor")
     value, below, above = cells(unit, c, code)
     share = ((stored % positions).float() + 0.5) / (positions / 2) - 1
@@ -231,16 +239,18 @@ def decode_stack(stored: Tensor, unit: Tensor, c: Tensor) -> Tensor:
 @torch.no_grad()
 def pack_stack(stack: Stack) -> PairTensor:
     """The packed form; it stands for exactly ``stack.weight()``."""
-    from edgedb.format.packing import pack_planes
+    from edgedb.format.packing import pack_half, pack_planes
     from edgedb.format.tensors import PairTensor
 
     unit, c = stack_codes(stack.alphas)
     code = nearest(stack.latent, unit, c)[0].flatten(1)[:, : stack.cols].cpu().numpy()
     codes = c.to(torch.int8).cpu().numpy()
-    blocks = []
-    for pair in range(stack.pairs):
-        b1, b2 = ((code >> (2 * pair + i) & 1).astype(bool) for i in (0, 1))
-        c1, c2 = (np.ascontiguousarray(codes[:, :, 2 * pair + i]) for i in (0, 1))
-        blocks.append(pack_planes(b1, b2, c1, c2))
-    scales = unit[:, 0].t().contiguous().cpu().numpy()
-    return PairTensor(np.stack(blocks), scales, stack.rows, stack.cols)
+    bits = [(code >> j & 1).astype(bool) for j in range(stack.planes)]
+    scales = [np.ascontiguousarray(codes[:, :, j]) for j in range(stack.planes)]
+    full = stack.planes // 2
+    blocks = [
+        pack_planes(*bits[2 * p : 2 * p + 2], *scales[2 * p : 2 * p + 2]) for p in range(full)
+    ]
+    half = pack_half(bits[-1], scales[-1]) if stack.planes % 2 else None
+    row_scale = unit[:, 0].t().contiguous().cpu().numpy()
+    return PairTensor(np.stack(blocks), row_scale, stack.rows, stack.cols, half)

@@ -1,7 +1,8 @@
-"""Where training starts: the untrained student of each start as a file, and that of a ``.dbb``.
+"""Where training starts: the untrained student of each start, the one of a ``.dbb``, and a student
+that moves to another plan.
 
-``python -m tools.starts TEACHER OUT.safetensors --start weighted --text FILE``. The embedding, the
-head, the norms and the biases are the teacher's.
+``python -m tools.starts TEACHER OUT.safetensors --start weighted --text FILE`` writes one of a
+teacher, whose embedding, head, norms and biases it has.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
-from edgedb.convert.plan import read_plan
+from edgedb.convert.plan import Plan, read_plan
 from edgedb.convert.sources import open_source
 from edgedb.errors import EdgeDBError
 from edgedb.format.packing import dequantize
@@ -20,9 +22,10 @@ from edgedb.model.dbb import read_dbb
 from .checkpoint import save_student
 from .command import Arguments, one_line_errors
 from .decoder import Decoder, load_teacher, mean_square_inputs
-from .parallel import assign, whole
-from .stacks import MAX_PAIRS, Stack, latents_within
-from .student import STARTS, FDBLinear, empty_student, make_student
+from .parallel import assign, local, reshard, whole
+from .stacks import MAX_PLANES, Stack, latents_within
+from .student import STARTS, FDBLinear, empty_student, fit_matrix, make_student, plan_of
+from .tables import head_hessians
 
 
 @torch.no_grad()
@@ -36,7 +39,7 @@ def student_of_model(path: Path, teacher: Decoder, *, sharded: bool = False) -> 
     file = read_dbb(path)
     if file.config != teacher.config:
         raise EdgeDBError(f"{path}: is another model than the teacher")
-    plan = {name: t.pairs for name, t in file.linears.items() if isinstance(t, PairTensor)}
+    plan = {name: t.planes for name, t in file.linears.items() if isinstance(t, PairTensor)}
     student = empty_student(file.config, teacher.device, plan, sharded=sharded)
     for name, vector in student.vectors():
         assign(vector, torch.from_numpy(file.vectors[name].copy()))
@@ -58,6 +61,54 @@ def student_of_model(path: Path, teacher: Decoder, *, sharded: bool = False) -> 
     return student
 
 
+@torch.no_grad()
+def moved(student: Decoder, plan: Plan, ids: Tensor, *, sharded: bool = False) -> Decoder:
+    """A student equal to ``student`` but for matrices that ``plan`` gives another number of planes.
+
+    These keep their latents, to which the planes are fitted for the inputs that the student has on
+    ``ids [windows, tokens]``. ``sharded``: as the student is.
+    """
+    stored = plan_of(student)
+    changed = {name for name, planes in plan.items() if stored.get(name) != planes}
+    if not changed:
+        return student
+    from edgedb.convert.fdb import fit  # numba, which is not everywhere where students train
+
+    tables = changed & student.tables().keys()
+    hessians = head_hessians(student, ids) if tables else None
+    importance = mean_square_inputs(student, ids) if changed - tables else {}
+    reshard(student)
+    out = empty_student(student.config, student.device, stored | plan, sharded=sharded)
+    for (_, mine), (_, theirs) in zip(out.vectors(), student.vectors(), strict=True):
+        local(mine).copy_(local(theirs))
+    old = dict(student.matrices()) | student.tables()
+    for name, module in (dict(out.matrices()) | out.tables()).items():
+        if name not in changed:
+            for mine, theirs in zip(_parameters(module), _parameters(old[name]), strict=True):
+                local(mine).copy_(local(theirs))
+            continue
+        goal = _latents(old[name])
+        if name in tables:
+            assert isinstance(module, Stack)
+            goal = whole(goal).float()
+            module.load(goal, fit(goal.cpu().numpy(), module.planes, hessians=hessians).tensor)
+        else:
+            fit_matrix(module, goal, importance[name])
+    return out
+
+
+def _parameters(module: nn.Module | nn.Parameter) -> list[nn.Parameter]:
+    return [module] if isinstance(module, nn.Parameter) else list(module.parameters())
+
+
+def _latents(module: nn.Module | nn.Parameter) -> Tensor:
+    """The latent matrix ``[rows, cols]``, or the plain one, sharded where the module is."""
+    if isinstance(module, nn.Parameter):
+        return module.detach()
+    assert isinstance(module, FDBLinear | Stack)
+    return module.latent.detach().flatten(1)[:, : module.cols]
+
+
 @one_line_errors
 def main() -> None:
     """``python -m tools.starts TEACHER OUT``."""
@@ -75,15 +126,17 @@ def main() -> None:
 
     source = open_source(args.teacher)
     teacher = load_teacher(source, args.device)
-    importance = record = None
-    if args.start == "weighted":
+    plan = read_plan(args.pairs, source.config, MAX_PLANES)
+    importance = ids = record = None
+    if args.start == "weighted" or plan.keys() & teacher.tables().keys():
         if args.text is None:
-            raise EdgeDBError("the weighted start needs --text FILE to see activations of")
+            raise EdgeDBError("the weighted start, and tables of planes, need --text FILE")
         found = from_text(args.text, source.tokenizer_spec, args.sequences, args.length)
         ids = torch.from_numpy(found.ids.astype("int64")).to(args.device)
         importance, record = mean_square_inputs(teacher, ids), found.record
-    plan = read_plan(args.pairs, source.config, MAX_PAIRS)
     student = make_student(teacher, args.start, importance, plan)
+    if ids is not None:
+        student = moved(student, plan, ids)
     save_student(
         args.out,
         student,

@@ -257,10 +257,10 @@ def empty_student(
     *,
     sharded: bool = False,
 ) -> Decoder:
-    """A student to be filled; ``plan`` has the pairs of its matrices by name.
+    """A student to be filled; ``plan`` has the planes of its matrices by name.
 
     What it does not name is of one pair inside the layers (``FDBLinear``), and plain for embedding
-    and head. More pairs are ``FDBStack``; tables in any number of pairs are ``FDBTable``.
+    and head. More planes are ``FDBStack``; tables in any number of planes are ``FDBTable``.
     """
     from .stacks import FDBStack
     from .tables import FDBTable
@@ -268,14 +268,14 @@ def empty_student(
     plan = plan or {}
 
     def matrix(name: str, rows: int, cols: int) -> nn.Module:
-        pairs = plan.get(name, 1)
-        return FDBLinear(rows, cols) if pairs == 1 else FDBStack(rows, cols, pairs)
+        planes = plan.get(name, 2)
+        return FDBLinear(rows, cols) if planes == 2 else FDBStack(rows, cols, planes)
 
     def make() -> Decoder:
         student = Decoder(config, matrix)
         for name in student.tables():
-            if pairs := plan.get(name, 0):
-                table = FDBTable(config.vocab_size, config.hidden_size, pairs)
+            if planes := plan.get(name, 0):
+                table = FDBTable(config.vocab_size, config.hidden_size, planes)
                 student.put(name, table)
         return student
 
@@ -294,40 +294,53 @@ def make_student(
     """A trainable student on the teacher's device, sharded if the teacher is.
 
     Embedding, head, norms and biases are copied. ``importance`` (see ``mean_square_inputs``) is
-    needed for the start "weighted". ``plan``: pairs of matrices inside the layers, 1 where it is
-    silent; more are fitted by least squares, whichever the start. Raises ``ValueError`` for an
-    unknown start.
+    needed for the start "weighted". ``plan``: planes of matrices inside the layers, 2 where it is
+    silent; tables stay plain, whatever it says. Raises ``ValueError`` for an unknown start.
     """
     if start not in STARTS:
         raise ValueError(f"start {start!r}: choose one of {', '.join(STARTS)}")
     if start == "weighted" and importance is None:
         raise ValueError("the weighted start needs the mean square of every matrix's inputs")
-    from edgedb.convert.fdb import fit
-
-    from .stacks import Stack
-
-    student = empty_student(teacher.config, teacher.device, plan, sharded=sharded)
-    # Rows are fitted one by one, and both models are cut into the same rows: all of it is local.
+    inside = {name: n for name, n in (plan or {}).items() if name.startswith("layers.")}
+    student = empty_student(teacher.config, teacher.device, inside, sharded=sharded)
+    # Both models are cut into the same rows: all of it is local.
     parallel.reshard(teacher)
     plain = [{**dict(model.vectors()), **model.tables()} for model in (student, teacher)]
     for mine, theirs in zip(*(parts.values() for parts in plain), strict=True):
         local(mine).copy_(local(theirs))
     for (name, mine), (_, theirs) in zip(student.matrices(), teacher.matrices(), strict=True):
         columns = importance[name] if start == "weighted" and importance else None
-        if isinstance(mine, Stack):
-            weight = parallel.whole(theirs.weight.detach()).float()
-            seen = None if columns is None else columns.cpu().numpy()
-            mine.load(weight, fit(weight.cpu().numpy(), 2 * mine.pairs, importance=seen).tensor)
-        else:
-            weight = local(theirs.weight).float()
-            mine.load(weight, *fit_scales(weight, columns, start))
+        fit_matrix(mine, theirs.weight.detach(), columns, start)
     return student
 
 
+@torch.no_grad()
+def fit_matrix(
+    module: nn.Module, weight: Tensor, importance: Tensor | None, start: str = "weighted"
+) -> None:
+    """Fit an ``FDBLinear`` or ``FDBStack`` to ``weight [rows, cols]``, sharded where the module is.
+
+    importance: mean square of every input column ``[cols]``. More than a pair is fitted by least
+    squares, whichever the start.
+    """
+    from edgedb.convert.fdb import fit
+
+    from .stacks import Stack
+
+    if isinstance(module, Stack):
+        weight = parallel.whole(weight).float()
+        seen = None if importance is None else importance.cpu().numpy()
+        module.load(weight, fit(weight.cpu().numpy(), module.planes, importance=seen).tensor)
+    else:
+        assert isinstance(module, FDBLinear)
+        rows = local(weight).float()  # rows are fitted one by one
+        module.load(rows, *fit_scales(rows, importance, start))
+
+
 def plan_of(student: Decoder) -> Plan:
-    """The pairs of every matrix of a student, but for tables that are plain."""
+    """The planes of every matrix of a student, but for tables that are plain."""
     from .stacks import Stack
 
     modules = {**dict(student.matrices()), **student.tables()}
-    plan = {name: m.pairs for name, m in modules.items() if isinstance(m, Stack)}
-    return dict.fromkeys(dict(student.matrices()), 1) | plan
+    plan = {name: m.planes for name, m in modules.items() if isinstance(m, Stack)}
+    return dict.fromkeys(dict(student.matrices()), 2) | plan

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 def parameter_groups(student: Decoder, options: TrainOptions) -> list[dict[str, Any]]:
     """Optimizer groups with their peak rate and the share of the schedule until which they learn.
 
-    What has no rate is frozen. A matrix of more pairs has finer levels: each pair after the first
-    halves the rates inside the layers.
+    What has no rate is frozen. A matrix of more planes has finer levels: every two after the first
+    pair halve the rates inside the layers.
     """
     latent = options.lr_latent if options.mode == "scales+latents" else 0.0
     found: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -49,7 +49,7 @@ def parameter_groups(student: Decoder, options: TrainOptions) -> list[dict[str, 
 
     for _, module in student.matrices():
         if isinstance(module, FDBStack):
-            finer = 0.5 ** (module.pairs - 1)
+            finer = 0.5 ** (module.planes / 2 - 1)
             add(latent * finer, [module.latent], options.latents_until)
             add(options.lr_scale * finer, [module.alphas])
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,7 +95,9 @@ def _from_dbb(path: Path) -> Weights:
             return np.asarray(file.vectors[name])
         return dequantize(file.linears[name])
 
-    pairs = {t.pairs for n, t in file.linears.items() if isinstance(t, PairTensor) and "." in n}
+    pairs = {
+        t.planes / 2 for n, t in file.linears.items() if isinstance(t, PairTensor) and "." in n
+    }
     return Weights(
         file.config,
         tensor,
@@ -121,24 +124,25 @@ def _from_student(path: Path) -> Weights:
         table = found() if isinstance(found, Module) else found  # tables may be of planes too
         return np.asarray(table.detach().numpy(), np.float32)
 
-    # A pair of a group of 64: two bits a weight and two int8 scales; a float32 for each row.
+    # A plane of a group of 64: a bit a weight and an int8 scale; a float32 for each row and pair.
     config, plan = student.config, plan_of(student)
     shapes = program_of(config).matrices()
     inside = [name for name in shapes if name.startswith("layers.")]
-    n_bits = sum(
-        plan[n] * (2.25 * rows * cols + 32 * rows) for n in inside for rows, cols in [shapes[n]]
-    )
-    layer_bits = n_bits / layer_weights(config)
-    pairs = plan.get("embedding", 0)
-    table_bits = pairs * (2.25 + 32 / config.hidden_size) if pairs else PLAIN_BITS
+
+    def bits(name: str) -> float:
+        planes, (_, cols) = plan.get(name, 0), shapes[name]
+        return 1.125 * planes + 32 * -(-planes // 2) / cols if planes else PLAIN_BITS
+
+    layer_bits = sum(bits(name) * math.prod(shapes[name]) for name in inside)
+    layer_bits /= layer_weights(config)
     return Weights(
         config,
         tensor,
         layer_bits,
-        _with_tables(config, layer_bits, table_bits),
+        _with_tables(config, layer_bits, bits("embedding")),
         _sha256([path]),
         tokenizer_of(path, metadata) if "tokenizer" in metadata else None,
-        {"step": int(metadata["step"]), "pairs": sorted({plan[name] for name in inside})},
+        {"step": int(metadata["step"]), "pairs": sorted({plan[name] / 2 for name in inside})},
     )
 
 

@@ -32,7 +32,7 @@ conversion_options = together(
         "--plan",
         default="",
         metavar="TEXT",
-        help="Other pairs for some matrices: layers.0-3=2, layers.*.mlp_down=2.",
+        help="Other pairs for some matrices: layers.0-3=2, layers.*.mlp_down=1.5.",
     ),
     click.option(
         "--embedding",

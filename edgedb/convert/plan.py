@@ -1,8 +1,8 @@
-"""How many pairs of planes each matrix of a model gets.
+"""How many planes each matrix of a model gets.
 
-A plan is written as one line, later parts over earlier ones: ``1, layers.0-3=2,
-layers.*.mlp_down=2, embedding=2`` puts everything in one pair but the first four layers and every
-``mlp_down``.
+A plan is written as one line and speaks of pairs of planes, halves allowed, later parts over
+earlier ones: ``1, layers.0-3=2, layers.*.mlp_down=1.5, embedding=2`` puts every matrix of the
+layers in one pair but those of the first four, and every ``mlp_down`` in three planes.
 """
 
 from __future__ import annotations
@@ -10,20 +10,26 @@ from __future__ import annotations
 import re
 
 from ..errors import EdgeDBError
+from ..format.tensors import planes_of
 from ..model.config import ModelConfig
 from ..model.families import program_of
 
-Plan = dict[str, int]  # edgedb name of a matrix -> pairs
+Plan = dict[str, int]  # edgedb name of a matrix -> planes
 
-_PART = re.compile(r"(?:(?P<where>[^=]+)=)?(?P<pairs>[0-9]+)")
+_PART = re.compile(r"(?:(?P<where>[^=]+)=)?(?P<pairs>[0-9]+(?:\.[0-9]+)?)")
 _LAYERS = re.compile(r"layers\.(?P<first>[0-9]+|\*)(?:-(?P<last>[0-9]+))?(?:\.(?P<kind>\w+))?")
 
 
+def pairs(text: str) -> int:
+    """The planes of a number of pairs as it is typed. Raises ``ValueError`` for part of a plane."""
+    return planes_of(float(text))
+
+
 def read_plan(text: str, config: ModelConfig, most: int) -> Plan:
-    """The pairs of every matrix that ``text`` speaks of; a bare number means all in the layers.
+    """The planes of every matrix that ``text`` speaks of; a bare number means all in the layers.
 
     Raises ``EdgeDBError`` for a part that cannot be read, names no matrix, or asks for less than
-    one pair or more than ``most``.
+    one pair, more than ``most`` planes, or part of a plane.
     """
     names = list(program_of(config).matrices())
     plan: Plan = {}
@@ -33,12 +39,12 @@ def read_plan(text: str, config: ModelConfig, most: int) -> Plan:
         if not found or not chosen:
             raise EdgeDBError(
                 f"{part}: expected pairs of matrices of this model, as in "
-                f"1, layers.0-{max(config.n_layers - 1, 0)}=2, layers.*.mlp_down=2"
+                f"1, layers.0-{max(config.n_layers - 1, 0)}=2, layers.*.mlp_down=1.5"
             )
-        pairs = int(found["pairs"])
-        if not 1 <= pairs <= most:
-            raise EdgeDBError(f"{part}: a matrix has 1 to {most} pairs")
-        plan |= dict.fromkeys(chosen, pairs)
+        planes = 2 * float(found["pairs"])
+        if not 2 <= planes <= most or not planes.is_integer():
+            raise EdgeDBError(f"{part}: a matrix has 1 to {most / 2:g} pairs, in steps of a half")
+        plan |= dict.fromkeys(chosen, int(planes))
     return plan
 
 

@@ -46,8 +46,7 @@ class Options:
         from .plan import read_plan
 
         layers: Kind = _KIND_OF_METHOD.get(self.method, planes_of(self.pairs))
-        pairs = read_plan(self.plan, config, MAX_FIT_PLANES // 2)
-        plan = {name: planes_of(number) for name, number in pairs.items()}
+        plan = read_plan(self.plan, config, MAX_FIT_PLANES)
         if plan and not isinstance(layers, int):
             raise EdgeDBError(f"a plan of pairs is of no use to the method {self.method}")
         table = "int8" if isinstance(layers, int) else layers

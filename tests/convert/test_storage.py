@@ -13,10 +13,10 @@ CONFIG = TinySource(tied=False).config
 
 
 def test_a_plan_says_which_matrices_have_other_pairs() -> None:
-    kinds = Options(pairs=1, plan="layers.1=2, layers.*.mlp_down=3", embedding="2").kinds(CONFIG)
+    kinds = Options(pairs=1, plan="layers.1=2, layers.*.mlp_down=1.5", embedding="2").kinds(CONFIG)
     assert set(kinds) == set(program_of(CONFIG).matrices())
     assert (kinds["layers.0.attn_qkv"], kinds["layers.1.attn_qkv"]) == (2, 4)
-    assert kinds["layers.0.mlp_down"] == kinds["layers.1.mlp_down"] == 6
+    assert kinds["layers.0.mlp_down"] == kinds["layers.1.mlp_down"] == 3
     assert (kinds["embedding"], kinds["head"]) == (4, 4)
     assert Options(pairs=1, plan="head=3").kinds(CONFIG)["head"] == 6
 

@@ -96,13 +96,15 @@ def test_a_mixed_students_bits_are_counted_by_matrix(tmp_path: Path) -> None:
         student = make_student(load_teacher(TinySource()), "absmax", plan=plan)
         save_student(tmp_path / "s.safetensors", student, step=3, provenance={})
         found = open_weights(tmp_path / "s.safetensors")
-        assert found.record["pairs"] == sorted({1, *plan.values()})
+        assert found.record["pairs"] == sorted({1, *(planes / 2 for planes in plan.values())})
         return found.layer_bits
 
     shapes = {n: s for n, s in program_of(TinySource().config).matrices().items() if "." in n}
     rows, cols = shapes["layers.0.mlp_down"]
-    more = (2.25 * rows * cols + 32 * rows) / sum(r * c for r, c in shapes.values())
-    assert bits({"layers.0.mlp_down": 2}) == pytest.approx(bits({}) + more)
+    half = (1.125 * rows * cols + 32 * rows) / sum(r * c for r, c in shapes.values())
+    whole = (2.25 * rows * cols + 32 * rows) / sum(r * c for r, c in shapes.values())
+    assert bits({"layers.0.mlp_down": 3}) == pytest.approx(bits({}) + half)
+    assert bits({"layers.0.mlp_down": 4}) == pytest.approx(bits({}) + whole)
 
 
 def test_a_folder_keeps_every_weight(tmp_path: Path, tiny_bpe: bytes) -> None:

@@ -33,11 +33,11 @@ from test_parallel import PLAIN
 from tools import parallel
 from tools.decoder import load_teacher
 from tools.student import make_student
-from tools.tables import paired_tables
+from tools.starts import moved
 from tools.text import TextMix
 from tools.trainer import Trainer
 
-text, out, mode, steps, pairs = (*map(Path, sys.argv[1:3]), sys.argv[3], *map(int, sys.argv[4:]))
+text, out, mode, steps, planes = (*map(Path, sys.argv[1:3]), sys.argv[3], *map(int, sys.argv[4:]))
 mode, _, narrow = mode.partition("-")
 parallel.start(torch.device("cpu"))
 sharded = parallel.is_sharded(mode, TinySource().config, torch.device("cpu"))
@@ -45,8 +45,9 @@ assert sharded == (mode == "fsdp")
 teacher = load_teacher(TinySource(), sharded=sharded)
 student = make_student(teacher, "least-squares", sharded=sharded)
 mix = TextMix(text, PLAIN.length, real_share=PLAIN.real_share, seed=PLAIN.seed)
-if pairs:
-    student = paired_tables(student, pairs, torch.from_numpy(mix.batch(0, 2)), sharded=sharded)
+if planes:
+    ids = torch.from_numpy(mix.batch(0, 2))
+    student = moved(student, {"embedding": planes}, ids, sharded=sharded)
 if sharded:
     pieces = student.layers[0].mlp_down.latent
     assert pieces.to_local().shape[0] < pieces.shape[0]
@@ -66,7 +67,7 @@ torch.distributed.destroy_process_group()
 """
 
 
-def processes(tmp_path: Path, text: Path, out: str, mode: str, steps: int = 4, pairs: int = 0):
+def processes(tmp_path: Path, text: Path, out: str, mode: str, steps: int = 4, planes: int = 0):
     """Run the worker twice at once; the completed process."""
     (tmp_path / "worker.py").write_text(WORKER)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -77,7 +78,7 @@ def processes(tmp_path: Path, text: Path, out: str, mode: str, steps: int = 4, p
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.run(
-        [*command, str(steps), str(pairs)], env=environment, timeout=240, capture_output=True
+        [*command, str(steps), str(planes)], env=environment, timeout=240, capture_output=True
     )
 
 
@@ -115,11 +116,11 @@ def test_gradients_in_bfloat16_are_rounded_and_no_more(text: Path, tmp_path: Pat
 
 
 def test_pieces_resume_exactly(text: Path, tmp_path: Path) -> None:
-    """Killed after step 3, taken up from the state of step 2; tables of two pairs among it."""
-    done = processes(tmp_path, text, "whole", "fsdp", pairs=2)
+    """Killed after step 3, taken up from the state of step 2; tables of three planes among it."""
+    done = processes(tmp_path, text, "whole", "fsdp", planes=3)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
-    assert processes(tmp_path, text, "killed", "fsdp", steps=3, pairs=2).returncode != 0
-    done = processes(tmp_path, text, "killed", "fsdp", pairs=2)
+    assert processes(tmp_path, text, "killed", "fsdp", steps=3, planes=3).returncode != 0
+    done = processes(tmp_path, text, "killed", "fsdp", planes=3)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     assert log_of(tmp_path / "killed") == log_of(tmp_path / "whole")
     mine, theirs = (

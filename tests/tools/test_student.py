@@ -224,7 +224,7 @@ def test_embedding_in_pairs_is_fitted_to_what_the_head_sees(tmp_path, tiny_spec)
     embedding = student.embedding.detach().numpy()
 
     def error(name: str, text: Path | None) -> float:
-        export_student.export(path, tmp_path / name, pairs=2, text=text)
+        export_student.export(path, tmp_path / name, table_planes=4, text=text)
         found = dequantize(read_dbb(tmp_path / name).linears["embedding"])
         return float(np.square((found - embedding) @ seen.T).sum())
 

@@ -25,8 +25,8 @@ from tools.dad import LossOptions  # noqa: E402
 from tools.decoder import load_teacher, mean_square_inputs  # noqa: E402
 from tools.export_student import export  # noqa: E402
 from tools.quality import evaluate  # noqa: E402
+from tools.starts import moved  # noqa: E402
 from tools.student import make_student  # noqa: E402
-from tools.tables import paired_tables  # noqa: E402
 from tools.text import TextMix  # noqa: E402
 from tools.trainer import Trainer  # noqa: E402
 
@@ -183,12 +183,12 @@ def test_tables_of_pairs_train_with_the_rest(text: Path, tmp_path: Path) -> None
     teacher = load_teacher(TinySource())
     mix = TextMix(text, options.length, real_share=options.real_share)
     ids = torch.from_numpy(mix.batch(10**6, 4))
-    student = paired_tables(make_student(teacher, "least-squares"), 2, ids)
+    student = moved(make_student(teacher, "least-squares"), {"embedding": 4}, ids)
     table = student.embedding
     before, scales = evaluate(student, teacher, ids, bfloat16=False), table.alphas.clone()
     Trainer(student, teacher, options, mix, tmp_path, validation={"mix": ids}).train()
     assert not torch.equal(scales, table.alphas)
-    assert (table.alphas * table.sign > 0).all()
+    assert (table.alphas.abs() > 0).all()
     loaded, metadata = load_student(tmp_path / "student.safetensors")
     after = evaluate(loaded, teacher, ids, bfloat16=False)
     assert after["kl"] < 0.9 * before["kl"]
@@ -196,23 +196,25 @@ def test_tables_of_pairs_train_with_the_rest(text: Path, tmp_path: Path) -> None
     assert recorded["kl"] == pytest.approx(after["kl"], abs=1e-4)
 
 
-def test_mixed_pairs_train_together(text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("planes", [3, 4])
+def test_mixed_planes_train_together(text: Path, tmp_path: Path, planes: int) -> None:
     """A stack learns more slowly than a pair, and all of it is in the file."""
     options = replace(OPTIONS, steps=30, log_every=10, quantize_inputs=True)
     teacher = load_teacher(TinySource())
     mix = TextMix(text, options.length, real_share=options.real_share)
     ids = torch.from_numpy(mix.batch(10**6, 4))
-    student = make_student(teacher, "least-squares", plan={"layers.0.mlp_gate_up": 2})
+    student = make_student(teacher, "least-squares", plan={"layers.0.mlp_gate_up": planes})
     stack, pair = student.layers[0].mlp_gate_up, student.layers[1].mlp_gate_up
     before = evaluate(student, teacher, ids, bfloat16=False)
     run = Trainer(student, teacher, options, mix, tmp_path, validation={"mix": ids})
     peaks = {id(p): group["peak"] for group in run.optimizer.param_groups for p in group["params"]}
-    assert peaks[id(stack.latent)] == peaks[id(pair.latent)] / 2 == options.lr_latent / 2
-    assert peaks[id(stack.alphas)] == peaks[id(pair.alpha1)] / 2 == options.lr_scale / 2
+    finer = {3: 0.5**0.5, 4: 0.5}[planes]
+    assert peaks[id(stack.latent)] == peaks[id(pair.latent)] * finer == options.lr_latent * finer
+    assert peaks[id(stack.alphas)] == peaks[id(pair.alpha1)] * finer == options.lr_scale * finer
     first = stack.latent.clone()
     run.train()
     assert not torch.equal(stack.latent, first) and stack.quantize_input
-    assert (stack.alphas * stack.sign > 0).all()
+    assert (stack.alphas.abs() > 0).all()
     loaded, _ = load_student(tmp_path / "student.safetensors")
     after = evaluate(loaded, teacher, ids, bfloat16=False)
     assert after["kl"] < 0.9 * before["kl"]
