@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from edgedb.convert.calibrate import embedded
+from edgedb.convert.forward import Float32Program
 from edgedb.model.config import ModelConfig, RopeScaling
 from edgedb.model.families import program_of
 
@@ -63,3 +65,37 @@ class TinySource:
 def family_source(name: str, **changes: Any) -> TinySource:
     """A tiny model of a family."""
     return TinySource(model_type=name, **FAMILY_CHANGES[name], **changes)
+
+
+class Changed(TinySource):
+    """With ``change`` added to a matrix."""
+
+    def __init__(self, name: str = "", change: np.ndarray | float = 0.0, **more: bool) -> None:
+        super().__init__(**more)
+        self.name, self.change = name, change
+
+    def tensor(self, name: str, rows: slice | None = None) -> np.ndarray:
+        found = super().tensor(name)
+        return (found + (self.change if name == self.name else 0))[rows or slice(None)]
+
+
+def log_probabilities(source: TinySource, ids: np.ndarray) -> np.ndarray:
+    """``[sequences, tokens, vocabulary]`` in float64."""
+    program = program_of(source.config)
+    forward = Float32Program(program, ids.shape[1])
+    x = embedded(source, ids).astype(np.float64)
+    for i, kind in enumerate(program.layers):
+        block = program.kinds[kind]
+        vectors = {n: source.tensor(f"layers.{i}.{n}") for n in block.vectors}
+        weights = {n: source.tensor(f"layers.{i}.{n}") for n in block.matrices}
+        x = forward.values(block, x, vectors, weights)[block.output]
+    vectors = {n: source.tensor(n) for n in program.final.vectors}
+    (head,) = program.head.matrices
+    last = forward.values(program.final, x, vectors, {})[program.final.output]
+    logits = last @ source.tensor(head).T.astype(np.float64)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def ids_of(source: TinySource, sequences: int, tokens: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, source.config.vocab_size, (sequences, tokens), dtype=np.int32)

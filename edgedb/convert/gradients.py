@@ -1,0 +1,130 @@
+"""What an error at each place of a model costs at its end: one pass forwards, one backwards.
+
+The loss is the surprise at a token drawn from what the model itself predicts. Its mean gradient is
+zero, and its mean square along a direction is the curvature of the KL divergence there (Fisher's
+information): half of it is, to second order, the KL that a step in that direction makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import FormatError
+from ..model.families import program_of
+from .adjoint import Adjoint, Seen
+from .calibrate import embedded
+from .forward import Float32Program, softmax
+from .sources import Source
+
+Float32 = NDArray[np.float32]
+Ids = NDArray[np.int32]
+
+# Tokens (of whole sequences, one at least) whose every value of a layer is in memory at a time, or
+# whose logits are.
+_CHUNK_TOKENS = 512
+
+
+def backwards(source: Source, ids: Ids, file: Path, seed: int, seen: Seen) -> Iterator[str]:
+    """Run ``ids [sequences, tokens]`` through the model and the loss back to its embedding.
+
+    ``seen(name, x, gradient)`` for every matrix: some sequences' inputs ``[sequences, tokens,
+    cols]`` and the gradient of its outputs ``[sequences, tokens, rows]``; the last call, of the
+    embedding, has the gradient of the rows that were looked up, ``[sequences, tokens, cols]``, and
+    those rows. Yields what was done: a layer on the way there, and on the way back everything, last
+    layer first. One layer's weights are in memory; the layers' inputs lie in ``file``, float32
+    ``[layers, sequences, tokens, width]``.
+    """
+    program = program_of(source.config)
+    forward = Float32Program(program, ids.shape[1])
+    adjoint = Adjoint(forward)
+    layers = range(len(program.layers))
+    shape = (len(layers), *ids.shape, program.width)
+    inputs = np.memmap(file, np.float32, "w+", shape=shape)
+
+    def tensors(i: int) -> tuple[dict[str, Float32], dict[str, Float32]]:
+        block = program.kinds[program.layers[i]]
+        vectors, weights = (
+            {name: _finite(source, f"layers.{i}.{name}") for name in names}
+            for names in (block.vectors, block.matrices)
+        )
+        return vectors, weights
+
+    def through(i: int, hidden: Float32) -> Float32:
+        vectors, weights = tensors(i)
+        return forward.layer(i, hidden, vectors, lambda name, x: weights[name])
+
+    def back(i: int) -> None:
+        """``gradient`` of the layer's output becomes that of its input."""
+        vectors, weights = tensors(i)
+
+        def seen_of_layer(name: str, x: Float32, g: Float32) -> None:
+            seen(f"layers.{i}.{name}", x, g)
+
+        block = program.kinds[program.layers[i]]
+        for start in range(0, len(ids), step):
+            part = slice(start, start + step)
+            x = np.asarray(inputs[i, part])
+            gradient[part] = adjoint.block(
+                block, x, gradient[part], vectors, weights, seen_of_layer
+            )
+
+    step = max(1, _CHUNK_TOKENS // ids.shape[1])
+    rows = hidden = embedded(source, ids)
+    for i in layers:
+        inputs[i] = hidden
+        hidden = through(i, hidden)
+        yield f"layers.{i}"
+    gradient = _from_the_end(source, forward, adjoint, hidden, np.random.default_rng(seed), seen)
+    yield "head"
+    for i in reversed(layers):
+        back(i)
+        yield f"layers.{i}"
+    seen("embedding", rows, gradient)
+    yield "embedding"
+
+
+def _from_the_end(
+    source: Source,
+    forward: Float32Program,
+    adjoint: Adjoint,
+    hidden: Float32,
+    random: np.random.Generator,
+    seen: Seen,
+) -> Float32:
+    """The gradient of the last layer's output ``hidden [sequences, tokens, width]``."""
+    final = forward.program.final
+    vectors = {name: source.tensor(name) for name in final.vectors}
+    (name,) = forward.program.head.matrices
+    head = _finite(source, name)
+    out = np.empty_like(hidden)
+    for i, row in enumerate(hidden):
+        x = forward.final(row[None], vectors)
+        gradient = np.empty_like(x)
+        for at in range(0, len(row), _CHUNK_TOKENS):
+            part = slice(at, at + _CHUNK_TOKENS)
+            surprise = softmax(x[0, part] @ head.T)
+            drawn = draw(surprise, random)
+            surprise[np.arange(len(drawn)), drawn] -= 1
+            gradient[0, part] = surprise @ head
+            seen("head", x[:, part], surprise[None])
+        out[i] = adjoint.block(final, row[None], gradient, vectors, {})[0]
+    return out
+
+
+def _finite(source: Source, name: str) -> Float32:
+    """A tensor, refused by its name where it would make every gradient no number."""
+    found = source.tensor(name)
+    if not np.isfinite(found).all():
+        raise FormatError(f"{name}: weights hold NaN or infinity; the source may be damaged")
+    return found
+
+
+def draw(probabilities: Float32, random: np.random.Generator) -> NDArray[np.int64]:
+    """One index for each row of ``probabilities [n, vocabulary]``."""
+    running = np.cumsum(probabilities, axis=1)
+    wanted = random.random((len(running), 1), np.float32) * running[:, -1:]
+    return np.minimum((running <= wanted).sum(axis=1), probabilities.shape[1] - 1)
