@@ -39,9 +39,10 @@ def main(context: click.Context, source: Path, out: Path, **options: Any) -> Non
 def _refuse_others(context: click.Context, *known: str) -> None:
     """Raise ``EdgeDBError`` if an option that is not ``known`` was given."""
     given = [
-        f"--{name.replace('_', '-')}"
-        for name in context.params
-        if name not in known
+        parameter.opts[0]
+        for parameter in context.command.params
+        if (name := parameter.name)
+        and name not in known
         and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     ]
     if given:

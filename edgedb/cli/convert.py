@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,27 @@ import click
 from ..convert.storage import MAX_FIT_PLANES, METHODS, TABLE_KINDS, Options
 from .console import new_console, shown_warnings
 from .options import together
+
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+
+
+class _Size(click.ParamType):
+    """Bytes, written ``900MB`` or ``1.2GB``."""
+
+    name = "size"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> int:
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kMG]?)B?", value)
+        if not found:
+            self.fail(f"{value!r} is no size, such as 900MB or 1.2GB", parameter, context)
+        return int(float(found[1]) * _UNITS[found[2]])
+
+
+SIZE = _Size()
 
 conversion_options = together(
     click.option(
@@ -29,10 +51,23 @@ conversion_options = together(
         help="Pairs of bit planes, two bits a weight each. One is useless without training.",
     ),
     click.option(
+        "--bits",
+        type=click.FloatRange(2, 16),
+        help="Bits a weight of all matrices together: finds out where errors cost most and gives "
+        "each matrix 1, 1.5, 2 or 3 pairs.",
+    ),
+    click.option(
+        "--size",
+        "size_bytes",
+        type=SIZE,
+        help="The same for a file of at most so much: 900MB, 1.2GB.",
+    ),
+    click.option(
         "--plan",
         default="",
-        metavar="TEXT",
-        help="Other pairs for some matrices: layers.0-3=2, layers.*.mlp_down=1.5.",
+        metavar="TEXT|FILE",
+        help="Other pairs for some matrices: layers.0-3=2, layers.*.mlp_down=1.5; or a file of "
+        "such. With --bits or --size: the file to write the plan to.",
     ),
     click.option(
         "--embedding",
@@ -92,11 +127,17 @@ def run(
     no_calibration: bool,
     calibration_tokens: int,
     threads: int | None,
+    plan: str,
     **values: Any,
 ) -> None:
     """Convert with the values of ``conversion_options``."""
     if calibration and no_calibration:
         raise click.UsageError("--calibration and --no-calibration exclude each other")
+    if values["bits"] is not None and values["size_bytes"] is not None:
+        raise click.UsageError("--bits and --size exclude each other")
+    budgeted = values["bits"] is not None or values["size_bytes"] is not None
+    plan_file = Path(plan) if budgeted and plan else None
+    values["plan"] = "" if budgeted else _plan_of(plan)
     text = "none" if no_calibration else str(calibration) if calibration else "sample"
     options = Options(calibration=text, sequences=calibration_tokens // 256, **values)
     from ..convert.export import export
@@ -105,4 +146,13 @@ def run(
     console = new_console()
     with shown_warnings(lambda text: console.print(text, style="yellow")):
         checkpoint = open_source(source)
-    export(checkpoint, out, options, threads=threads, console=console)
+    export(checkpoint, out, options, threads=threads, console=console, plan_file=plan_file)
+
+
+def _plan_of(plan: str) -> str:
+    """The text of a plan, from a file where ``plan`` is the name of one."""
+    if not plan or "=" in plan or not Path(plan).is_file():
+        return plan
+    from ..convert.plan import read_plan_file
+
+    return read_plan_file(Path(plan))

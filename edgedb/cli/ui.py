@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..display import NAME_CHARS, one_line, printable
+from ..model.layer_map import layer_map
 
 if TYPE_CHECKING:
     from ..measure.choices import ChoiceResult
@@ -147,6 +148,10 @@ def model_info(info: dict[str, Any]) -> None:
     click.echo("\nstored as")
     layers = ", ".join(f"{count} x {kind}" for kind, count in info["kinds"]["layers"].items())
     _table([("layers", layers), *((name, info["kinds"][name]) for name in ("embedding", "head"))])
+    if len(info["kinds"]["layers"]) > 1:
+        click.echo("\nmap of the layers")
+        for line in layer_map(info["plan"]):
+            say(f"  {line}")
     if info["sparsity"]:
         click.echo("\nzero bits of each plane")
         _table([(f"pair {row['pair']}", ", ".join(_zeros(row))) for row in info["sparsity"]])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,15 +22,21 @@ from ..errors import EdgeDBError, FormatError
 from ..format.tensors import GROUP, Kind, LinearTensor
 from ..model.dbb_writer import DbbWriter
 from ..model.families import program_of
+from ..model.layer_map import layer_map
 from . import calibrate, sample
+from .budget import Budget, choose
 from .fdb import Method, fit
+from .plan import plan_text, write_plan_file
 from .resumption import SavedState
+from .sensitivity import sensitivities
 from .sources import Source
 from .storage import Options
 from .store import facts, store_plain
 
 # Part of the provenance: raised when the same source and options would give other weights.
 VERSION = 2
+# Of the calibration's tokens, those on which errors are weighed for a budget.
+_WEIGHED_TOKENS = 4096
 
 
 def export(
@@ -40,10 +46,12 @@ def export(
     *,
     threads: int | None = None,
     console: Console | None = None,
+    plan_file: Path | None = None,
 ) -> dict[str, Any]:
     """Write ``source`` to ``out`` and return the provenance record that the file carries.
 
-    ``out`` appears, complete, by one rename at the end. Raises ``EdgeDBError`` for a full disk, an
+    ``out`` appears, complete, by one rename at the end; ``plan_file`` gets the plan that was chosen
+    for a budget. Raises ``EdgeDBError`` for a full disk, an
     unreadable calibration text, or another process that writes the same file.
     """
     started = time.monotonic()
@@ -55,15 +63,18 @@ def export(
             "A text (--calibration FILE) gives far better quality."
         )
         options = Options(**{**asdict(options), "calibration": "none"})
-    kinds = options.kinds(config)
     fingerprint = source.fingerprint()
     key = _key(fingerprint, options)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EdgeDBError(f"{out}: {error.strerror}") from None
+    state = SavedState(out, key)
+    if options.budgeted:
+        options = _planned(source, options, state, threads, console, plan_file)
+    kinds = options.kinds(config)
     with DbbWriter(out, config, source.tokenizer_spec, kinds, fingerprint=key) as writer:
-        job = _Job(source, options, kinds, writer, SavedState(out, key), threads, console)
+        job = _Job(source, options, kinds, writer, state, threads, console)
         job.run()
         record = {
             "method": options.method,
@@ -79,6 +90,80 @@ def export(
     job.state.remove()
     _summarize(out, source, record, time.monotonic() - started, console)
     return record
+
+
+def _planned(
+    source: Source,
+    options: Options,
+    state: SavedState,
+    threads: int | None,
+    console: Console,
+    plan_file: Path | None,
+) -> Options:
+    """``options`` with the plan that their budget gives, taken from ``state`` or chosen now."""
+    if not options.calibrated:
+        raise EdgeDBError(
+            "bits are given to matrices by what their errors do to a text: --bits and --size need "
+            "the method fdb and a calibration (--calibration FILE for a large model)"
+        )
+    progress = _progress(console)
+    with progress, np.errstate(over="ignore", invalid="ignore"):
+        saved = state.load()
+        if saved is None:
+            if plan_file and plan_file.exists():
+                raise EdgeDBError(
+                    f"{plan_file} exists: leave out --bits and --size to take it, or name another"
+                )
+            calibration = _new_text(source, options, progress)
+            task = progress.add_task("Weighing errors", total=None, note="")
+            rows = min(len(calibration.ids), max(1, _WEIGHED_TOKENS // calibration.ids.shape[1]))
+            some = np.linspace(0, len(calibration.ids) - 1, rows).astype(int)
+            costs = sensitivities(
+                source,
+                calibration.ids[some],
+                state.path.with_suffix(".inputs"),
+                seed=options.seed,
+                threads=threads,
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+            budget = Budget(options.bits, options.size_bytes)
+            fixed = options.fixed(source.config)
+            kinds = choose(costs, budget, source.config, source.tokenizer_spec, fixed)
+            state.plan = plan_text(kinds)
+            state.save(calibration, 0, ())
+    planned = replace(options, plan=state.plan, bits=None, size_bytes=None)
+    lines = layer_map(planned.kinds(source.config))
+    if plan_file:
+        write_plan_file(plan_file, state.plan, lines)
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
+    return planned
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=console,
+    )
+
+
+def _new_text(source: Source, options: Options, progress: Progress) -> calibrate.Calibration:
+    length = min(options.length, source.config.max_position_embeddings)
+    if options.calibration != "sample":
+        file = Path(options.calibration)
+        return calibrate.from_text(file, source.tokenizer_spec, options.sequences, length)
+    task = progress.add_task("Sampling text", total=length, note="")
+    return calibrate.from_teacher(
+        source,
+        options.sequences,
+        length,
+        options.seed,
+        lambda done: progress.update(task, completed=done),
+    )
 
 
 class _Job:
@@ -97,14 +182,7 @@ class _Job:
         self.source, self.options, self.kinds, self.writer = source, options, kinds, writer
         self.state, self.threads, self.console = state, threads, console
         self.calibration: dict[str, Any] | None = None
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            console=console,
-        )
+        self.progress = _progress(console)
 
     def run(self) -> None:
         """Put every tensor that the writer does not have yet."""
@@ -133,25 +211,10 @@ class _Job:
         if state is not None:
             calibration = calibrate.Calibration(state["ids"], json.loads(str(state["record"])))
         else:
-            calibration = self._new_text()
+            calibration = _new_text(self.source, self.options, self.progress)
             self.state.save(calibration, 0, ())
         self.calibration = calibration.record
         return calibration, state
-
-    def _new_text(self) -> calibrate.Calibration:
-        o = self.options
-        length = min(o.length, self.source.config.max_position_embeddings)
-        if o.calibration != "sample":
-            file = Path(o.calibration)
-            return calibrate.from_text(file, self.source.tokenizer_spec, o.sequences, length)
-        task = self.progress.add_task("Sampling text", total=length, note="")
-        return calibrate.from_teacher(
-            self.source,
-            o.sequences,
-            length,
-            o.seed,
-            lambda done: self.progress.update(task, completed=done),
-        )
 
     def _fit_layers(self, calibration: calibrate.Calibration, state: dict[str, Any] | None) -> None:
         n_layers = self.source.config.n_layers

@@ -8,9 +8,12 @@ layers in one pair but those of the first four, and every ``mlp_down`` in three 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from ..errors import EdgeDBError
-from ..format.tensors import planes_of
+from ..files import read_text
+from ..format.tensors import Kind, planes_of
 from ..model.config import ModelConfig
 from ..model.families import program_of
 
@@ -62,3 +65,49 @@ def _matches(where: str | None, name: str) -> bool:
         return wanted["last"] is None
     first = int(wanted["first"])
     return first <= int(layer["first"]) <= int(wanted["last"] or first)
+
+
+def plan_text(kinds: Mapping[str, Kind]) -> str:
+    """A plan as ``read_plan`` reads it, for everything that is in planes."""
+    layers: dict[str, dict[int, int]] = {}
+    tables: list[str] = []
+    for name, kind in kinds.items():
+        if not isinstance(kind, int):
+            continue
+        if found := _LAYERS.fullmatch(name):
+            layers.setdefault(found["kind"], {})[int(found["first"])] = kind
+        else:
+            tables.append(f"{name}={kind / 2:g}")
+    planes = [n for row in layers.values() for n in row.values()]
+    usual = max(sorted(set(planes)), key=planes.count, default=None)
+    parts = [] if usual is None else [f"{usual / 2:g}"]
+    for matrix, row in layers.items():
+        for first, last, n in _runs(row):
+            where = f"{first}-{last}" if last > first else f"{first}"
+            parts += [] if n == usual else [f"layers.{where}.{matrix}={n / 2:g}"]
+    return ", ".join(parts + tables)
+
+
+def _runs(row: Mapping[int, int]) -> Iterator[tuple[int, int, int]]:
+    """First and last layer of every run of one number, and that number."""
+    first = None
+    for layer in sorted(row):
+        if first is None:
+            first = layer
+        if row.get(layer + 1) != row[layer]:
+            yield first, layer, row[layer]
+            first = None
+
+
+def read_plan_file(file: Path) -> str:
+    """The text of a plan; what follows a # is for people."""
+    lines = read_text(file).splitlines()
+    return ", ".join(part for line in lines if (part := line.partition("#")[0].strip(" ,\t")))
+
+
+def write_plan_file(file: Path, text: str, lines: Sequence[str]) -> None:
+    """Raises ``EdgeDBError`` where that cannot be."""
+    try:
+        file.write_text("".join(f"# {line}\n" for line in lines) + text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise EdgeDBError(f"{file}: {error.strerror}") from None

@@ -18,13 +18,15 @@ from . import calibrate
 class SavedState:
     """Token ids, layers done and residual streams of an export to ``out``, beside its partial file.
 
-    key: identifies source and options; the state of another key is not taken over.
+    key: identifies source and options; the state of another key is not taken over. plan: the text
+    of a plan that was chosen for them, kept from then on.
     """
 
     def __init__(self, out: Path, key: str) -> None:
         self.path = out.with_name(out.name + ".partial.npz")
         self._temporary = out.with_name(out.name + ".partial.npz.tmp")
         self.key = key
+        self.plan = ""
 
     def load(self) -> dict[str, Any] | None:
         try:
@@ -32,7 +34,10 @@ class SavedState:
                 state = {name: stored[name] for name in stored.files}
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
             return None  # there is none, or a power failure has damaged it
-        return state if str(state.get("key")) == self.key else None
+        if str(state.get("key")) != self.key:
+            return None
+        self.plan = str(state.get("plan", ""))
+        return state
 
     def save(
         self, calibration: calibrate.Calibration, layer: int, streams: Sequence[np.ndarray]
@@ -43,6 +48,7 @@ class SavedState:
                 np.savez(
                     file,
                     key=self.key,
+                    plan=self.plan,
                     ids=calibration.ids,
                     record=json.dumps(calibration.record),
                     layer=layer,

@@ -25,6 +25,8 @@ class Options:
     pairs: of every matrix inside the layers that ``plan`` (see ``plan.py``) says nothing of.
     embedding, head: how the tables are stored; by default int8, or as the dense method says. "2"
     and "3" are pairs; those of the head are fitted for its inputs.
+    bits, size_bytes: a budget (see ``budget.py``); the plan that is chosen for it takes the place
+    of ``pairs`` and ``plan``.
     calibration: ``"sample"`` (from the teacher, where it is small enough), ``"none"``, or a text
     file.
     """
@@ -32,6 +34,8 @@ class Options:
     method: str = "fdb"
     pairs: int = 2
     plan: str = ""
+    bits: float | None = None
+    size_bytes: int | None = None
     embedding: str | None = None
     head: str | None = None
     calibration: str = "sample"
@@ -59,6 +63,15 @@ class Options:
             stored = cast("Kind", planes_of(int(chosen)) if str(chosen).isdigit() else chosen)
             kinds[name] = plan.get(name, stored)
         return kinds
+
+    @property
+    def budgeted(self) -> bool:
+        return self.bits is not None or self.size_bytes is not None
+
+    def fixed(self, config: ModelConfig) -> dict[str, Kind]:
+        """Tables whose storage was asked for, which a budget leaves as they are."""
+        asked = {"embedding": self.embedding, "head": self.head or self.embedding}
+        return {n: kind for n, kind in self.kinds(config).items() if asked.get(n)}
 
     @property
     def calibrated(self) -> bool:

@@ -324,6 +324,16 @@ class DbbWriter:
         return EdgeDBError(reason)
 
 
+def file_bytes(config: ModelConfig, tokenizer: TokenizerSpec, kinds: Mapping[str, Kind]) -> int:
+    """About what a file with matrices of these kinds takes, but for the record of its making that
+    ``DbbWriter.finish`` is given."""
+    parts = [part for found in _plan(config, tokenizer, kinds).values() for part in found]
+    entries = lay_out(parts)
+    texts = json.dumps([config.to_dict(), json.dumps(tokenizer.to_metadata())])
+    header = 2 * _RECORD_BYTES_PER_LINEAR * len(entries) + len(texts) + _RECORD_BYTES
+    return max(entry.end for entry in entries.values()) + header
+
+
 def _plan(
     config: ModelConfig, tokenizer: TokenizerSpec, kinds: Mapping[str, Kind]
 ) -> dict[str, list[Part]]:

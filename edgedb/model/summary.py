@@ -18,7 +18,8 @@ def summarize(file: DbbFile) -> dict[str, Any]:
     exporter wrote it); ``tokenizer`` (without its file); ``bits_per_weight`` of the ``linear``
     layers (embedding and head apart) and of the whole ``file``; ``bytes`` of ``linear``,
     ``embedding``, ``head``, ``norms``, ``tokenizer`` and ``other`` (header, filler), which add up
-    to the file; ``kinds`` (how many matrices are stored how); ``sparsity``, for every pair the
+    to the file; ``kinds`` (how many matrices are stored how); ``plan`` (planes or kind of every
+    matrix by name); ``sparsity``, for every pair the
     share of zero bits in planes ``b1`` and ``b2`` (None: all have half a pair there) and the
     ``weights`` that have such a pair.
     """
@@ -49,6 +50,7 @@ def summarize(file: DbbFile) -> dict[str, Any]:
             "embedding": kind_text(file.linears["embedding"].kind),
             "head": kind_text(file.linears["head"].kind) if "head" in file.linears else "tied",
         },
+        "plan": {name: tensor.kind for name, tensor in file.linears.items()},
         "sparsity": _sparsity(list(layers.values())),
         "tokenizer": file.tokenizer.to_metadata(),
         "quantization": file.quantization,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from rich.console import Console
 from edgedb.cli.commands import main
 from edgedb.convert import calibrate, sample, store
 from edgedb.convert.export import export
+from edgedb.convert.plan import read_plan_file
 from edgedb.convert.sources import Source, open_source
 from edgedb.convert.storage import Options
 from edgedb.errors import EdgeDBError, FormatError
@@ -364,3 +367,86 @@ def test_fetch_says_when_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(EdgeDBError, match="cannot download"):
         fetch_smollm2.fetch(tmp_path / "m.gguf")
     assert not list(tmp_path.iterdir())
+
+
+def bits_in(path: Path) -> float:
+    """A weight, all matrices with their scales."""
+    linears = read_dbb(path).linears.values()
+    return 8 * sum(t.nbytes for t in linears) / sum(t.rows * t.cols for t in linears)
+
+
+def test_bits_are_given_where_they_help(tmp_path: Path, source: Source) -> None:
+    # Of rows as short as these, row scales take a bit a weight.
+    plan = tmp_path / "plan.txt"
+    options = Options(**QUICK, bits=6.0)
+    record = export(source, tmp_path / "m.dbb", options, plan_file=plan)
+    file = read_dbb(tmp_path / "m.dbb")
+    assert 5.4 < bits_in(tmp_path / "m.dbb") <= 6
+    assert record["plan"] in plan.read_text() and "attn_qkv" in plan.read_text()
+    taken = Options(**QUICK, plan=read_plan_file(plan))
+    export(source, tmp_path / "n.dbb", taken)
+    for name, tensor in read_dbb(tmp_path / "n.dbb").linears.items():
+        assert tensor.kind == file.linears[name].kind
+    with pytest.raises(EdgeDBError, match=r"plan.txt exists: leave out --bits"):
+        export(source, tmp_path / "o.dbb", options, plan_file=plan)
+    assert sorted(p.name for p in tmp_path.iterdir() if "inputs" in p.name) == []
+
+
+def test_a_size_is_not_exceeded(tmp_path: Path, source: Source) -> None:
+    export(source, tmp_path / "all.dbb", Options(method="int8"))
+    size = (tmp_path / "all.dbb").stat().st_size
+    export(source, tmp_path / "m.dbb", Options(**QUICK, size_bytes=size + 40_000))
+    assert (tmp_path / "m.dbb").stat().st_size <= size + 40_000
+    for few, words in ((Options(**QUICK, size_bytes=1000), "too small a budget"),):
+        with pytest.raises(EdgeDBError, match=words):
+            export(source, tmp_path / "n.dbb", few)
+
+
+def test_a_budget_needs_a_text(tmp_path: Path, source: Source) -> None:
+    for options in (Options(bits=3, calibration="none"), Options(bits=3, method="int8")):
+        with pytest.raises(EdgeDBError, match="calibration"):
+            export(source, tmp_path / "m.dbb", options)
+
+
+def test_a_plan_is_not_chosen_twice(
+    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = Options(**QUICK, bits=6.0)
+    export(source, tmp_path / "whole.dbb", options)
+
+    def failing_put(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DbbWriter, "put", failing_put)
+        with pytest.raises(KeyboardInterrupt):
+            export(source, tmp_path / "m.dbb", options)
+    monkeypatch.setattr(sys.modules["edgedb.convert.export"], "sensitivities", None)
+    export(source, tmp_path / "m.dbb", options)
+    assert (tmp_path / "m.dbb").read_bytes() == (tmp_path / "whole.dbb").read_bytes()
+
+
+def test_budgets_on_the_command_line(tmp_path: Path, source: Source) -> None:
+    def convert(*more: str) -> Any:
+        return CliRunner().invoke(main, ["convert", str(source.path), *more])
+
+    out, plan = str(tmp_path / "m.dbb"), str(tmp_path / "plan")
+    done = convert(out, "--bits", "6", "--plan", plan, "--calibration-tokens", "512")
+    assert done.exit_code == 0 and "planes       0" in done.stderr
+    shown = CliRunner().invoke(main, ["info", out]).stdout
+    assert "map of the layers\n  planes       0\n  attn_qkv     " in shown
+    described = json.loads(CliRunner().invoke(main, ["info", "--json", out]).stdout)
+    assert described["plan"]["layers.0.attn_qkv"] in (2, 3, 4, 6)
+    done = convert(str(tmp_path / "n.dbb"), "--plan", plan, "--no-calibration")
+    assert done.exit_code == 0
+    kinds = [t.kind for t in read_dbb(tmp_path / "n.dbb").linears.values()]
+    assert kinds == [t.kind for t in read_dbb(tmp_path / "m.dbb").linears.values()]
+    for options, words in (
+        (("--bits", "3", "--size", "1MB"), "exclude each other"),
+        (("--size", "3 pints"), "'3 pints' is no size, such as 900MB or 1.2GB"),
+        (("--size", "1kB"), "too small a budget"),
+        (("--bits", "3", "--no-calibration"), "need the method fdb and a calibration"),
+        (("--bits", "3", "--plan", plan), "plan exists: leave out --bits and --size"),
+    ):
+        done = convert(str(tmp_path / "o.dbb"), *options)
+        assert done.exit_code == 2 and words in done.stderr, done.stderr
