@@ -179,18 +179,6 @@ static void prepare_dense(void *argument, int64_t begin, int64_t end, int32_t wo
     }
 }
 
-void edb_write_rows(const edb_matmul_job *job, int64_t t, int64_t row, int64_t rows,
-                    const float *y) {
-    float *out = job->out + t * job->matrix->rows + row;
-    if (job->bias == NULL) {
-        for (int64_t r = 0; r < rows; r++) out[r] = job->add ? out[r] + y[r] : y[r];
-    } else {
-        const float *bias = job->bias + row;
-        for (int64_t r = 0; r < rows; r++)
-            out[r] = job->add ? out[r] + (y[r] + bias[r]) : y[r] + bias[r];
-    }
-}
-
 edb_tokens edb_tokens_from(const edb_matmul_job *job, int64_t token) {
     edb_tokens tokens = {.q = job->q + token * EDB_GROUP,
                          .sx = job->sx + token,

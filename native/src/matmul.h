@@ -47,8 +47,17 @@ int edb_is_dense(const edb_matrix *matrix);
 /* ---- what tasks share ---- */
 
 /* out [+]= y + bias, every sum rounded; y, bias and out are those of row `row` on. */
-void edb_write_rows(const edb_matmul_job *job, int64_t t, int64_t row, int64_t rows,
-                    const float *y);
+static inline void edb_write_rows(const edb_matmul_job *job, int64_t t, int64_t row, int64_t rows,
+                                  const float *y) {
+    float *out = job->out + t * job->matrix->rows + row;
+    if (job->bias == NULL) {
+        for (int64_t r = 0; r < rows; r++) out[r] = job->add ? out[r] + y[r] : y[r];
+    } else {
+        const float *bias = job->bias + row;
+        for (int64_t r = 0; r < rows; r++)
+            out[r] = job->add ? out[r] + (y[r] + bias[r]) : y[r] + bias[r];
+    }
+}
 
 /* Up to EDB_TOKEN_BLOCK tokens from this one on. */
 edb_tokens edb_tokens_from(const edb_matmul_job *job, int64_t token);

@@ -11,14 +11,19 @@ static int64_t count_terms(const edb_matrix *matrix) {
     return matrix->pairs + (matrix->half != NULL);
 }
 
-static int is_half(const edb_matrix *matrix, int64_t term) { return term == matrix->pairs; }
+static EDB_INLINE int is_half(const edb_matrix *matrix, int64_t term) {
+    return term == matrix->pairs;
+}
 
-static const uint8_t *term_tile(const edb_matmul_job *job, int64_t term, int64_t tile) {
-    const edb_matrix *matrix = job->matrix;
-    const uint8_t *blocks = matrix->data, *halves = matrix->half;
-    return is_half(matrix, term)
-               ? halves + tile * job->groups * EDB_HALF_BYTES
-               : blocks + (term * job->tiles + tile) * job->groups * EDB_BLOCK_BYTES;
+/* Bytes of one tile of a term; the next tile follows. */
+static EDB_INLINE int64_t tile_bytes(const edb_matmul_job *job, int half) {
+    return job->groups * (half ? EDB_HALF_BYTES : EDB_BLOCK_BYTES);
+}
+
+static EDB_INLINE const uint8_t *term_tile(const edb_matmul_job *job, int64_t term, int64_t tile) {
+    const uint8_t *blocks = job->matrix->data, *halves = job->matrix->half;
+    return is_half(job->matrix, term) ? halves + tile * tile_bytes(job, 1)
+                                      : blocks + (term * job->tiles + tile) * tile_bytes(job, 0);
 }
 
 /* y = scale * acc for the first term, y + scale * acc with two roundings for the others. */
@@ -36,13 +41,13 @@ void edb_pairs_one_by_one(void *argument, int64_t begin, int64_t end, int32_t wo
         for (int64_t t = 0; t < job->n; t++) {
             float y[EDB_TILE] = {0}, acc[EDB_TILE];
             for (int64_t term = 0; term < terms; term++) {
-                /* Tiles of a term lie side by side: a stream of its own, fetched ahead by itself. */
-                const uint8_t *next = term_tile(job, term, edb_min(tile + 1, job->tiles - 1));
-                edb_pair_tile *multiply =
-                    is_half(matrix, term) ? job->pairs->half_tile : job->pairs->tile;
-                multiply(term_tile(job, term, tile), job->groups,
+                int half = is_half(matrix, term);
+                const uint8_t *blocks = term_tile(job, term, tile);
+                edb_pair_tile *multiply = half ? job->pairs->half_tile : job->pairs->tile;
+                /* Each term is a stream of its own: its own next tile is fetched ahead. */
+                multiply(blocks, job->groups,
                          job->prepared + t * job->groups * job->pairs->prepared_bytes,
-                         job->meta + t * job->groups, acc, next);
+                         job->meta + t * job->groups, acc, blocks + tile_bytes(job, half));
                 scale_rows(y, matrix->scales + term * matrix->rows + row, acc, rows, term == 0);
             }
             edb_write_rows(job, t, row, rows, y);
