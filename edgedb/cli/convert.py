@@ -45,8 +45,8 @@ conversion_options = together(
     ),
     click.option(
         "--pairs",
-        type=click.IntRange(1, MAX_FIT_PLANES // 2),
-        default=2,
+        type=click.Choice([f"{planes / 2:g}" for planes in range(2, MAX_FIT_PLANES + 1)]),
+        default="2",
         show_default=True,
         help="Pairs of bit planes, two bits a weight each. One is useless without training.",
     ),
@@ -139,6 +139,7 @@ def run(
     plan_file = Path(plan) if budgeted and plan else None
     values["plan"] = "" if budgeted else _plan_of(plan)
     text = "none" if no_calibration else str(calibration) if calibration else "sample"
+    values["pairs"] = float(values["pairs"])
     options = Options(calibration=text, sequences=calibration_tokens // 256, **values)
     from ..convert.export import export
     from ..convert.sources import open_source

@@ -78,7 +78,7 @@ def export(
         job.run()
         record = {
             "method": options.method,
-            "pairs": options.pairs if options.method in ("fdb", "rtn") else None,
+            "pairs": float(options.pairs) if options.method in ("fdb", "rtn") else None,
             **({"plan": options.plan} if options.plan else {}),
             "group": GROUP,
             "source": fingerprint,
@@ -131,7 +131,8 @@ def _planned(
             kinds = choose(costs, budget, source.config, source.tokenizer_spec, fixed)
             state.plan = plan_text(kinds)
             state.save(calibration, 0, ())
-    planned = replace(options, plan=state.plan, bits=None, size_bytes=None)
+    usual = float(state.plan.partition(",")[0])  # a chosen plan says first what most have
+    planned = replace(options, pairs=usual, plan=state.plan, bits=None, size_bytes=None)
     lines = layer_map(planned.kinds(source.config))
     if plan_file:
         write_plan_file(plan_file, state.plan, lines)

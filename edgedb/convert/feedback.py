@@ -41,7 +41,7 @@ class FeedbackOptions:
 
     damping: float = 0.01
     shrinkage: float = 0.2
-    sweeps: int = 1
+    sweeps: int = 3
     tries: int = 2
     descents: int = 2
     rounds: int = 6

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # 2**8 levels are 8 bits a weight; more planes would be slower than int8 and no better.
 MAX_FIT_PLANES = 8
 METHODS = ("fdb", "rtn", "int8", "dense16", "dense32")
-TABLE_KINDS = ("int8", "2", "3", "float16", "float32")  # a number: pairs
+TABLE_KINDS = ("int8", "1.5", "2", "3", "float16", "float32")  # a number: pairs
 _KIND_OF_METHOD: dict[str, Kind] = {"int8": "int8", "dense16": "float16", "dense32": "float32"}
 
 
@@ -23,8 +23,8 @@ class Options:
     """How to store the weights; equal options and source give equal files.
 
     pairs: of every matrix inside the layers that ``plan`` (see ``plan.py``) says nothing of.
-    embedding, head: how the tables are stored; by default int8, or as the dense method says. "2"
-    and "3" are pairs; those of the head are fitted for its inputs.
+    embedding, head: how the tables are stored; by default int8, or as the dense method says. A
+    number means pairs; those of the head are fitted for its inputs.
     bits, size_bytes: a budget (see ``budget.py``); the plan that is chosen for it takes the place
     of ``pairs`` and ``plan``.
     calibration: ``"sample"`` (from the teacher, where it is small enough), ``"none"``, or a text
@@ -32,7 +32,7 @@ class Options:
     """
 
     method: str = "fdb"
-    pairs: int = 2
+    pairs: float = 2
     plan: str = ""
     bits: float | None = None
     size_bytes: int | None = None
@@ -60,7 +60,7 @@ class Options:
                 kinds[name] = plan.get(name, layers)
                 continue
             chosen = (self.head if name == "head" else None) or self.embedding or table
-            stored = cast("Kind", planes_of(int(chosen)) if str(chosen).isdigit() else chosen)
+            stored = cast("Kind", planes_of(float(chosen)) if str(chosen)[0].isdigit() else chosen)
             kinds[name] = plan.get(name, stored)
         return kinds
 

@@ -21,6 +21,12 @@ def test_a_plan_says_which_matrices_have_other_pairs() -> None:
     assert Options(pairs=1, plan="head=3").kinds(CONFIG)["head"] == 6
 
 
+def test_halves_of_pairs_everywhere() -> None:
+    kinds = Options(pairs=1.5, embedding="1.5", head="2").kinds(CONFIG)
+    assert kinds.pop("head") == 4
+    assert set(kinds.values()) == {3}
+
+
 def test_tables_follow_the_method_where_nothing_is_said() -> None:
     assert Options().kinds(CONFIG)["embedding"] == "int8"
     assert set(Options(method="dense16").kinds(CONFIG).values()) == {"float16"}
