@@ -7,7 +7,7 @@ and ``.dbb`` without a table of names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -98,8 +98,8 @@ class Layer(Part):
         return interpret(self._steps, Where(self.weights(), turns, attend), x)
 
 
-class Decoder(Part):
-    """Token ids to the hidden state before the head, which the loss applies in pieces.
+class Ends(Part):
+    """What stands before and after the layers of a model: embedding, last norm, head.
 
     Tables, which are the embedding and a separate head, are parameters ``[vocabulary, hidden]``, or
     modules that make such a matrix when called.
@@ -118,9 +118,9 @@ class Decoder(Part):
                 f"{config.model_type}: the loss multiplies with the head and no more, "
                 "and this model's logits take more; convert it without training"
             )
-        (self._head,) = head.matrices
+        (self.head_name,) = head.matrices
         embeddings = [v["matrix"] for v in first.operations if v.op == "embed"]
-        self._tables = tuple(dict.fromkeys([*embeddings, self._head]))
+        self._tables = tuple(dict.fromkeys([*embeddings, self.head_name]))
 
         def make_any(name: str, rows: int, cols: int) -> nn.Module | nn.Parameter:
             if name in self._tables:
@@ -131,7 +131,6 @@ class Decoder(Part):
             self.own(block, "", make_any)
         self._ropes = tuple(self.program.ropes())
         self._first, self._final = (steps_of(block, self._ropes) for block in (first, final))
-        self.layers = nn.ModuleList(Layer(self.program, i, make) for i in range(config.n_layers))
 
     @property
     def device(self) -> torch.device:
@@ -140,6 +139,37 @@ class Decoder(Part):
     def turns(self, n: int) -> Turns:
         """What heads turn by at positions ``0 .. n - 1``."""
         return turns_of(self._ropes, n, self.device)
+
+    def tables(self) -> dict[str, nn.Parameter | nn.Module]:
+        """Embedding and, where there is one, the separate head, by edgedb name."""
+        weights = self.weights()
+        return {name: weights[name] for name in self._tables}
+
+    def around(self, turns: Turns) -> Where:
+        """What ``enter`` and ``leave`` run with: tables are matrices, made once for both."""
+        weights = self.weights()
+        tables = {name: _matrix(weights[name]) for name in self._tables}
+        return Where({**weights, **tables}, turns, whole_sequences)
+
+    def enter(self, ids: Tensor, where: Where) -> Tensor:
+        """Ids int64 ``[batch, tokens]`` to what the first layer reads, float32."""
+        return interpret(self._first, where, ids)
+
+    def leave(self, x: Tensor, where: Where) -> tuple[Tensor, Tensor]:
+        """What the last layer gives to the head's input, of the same shape, and the head."""
+        head = where.weights[self.head_name]
+        assert isinstance(head, Tensor)
+        # Never the parameter itself: FSDP hooks every output, and on a leaf hooks would pile up.
+        return interpret(self._final, where, x), head.view_as(head) if head.is_leaf else head
+
+
+class Decoder(Ends):
+    """Token ids to the hidden state before the head, which the loss applies in pieces."""
+
+    def __init__(self, config: ModelConfig, make: MatrixFactory = dense) -> None:
+        """As ``Ends``."""
+        super().__init__(config, make)
+        self.layers = nn.ModuleList(Layer(self.program, i, make) for i in range(config.n_layers))
 
     def forward(
         self, ids: Tensor, turns: Turns | None = None, attends: Sequence[Attend] | None = None
@@ -152,38 +182,21 @@ class Decoder(Part):
         """
         turns = self.turns(ids.shape[1]) if turns is None else turns
         attends = [whole_sequences] * len(self.layers) if attends is None else attends
-        weights = self.weights()
-        tables = {name: _matrix(weights[name]) for name in self._tables}
-        where = Where({**weights, **tables}, turns, whole_sequences)
-        x = interpret(self._first, where, ids)
+        where = self.around(turns)
+        x = self.enter(ids, where)
         for layer, attend in zip(self.layers, attends, strict=True):
             x = layer(x, turns, attend)
-        head = tables[self._head]
-        # Never the parameter itself: FSDP hooks every output, and on a leaf hooks would pile up.
-        head = head.view_as(head) if head.is_leaf else head
-        return interpret(self._final, where, x), head
+        return self.leave(x, where)
 
     def logits(self, ids: Tensor) -> Tensor:
         """``[batch, tokens, vocabulary]`` in one piece: for short texts and tests."""
         return F.linear(*self(ids))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Layer by layer: layers of one kind are one graph, built in seconds.
-
-        What is compiled is ``forward`` and not the call, so that hooks (of FSDP) run around it.
-        """
-        # Every kind of layer, mix of pairs, and length of text is a graph of one function.
-        config = torch._dynamo.config
-        config.recompile_limit = max(config.recompile_limit, MAX_GRAPHS)
-        parts = [*self.layers, *(t for t in self.tables().values() if isinstance(t, nn.Module))]
-        for part in parts:
-            plain = type(part).forward.__get__(part)  # whatever was compiled before
-            part.forward = torch.compile(plain, dynamic=False, fullgraph=True)
-
-    def tables(self) -> dict[str, nn.Parameter | nn.Module]:
-        """Embedding and, where there is one, the separate head, by edgedb name."""
-        weights = self.weights()
-        return {name: weights[name] for name in self._tables}
+        """Layer by layer: layers of one kind are one graph, built in seconds."""
+        compile_parts(
+            [*self.layers, *(t for t in self.tables().values() if isinstance(t, nn.Module))]
+        )
 
     def matrices(self) -> Iterator[tuple[str, nn.Module]]:
         """edgedb name and module of every matrix but tables, in the order of a pass."""
@@ -201,6 +214,16 @@ class Decoder(Part):
             assert isinstance(layer, Layer)
             found |= {f"layers.{i}.{name}": weight for name, weight in layer.weights().items()}
         return found
+
+
+def compile_parts(parts: Sequence[nn.Module]) -> None:
+    """What is compiled is ``forward`` and not the call, so that hooks (of FSDP) run around it."""
+    # Every kind of layer, mix of pairs, and length of text is a graph of one function.
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, MAX_GRAPHS)
+    for part in parts:
+        plain = type(part).forward.__get__(part)  # whatever was compiled before
+        part.forward = torch.compile(plain, dynamic=False, fullgraph=True)
 
 
 def _matrix(table: nn.Parameter | nn.Module) -> Tensor:
@@ -230,20 +253,18 @@ def load_teacher(
 ) -> Decoder:
     """The full-precision model of a checkpoint, float32, frozen; in pieces where ``sharded``."""
     teacher = parallel.build(lambda: Decoder(source.config), device, sharded=sharded)
+    weights = dict(teacher.vectors()) | dict(teacher.matrices()) | teacher.tables()
+    fill(weights, source)
+    return teacher.requires_grad_(False).eval()
 
-    def copy(parameter: Tensor, name: str) -> None:
+
+@torch.no_grad()
+def fill(weights: Mapping[str, nn.Module | nn.Parameter], source: WeightSource) -> None:
+    """Take plain weights, by edgedb name, from a checkpoint."""
+    for name, weight in weights.items():
+        parameter = weight if isinstance(weight, nn.Parameter) else weight.weight
         # A source may hand out read-only views of its file, which torch does not like to share.
         parallel.assign(parameter, torch.from_numpy(np.array(source.tensor(name))))
-
-    with torch.no_grad():
-        for name, vector in teacher.vectors():
-            copy(vector, name)
-        for name, module in teacher.matrices():
-            copy(module.weight, name)
-        for name, table in teacher.tables().items():
-            assert isinstance(table, nn.Parameter)
-            copy(table, name)
-    return teacher.requires_grad_(False).eval()
 
 
 @torch.no_grad()
