@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedb.errors import EdgeDBError
-from edgedb.text.tokenizer import Tokenizer
+from edgedb.files import read_text
+from edgedb.text.spec import TokenizerSpec
+from edgedb.text.tokenizer import Tokenizer, load_tokenizer
 
 from .command import Arguments, one_line_errors, say
 
@@ -115,16 +117,17 @@ class TextMix:
         return np.asarray(self._sampled[shard][row - first], np.int64)
 
 
-def load_ids(path: Path, ndim: int) -> NDArray[Any]:
+def load_ids(path: Path, ndim: int | None) -> NDArray[Any]:
     """Token ids of a ``.npy`` file, mapped. Raises ``EdgeDBError`` for one that holds no whole
-    numbers of ``ndim`` axes.
+    numbers of ``ndim`` axes; None: of any number of them.
     """
     try:
         ids = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise EdgeDBError(f"{path}: cannot be read as .npy ({error})") from None
-    if not isinstance(ids, np.ndarray) or ids.ndim != ndim or ids.dtype.kind not in "iu":
-        raise EdgeDBError(f"{path}: expected token ids, whole numbers of {ndim} axes")
+    axes = "" if ndim is None else f" of {ndim} axes"
+    if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu" or (axes and ids.ndim != ndim):
+        raise EdgeDBError(f"{path}: expected token ids, whole numbers{axes}")
     return ids
 
 
@@ -154,6 +157,25 @@ def _shuffled(index: int, total: int, seed: int) -> int:
             return index
 
 
+def read_stream(paths: Sequence[Path], spec: TokenizerSpec | None, vocab_size: int) -> Ids:
+    """All of some texts one after another, int64: ``.npy`` files of ids, or UTF-8 text.
+
+    Raises ``EdgeDBError`` for a file that is neither, or of another tokenizer.
+    """
+    parts = []
+    for path in paths:
+        if path.suffix == ".npy":
+            ids = np.asarray(load_ids(path, None), np.int64).ravel()
+        elif spec is None:
+            raise EdgeDBError(f"{path}: the model has no tokenizer; give a .npy of token ids")
+        else:
+            ids = np.array(load_tokenizer(spec).encode(read_text(path), add_bos=False), np.int64)
+        if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
+            raise EdgeDBError(f"{path}: expected token ids from 0 to {vocab_size - 1}")
+        parts.append(ids)
+    return np.concatenate(parts)
+
+
 def encode_files(paths: Sequence[Path], tokenizer: Tokenizer, out: Path) -> dict[str, int]:
     """Write each UTF-8 text as ``out/real-NAME.npy``; returns tokens per file."""
     out.mkdir(parents=True, exist_ok=True)
@@ -175,7 +197,6 @@ def id_dtype(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
 def main() -> None:
     """``python -m tools.text SOURCE OUT FILE...``."""
     from edgedb.convert.sources import open_source
-    from edgedb.text.tokenizer import load_tokenizer
 
     parser = Arguments(description="Text files as training streams.")
     parser.add_argument("source", help="Hugging Face directory or GGUF file of the teacher")

@@ -24,6 +24,7 @@ from . import sample
 from .feedback import panels
 from .forward import Float32Program, Meeting
 from .sources import Source
+from .windows import lead_of, windows
 
 Float32 = NDArray[np.float32]
 Ids = NDArray[np.int32]
@@ -51,17 +52,9 @@ def from_text(file: Path, spec: TokenizerSpec, sequences: int, length: int) -> C
     except OSError as error:
         raise EdgeDBError(f"{file}: {error.strerror}") from None
     ids = np.array(load_tokenizer(spec).encode(text, add_bos=False), np.int32)
-    lead = [spec.bos_id] if spec.add_bos and spec.bos_id is not None else []
-    step = length - len(lead)
-    if step < 1:
-        raise EdgeDBError(f"a sequence of {length} tokens has no room for text")
-    count = min(sequences, len(ids) // step)
-    if not count:
-        raise EdgeDBError(f"{file}: {len(ids)} tokens are too few to calibrate with, {step} needed")
-    starts = np.linspace(0, len(ids) - step, count).astype(int)
-    windows = np.stack([np.concatenate([lead, ids[s : s + step]]) for s in starts])
-    record = {"kind": "text", "file": file.name, "tokens": int(windows.size)}
-    return Calibration(windows.astype(np.int32), record)
+    found = windows(str(file), ids, lead_of(spec), sequences, length)
+    record = {"kind": "text", "file": file.name, "tokens": int(found.size)}
+    return Calibration(found, record)
 
 
 def from_teacher(

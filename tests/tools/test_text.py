@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from edgedb.errors import EdgeDBError
-from tools.text import TextMix
+from edgedb.text.spec import TokenizerSpec
+from edgedb.text.tokenizer import load_tokenizer
+from tools.text import TextMix, read_stream
 
 
 def test_batches_depend_on_the_step_alone(text: Path) -> None:
@@ -60,3 +62,18 @@ def test_missing_text_is_named(tmp_path: Path) -> None:
         TextMix(tmp_path, 8, real_share=0)
     with pytest.raises(EdgeDBError, match="real"):
         TextMix(tmp_path, 8, real_share=1)
+
+
+def test_texts_of_all_kinds_are_one_stream(tmp_path: Path, tiny_spec: TokenizerSpec) -> None:
+    words, stream, rows = (tmp_path / name for name in ("a.txt", "b.npy", "c.npy"))
+    words.write_text("the cat and the dog")
+    np.save(stream, np.arange(5, dtype=np.uint16))
+    np.save(rows, np.arange(6, dtype=np.uint32).reshape(2, 3))
+    found = read_stream([words, stream, rows], tiny_spec, 320)
+    first = load_tokenizer(tiny_spec).encode("the cat and the dog", add_bos=False)
+    assert found.tolist() == [*first, *range(5), *range(6)] and found.dtype == np.int64
+    assert read_stream([rows], None, 320).tolist() == list(range(6))
+    with pytest.raises(EdgeDBError, match=r"b\.npy: expected token ids from 0 to 3"):
+        read_stream([stream], None, 4)
+    with pytest.raises(EdgeDBError, match="has no tokenizer"):
+        read_stream([words], None, 320)
