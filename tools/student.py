@@ -113,6 +113,8 @@ class FDBLinear(nn.Module):
     outside the grid get no gradient at all), ``quantize_input`` (the engine's 8-bit activations).
     """
 
+    planes = 2
+
     def __init__(self, rows: int, cols: int) -> None:
         super().__init__()
         groups = -(-cols // GROUP)
@@ -323,11 +325,11 @@ def fit_matrix(
     importance: mean square of every input column ``[cols]``. More than a pair is fitted by least
     squares, whichever the start.
     """
-    from edgedb.convert.fdb import fit
-
     from .stacks import Stack
 
     if isinstance(module, Stack):
+        from edgedb.convert.fdb import fit
+
         weight = parallel.whole(weight).float()
         seen = None if importance is None else importance.cpu().numpy()
         module.load(weight, fit(weight.cpu().numpy(), module.planes, importance=seen).tensor)
