@@ -5,6 +5,7 @@ Of a checkpoint it does what ``edgedb convert`` does, with the same options.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +28,55 @@ def main(context: click.Context, source: Path, out: Path, **options: Any) -> Non
     taken as it was trained: only --calibration applies, a text to compare engine and PyTorch on.
     """
     with resumable():
+        train = options.pop("train")
         if source.suffix == ".safetensors":  # a trained student; Hugging Face's are directories
-            _refuse_others(context, "source", "out", "calibration")
+            _refuse_others(context, "a trained student is exported as it is", "calibration")
             from .export_student import export as export_trained  # needs torch
 
             export_trained(source, out, check=options["calibration"])
+        elif train:
+            known = ("train", "pairs", "plan", "calibration", "seed")
+            _refuse_others(context, "training has no use for it", *known)
+            _train(source, out, options)
         else:
             run(source, out, **options)
 
 
-def _refuse_others(context: click.Context, *known: str) -> None:
+def _train(source: Path, out: Path, options: Mapping[str, Any]) -> None:
+    """Train a student block by block beside ``out``, and export it."""
+    if options["calibration"] is None:
+        raise EdgeDBError("--train blocks needs --calibration FILE, a text to train on")
+    from edgedb.convert.plan import plan_of_file
+
+    from . import blocks
+    from .export_student import export as export_trained
+
+    student = out.with_suffix(".safetensors")
+    settings = blocks.options_of(blocks.settings(["--seed", str(options["seed"])]))
+    blocks.train(
+        source,
+        student,
+        blocks.Text([options["calibration"]]),
+        f"{options['pairs']}, {plan_of_file(options['plan'])}",
+        settings,
+        device=blocks.default_device(),
+    )
+    export_trained(student, out)
+
+
+def _refuse_others(context: click.Context, reason: str, *known: str) -> None:
     """Raise ``EdgeDBError`` if an option that is not ``known`` was given."""
     given = [
         parameter.opts[0]
         for parameter in context.command.params
         if (name := parameter.name)
-        and name not in known
+        and name not in ("source", "out", *known)
         and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     ]
     if given:
         raise EdgeDBError(
-            f"{', '.join(sorted(given))}: a trained student is exported as it is; "
-            "of the options only --calibration applies to it"
+            f"{', '.join(sorted(given))}: {reason}; of the options only "
+            f"{', '.join(f'--{name}' for name in known)} applies to it"
         )
 
 

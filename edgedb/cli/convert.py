@@ -13,6 +13,7 @@ import click
 from ..convert.storage import MAX_FIT_PLANES, METHODS, TABLE_KINDS, Options
 from .console import new_console, shown_warnings
 from .options import together
+from .training import convert_with_tools, typed
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
@@ -92,6 +93,11 @@ conversion_options = together(
     ),
     click.option("--seed", type=int, default=0, show_default=True, help="Of the sampled text."),
     click.option("--threads", type=click.IntRange(1), help="Threads of the fit  [all cores]"),
+    click.option(
+        "--train",
+        type=click.Choice(["blocks"]),
+        help="Train it layer by layer on the text of --calibration: needs PyTorch and a checkout.",
+    ),
 )
 
 
@@ -99,14 +105,18 @@ conversion_options = together(
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @conversion_options
-def convert(source: Path, out: Path, **options: Any) -> None:
+@click.pass_context
+def convert(context: click.Context, source: Path, out: Path, **options: Any) -> None:
     """Convert a checkpoint to a .dbb file.
 
     SOURCE is a Hugging Face directory or a GGUF file, OUT the file to write. An interrupted run
     goes on where it stopped when the same command is given again.
     """
     with resumable():
-        run(source, out, **options)
+        if options.pop("train"):
+            convert_with_tools(typed(context))
+        else:
+            run(source, out, **options)
 
 
 @contextmanager
@@ -137,7 +147,9 @@ def run(
         raise click.UsageError("--bits and --size exclude each other")
     budgeted = values["bits"] is not None or values["size_bytes"] is not None
     plan_file = Path(plan) if budgeted and plan else None
-    values["plan"] = "" if budgeted else _plan_of(plan)
+    from ..convert.plan import plan_of_file
+
+    values["plan"] = "" if budgeted else plan_of_file(plan)
     text = "none" if no_calibration else str(calibration) if calibration else "sample"
     values["pairs"] = float(values["pairs"])
     options = Options(calibration=text, sequences=calibration_tokens // 256, **values)
@@ -148,12 +160,3 @@ def run(
     with shown_warnings(lambda text: console.print(text, style="yellow")):
         checkpoint = open_source(source)
     export(checkpoint, out, options, threads=threads, console=console, plan_file=plan_file)
-
-
-def _plan_of(plan: str) -> str:
-    """The text of a plan, from a file where ``plan`` is the name of one."""
-    if not plan or "=" in plan or not Path(plan).is_file():
-        return plan
-    from ..convert.plan import read_plan_file
-
-    return read_plan_file(Path(plan))

@@ -99,6 +99,13 @@ def _runs(row: Mapping[int, int]) -> Iterator[tuple[int, int, int]]:
             first = None
 
 
+def plan_of_file(plan: str) -> str:
+    """The text of a plan, from a file where ``plan`` is the name of one."""
+    if not plan or "=" in plan or not Path(plan).is_file():
+        return plan
+    return read_plan_file(Path(plan))
+
+
 def read_plan_file(file: Path) -> str:
     """The text of a plan; what follows a # is for people."""
     lines = read_text(file).splitlines()
