@@ -92,9 +92,9 @@ def main(path: str, text_path: str) -> None:
     report("centre and radius of a tile", tile_bound(weights), x, logits)
     parts: list[tuple[str, np.ndarray]] = []
     if isinstance(tensor, PairTensor):
-        for pairs in range(1, tensor.pairs):
+        for pairs in range(1, (tensor.planes + 1) // 2):
             coarse = PairTensor(tensor.blocks[:pairs], tensor.row_scale[:pairs], *weights.shape)
-            parts.append((f"{pairs} of {tensor.pairs} pairs", dequantize(coarse)))
+            parts.append((f"{pairs} of {tensor.planes / 2:g} pairs", dequantize(coarse)))
     codes, scales = quantize_int8(weights)
     wide = np.repeat(scales, GROUP, axis=1)[:, : weights.shape[1]]
     for bits in (4, 5, 6):

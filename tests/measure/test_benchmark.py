@@ -68,10 +68,11 @@ def test_reports_name_machine_and_commit(rows: list[benchmark.BenchRow]) -> None
 def test_random_weights_keep_the_format(monkeypatch: pytest.MonkeyPatch) -> None:
     small = benchmark.ModelConfig("llama", 300, 96, 136, 2, 4, 2, 24, 128)
     monkeypatch.setitem(benchmark.SHAPES, "small", small)
-    weights = benchmark.random_weights("small", pairs=2)
+    weights = benchmark.random_weights("small", pairs=2.5)
     assert set(weights.linears) == set(program_of(small).matrices())
     tensor = weights.linears["layers.1.mlp_gate_up"]
-    assert isinstance(tensor, PairTensor) and tensor.pairs == 2
+    assert isinstance(tensor, PairTensor) and tensor.planes == 5
+    assert tensor.half is not None and tensor.half[..., 512:].view(np.int8).min() >= -127
     codes = tensor.blocks[..., -128:].view(np.int8).astype(int)
     assert np.abs(codes[..., :64] + codes[..., 64:]).max() <= 127
     rows = benchmark.run(None, shape="small", prompt=[4], decode=[2], repetitions=1, threads=[1])
