@@ -209,7 +209,8 @@ class BlockRun:
         if own:
             targets = inputs.through(self.folder / "targets.npy", teacher, self.turns)
         if not self.start:
-            fit_start(layer, teacher, inputs, self.turns, self.options.blocks)
+            read = inputs if own else path
+            fit_start(layer, teacher, inputs, read, self.turns, self.options.blocks)
         del teacher
         if self.options.compile:
             compile_parts([layer])

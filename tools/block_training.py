@@ -13,8 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from edgedb.convert.forward import base_of
+from edgedb.errors import FormatError
 
 from .decoder import Layer
 from .interpreter import Turns
@@ -75,25 +79,40 @@ class Error:
 
 @torch.no_grad()
 def fit_start(
-    layer: Layer, teacher: Layer, inputs: Stream, turns: Turns, options: BlockOptions
+    layer: Layer,
+    teacher: Layer,
+    inputs: Stream,
+    path: Stream,
+    turns: Turns,
+    options: BlockOptions,
 ) -> None:
-    """Fit every matrix, in a pass's order, to its inputs when those before it are fitted."""
+    """Fit every matrix, in a pass's order, as the exporter does: to the teacher's outputs, for the
+    inputs that it has when those before it are fitted.
+
+    inputs, path: states that the student's layer and the teacher's read. Raises ``FormatError`` for
+    weights that are no numbers.
+    """
     from edgedb.convert.fdb import fit
 
     for name, vector in vectors_of(layer).items():
         vector.copy_(vectors_of(teacher)[name])
     sequences = max(1, options.start_tokens // inputs.shape[1])
+    linears = {v["matrix"]: v for v in layer.block.operations if v.op == "linear"}
     plain = teacher.weights()
     for name, module in matrices_of(layer).items():
-        seen = Hessians()
-        hook = module.register_forward_pre_hook(lambda _, read, seen=seen: seen.add(read[0]))
-        for x in inputs.batches(sequences):
-            layer(x, turns)
-        hook.remove()
         weight = plain[name].weight.detach().float()
-        fitted = fit(weight.cpu().numpy(), module.planes, hessians=seen.means()).tensor
-        latent, scales = latents_within(weight, fitted)
-        fill_planes(module, latent, scales)
+        needs = Needs(weight)
+        x, base = linears[name].args[0], base_of(layer.block, linears[name])
+        batches = (stream.batches(sequences) for stream in (inputs, path))
+        for mine, theirs in zip(*batches, strict=True):
+            here, there = layer.values(mine, turns), teacher.values(theirs, turns)
+            needs.add(here[x], there[x], None if base is None else there[base] - here[base])
+        hessians, missing = needs.means()
+        try:
+            found = fit(weight.cpu().numpy(), module.planes, hessians=hessians, missing=missing)
+        except (FormatError, np.linalg.LinAlgError) as error:
+            raise FormatError(f"{name}: {error}") from None
+        fill_planes(module, *latents_within(weight, found.tensor))
 
 
 def fill_planes(module: nn.Module, latent: Tensor, scales: Tensor) -> None:
@@ -125,6 +144,27 @@ class Hessians:
     def means(self) -> list[NDArray[np.float32]]:
         """float32 ``[n, n]`` for each of ``edgedb.convert.feedback.panels``."""
         return [(part / self._n_tokens).cpu().numpy() for part in self._sums]
+
+
+class Needs:
+    """What ``edgedb.convert.calibrate.Needs`` says of a matrix, from batches on a device."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight, self.hessians = weight, Hessians()
+        self._missing, self._n_tokens = torch.zeros_like(weight), 0
+
+    def add(self, here: Tensor, there: Tensor, base: Tensor | None) -> None:
+        """Inputs ``[..., cols]`` in the student and the teacher; base ``[..., rows]``: what the
+        student's residual stream lacks where the product is added to it."""
+        self.hessians.add(here)
+        lack = F.linear((there - here).float(), self.weight)
+        lack = lack if base is None else lack + base
+        self._missing += lack.flatten(0, -2).t() @ here.float().flatten(0, -2)
+        self._n_tokens += here.shape[:-1].numel()
+
+    def means(self) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
+        """Hessians, and missing outputs times inputs ``[rows, cols]``: see ``fdb.fit``."""
+        return self.hessians.means(), (self._missing / self._n_tokens).cpu().numpy()
 
 
 def parameter_groups(layer: Layer, options: BlockOptions) -> list[dict[str, Any]]:

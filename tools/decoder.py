@@ -20,10 +20,19 @@ from torch import Tensor, nn
 from edgedb.errors import UnsupportedModelError
 from edgedb.model.config import ModelConfig
 from edgedb.model.families import program_of
-from edgedb.ops.program import Block, Program
+from edgedb.ops.program import Block, Program, Value
 
 from . import parallel
-from .interpreter import Attend, Turns, Where, interpret, steps_of, turns_of, whole_sequences
+from .interpreter import (
+    Attend,
+    Turns,
+    Where,
+    interpret,
+    steps_of,
+    turns_of,
+    values,
+    whole_sequences,
+)
 
 Float32 = NDArray[np.float32]
 
@@ -90,12 +99,17 @@ class Layer(Part):
     def __init__(self, program: Program, index: int, make: MatrixFactory) -> None:
         super().__init__()
         block = program.kinds[program.layers[index]]
-        self._steps = steps_of(block, program.ropes())
+        self.block, self._steps = block, steps_of(block, program.ropes())
         self.own(block, f"layers.{index}.", make)
 
     def forward(self, x: Tensor, turns: Turns, attend: Attend = whole_sequences) -> Tensor:
         """The residual stream ``x [batch, tokens, hidden]``, float32, one layer on."""
         return interpret(self._steps, Where(self.weights(), turns, attend), x)
+
+    def values(self, x: Tensor, turns: Turns) -> dict[Value, Tensor]:
+        """Every value of its block, ``[batch, tokens, width]``."""
+        found = values(self._steps, Where(self.weights(), turns, whole_sequences), x)
+        return dict(zip(self.block.operations, found, strict=True))
 
 
 class Ends(Part):

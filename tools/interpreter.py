@@ -65,10 +65,15 @@ def steps_of(block: Block, ropes: Sequence[RopeTable]) -> tuple[Step, ...]:
 
 def interpret(steps: Sequence[Step], where: Where, x: Tensor) -> Tensor:
     """What the block gives for its input ``x``; that of an ``embed`` is ids ``[batch, tokens]``."""
+    return values(steps, where, x)[-1]
+
+
+def values(steps: Sequence[Step], where: Where, x: Tensor) -> list[Tensor]:
+    """All that is computed on the way, a value for each operation."""
     found: list[Tensor] = []
     for do, arguments, own in steps:
         found.append(do(own, where, *[found[i] for i in arguments] or [x]))
-    return found[-1]
+    return found
 
 
 def _input(own: Mapping[str, Any], where: Where, x: Tensor) -> Tensor:

@@ -188,10 +188,16 @@ def _meeting(block: Block, linear: Value, found: Mapping[Value, Float32]) -> Mee
     def rows(value: Value) -> Float32:
         return found[value].reshape(-1, value.width)
 
-    base = None
-    if len(readers := block.readers(linear)) == 1 and readers[0].op == "add":
-        base = next((rows(value) for value in readers[0].args if value in found), None)
-    return Meeting(rows(linear.args[0]), base)
+    base = base_of(block, linear)
+    return Meeting(rows(linear.args[0]), None if base is None else rows(base))
+
+
+def base_of(block: Block, linear: Value) -> Value | None:
+    """What the product is added to, if that is all that becomes of it and is there before it."""
+    if len(readers := block.readers(linear)) != 1 or readers[0].op != "add":
+        return None
+    earlier = block.operations[: block.operations.index(linear)]
+    return next((value for value in readers[0].args if value in earlier), None)
 
 
 def _no_matrix(name: str, met: Sequence[Meeting]) -> Sequence[Float32]:
