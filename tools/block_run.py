@@ -25,6 +25,7 @@ from torch import nn
 from edgedb.convert.plan import Plan
 from edgedb.display import one_line
 from edgedb.errors import EdgeDBError
+from edgedb.files import replacing
 
 from .block_training import BlockOptions, Hessians, fit_start, train_layer
 from .channels import mean_square_gradients
@@ -98,7 +99,8 @@ class BlockRun:
                     f"{self.folder}: holds a run with other settings; remove the folder to begin "
                     "anew, or choose another name to write"
                 )
-            file.write_text(settings)
+            with replacing(file) as whole:
+                whole.write(settings.encode())
         except OSError as error:
             raise EdgeDBError(f"{self.folder}: {error.strerror}") from None
 

@@ -34,6 +34,7 @@ from .scales import ScaleOptions
 from .stacks import MAX_PLANES
 from .student import plan_of
 from .text import read_stream
+from .weights import sha256_of
 
 
 @dataclass(frozen=True)
@@ -204,9 +205,10 @@ def train(
         "tokens": ids.size,
         "start": start.name if start else "fit",
     }
+    key = facts | {"start_sha256": sha256_of([start]) if start else None}
     run = BlockRun(
         source, out, ids, full_plan(plan, source, first), options,
-        device=torch.device(device), start=first, key=facts, console=new_console(),
+        device=torch.device(device), start=first, key=key, console=new_console(),
     )  # fmt: skip
     student = run.run()
     facts |= run.record | {"options": asdict(options)}

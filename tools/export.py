@@ -6,6 +6,7 @@ Of a checkpoint it does what ``edgedb convert`` does, with the same options.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,18 @@ def main(context: click.Context, source: Path, out: Path, **options: Any) -> Non
 
             export_trained(source, out, check=options["calibration"])
         elif train:
-            known = ("train", "pairs", "plan", "calibration", "seed")
+            known = ("train", "pairs", "plan", "calibration", "calibration_tokens", "seed")
             _refuse_others(context, "training has no use for it", *known)
-            _train(source, out, options)
+            _train(source, out, options, _given(context, "calibration_tokens"))
         else:
             run(source, out, **options)
 
 
-def _train(source: Path, out: Path, options: Mapping[str, Any]) -> None:
-    """Train a student block by block beside ``out``, and export it."""
+def _train(source: Path, out: Path, options: Mapping[str, Any], sized: bool) -> None:
+    """Train a student block by block beside ``out``, and export it.
+
+    sized: the calibration's tokens were asked for, and are those to train on.
+    """
     if options["calibration"] is None:
         raise EdgeDBError("--train blocks needs --calibration FILE, a text to train on")
     from edgedb.convert.plan import plan_of_file
@@ -52,16 +56,24 @@ def _train(source: Path, out: Path, options: Mapping[str, Any]) -> None:
     from .export_student import export as export_trained
 
     student = out.with_suffix(".safetensors")
+    text = blocks.Text([options["calibration"]])
+    if sized:
+        text = replace(text, tokens=options["calibration_tokens"])
     settings = blocks.options_of(blocks.settings(["--seed", str(options["seed"])]))
     blocks.train(
         source,
         student,
-        blocks.Text([options["calibration"]]),
+        text,
         f"{options['pairs']}, {plan_of_file(options['plan'])}",
         settings,
         device=blocks.default_device(),
     )
     export_trained(student, out)
+
+
+def _given(context: click.Context, name: str) -> bool:
+    """Whether an option was on the command line."""
+    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
 def _refuse_others(context: click.Context, reason: str, *known: str) -> None:
@@ -71,12 +83,12 @@ def _refuse_others(context: click.Context, reason: str, *known: str) -> None:
         for parameter in context.command.params
         if (name := parameter.name)
         and name not in ("source", "out", *known)
-        and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        and _given(context, name)
     ]
     if given:
         raise EdgeDBError(
             f"{', '.join(sorted(given))}: {reason}; of the options only "
-            f"{', '.join(f'--{name}' for name in known)} applies to it"
+            f"{', '.join('--' + name.replace('_', '-') for name in known)} applies to it"
         )
 
 

@@ -64,7 +64,7 @@ def open_weights(path: str | Path) -> Weights:
         source.tensor,
         layer_bits,
         _with_tables(source.config, layer_bits),
-        _sha256(source.files()),
+        sha256_of(source.files()),
         source.tokenizer_spec,
         record,
     )
@@ -103,7 +103,7 @@ def _from_dbb(path: Path) -> Weights:
         tensor,
         8 * inside / layer_weights(file.config),
         8 * file.size_bytes / all_weights(file.config),
-        _sha256([path]),
+        sha256_of([path]),
         file.tokenizer,
         {"pairs": sorted(pairs), "method": file.quantization.get("method")},
     )
@@ -140,13 +140,14 @@ def _from_student(path: Path) -> Weights:
         tensor,
         layer_bits,
         _with_tables(config, layer_bits, bits("embedding")),
-        _sha256([path]),
+        sha256_of([path]),
         tokenizer_of(path, metadata) if "tokenizer" in metadata else None,
         {"step": int(metadata["step"]), "pairs": sorted({plan[name] / 2 for name in inside})},
     )
 
 
-def _sha256(files: list[Path]) -> str:
+def sha256_of(files: list[Path]) -> str:
+    """SHA-256 of files one after another, in hexadecimal."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:

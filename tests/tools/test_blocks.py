@@ -124,22 +124,35 @@ def test_a_checkpoint_becomes_a_model_by_one_command(
     small = blocks.options_of(blocks.settings(SMALL))
     monkeypatch.setattr(blocks, "options_of", lambda args: small)
     monkeypatch.setattr(blocks, "default_device", lambda: "cpu")
-    monkeypatch.setattr(blocks.Text, "tokens", 512)
-    given = [
-        "--train",
-        "blocks",
-        "--calibration",
-        str(text),
-        "--pairs",
-        "1",
-        "--plan",
-        "layers.1=2",
-    ]
+    given = ["--train", "blocks", "--calibration", str(text), "--calibration-tokens", "512"]
+    given += ["--pairs", "1", "--plan", "layers.1=2"]
     export.main([str(teacher), str(out), *given], standalone_mode=False)
     found = read_dbb(out)
     planes = {name: t.planes for name, t in found.linears.items() if name.startswith("layers.")}
     assert planes == {name: 4 if name.startswith("layers.1") else 2 for name in planes}
     assert found.quantization["method"] == "FDB, trained"
+    assert found.quantization["provenance"]["tokens"] == 512
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "--calibration FILE"),
+        (["--method", "rtn"], "no use for it"),
+        (["--bits", "3"], "--bits"),
+    ],
+)
+def test_what_training_has_no_use_for_is_refused(
+    options: list[str], said: str, teacher: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    with pytest.raises(SystemExit):
+        export.main(
+            [str(teacher), str(tmp_path / "out.dbb"), "--train", "blocks", *options],
+            standalone_mode=False,
+        )
+    line = capsys.readouterr().err.strip()
+    assert said in line and "\n" not in line
 
 
 def test_bad_arguments_are_one_line(
