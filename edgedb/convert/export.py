@@ -51,8 +51,8 @@ def export(
     """Write ``source`` to ``out`` and return the provenance record that the file carries.
 
     ``out`` appears, complete, by one rename at the end; ``plan_file`` gets the plan that was chosen
-    for a budget. Raises ``EdgeDBError`` for a full disk, an
-    unreadable calibration text, or another process that writes the same file.
+    for a budget. Raises ``EdgeDBError`` for a full disk, an unreadable calibration text, or another
+    process that writes the same file.
     """
     started = time.monotonic()
     console = console or Console(stderr=True, quiet=True)
@@ -121,7 +121,7 @@ def _planned(
             costs = sensitivities(
                 source,
                 calibration.ids[some],
-                state.path.with_suffix(".inputs"),
+                state.inputs,
                 seed=options.seed,
                 threads=threads,
                 progress=lambda done, total: progress.update(task, completed=done, total=total),

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import FormatError
+from ..errors import EdgeDBError, FormatError
 from ..model.families import program_of
 from .adjoint import Adjoint, Seen
 from .calibrate import embedded
@@ -36,14 +36,14 @@ def backwards(source: Source, ids: Ids, file: Path, seed: int, seen: Seen) -> It
     embedding, has the gradient of the rows that were looked up, ``[sequences, tokens, cols]``, and
     those rows. Yields what was done: a layer on the way there, and on the way back everything, last
     layer first. One layer's weights are in memory; the layers' inputs lie in ``file``, float32
-    ``[layers, sequences, tokens, width]``.
+    ``[layers, sequences, tokens, width]``. Raises ``EdgeDBError`` if the disk is full, and
+    ``FormatError`` for weights that are no numbers.
     """
     program = program_of(source.config)
     forward = Float32Program(program, ids.shape[1])
     adjoint = Adjoint(forward)
     layers = range(len(program.layers))
-    shape = (len(layers), *ids.shape, program.width)
-    inputs = np.memmap(file, np.float32, "w+", shape=shape)
+    sequence = ids.shape[1] * program.width  # floats
 
     def tensors(i: int) -> tuple[dict[str, Float32], dict[str, Float32]]:
         block = program.kinds[program.layers[i]]
@@ -67,7 +67,9 @@ def backwards(source: Source, ids: Ids, file: Path, seed: int, seen: Seen) -> It
         block = program.kinds[program.layers[i]]
         for start in range(0, len(ids), step):
             part = slice(start, start + step)
-            x = np.asarray(inputs[i, part])
+            shape = gradient[part].shape
+            offset = 4 * (i * ids.size * program.width + start * sequence)
+            x = np.fromfile(file, np.float32, shape[0] * sequence, offset=offset).reshape(shape)
             gradient[part] = adjoint.block(
                 block, x, gradient[part], vectors, weights, seen_of_layer
             )
@@ -75,7 +77,7 @@ def backwards(source: Source, ids: Ids, file: Path, seed: int, seen: Seen) -> It
     step = max(1, _CHUNK_TOKENS // ids.shape[1])
     rows = hidden = embedded(source, ids)
     for i in layers:
-        inputs[i] = hidden
+        _store(file, hidden, fresh=i == 0)
         hidden = through(i, hidden)
         yield f"layers.{i}"
     gradient = _from_the_end(source, forward, adjoint, hidden, np.random.default_rng(seed), seen)
@@ -85,6 +87,15 @@ def backwards(source: Source, ids: Ids, file: Path, seed: int, seen: Seen) -> It
         yield f"layers.{i}"
     seen("embedding", rows, gradient)
     yield "embedding"
+
+
+def _store(file: Path, hidden: Float32, *, fresh: bool) -> None:
+    """Append to ``file``. A mapping of it would be ended by a signal where the disk is full."""
+    try:
+        with file.open("wb" if fresh else "ab") as store:
+            store.write(np.ascontiguousarray(hidden).data)
+    except OSError as error:
+        raise EdgeDBError(f"{file}: {error.strerror}. Run the same command again") from None
 
 
 def _from_the_end(

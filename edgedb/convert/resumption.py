@@ -25,6 +25,7 @@ class SavedState:
     def __init__(self, out: Path, key: str) -> None:
         self.path = out.with_name(out.name + ".partial.npz")
         self._temporary = out.with_name(out.name + ".partial.npz.tmp")
+        self.inputs = out.with_name(out.name + ".partial.inputs")  # while errors are weighed
         self.key = key
         self.plan = ""
 
@@ -62,5 +63,5 @@ class SavedState:
 
     def remove(self) -> None:
         """Leave nothing behind, nor what a killed run was writing."""
-        for file in (self.path, self._temporary):
+        for file in (self.path, self._temporary, self.inputs):
             file.unlink(missing_ok=True)

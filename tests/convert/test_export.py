@@ -191,7 +191,8 @@ def test_a_killed_export_goes_on(tmp_path: Path, source: Source) -> None:
 
 
 def test_what_a_killed_run_was_saving_is_removed(tmp_path: Path, source: Source) -> None:
-    (tmp_path / "m.dbb.partial.npz.tmp").write_bytes(b"half")
+    for what in ("npz.tmp", "inputs"):
+        (tmp_path / f"m.dbb.partial.{what}").write_bytes(b"half")
     export(source, tmp_path / "m.dbb", Options(method="int8"))
     assert not list(tmp_path.glob("m.dbb.*"))
 

@@ -9,7 +9,7 @@ import pytest
 from tiny import Changed, TinySource, ids_of, log_probabilities
 
 from edgedb.convert.gradients import backwards, draw
-from edgedb.errors import FormatError
+from edgedb.errors import EdgeDBError, FormatError
 from edgedb.model.families import program_of
 
 NAMES = ("layers.0.attn_qkv", "layers.0.mlp_down", "layers.1.mlp_gate_up", "layers.1.attn_out")
@@ -67,6 +67,12 @@ def test_labels_are_drawn_as_likely_as_the_model_says() -> None:
     p = np.tile(np.float32([0.0, 0.5, 0.2, 0.3, 0.0]), (20000, 1))
     drawn = draw(p, np.random.default_rng(0))
     np.testing.assert_allclose(np.bincount(drawn, minlength=5) / len(p), p[0], atol=0.02)
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    source = TinySource()
+    with pytest.raises(EdgeDBError, match=r"/dev/full: No space left on device\. Run the same"):
+        list(backwards(source, ids_of(source, 9, 64), Path("/dev/full"), 0, lambda *seen: None))
 
 
 def test_what_is_no_number_is_named(tmp_path: Path) -> None:
