@@ -87,9 +87,7 @@ conversion_options = together(
     click.option(
         "--calibration-tokens",
         type=click.IntRange(256, 1 << 20),
-        default=8192,
-        show_default=True,
-        help="Tokens to calibrate with, in sequences of 256.",
+        help="Tokens to calibrate with, in sequences of 256  [8192; 16384 with --bits or --size]",
     ),
     click.option("--seed", type=int, default=0, show_default=True, help="Of the sampled text."),
     click.option("--threads", type=click.IntRange(1), help="Threads of the fit  [all cores]"),
@@ -135,7 +133,7 @@ def run(
     *,
     calibration: Path | None,
     no_calibration: bool,
-    calibration_tokens: int,
+    calibration_tokens: int | None,
     threads: int | None,
     plan: str,
     **values: Any,
@@ -151,8 +149,9 @@ def run(
 
     values["plan"] = "" if budgeted else plan_of_file(plan)
     text = "none" if no_calibration else str(calibration) if calibration else "sample"
+    tokens = calibration_tokens or (16384 if budgeted else 8192)
     values["pairs"] = float(values["pairs"])
-    options = Options(calibration=text, sequences=calibration_tokens // 256, **values)
+    options = Options(calibration=text, sequences=tokens // 256, **values)
     from ..convert.export import export
     from ..convert.sources import open_source
 
