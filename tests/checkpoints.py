@@ -90,18 +90,27 @@ def write_hf(
 
 
 _GGUF_NAMES = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+}
+# model_type -> names that mean something else there, or that it alone has
+_GGUF_NAMES_OF = {
+    "olmo2": {
+        "post_attention_layernorm": "post_attention_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
+    },
 }
 
 
@@ -163,8 +172,11 @@ def interleave(weight: np.ndarray, head_dim: int) -> np.ndarray:
     return out
 
 
-def gguf_name(name: str) -> str:
-    if name in _GGUF_NAMES:
-        return _GGUF_NAMES[name]
-    _, _, layer, rest = name.split(".", 3)
-    return f"blk.{layer}.{_GGUF_NAMES[rest.removesuffix('.weight')]}.weight"
+def gguf_name(name: str, model_type: str = "llama") -> str:
+    """What llama.cpp's converter calls a tensor of a Hugging Face folder."""
+    names = _GGUF_NAMES | _GGUF_NAMES_OF.get(model_type, {})
+    stem, _, kind = name.rpartition(".")
+    if stem in names:
+        return f"{names[stem]}.{kind}"
+    _, _, layer, rest = stem.split(".", 3)
+    return f"blk.{layer}.{names[rest]}.{kind}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from checkpoints import interleave
+from checkpoints import gguf_name, interleave
 from safetensors.numpy import load_file
 
 from edgedb.model.families import FAMILIES
@@ -19,6 +19,7 @@ SUPPORTED: dict[str, tuple[str, ...]] = {
     "llama": ("v4", "linear", "yarn"),
     "llama_bias": ("v4",),
     "mistral": ("v4",),
+    "olmo2": ("v4",),
     "qwen2": ("v4", "window"),
     "qwen3": ("v4",),
 }
@@ -42,24 +43,6 @@ def reference(source: Path, variant: str = "") -> tuple[list[int], np.ndarray, l
     logits = stored["logits" if plain else f"logits_{variant}"]
     greedy = stored["greedy"].tolist() if plain else []
     return stored["ids"].tolist(), logits, greedy
-
-
-_GGUF_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 
 
 def write_family_gguf(folder: Path, path: Path) -> Path:
@@ -95,20 +78,12 @@ def write_family_gguf(folder: Path, path: Path) -> Path:
     for name, tensor in load_file(folder / "model.safetensors").items():
         if (moved and ".q_proj." in name) or (moved and ".k_proj." in name):
             tensor = interleave(tensor, head_dim)
-        writer.add_tensor(_gguf_name(name), tensor)
+        writer.add_tensor(gguf_name(name, config["model_type"]), tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
-def _gguf_name(name: str) -> str:
-    stem, _, kind = name.rpartition(".")
-    if stem in _GGUF_NAMES:
-        return f"{_GGUF_NAMES[stem]}.{kind}"
-    _, _, layer, rest = stem.split(".", 3)
-    return f"blk.{layer}.{_GGUF_NAMES[rest]}.{kind}"
 
 
 def _add_scaling(writer: Any, rope: dict[str, Any], theta: float, head_dim: int) -> None:

@@ -9,17 +9,29 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from checkpoints import write_hf
 from places import ROOT
+from tiny_tokenizers import byte_level_bpe
 
 sys.path.insert(0, str(ROOT))
 
 
 from edgedb import EdgeDBError
+from edgedb.convert.sources import open_source
+from edgedb.model.families import FAMILIES
 from tests.fuzz import runner, worker
-from tests.fuzz.kinds import KINDS, Files, Kind
+from tests.fuzz.kinds import KINDS, Files, Kind, exporting
 from tests.fuzz.report import Count, Finding, table
 
 _WAYS = (*[b"good", b"refused", b"silent", b"bug"] * 3, b"crash", b"hang", b"eat")
+
+
+def test_it_has_a_good_checkpoint_of_every_family(tmp_path: Path) -> None:
+    assert exporting.FAMILIES.keys() == FAMILIES.keys()
+    for family in FAMILIES:
+        config, tensors = exporting.checkpoint(family, 401)
+        folder = write_hf(tmp_path / family, byte_level_bpe(), tensors=tensors, **config)
+        assert open_source(folder).config.model_type == family
 
 
 class _Behaving(Kind):

@@ -23,6 +23,7 @@ FAMILY_CHANGES: dict[str, dict[str, Any]] = {
         ),
     },
     "mistral": {"sliding_window": 5},
+    "olmo2": {"attention_bias": True},
     "qwen2": {"sliding_window": 5, "windowed_layers": (1,)},
     "qwen3": {},
 }

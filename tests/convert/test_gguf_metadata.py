@@ -52,6 +52,18 @@ def llama3_divisors(theta: float, n: int, factor: float) -> np.ndarray:
     return divisors
 
 
+def test_olmo_3_calls_itself_olmo2() -> None:
+    """It has a window in three of four layers, which is refused."""
+    olmo = {f"olmo2.{key}": value for key, value in LLAMA.items()}
+    olmo["general.architecture"] = "olmo2"
+    rest: dict[str, Any] = {"vocab_size": 320, "tied": False, "divisors": None}
+    assert config_of("m.gguf", olmo, **rest)[0]["model_type"] == "olmo2"
+    olmo |= {"olmo2.attention.sliding_window": 128}
+    olmo |= {"olmo2.attention.sliding_window_pattern": [True, False]}
+    with pytest.raises(UnsupportedModelError, match=r"window.*olmo2.attention.sliding_window = 12"):
+        config_of("m.gguf", olmo, **rest)
+
+
 def test_sizes() -> None:
     config, unknown = read({"attention.head_count_kv": 2, "attention.key_length": 32})
     assert unknown == []

@@ -10,7 +10,7 @@ from places import ROOT
 from edgedb.format import container, tensors
 from edgedb.format.packing import dequantize
 from edgedb.model.dbb import read_dbb
-from edgedb.model.families import program_of
+from edgedb.model.families import FAMILIES, program_of
 
 PAGE = ROOT / "docs" / "format.md"
 
@@ -37,6 +37,11 @@ def test_decoder_is_short(source):
     assert len(body) <= 20
     assert all(len(line) <= 100 for line in lines)
     assert set(re.findall(r"^(?:import|from) (\w+)", source, re.MULTILINE)) == {"json", "numpy"}
+
+
+def test_page_names_every_family():
+    (row,) = re.findall(r"\| `model_type` \|.*", PAGE.read_text(encoding="utf-8"))
+    assert all(f"`{name}`" in row for name in FAMILIES)
 
 
 def test_page_states_the_constants_of_the_code():

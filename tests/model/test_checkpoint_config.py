@@ -148,6 +148,20 @@ def test_the_windows_of_qwen() -> None:
     assert used.windowed_layers == (0,)
 
 
+def test_olmo_2() -> None:
+    olmo: dict[str, Any] = {"model_type": "olmo2", "rope_theta": 5e5}
+    assert without("rms_norm_eps", **olmo).norm_eps == 1e-5
+    lengths = program_of(read(**olmo, num_key_value_heads=8)).vectors()
+    of_a_layer = {n[9:]: size for n, size in lengths.items() if n.startswith("layers.0.")}
+    assert of_a_layer == {
+        "q_norm": 4096, "k_norm": 1024, "attn_post_norm": 4096, "mlp_post_norm": 4096
+    }  # fmt: skip
+    with pytest.raises(UnsupportedModelError, match="clip_qkv"):
+        read(**olmo, clip_qkv=8.0)
+    with pytest.raises(UnsupportedModelError, match="'olmo3' is not supported"):
+        read(model_type="olmo3")
+
+
 def test_multipliers_of_granite_go_into_its_weights() -> None:
     multipliers = {"embedding_multiplier": 12.0, "residual_multiplier": 0.22}
     multipliers |= {"attention_multiplier": 0.015625, "logits_scaling": 8.0}

@@ -166,6 +166,7 @@ NEUTRAL: dict[str, dict[str, Any]] = {
     "llama3 rope scaling": {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}},
     "sliding window": {"sliding_window": None},
     "window off by one": {"sliding_window": 14},
+    "rope theta 5e5": {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}},
     "rope theta 1e6": {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}},
     "embedding_multiplier": {"embedding_multiplier": 1.0},
     "logits_scaling": {"logits_scaling": 1.0},
@@ -215,7 +216,7 @@ def test_a_feature_that_is_left_out_shows(
     assert min(np.abs(one - expected).max() for one in got) > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["gemma2", "opt", "mixtral", "phi3", "olmo2", "lfm2", "gpt_oss"])
+@pytest.mark.parametrize("name", ["gemma2", "opt", "mixtral", "phi3", "olmoe", "lfm2", "gpt_oss"])
 def test_every_other_family_is_refused_by_name(families: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(UnsupportedModelError, match=f"'{name}' is not supported"):
         opened(families, tmp_path, name)

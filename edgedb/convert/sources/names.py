@@ -22,9 +22,14 @@ _LLAMA: Names = {
     "final_norm": ("model.norm.weight",),
     "head": ("lm_head.weight",),
 }
-_HEAD_NORMS: Names = {
+_Q_K_NORMS: Names = {
     "q_norm": (_LAYER + "self_attn.q_norm.weight",),
     "k_norm": (_LAYER + "self_attn.k_norm.weight",),
+}
+# Llama's "post attention" is before the feed-forward; this one is behind the attention.
+_NORMS_BEHIND: Names = {
+    "attn_post_norm": (_LAYER + "post_attention_layernorm.weight",),
+    "mlp_post_norm": (_LAYER + "post_feedforward_layernorm.weight",),
 }
 
 # model_type -> names in Hugging Face's safetensors
@@ -32,8 +37,9 @@ HUGGING_FACE: Mapping[str, Names] = {
     "granite": _LLAMA,
     "llama": _LLAMA,
     "mistral": _LLAMA,
+    "olmo2": {**_LLAMA, **_Q_K_NORMS, **_NORMS_BEHIND},
     "qwen2": _LLAMA,
-    "qwen3": {**_LLAMA, **_HEAD_NORMS},
+    "qwen3": {**_LLAMA, **_Q_K_NORMS},
 }
 
 _BLOCK = "blk.{i}."
@@ -48,17 +54,22 @@ _GGUF_LLAMA: Names = {
     "final_norm": ("output_norm.weight",),
     "head": ("output.weight",),
 }
-_GGUF_HEAD_NORMS: Names = {
+_GGUF_Q_K_NORMS: Names = {
     "q_norm": (_BLOCK + "attn_q_norm.weight",),
     "k_norm": (_BLOCK + "attn_k_norm.weight",),
+}
+_GGUF_NORMS_BEHIND: Names = {
+    "attn_post_norm": (_BLOCK + "post_attention_norm.weight",),
+    "mlp_post_norm": (_BLOCK + "post_ffw_norm.weight",),
 }
 
 # model_type -> names in GGUF
 GGUF: Mapping[str, Names] = {
     "granite": _GGUF_LLAMA,
     "llama": _GGUF_LLAMA,
+    "olmo2": {**_GGUF_LLAMA, **_GGUF_Q_K_NORMS, **_GGUF_NORMS_BEHIND},
     "qwen2": _GGUF_LLAMA,
-    "qwen3": {**_GGUF_LLAMA, **_GGUF_HEAD_NORMS},
+    "qwen3": {**_GGUF_LLAMA, **_GGUF_Q_K_NORMS},
 }
 
 

@@ -14,7 +14,7 @@ from ...errors import FormatError, UnsupportedModelError
 from ...ops.program import Block, Program, Recorder, distinct
 from ..config import DEFAULT_CONTEXT, ModelConfig
 from ..rope import rope_table
-from . import granite, llama, mistral, qwen2, qwen3
+from . import granite, llama, mistral, olmo2, qwen2, qwen3
 from .family import Family, Fold
 
 __all__ = ["FAMILIES", "Family", "Fold", "family_of", "program_of"]
@@ -24,6 +24,7 @@ FAMILIES: Mapping[str, Family] = {
     "granite": granite.FAMILY,
     "llama": llama.FAMILY,
     "mistral": mistral.FAMILY,
+    "olmo2": olmo2.FAMILY,
     "qwen2": qwen2.FAMILY,
     "qwen3": qwen3.FAMILY,
 }

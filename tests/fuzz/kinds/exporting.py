@@ -38,6 +38,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "logits_scaling": 4.0,
         "residual_multiplier": 0.5,
     },
+    "olmo2": {},
     "qwen2": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0},
     "qwen3": {"use_sliding_window": False},
 }
@@ -48,7 +49,8 @@ def checkpoint(family: str, vocab_size: int) -> tuple[dict[str, Any], dict[str, 
     """config.json and tensors, under Hugging Face's names, of a small model."""
     config = {**CONFIG, **FAMILIES[family], "model_type": family, "vocab_size": vocab_size}
     tensors = checkpoints.weights(config)
-    attention = "model.layers.0.self_attn."
+    layer = "model.layers.0."
+    attention = f"{layer}self_attn."
     if family == "qwen2":
         for name in "qkv":
             rows = len(tensors[f"{attention}{name}_proj.weight"])
@@ -56,6 +58,12 @@ def checkpoint(family: str, vocab_size: int) -> tuple[dict[str, Any], dict[str, 
     if family == "qwen3":
         for name in "qk":
             tensors[f"{attention}{name}_norm.weight"] = np.ones(config["head_dim"], np.float32)
+    if family == "olmo2":
+        behind = tensors.pop(f"{layer}input_layernorm.weight")
+        tensors[f"{layer}post_feedforward_layernorm.weight"] = behind
+        for name in "qk":
+            rows = len(tensors[f"{attention}{name}_proj.weight"])
+            tensors[f"{attention}{name}_norm.weight"] = np.ones(rows, np.float32)
     return config, tensors
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from edgedb.model.families import FAMILIES
+
 from ... import checkpoints, gguf_bytes
 from ...gguf_bytes import ARRAY, BOOL, F32, I32, STRING, U32, U64
 from ...tiny_tokenizers import byte_level_bpe
@@ -17,7 +19,7 @@ from .kind import Files, Kind
 
 _TYPES = (0, 1, U32, I32, F32, BOOL, STRING, ARRAY, U64, 12, 13, 99)
 _NAMES = ("model.gguf", "model-00001-of-00001.gguf", "model-00001-of-00002.gguf")
-_ARCHITECTURES = ("llama", "llama", "granite", "qwen2", "qwen3")
+_FAMILIES = [name for name in exporting.FAMILIES if FAMILIES[name].architecture] + ["llama"]
 # Keys that change what is read, with values that some files have.
 _MORE: tuple[tuple[str, int, Any], ...] = (
     ("llama.rope.scaling.type", STRING, "linear"),
@@ -67,6 +69,10 @@ def _hyper_parameters() -> list[list[Any]]:
     ]
 
 
+def _prefix(family: str) -> str:
+    return str(FAMILIES[family].architecture)
+
+
 def _bpe() -> tuple[list[list[Any]], int]:
     raw = json.loads(byte_level_bpe())["model"]
     tokens = sorted(raw["vocab"], key=raw["vocab"].get)
@@ -99,13 +105,6 @@ def _sentencepiece() -> tuple[list[list[Any]], int]:
     ], len(tokens)
 
 
-def _stored_name(name: str) -> str:
-    stem, _, kind = name.rpartition(".")
-    if stem.endswith("_norm") and "self_attn" in stem:
-        return f"blk.0.attn_{stem.rpartition('.')[2]}.{kind}"
-    return checkpoints.gguf_name(f"{stem}.weight").removesuffix("weight") + kind
-
-
 class GGUFKind(Kind):
     name = "GGUF"
     share = 5
@@ -113,14 +112,14 @@ class GGUFKind(Kind):
     def prepare(self, folder: Path) -> None:
         self.bases = []
         for tokenizer, vocab_size in (_bpe(), _sentencepiece()):
-            for architecture in _ARCHITECTURES:
-                _, arrays = exporting.checkpoint(architecture, vocab_size)
+            for family in _FAMILIES:
+                _, arrays = exporting.checkpoint(family, vocab_size)
                 tensors = [
-                    [_stored_name(name), list(array.shape), 0, array.tobytes()]
+                    [checkpoints.gguf_name(name, family), list(array.shape), 0, array.tobytes()]
                     for name, array in arrays.items()
                 ]
-                about = json.loads(json.dumps(_hyper_parameters()).replace("llama", architecture))
-                self.bases.append((about + tokenizer, tensors))
+                about = json.dumps(_hyper_parameters()).replace("llama", _prefix(family))
+                self.bases.append((json.loads(about) + tokenizer, tensors))
 
     def make(self, rng: Random) -> Files:
         base_entries, base_tensors = rng.choice(self.bases)
@@ -171,7 +170,8 @@ def _split(rng: Random, entries: list[list[Any]], tensors: list[list[Any]]) -> F
 def _change_entry(rng: Random, entries: list[list[Any]]) -> None:
     if rng.random() < 0.2:
         key, kind, value = rng.choice(_MORE)
-        entries.append([key.replace("llama.", rng.choice(_ARCHITECTURES) + "."), kind, value])
+        prefix = _prefix(rng.choice(_FAMILIES))
+        entries.append([key.replace("llama.", f"{prefix}."), kind, value])
         return
     entry = rng.choice(entries)
     way = rng.randrange(6)
