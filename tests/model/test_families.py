@@ -216,6 +216,10 @@ def test_a_feature_that_is_left_out_shows(
     assert min(np.abs(one - expected).max() for one in got) > 100 * TOLERANCE
 
 
+def test_every_family_has_a_reference() -> None:
+    assert FAMILIES.keys() <= SUPPORTED.keys()
+
+
 @pytest.mark.parametrize("name", ["gemma2", "opt", "mixtral", "phi3", "olmoe", "lfm2", "gpt_oss"])
 def test_every_other_family_is_refused_by_name(families: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(UnsupportedModelError, match=f"'{name}' is not supported"):
