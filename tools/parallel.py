@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,8 @@ from edgedb.model.families import program_of
 if TYPE_CHECKING:
     from edgedb.model.config import ModelConfig
 
-    from .decoder import Decoder
+
+Model = TypeVar("Model", bound=nn.Module)
 
 CHOICES = ("auto", "ddp", "fsdp")
 
@@ -64,8 +65,9 @@ def is_sharded(choice: str, config: ModelConfig, device: torch.device) -> bool:
     return 4 * _COPIES * weights > _ROOM * total
 
 
-def build(make: Callable[[], Decoder], device: torch.device | str, *, sharded: bool) -> Decoder:
-    """A model on ``device``; where sharded, its weights are undefined and never there in full.
+def build(make: Callable[[], Model], device: torch.device | str, *, sharded: bool) -> Model:
+    """A model on ``device``; where sharded, its ``layers`` one by one, its weights are undefined
+    and never there in full.
 
     No mixed-precision policy: latents in bfloat16 would choose other planes than the export does.
     """
@@ -73,13 +75,15 @@ def build(make: Callable[[], Decoder], device: torch.device | str, *, sharded: b
         return make().to(device)
     with torch.device("meta"):
         model = make()
-    for layer in model.layers:
+    layers = model.layers
+    assert isinstance(layers, nn.ModuleList)
+    for layer in layers:
         fully_shard(layer)
     fully_shard(model)
     return model.to_empty(device=device)
 
 
-def wrap(student: Decoder, *, bfloat16_gradients: bool = False) -> nn.Module:
+def wrap(student: nn.Module, *, bfloat16_gradients: bool = False) -> nn.Module:
     """The module to call in training, so that gradients are averaged over the processes.
 
     bfloat16_gradients: what copies of a model send each other is rounded, which halves the bytes.
@@ -136,14 +140,14 @@ def mean(values: Tensor) -> Tensor:
     return values / world
 
 
-def training_state(student: Decoder, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def training_state(student: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Everything an exact resume needs, in full on process 0's CPU. All processes must call it."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     model, averages = get_state_dict(student, optimizer, options=options)
     return {"student": model, "optimizer": averages}
 
 
-def restore(student: Decoder, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+def restore(student: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """The inverse of ``training_state``, with the same state in every process."""
     set_state_dict(
         student,

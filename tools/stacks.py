@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from edgedb.format.tensors import GROUP
 
+from .codes import MAX_CODE, fake_int8
 from .parallel import assign, local
-from .student import MAX_CODE, fake_int8
 
 if TYPE_CHECKING:
     from edgedb.format.tensors import PairTensor

@@ -19,10 +19,10 @@ from edgedb.format.tensors import GROUP
 from edgedb.model.config import ModelConfig
 
 from . import parallel
+from .codes import MAX_CODE, fake_int8
 from .decoder import Decoder
 from .parallel import local
 
-MAX_CODE = 127
 # |alpha2| stays below this share of |alpha1|: the four levels keep their order, and nearest level
 # stays the two comparisons of ``planes``.
 MAX_RATIO = 0.95
@@ -93,17 +93,6 @@ class _Quantize(torch.autograd.Function):
         grad1 = torch.where(b1, grad, 0.0).sum(dim=-1, keepdim=True)
         grad2 = torch.where(b2, grad, 0.0).sum(dim=-1, keepdim=True)
         return torch.where(passes, grad, 0.0), grad1, grad2, None, None, None, None
-
-
-def fake_int8(x: Tensor) -> Tensor:
-    """``x [..., cols]`` through the engine's 8-bit activations, gradient straight through."""
-    cols = x.shape[-1]
-    with torch.no_grad():
-        groups = F.pad(x, (0, -cols % GROUP)).unflatten(-1, (-1, GROUP)).float()
-        scale = groups.abs().amax(dim=-1, keepdim=True) / MAX_CODE
-        rounded = (groups / scale.clamp_min(torch.finfo(torch.float32).tiny)).round() * scale
-        rounded = rounded.flatten(-2)[..., :cols].to(x.dtype)
-    return x + (rounded - x).detach()
 
 
 class FDBLinear(nn.Module):

@@ -22,7 +22,7 @@ _REMARKS = {
         "a very small model at two bits, often wrong; `make chat PAIRS=2` answers better"
     ),
 }
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def configured_folders(*more: Path) -> list[Path]:

@@ -340,7 +340,7 @@ def _cpu_name() -> str:
 
 def _commit() -> str:
     """Commit of the source tree the package runs from, with ``-dirty``; ``release`` outside one."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return "release"
     try:

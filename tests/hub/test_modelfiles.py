@@ -18,3 +18,7 @@ def test_the_default_model_and_no_other_has_a_remark(tiny_model: Path) -> None:
     remark = modelfiles.remark(default.fingerprint)
     assert remark is not None and "\n" not in remark and len(remark) < 100
     assert modelfiles.remark(read_dbb(tiny_model).fingerprint) is None
+
+
+def test_the_source_tree_is_where_its_project_file_is() -> None:
+    assert (modelfiles.CHECKOUT / "pyproject.toml").is_file()

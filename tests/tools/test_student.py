@@ -13,11 +13,11 @@ from tiny import TinySource  # noqa: E402
 
 from edgedb.errors import EdgeDBError, FormatError  # noqa: E402
 from tools import checkpoint, export_student  # noqa: E402
+from tools.codes import fake_int8  # noqa: E402
 from tools.decoder import Decoder, load_teacher, mean_square_inputs  # noqa: E402
 from tools.student import (  # noqa: E402
     STARTS,
     FDBLinear,
-    fake_int8,
     fit_scales,
     make_student,
     planes,
