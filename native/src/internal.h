@@ -1,11 +1,11 @@
 /*
- * What the sources share: the kernel table that each instruction set fills, the pool's inside, and
- * the sizes of the packed layout.
+ * What the sources share: the kernel table that each instruction set fills, and the sizes of the
+ * packed layout.
  */
 #ifndef EDB_INTERNAL_H
 #define EDB_INTERNAL_H
 
-#include "../include/edgedb.h"
+#include "pool.h"
 
 /* Functions between the two are compiled for more than the baseline CPU. */
 #define EDB_PRAGMA(text) _Pragma(#text)
@@ -38,8 +38,7 @@ enum {
     EDB_MAX_PAIRS = 8,
     EDB_MAX_PAIR_KERNELS = 4,
     EDB_PREFETCH_BYTES = 12288,
-    EDB_SCALES_AHEAD = 2048, /* bytes, of the scales of int8 codes: eight groups */
-    EDB_MAX_STAGES = 16 /* of one job of the pool */
+    EDB_SCALES_AHEAD = 2048 /* bytes, of the scales of int8 codes: eight groups */
 };
 
 /* Larger sizes are refused, which keeps every product of two sizes far inside 63 bits. */
@@ -234,30 +233,9 @@ struct edb_context {
     edb_pool *pool;
 };
 
-/* A piece of work: tasks begin..end-1; worker is the same number for one thread during a run. */
-typedef void (*edb_task)(void *job, int64_t begin, int64_t end, int32_t worker);
-
-/* Tasks 0..n_tasks-1 of a job, `chunk` at a time. */
-typedef struct {
-    edb_task task;
-    void *job;
-    int64_t n_tasks, chunk;
-} edb_stage;
-
-/*
- * Runs stages one after the other, each shared between the threads, and returns when all are done.
- * A thread takes neighbouring tasks in ascending order as long as it can. pool may be NULL.
- */
-void edb_pool_run_stages(edb_pool *pool, const edb_stage *stages, int32_t n_stages);
-
-/* One stage. */
-void edb_pool_run(edb_pool *pool, edb_task task, void *job, int64_t n_tasks, int64_t chunk);
-
 #define EDB_INLINE inline __attribute__((always_inline))
 
 static inline int64_t edb_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static inline int64_t edb_min(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t edb_max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* A row of an int8 cache: codes, then a float32 scale for each group of 64. */
 static inline int64_t edb_int8_row_bytes(int64_t head_dim) {
@@ -292,11 +270,6 @@ static EDB_INLINE const char *edb_ahead(const void *block, int64_t blocks_left, 
  */
 static EDB_INLINE void edb_fetch_scales(const float *scales, int quad) {
     if (quad % 4 == 0) __builtin_prefetch(edb_past(scales, EDB_SCALES_AHEAD + 16 * quad), 0, 2);
-}
-
-/* Small tasks that a thread takes at once, few enough that a slow core holds nobody up. */
-static inline int64_t edb_chunk(const edb_pool *pool, int64_t n_tasks) {
-    return edb_max(1, n_tasks / (8 * (int64_t)edb_pool_threads(pool)));
 }
 
 edb_status edb_check_matrix(const edb_matrix *matrix);

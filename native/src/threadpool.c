@@ -29,7 +29,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "internal.h"
+#include "pool.h"
 
 enum { MAX_THREADS = 256, SPIN_NS = 30000, SPINS_PER_LOOK = 64, LOOKS_BEFORE_YIELD = 32 };
 
