@@ -1,4 +1,4 @@
-# make chat    set up once, then talk to SmolLM2-135M, trained at two to four bits a weight (PAIRS=2:
+# make chat    set up once, then talk to SmolLM2-135M, trained at three bits and a half a weight (PAIRS=2:
 #              four bits, untrained; it is fetched and converted first)
 # make test    set up once, then the whole test suite
 # make bench   prompt and decode speed of a model (MODEL=file) or of a shape (SHAPE=llama-1.1b)

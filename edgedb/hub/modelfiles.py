@@ -8,15 +8,14 @@ from pathlib import Path
 from ..errors import EdgeDBError
 from ..files import user_folder
 
-# The first, trained at two bits a weight in its middle layers and four at both ends, is part of the
-# source tree; `make chat PAIRS=2` makes the second, of four bits and untrained.
+# The first, trained in three planes, a pair and a half, is part of the source tree; `make chat PAIRS=2` makes the second, of four bits and untrained.
 DEFAULT_NAMES = ("smollm2-135m-instruct-mixed.dbb", "smollm2-135m-instruct.dbb")
 # What to know before talking to a model, by its fingerprint: of the first one above, and of the one
 # at two bits throughout that was it before. A file that takes its place says nothing until it has a
 # line of its own.
 _REMARKS = {
-    "69c2357eb419f4f6cdf578363af2ba5d90fa2403582943f97eb78a9f7316e966": (
-        "a very small model at three bits a weight: often wrong"
+    "c3b9d2afee662b868952fd0b0afea473ff2c2dd59080e6ca087bf487c05221b0": (
+        "a very small model at three bits and a half a weight: often wrong"
     ),
     "aa0c9337bd1dd713200fe9af85eec9af9e8e85e8b459b650f4c47cb117787f82": (
         "a very small model at two bits, often wrong; `make chat PAIRS=2` answers better"
