@@ -8,7 +8,8 @@ from pathlib import Path
 from ..errors import EdgeDBError
 from ..files import user_folder
 
-# The first, trained in three planes, a pair and a half, is part of the source tree; `make chat PAIRS=2` makes the second, of four bits and untrained.
+# The first, trained in three planes, a pair and a half, is part of the source tree; `make chat
+# PAIRS=2` makes the second, of four bits and untrained.
 DEFAULT_NAMES = ("smollm2-135m-instruct-mixed.dbb", "smollm2-135m-instruct.dbb")
 # What to know before talking to a model, by its fingerprint: of the first one above, and of the one
 # at two bits throughout that was it before. A file that takes its place says nothing until it has a
