@@ -26,6 +26,18 @@ static EDB_INLINE const uint8_t *term_tile(const edb_matmul_job *job, int64_t te
                                       : blocks + (term * job->tiles + tile) * tile_bytes(job, 0);
 }
 
+/*
+ * What to fetch ahead, beyond the end of a tile. Each term is a stream of its own, whose next tile
+ * follows. Only pairs whose tiles are shorter than the distance fetch what is read next: two pairs
+ * of 576 columns decode 4% faster so, of 1,024 columns slower, and with half a pair by a quarter.
+ */
+static EDB_INLINE const uint8_t *fetched(const edb_matmul_job *job, int64_t term, int64_t terms,
+                                         int64_t tile) {
+    if (job->matrix->half != NULL || tile_bytes(job, 0) > EDB_PREFETCH_BYTES)
+        return term_tile(job, term, tile + 1);
+    return term + 1 < terms ? term_tile(job, term + 1, tile) : term_tile(job, 0, tile + 1);
+}
+
 /* y = scale * acc for the first term, y + scale * acc with two roundings for the others. */
 static void scale_rows(float *y, const float *scale, const float *acc, int64_t rows, int first) {
     for (int64_t r = 0; r < rows; r++) y[r] = first ? scale[r] * acc[r] : y[r] + scale[r] * acc[r];
@@ -44,10 +56,9 @@ void edb_pairs_one_by_one(void *argument, int64_t begin, int64_t end, int32_t wo
                 int half = is_half(matrix, term);
                 const uint8_t *blocks = term_tile(job, term, tile);
                 edb_pair_tile *multiply = half ? job->pairs->half_tile : job->pairs->tile;
-                /* Each term is a stream of its own: its own next tile is fetched ahead. */
                 multiply(blocks, job->groups,
                          job->prepared + t * job->groups * job->pairs->prepared_bytes,
-                         job->meta + t * job->groups, acc, blocks + tile_bytes(job, half));
+                         job->meta + t * job->groups, acc, fetched(job, term, terms, tile));
                 scale_rows(y, matrix->scales + term * matrix->rows + row, acc, rows, term == 0);
             }
             edb_write_rows(job, t, row, rows, y);
