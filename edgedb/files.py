@@ -15,6 +15,9 @@ from typing import BinaryIO
 
 from .errors import EdgeDBError, FormatError
 
+# Where the package lies in its source tree; in an installation, a folder without a pyproject.toml.
+SOURCE_TREE = Path(__file__).resolve().parents[1]
+
 _TEMPORARY = "~edgedb"  # how the names of files end that are being written
 
 

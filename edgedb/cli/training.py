@@ -9,14 +9,12 @@ import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
 from ..errors import EdgeDBError
-
-_CHECKOUT = Path(__file__).parents[2]
+from ..files import SOURCE_TREE as _CHECKOUT
 
 
 def typed(context: click.Context) -> list[str]:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from ..errors import EdgeDBError
+from ..files import SOURCE_TREE as CHECKOUT
 from ..files import user_folder
 
 # The first, trained in three planes, a pair and a half, is part of the source tree; `make chat
@@ -22,7 +23,6 @@ _REMARKS = {
         "a very small model at two bits, often wrong; `make chat PAIRS=2` answers better"
     ),
 }
-CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def configured_folders(*more: Path) -> list[Path]:

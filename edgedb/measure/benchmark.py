@@ -24,6 +24,7 @@ import numpy as np
 from .. import __version__, arguments
 from ..display import NAME_CHARS, one_line
 from ..errors import EdgeDBError
+from ..files import SOURCE_TREE
 from ..format.packing import pack_int8, quantize_int8
 from ..format.tensors import (
     BLOCK_BYTES,
@@ -340,12 +341,11 @@ def _cpu_name() -> str:
 
 def _commit() -> str:
     """Commit of the source tree the package runs from, with ``-dirty``; ``release`` outside one."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
+    if not (SOURCE_TREE / ".git").exists():
         return "release"
     try:
         result = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=10"],
+            ["git", "-C", str(SOURCE_TREE), "describe", "--always", "--dirty", "--abbrev=10"],
             capture_output=True,
             text=True,
             check=True,
