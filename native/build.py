@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import sysconfig
+import zlib
 from pathlib import Path
 
 from cffi import FFI
@@ -51,9 +52,11 @@ def _relative(paths: list[Path]) -> list[str]:
 
 ffibuilder = FFI()
 ffibuilder.cdef(declarations(HEADER.read_text(encoding="utf-8")))
+# By this a checkout's Python knows a library that was built before its header changed.
+ffibuilder.cdef("#define EDB_HEADER_CRC ...")
 ffibuilder.set_source(
     "edgedb._native",
-    '#include "edgedb.h"',
+    f'#include "edgedb.h"\n#define EDB_HEADER_CRC {zlib.crc32(HEADER.read_bytes())}u',
     sources=_relative(sorted((NATIVE / "src").glob("*.c"))),
     include_dirs=_relative([HEADER.parent]),
     depends=_relative([HEADER, *sorted((NATIVE / "src").glob("*.h"))]),

@@ -10,10 +10,14 @@ and nothing else in this package makes any; a cast (``ffi.cast``) loses what it 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ..files import SOURCE_TREE
 
 try:
     from .._native import ffi, lib
@@ -23,6 +27,23 @@ except ModuleNotFoundError as error:
 except ImportError as error:
     ffi = lib = None
     problem = f"the C library cannot be loaded (damaged, or built for another machine?): {error}"
+
+
+def stale(header: Path, crc: int) -> str | None:
+    """Why a library that was built with a header of this ``crc`` is not the checkout's, or None:
+    its structures may differ, and Python would write past their ends. Nowhere else is a header."""
+    if not header.exists() or zlib.crc32(header.read_bytes()) == crc:
+        return None
+    return "the C library is of another version: python setup.py build_ext --inplace makes it anew"
+
+
+if lib is not None and (
+    reason := stale(
+        SOURCE_TREE / "native" / "include" / "edgedb.h", getattr(lib, "EDB_HEADER_CRC", 0)
+    )
+):
+    ffi = lib = None
+    problem = reason
 
 _ELEMENTS = {
     np.dtype(np.float64): "double[]",

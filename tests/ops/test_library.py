@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
+import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from edgedb.model.families import program_of
 from edgedb.model.network import Network
 from edgedb.ops import native, native_context, native_memory
 from edgedb.ops.buffer import aligned_zeros
-from edgedb.ops.library import pointers
+from edgedb.ops.library import pointers, stale
 from edgedb.ops.native import NativeOps
 
 
@@ -121,3 +123,13 @@ def test_an_operation_holds_its_scratch(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(native, "lib", Library(edb_matmul=edb_matmul))
     ops.matmul(matrix, x, out, 1)
     assert held == [True]
+
+
+def test_a_library_of_another_header_is_not_used(tmp_path: Path) -> None:
+    header = tmp_path / "edgedb.h"
+    assert stale(header, 0) is None  # an installation has none
+    header.write_text("int edb_old(void);")
+    crc = zlib.crc32(header.read_bytes())
+    assert stale(header, crc) is None
+    header.write_text("int edb_new(void);")
+    assert "setup.py build_ext" in (stale(header, crc) or "")
