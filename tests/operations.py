@@ -49,6 +49,15 @@ def rmsnorm(ops: NativeOps, x: Any, weight: Any, out: Any, n: int, eps: float) -
     check(lib.edb_rmsnorm(ops.context, x.ptr, weight.ptr, out.ptr, n, weight.width, eps))
 
 
+def layernorm(
+    ops: NativeOps, x: Any, weight: Any, shift: Any, out: Any, n: int, eps: float
+) -> None:
+    """shift: None for none."""
+    pointer = ffi.NULL if shift is None else shift.ptr
+    arguments = (x.ptr, weight.ptr, pointer, out.ptr, n, weight.width, eps)
+    check(lib.edb_layernorm(ops.context, *arguments))
+
+
 def swiglu(ops: NativeOps, gate_up: Any, out: Any, n: int) -> None:
     check(lib.edb_swiglu(ops.context, gate_up.ptr, out.ptr, n, out.width))
 

@@ -146,6 +146,16 @@ def dot(w: Sequence[float], x: Sequence[float]) -> float:
     return tree(lanes)
 
 
+def layernorm(
+    x: Sequence[float], weight: Sequence[float], shift: Sequence[float], eps: float
+) -> list[float]:
+    """``(x - mean) / sqrt(variance + eps) * weight + shift`` in the order of the C library."""
+    mean = f32(dot([1.0] * len(x), x)) / f32(len(x))
+    centered = [f32(v) - mean for v in x]
+    inverse = f32(1) / np.sqrt(f32(dot(centered, centered)) / f32(len(x)) + f32(eps))
+    return [fma(mul(v, inverse), w, b) for v, w, b in zip(centered, weight, shift, strict=True)]
+
+
 def rmsnorm(x: Sequence[float], weight: Sequence[float], eps: float) -> list[float]:
     """``x / sqrt(mean(x^2) + eps) * weight`` in the order of the C library."""
     mean = f32(dot(x, x)) / f32(len(x))

@@ -95,6 +95,13 @@ def _rms_norm(own: Mapping[str, Any], where: Where, x: Tensor) -> Tensor:
     return F.rms_norm(heads, weight.shape, weight, own["eps"]).flatten(-2)
 
 
+def _layer_norm(own: Mapping[str, Any], where: Where, x: Tensor) -> Tensor:
+    heads = x.float().unflatten(-1, (own["heads"], -1))
+    weight = where.weights[own["weight"]]
+    shift = None if own["bias"] is None else where.weights[own["bias"]]
+    return F.layer_norm(heads, weight.shape, weight, shift, own["eps"]).flatten(-2)
+
+
 def _slice(own: Mapping[str, Any], where: Where, x: Tensor) -> Tensor:
     return x.narrow(-1, own["begin"], own["width"])
 
@@ -128,6 +135,7 @@ OPERATIONS: Mapping[str, Callable[..., Tensor]] = {
     "embed": _embed,
     "linear": _linear,
     "rms_norm": _rms_norm,
+    "layer_norm": _layer_norm,
     "slice": _slice,
     "add": _add,
     "mul": _mul,

@@ -75,6 +75,8 @@ class Adjoint:
             return [back]
         if op == "rms_norm":
             return [_rms_norm(value, args[0], g, vectors[value["weight"]])]
+        if op == "layer_norm":
+            return [_layer_norm(value, args[0], g, vectors[value["weight"]])]
         if op == "add":
             return [g, g]
         if op == "mul":
@@ -91,6 +93,14 @@ class Adjoint:
             rows = [_attention(value, *row) for row in zip(*args, g, strict=True)]
             return [np.stack(part) for part in zip(*rows, strict=True)]
         raise NotImplementedError(f"operation {op}")
+
+
+def _layer_norm(value: Value, x: Float32, g: Float32, weight: Float32) -> Float32:
+    """A mean taken away is its own adjoint; between the two it is the other norm."""
+    heads = x.reshape(*x.shape[:2], value["heads"], -1)
+    centered = heads - heads.mean(-1, keepdims=True)
+    back = _rms_norm(value, centered.reshape(x.shape), g, weight).reshape(heads.shape)
+    return (back - back.mean(-1, keepdims=True)).reshape(x.shape)
 
 
 def _rms_norm(value: Value, x: Float32, g: Float32, weight: Float32) -> Float32:

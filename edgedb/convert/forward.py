@@ -142,6 +142,11 @@ class Float32Program:
         if op == "rms_norm":
             heads = args[0].reshape(*args[0].shape[:2], value["heads"], -1)
             return rms_norm(heads, vectors[value["weight"]], value["eps"]).reshape(args[0].shape)
+        if op == "layer_norm":
+            heads = args[0].reshape(*args[0].shape[:2], value["heads"], -1)
+            shift = np.float32(0) if value["bias"] is None else vectors[value["bias"]]
+            y = layer_norm(heads, vectors[value["weight"]], shift, value["eps"])
+            return y.reshape(args[0].shape)
         if op == "slice":
             return args[0][..., value["begin"] : value["begin"] + value.width]
         if op == "add":
@@ -208,6 +213,13 @@ def rms_norm(x: Float32, weight: Float32, eps: float) -> Float32:
     """``x / rms(x) * weight`` along the last axis."""
     mean_square = np.einsum("...i,...i->...", x, x)[..., None] / np.float32(x.shape[-1])
     return x / np.sqrt(mean_square + np.float32(eps)) * weight
+
+
+def layer_norm(x: Float32, weight: Float32, shift: Float32 | np.float32, eps: float) -> Float32:
+    """``(x - mean) / standard deviation * weight + shift`` along the last axis."""
+    centered = x - x.mean(axis=-1, keepdims=True)
+    variance = np.einsum("...i,...i->...", centered, centered)[..., None] / np.float32(x.shape[-1])
+    return centered / np.sqrt(variance + np.float32(eps)) * weight + shift
 
 
 def _attention(value: Value, q: Float32, k: Float32, v: Float32) -> Float32:

@@ -181,6 +181,12 @@ class NumbaOps(NumpySelection):
             jit_layers.rmsnorm(x, _read_only(weight), out, len(x), eps)
         return out
 
+    def layer_norm(self, x: Floats, weight: Floats, shift: Floats, eps: float) -> Floats:
+        out = np.empty_like(x)
+        with gate.lock:
+            jit_layers.layernorm(x, _read_only(weight), _read_only(shift), out, eps)
+        return out
+
     def silu(self, x: Floats) -> Floats:
         out = np.empty_like(x)
         if self.threads > 1 and len(x) >= 8:

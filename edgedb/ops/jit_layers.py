@@ -31,6 +31,22 @@ def rmsnorm(x, weight, out, n, eps):
 
 
 @jit()
+def layernorm(x, weight, shift, out, eps):
+    d = weight.size
+    for t in range(len(x)):
+        total = 0.0
+        for i in range(d):
+            total += np.float64(x[t, i])
+        mean = np.float32(total / d)
+        total = 0.0
+        for i in range(d):
+            total += np.float64(x[t, i] - mean) * np.float64(x[t, i] - mean)
+        scale = np.float32(1.0 / math.sqrt(total / d + eps))
+        for i in range(d):
+            out[t, i] = (x[t, i] - mean) * scale * weight[i] + shift[i]
+
+
+@jit()
 def rope(x, cos, sin, out):
     n, heads, head_dim = x.shape
     half = head_dim // 2

@@ -4,7 +4,7 @@ The C library works on slots, arrays ``[rows, width]``; slot 0 holds the residua
 gets a slot of exactly its width, a slice is a view of its argument's. Fusions are patterns over the
 recorded values, each only where what disappears has one reader, and none changes a bit of a result:
 
-    rms_norm -> linear                       the input is normalized as it is quantized
+    rms_norm or layer_norm -> linear         the input is normalized as it is quantized
     silu(gate) * up -> linear                likewise
     x + linear                               the product is added where x lies
     (rms_norm ->) rope -> attention          heads are normed and turned on their way to the cache
@@ -16,6 +16,9 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 
 from .program import Block, Value
+
+# What a linear calls its input where a norm is fused into it.
+NORMS = {"rms_norm": "normed", "layer_norm": "centered"}
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,8 @@ class View:
 class Step:
     """One operation of the C library. ``value`` holds its weights' names and numbers.
 
-    op: ``embed``, ``linear``, ``rms_norm``, ``add``, ``mul``, ``silu``, ``copy``, ``rope`` or
-    ``attention``; form: of a linear's input, ``plain``, ``normed`` (by ``norms[0]``) or ``gated``;
+    op: an operation of a program, or ``copy``; form: of a linear's input, ``plain``, ``normed`` or
+    ``centered`` (by ``norms[0]``), or ``gated``;
     add: the product is added to what lies at ``out``; norms and rope: of an attention's q and k.
     """
 
@@ -135,8 +138,8 @@ class _Fusing:
 
     def _linear(self, value: Value) -> tuple[_Draft, list[Value]]:
         (x,) = value.args
-        if x.op == "rms_norm" and x["heads"] == 1 and self._is_sole(x) and x.args[0].op != "slice":
-            return _Draft("linear", value, x.args, value, form="normed", norms=(x,)), [x]
+        if x.op in NORMS and x["heads"] == 1 and self._is_sole(x) and x.args[0].op != "slice":
+            return _Draft("linear", value, x.args, value, form=NORMS[x.op], norms=(x,)), [x]
         if (gate_up := self._gated(x)) is not None:
             whole, inside = gate_up
             return _Draft("linear", value, (whole,), value, form="gated"), inside
@@ -237,7 +240,7 @@ class _Slots:
     def _out(self, draft: _Draft, i: int) -> View:
         if draft.onto is not None:
             return self._view(draft.onto)
-        if draft.op in ("add", "mul", "silu", "rms_norm", "rope"):
+        if draft.op in ("add", "mul", "silu", "rope", *NORMS):
             for value in draft.reads:
                 alone = all(v is value or _root(v) is not value for v in draft.reads)
                 if value.op != "slice" and self.last[value] == i and alone:

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import NativeError
 from ..format.tensors import DenseTensor
 from .library import ffi, lib, owned, pointers, status_text, struct_pointer
-from .lowering import Step, View, lower
+from .lowering import NORMS, Step, View, lower
 from .native_context import NativeContext
 from .native_memory import NativeBuffer, NativeMatrix
 from .program import Block, Program, Value
@@ -24,9 +24,12 @@ from .weights import Weights
 
 _CODES = {
     op: f"EDB_OP_{op.upper()}"
-    for op in ["embed", "linear", "rms_norm", "add", "mul", "silu", "copy", "rope", "attention"]
+    for op in [
+        *("embed", "linear", "rms_norm", "layer_norm", "add", "mul", "silu", "copy", "rope"),
+        "attention",
+    ]
 }
-_FORMS = {form: f"EDB_INPUT_{form.upper()}" for form in ("plain", "normed", "gated")}
+_FORMS = {form: f"EDB_INPUT_{form.upper()}" for form in ("plain", "normed", "centered", "gated")}
 _NO_WINDOW = 1 << 24  # keys: as many as any cache holds
 
 
@@ -185,13 +188,15 @@ class _Structs:
             return
         if "matrix" in numbers:
             op.matrix = self.matrices[prefix + numbers["matrix"]].struct
-        if numbers.get("bias") is not None:
-            op.bias = self.vectors[prefix + numbers["bias"]].ptr
+        if step.op == "linear" and value["bias"] is not None:
+            op.bias = self.vectors[prefix + value["bias"]].ptr
         if step.op == "attention":
             self._fill_attention(op, step, prefix, layer)
             return
-        for norm in [value] if step.op == "rms_norm" else step.norms:
+        for norm in [value] if step.op in NORMS else step.norms:
             op.weight, op.eps = self.vectors[prefix + norm["weight"]].ptr, norm["eps"]
+            if norm.attributes.get("bias") is not None:
+                op.shift = self.vectors[prefix + norm["bias"]].ptr
         if step.op == "rope":
             self._fill_table(op, value)
 

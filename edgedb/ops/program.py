@@ -10,6 +10,7 @@ The operations (``x`` is a row of a token; widths are floats a token):
     embed       row ids[t] of a matrix
     linear      W x, and a bias behind it
     rms_norm    x / sqrt(mean(x^2) + eps) * w, over each of ``heads`` equal parts
+    layer_norm  (x - mean(x)) / sqrt(var(x) + eps) * w + b, likewise; b may be absent
     slice       ``width`` columns of x from ``begin`` on
     add, mul    element by element
     silu        x / (1 + exp(-x))
@@ -39,6 +40,7 @@ OPERATIONS: Mapping[str, int] = MappingProxyType(
         "embed": 0,
         "linear": 1,
         "rms_norm": 1,
+        "layer_norm": 1,
         "slice": 1,
         "add": 2,
         "mul": 2,
@@ -126,9 +128,17 @@ class Recorder:
 
     def rms_norm(self, x: Value, name: str, *, heads: int = 1) -> Value:
         """Each of ``heads`` equal parts of x over its root mean square, times ``name``."""
+        return self._norm("rms_norm", x, name, heads)
+
+    def layer_norm(self, x: Value, name: str, *, heads: int = 1, bias: bool = True) -> Value:
+        """Each of ``heads`` equal parts of x less its mean, over its standard deviation, times
+        ``name``; with ``bias`` plus ``name.bias``."""
+        return self._norm("layer_norm", x, name, heads, bias=f"{name}.bias" if bias else None)
+
+    def _norm(self, op: str, x: Value, name: str, heads: int, **more: Any) -> Value:
         if x.width % heads:
-            raise FormatError(f"rms_norm {name}: {x.width} columns are not {heads} equal heads")
-        return _value("rms_norm", (x,), x.width, weight=name, heads=heads, eps=self._eps)
+            raise FormatError(f"{op} {name}: {x.width} columns are not {heads} equal heads")
+        return _value(op, (x,), x.width, weight=name, heads=heads, eps=self._eps, **more)
 
     def silu(self, x: Value) -> Value:
         return _value("silu", (x,), x.width)
@@ -209,10 +219,10 @@ class Block:
         """Name -> length of every norm's weights and every bias, in the order of use."""
         lengths: dict[str, int] = {}
         for value in self.operations:
-            if value.op == "rms_norm":
-                lengths.setdefault(value["weight"], value.width // value["heads"])
-            elif value.op == "linear" and value["bias"] is not None:
-                lengths.setdefault(value["bias"], value.width)
+            length = value.width // value.attributes.get("heads", 1)
+            for kind in ("weight", "bias"):
+                if (name := value.attributes.get(kind)) is not None:
+                    lengths.setdefault(name, length)
         return lengths
 
     def readers(self, value: Value) -> list[Value]:

@@ -3,7 +3,7 @@ this file is the definition in a form that also runs a model, slowly.
 
 It differs from the definition in two stated ways. A fused multiply-add is emulated in float64,
 which rounds twice: the last bit of one in about 2^29 accumulations may differ. Dense (float16,
-float32) products, RMSNorm and attention add in numpy's order: relative differences near 1e-6.
+float32) products, norms and attention add in numpy's order: relative differences near 1e-6.
 """
 
 from __future__ import annotations
@@ -135,6 +135,12 @@ class ReferenceOps(NumpySelection):
     def rms_norm(self, x: Floats, weight: Floats, eps: float) -> Floats:
         mean_square = np.mean(x * x, axis=1, keepdims=True, dtype=np.float32)
         out: Floats = x * (1 / np.sqrt(mean_square + np.float32(eps))) * weight
+        return out
+
+    def layer_norm(self, x: Floats, weight: Floats, shift: Floats, eps: float) -> Floats:
+        centered = x - np.mean(x, axis=1, keepdims=True, dtype=np.float32)
+        variance = np.mean(centered * centered, axis=1, keepdims=True, dtype=np.float32)
+        out: Floats = centered * (1 / np.sqrt(variance + np.float32(eps))) * weight + shift
         return out
 
     def silu(self, x: Floats) -> Floats:

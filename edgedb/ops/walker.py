@@ -36,6 +36,9 @@ class Operations(Protocol):
     def rms_norm(self, x: Floats, weight: Floats, eps: float) -> Floats:
         """``x / sqrt(mean(x^2) + eps) * weight`` along the last axis of ``x [rows, size]``."""
 
+    def layer_norm(self, x: Floats, weight: Floats, shift: Floats, eps: float) -> Floats:
+        """``(x - mean(x)) / sqrt(var(x) + eps) * weight + shift``, likewise."""
+
     def silu(self, x: Floats) -> Floats:
         """``x / (1 + exp(-x))``."""
 
@@ -114,6 +117,13 @@ class Walker:
             heads = args[0].reshape(-1, value.width // value["heads"])
             weight = self._vectors[prefix + value["weight"]]
             return ops.rms_norm(heads, weight, value["eps"]).reshape(args[0].shape)
+        if op == "layer_norm":
+            heads = args[0].reshape(-1, value.width // value["heads"])
+            weight = self._vectors[prefix + value["weight"]]
+            shift = np.zeros_like(weight)
+            if value["bias"] is not None:
+                shift = self._vectors[prefix + value["bias"]]
+            return ops.layer_norm(heads, weight, shift, value["eps"]).reshape(args[0].shape)
         if op == "slice":
             return np.ascontiguousarray(args[0][:, value["begin"] : value["begin"] + value.width])
         if op == "add":

@@ -190,6 +190,14 @@ edb_status edb_quantize(const edb_context *context, const float *x, int8_t *q, f
 edb_status edb_rmsnorm(const edb_context *context, const float *x, const float *weight, float *out,
                        int64_t n, int64_t d, float eps);
 
+/*
+ * out[t] = (x[t] - mean(x[t])) / sqrt(variance(x[t]) + eps) * weight + shift, the last two as one
+ * fused multiply-add. x, out [n, d] (may be the same), weight [d], shift [d] or NULL, which is 0.
+ * The sum, and then that of (x - mean)^2, run in 16 lanes and the tree of edb_matmul.
+ */
+edb_status edb_layernorm(const edb_context *context, const float *x, const float *weight,
+                         const float *shift, float *out, int64_t n, int64_t d, float eps);
+
 /* out[t] = silu(gate) * up with gate_up[t] = (gate, up): gate_up [n, 2*f], out [n, f]. */
 edb_status edb_swiglu(const edb_context *context, const float *gate_up, float *out, int64_t n,
                       int64_t f);
@@ -269,11 +277,20 @@ enum {
     EDB_OP_SILU = 6,     /* out = x / (1 + exp(-x)) */
     EDB_OP_COPY = 7,     /* out = x */
     EDB_OP_ROPE = 8,     /* out = each of `heads` heads of x turned by the token's position */
-    EDB_OP_ATTENTION = 9 /* out = attention of queries x, keys y, values z; see edb_op */
+    EDB_OP_ATTENTION = 9, /* out = attention of queries x, keys y, values z; see edb_op */
+    EDB_OP_LAYER_NORM = 11 /* out = each of `heads` parts of x as edb_layernorm makes it */
 };
 
-/* What a LINEAR multiplies: x as it is, x normalized, or silu(gate) * up with x = (gate, up). */
-enum { EDB_INPUT_PLAIN = 0, EDB_INPUT_NORMED = 1, EDB_INPUT_GATED = 2 };
+/*
+ * What a LINEAR multiplies: x as it is, as RMS_NORM or LAYER_NORM make it, or silu(gate) * up with
+ * x = (gate, up).
+ */
+enum {
+    EDB_INPUT_PLAIN = 0,
+    EDB_INPUT_NORMED = 1,
+    EDB_INPUT_GATED = 2,
+    EDB_INPUT_CENTERED = 3
+};
 
 /*
  * One operation; what its code does not name is ignored. Element by element (RMS_NORM to ROPE) `out`
@@ -287,12 +304,13 @@ typedef struct {
     int32_t code;
     int32_t input;            /* LINEAR: EDB_INPUT_... */
     int32_t add;              /* LINEAR */
-    int32_t heads;            /* RMS_NORM, ROPE */
+    int32_t heads;            /* RMS_NORM, LAYER_NORM, ROPE */
     edb_view x, y, z, out;
     int64_t width;            /* columns of out; of one head times heads */
     const edb_matrix *matrix; /* EMBED [., width]; LINEAR [width, columns of the input] */
     const float *bias;        /* LINEAR: [width] or NULL */
-    const float *weight;      /* RMS_NORM: [width / heads]; EDB_INPUT_NORMED: [columns of x] */
+    const float *weight;      /* of every norm: [width / heads]; of a LINEAR's: [columns of x] */
+    const float *shift;       /* of a LAYER_NORM, likewise; or NULL */
     float eps;                /* of every norm */
     float scale;              /* ATTENTION: of the scores */
     int64_t positions;        /* rows of cos and sin */

@@ -121,6 +121,9 @@ typedef struct {
     void (*quantize)(const float *x, int64_t cols, int8_t *q, float *sx, int64_t stride);
     void (*quantize_normed)(const float *x, const float *weight, float scale, int64_t cols,
                             int8_t *q, float *sx, int64_t stride);
+    /* (x - mean) * scale * weight + shift, which may be NULL, with the bits of layernorm. */
+    void (*quantize_centered)(const float *x, const float *weight, const float *shift, float mean,
+                              float scale, int64_t cols, int8_t *q, float *sx, int64_t stride);
     void (*quantize_gated)(const float *gate, const float *up, int64_t cols, int8_t *q, float *sx,
                            int64_t stride);
 
@@ -149,6 +152,11 @@ typedef struct {
     /* 1 / sqrt(mean(x^2) + eps): what rmsnorm scales x by. */
     float (*norm_scale)(const float *x, int64_t d, float eps);
     void (*rmsnorm)(const float *x, const float *weight, float *out, int64_t d, float eps);
+
+    /* *mean of x, and 1 / sqrt(variance + eps). */
+    float (*center_scale)(const float *x, int64_t d, float eps, float *mean);
+    void (*layernorm)(const float *x, const float *weight, const float *shift, float *out,
+                      int64_t d, float eps);
     void (*swiglu)(const float *gate, const float *up, float *out, int64_t f);
 
     /* One head: y = rotated x, which may be y itself. */

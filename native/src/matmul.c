@@ -122,13 +122,20 @@ static void quantize_part(const edb_matmul_job *job, int64_t t, int64_t column, 
                           int8_t *q, float *sx) {
     const edb_kernels *kernels = job->kernels;
     int64_t cols = job->matrix->cols;
-    const float *x = job->input.x + t * cols;
-    switch (job->input.form) {
+    const edb_input *input = &job->input;
+    const float *x = input->x + t * cols, *shift;
+    float scale, mean;
+    switch (input->form) {
     case EDB_INPUT_PLAIN: kernels->quantize(x + column, count, q, sx, job->n); break;
     case EDB_INPUT_NORMED:
-        kernels->quantize_normed(x + column, job->input.weight + column,
-                                 kernels->norm_scale(x, cols, job->input.eps), count, q, sx,
-                                 job->n);
+        scale = kernels->norm_scale(x, cols, input->eps);
+        kernels->quantize_normed(x + column, input->weight + column, scale, count, q, sx, job->n);
+        break;
+    case EDB_INPUT_CENTERED:
+        scale = kernels->center_scale(x, cols, input->eps, &mean);
+        shift = input->shift == NULL ? NULL : input->shift + column;
+        kernels->quantize_centered(x + column, input->weight + column, shift, mean, scale, count, q,
+                                   sx, job->n);
         break;
     case EDB_INPUT_GATED:
         x += t * cols + column;
@@ -173,6 +180,9 @@ static void prepare_dense(void *argument, int64_t begin, int64_t end, int32_t wo
         if (job->input.form == EDB_INPUT_NORMED) {
             job->kernels->rmsnorm(x, job->input.weight, job->dense + t * cols, cols,
                                   job->input.eps);
+        } else if (job->input.form == EDB_INPUT_CENTERED) {
+            job->kernels->layernorm(x, job->input.weight, job->input.shift, job->dense + t * cols,
+                                    cols, job->input.eps);
         } else {
             job->kernels->swiglu(gate, gate + cols, job->dense + t * cols, cols);
         }

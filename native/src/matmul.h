@@ -9,6 +9,7 @@ typedef struct {
     int32_t form;        /* EDB_INPUT_PLAIN ... */
     const float *x;      /* [n, cols]; EDB_INPUT_GATED: [n, 2 * cols] */
     const float *weight; /* [cols], of the norm */
+    const float *shift;  /* the same, or NULL */
     float eps;
 } edb_input;
 

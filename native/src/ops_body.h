@@ -103,6 +103,15 @@ static EDB_INLINE v16 normalize(v16 x, v16 scale, v16 weight) {
     return v_mul(v_mul(x, scale), weight);
 }
 
+/* shift: its columns, or zeros */
+static EDB_INLINE v16 normalize_centered(v16 x, v16 mean, v16 scale, v16 weight, v16 shift) {
+    return v_fma(v_mul(v_sub(x, mean), scale), weight, shift);
+}
+
+static EDB_INLINE v16 v_load_or_zero(const float *p, int64_t at, int64_t count) {
+    return p == NULL ? v_set1(0.0f) : v_load_part(p + at, count);
+}
+
 static EDB_INLINE v16 gate_with(v16 gate, v16 up) {
     v16 zero = v_set1(0.0f), one = v_set1(1.0f);
     return v_mul(v_div(gate, v_add(one, v_exp(v_sub(zero, gate)))), up);
@@ -129,6 +138,13 @@ static void quantize_normed(const float *x, const float *weight, float scale, in
                             int8_t *q, float *sx, int64_t stride) {
     QUANTIZE(normalize(v_load_part(x + column, count), v_set1(scale),
                        v_load_part(weight + column, count)))
+}
+
+static void quantize_centered(const float *x, const float *weight, const float *shift, float mean,
+                              float scale, int64_t cols, int8_t *q, float *sx, int64_t stride) {
+    QUANTIZE(normalize_centered(v_load_part(x + column, count), v_set1(mean), v_set1(scale),
+                                v_load_part(weight + column, count),
+                                v_load_or_zero(shift, column, count)))
 }
 
 /* Behind the end gate and up are zeros, and so is their product. */
@@ -235,6 +251,37 @@ static void rmsnorm(const float *x, const float *weight, float *out, int64_t d, 
     }
 }
 
+/* x - mean of up to sixteen columns; behind their end zeros, which add nothing to a variance. */
+static EDB_INLINE v16 centered_part(const float *x, float mean, int64_t count) {
+    v16 centered = v_sub(v_load_part(x, count), v_set1(mean));
+    if (count >= EDB_LANES) return centered;
+    float lanes[EDB_LANES];
+    v_store(lanes, centered);
+    return v_load_part(lanes, count);
+}
+
+static float center_scale(const float *x, int64_t d, float eps, float *mean) {
+    v16 sum = v_set1(0.0f), squares = v_set1(0.0f);
+    for (int64_t i = 0; i < d; i += EDB_LANES) sum = v_add(sum, v_load_part(x + i, d - i));
+    *mean = v_sum(sum) / (float)d;
+    for (int64_t i = 0; i < d; i += EDB_LANES) {
+        v16 v = centered_part(x + i, *mean, d - i);
+        squares = v_fma(v, v, squares);
+    }
+    return 1.0f / sqrtf(v_sum(squares) / (float)d + eps);
+}
+
+static void layernorm(const float *x, const float *weight, const float *shift, float *out,
+                      int64_t d, float eps) {
+    float mean;
+    v16 scale = v_set1(center_scale(x, d, eps, &mean));
+    for (int64_t i = 0; i < d; i += EDB_LANES) {
+        v16 y = normalize_centered(v_load_part(x + i, d - i), v_set1(mean), scale,
+                                   v_load_part(weight + i, d - i), v_load_or_zero(shift, i, d - i));
+        v_store_part(out + i, y, d - i);
+    }
+}
+
 static void swiglu(const float *gate, const float *up, float *out, int64_t f) {
     for (int64_t i = 0; i < f; i += EDB_LANES) {
         v16 y = gate_with(v_load_part(gate + i, f - i), v_load_part(up + i, f - i));
@@ -283,6 +330,7 @@ static void widen_int8(const void *rows, float *y, int64_t n_rows, int64_t head_
 /* Everything above that belongs in an edb_kernels. */
 #define OPS_KERNELS                                                                       \
     .quantize = quantize, .quantize_normed = quantize_normed,                             \
-    .quantize_gated = quantize_gated, .dense_rows = dense_rows, .norm_scale = norm_scale, \
+    .quantize_centered = quantize_centered, .center_scale = center_scale,                 \
+    .layernorm = layernorm, .quantize_gated = quantize_gated, .dense_rows = dense_rows, .norm_scale = norm_scale, \
     .rmsnorm = rmsnorm, .swiglu = swiglu, .rotate = rotate, .to_f16 = to_f16,             \
     .from_f16 = from_f16, .widen_int8 = widen_int8

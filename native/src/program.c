@@ -45,12 +45,17 @@ static edb_status check_floats(const float *floats, int needed) {
     return edb_aligned(floats, 4) ? EDB_OK : EDB_ERR_ALIGN;
 }
 
+static int has_norm(const edb_op *op) {
+    return op->input == EDB_INPUT_NORMED || op->input == EDB_INPUT_CENTERED;
+}
+
 static edb_status check_linear(const edb_program *p, const edb_op *op) {
     edb_status status = edb_check_matrix(op->matrix);
     if (status == EDB_OK) status = check_floats(op->bias, 0);
-    if (status == EDB_OK) status = check_floats(op->weight, op->input == EDB_INPUT_NORMED);
+    if (status == EDB_OK) status = check_floats(op->weight, has_norm(op));
+    if (status == EDB_OK) status = check_floats(op->shift, 0);
     if (status != EDB_OK) return status;
-    if (op->input < EDB_INPUT_PLAIN || op->input > EDB_INPUT_GATED) return EDB_ERR_KIND;
+    if (op->input < EDB_INPUT_PLAIN || op->input > EDB_INPUT_CENTERED) return EDB_ERR_KIND;
     int64_t columns = op->matrix->cols * (op->input == EDB_INPUT_GATED ? 2 : 1);
     if (op->matrix->rows != op->width || op->x.slot == op->out.slot) return EDB_ERR_SHAPE;
     if (!has_slot(p, op->x, columns) || !has_slot(p, op->out, op->width)) return EDB_ERR_SHAPE;
@@ -88,7 +93,10 @@ static edb_status check_attention(const edb_program *p, const edb_op *op) {
 
 static edb_status check_heads(const edb_op *op) {
     if (op->heads < 1 || op->heads > MAX_HEADS || op->width % op->heads != 0) return EDB_ERR_SHAPE;
-    if (op->code == EDB_OP_RMS_NORM) return check_floats(op->weight, 1);
+    if (op->code == EDB_OP_RMS_NORM || op->code == EDB_OP_LAYER_NORM) {
+        edb_status status = check_floats(op->weight, 1);
+        return status == EDB_OK ? check_floats(op->shift, 0) : status;
+    }
     return op->width / op->heads % 2 == 0 ? check_tables(op, 1) : EDB_ERR_SHAPE;
 }
 
@@ -103,6 +111,7 @@ static edb_status check_op(const edb_program *p, const edb_op *op) {
     case EDB_OP_LINEAR: return check_linear(p, op);
     case EDB_OP_ATTENTION: return check_attention(p, op);
     case EDB_OP_RMS_NORM:
+    case EDB_OP_LAYER_NORM:
     case EDB_OP_ROPE: {
         edb_status status = check_heads(op);
         if (status != EDB_OK) return status;
@@ -292,7 +301,11 @@ static edb_rows rows_of(const run_state *run, edb_view view, int64_t row) {
 
 static void add_linear(run_state *run, const edb_op *op) {
     edb_matmul_job *job = &next_job(run)->product;
-    edb_input input = {op->input, run->slots[op->x.slot], op->weight, op->eps};
+    edb_input input = {.form = op->input,
+                       .x = run->slots[op->x.slot],
+                       .weight = op->weight,
+                       .shift = op->shift,
+                       .eps = op->eps};
     run->n_stages += edb_matmul_stages(run->context, op->matrix, input, op->bias,
                                        run->slots[op->out.slot], op->add, run->n, run->scratch,
                                        job, run->stages + run->n_stages);

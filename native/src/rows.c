@@ -110,6 +110,11 @@ static void run_row(const edb_row_job *job, int64_t t) {
         for (int64_t i = 0; i < width; i += part)
             kernels->rmsnorm(x + i, op->weight, out + i, part, op->eps);
         break;
+    case EDB_OP_LAYER_NORM:
+        part = width / op->heads;
+        for (int64_t i = 0; i < width; i += part)
+            kernels->layernorm(x + i, op->weight, op->shift, out + i, part, op->eps);
+        break;
     case EDB_OP_ADD:
         for (int64_t i = 0; i < width; i++) out[i] = x[i] + y[i];
         break;
@@ -161,6 +166,18 @@ edb_status edb_rmsnorm(const edb_context *context, const float *x, const float *
     if (!is_count(n) || !is_size(d)) return EDB_ERR_SHAPE;
     if (!edb_aligned(x, 4) || !edb_aligned(weight, 4) || !edb_aligned(out, 4)) return EDB_ERR_ALIGN;
     edb_op op = {.code = EDB_OP_RMS_NORM, .width = d, .heads = 1, .weight = weight, .eps = eps};
+    run_alone(context, &op, x, NULL, out, n);
+    return EDB_OK;
+}
+
+edb_status edb_layernorm(const edb_context *context, const float *x, const float *weight,
+                         const float *shift, float *out, int64_t n, int64_t d, float eps) {
+    if (context == NULL || x == NULL || weight == NULL || out == NULL) return EDB_ERR_NULL;
+    if (!is_count(n) || !is_size(d)) return EDB_ERR_SHAPE;
+    if (!edb_aligned(x, 4) || !edb_aligned(weight, 4) || !edb_aligned(out, 4)) return EDB_ERR_ALIGN;
+    if (!edb_aligned(shift, 4)) return EDB_ERR_ALIGN;
+    edb_op op = {.code = EDB_OP_LAYER_NORM, .width = d, .heads = 1, .weight = weight,
+                 .shift = shift, .eps = eps};
     run_alone(context, &op, x, NULL, out, n);
     return EDB_OK;
 }

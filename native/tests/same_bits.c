@@ -130,6 +130,8 @@ static void elementwise_case(const edb_context *context, uint64_t seed, result *
     keep_floats(to, out, n * d);
     CHECK(edb_rmsnorm(context, x, weight, out, n, d, 1e-5f) == EDB_OK);
     keep_floats(to, out, n * d);
+    CHECK(edb_layernorm(context, x, weight, n % 2 ? weight : NULL, out, n, d, 1e-5f) == EDB_OK);
+    keep_floats(to, out, n * d);
     free(out);
     free(weight);
     free(x);

@@ -21,6 +21,8 @@ LAYERS: dict[str, Callable[[Recorder, Value], Value]] = {
     "linear": lambda m, x: m.linear(x, "w", WIDTH, bias=True),
     "rms_norm": lambda m, x: m.rms_norm(x, "norm"),
     "rms_norm of heads": lambda m, x: m.rms_norm(x, "norm", heads=3),
+    "layer_norm": lambda m, x: m.layer_norm(x, "norm"),
+    "layer_norm of heads": lambda m, x: m.layer_norm(x, "norm", heads=3, bias=False),
     "slice": lambda m, x: m.linear(x.split(8, 16)[1], "w", WIDTH),
     "add": lambda m, x: x + m.silu(x),
     "mul": lambda m, x: x * m.silu(x),

@@ -176,6 +176,14 @@ def test_small_operations(ops):
         np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-30)
 
 
+def test_layer_norm(ops):
+    x, weight, shift = np.random.default_rng(0).standard_normal((3, 9, 172), np.float32)
+    found, expected = (
+        backend.layer_norm(x + 3, weight[0], shift[0], 1e-5) for backend in (ops, REFERENCE)
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=5e-6)
+
+
 def test_create_finds_it():
     ops = create("numba", threads=1)
     assert (ops.name, ops.threads) == ("numba", 1)

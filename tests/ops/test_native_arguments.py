@@ -150,6 +150,9 @@ def test_other_operations_refuse_bad_arguments(call: SimpleNamespace) -> None:
     assert lib.edb_rmsnorm(c.ctx, null, c.k, c.out, 1, 8, 1e-5) == lib.EDB_ERR_NULL
     assert lib.edb_rmsnorm(c.ctx, c.x, c.k, c.out, -1, 8, 1e-5) == lib.EDB_ERR_SHAPE
     assert lib.edb_rmsnorm(c.ctx, c.x, c.k, c.out, 1, 1 << 40, 1e-5) == lib.EDB_ERR_SHAPE
+    assert lib.edb_layernorm(c.ctx, c.x, c.k, null, c.out, 1, 8, 1e-5) == lib.EDB_OK
+    assert lib.edb_layernorm(c.ctx, c.x, null, c.k, c.out, 1, 8, 1e-5) == lib.EDB_ERR_NULL
+    assert lib.edb_layernorm(c.ctx, c.x, c.k, c.k, c.out, 1, 0, 1e-5) == lib.EDB_ERR_SHAPE
     assert lib.edb_swiglu(c.ctx, c.x, c.out, 1, 0) == lib.EDB_ERR_SHAPE
     assert lib.edb_swiglu(null, c.x, c.out, 1, 8) == lib.EDB_ERR_NULL
     q = ffi.new("int8_t[64]")

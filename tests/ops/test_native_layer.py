@@ -25,6 +25,20 @@ def test_rmsnorm_has_the_bits_of_the_oracle() -> None:
             assert_same_bits(out.array[-1], expected)
 
 
+@pytest.mark.parametrize("shifted", [True, False])
+def test_layernorm_has_the_bits_of_the_oracle(shifted: bool) -> None:
+    for d, n in itertools.product((1, 7, 16, 172, 576), (1, 40)):
+        x, weight = activations(n, d) + np.float32(0.7), activations(1, d, seed=5)[0]
+        shift = activations(1, d, seed=6)[0] if shifted else np.zeros(d, np.float32)
+        expected = np.array(oracle.layernorm(x[-1], weight, shift, 1e-5), np.float32)
+        for isa, threads in EVERYWHERE:
+            ops = ops_of(isa, threads)
+            out = ops.buffer((n, d))
+            given = ops.wrap(shift) if shifted else None
+            operations.layernorm(ops, ops.wrap(x), ops.wrap(weight), given, out, n, 1e-5)
+            assert_same_bits(out.array[-1], expected)
+
+
 def test_swiglu_is_accurate_and_the_same_everywhere() -> None:
     f = 700
     gate_up = np.empty((30, 2 * f), np.float32)

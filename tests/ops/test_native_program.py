@@ -142,6 +142,12 @@ def the_stream_read_again(m: Recorder, x: Value) -> Value:
     return m.rms_norm(x * y + m.linear(x, "again", 36), "last") + y
 
 
+def layer_norms(m: Recorder, x: Value) -> Value:
+    x = x + m.linear(attend(m, m.layer_norm(x, "norm")), "out", 36)
+    h = m.layer_norm(m.linear(m.layer_norm(x, "norm2", bias=False), "up", 50), "norm3")
+    return x + m.linear(m.layer_norm(h, "norm4", heads=2), "down", 36)
+
+
 def gates_the_other_way(m: Recorder, x: Value) -> Value:
     up, gate = m.linear(attend(m, x), "up_gate", 80).split(40, 40)
     return x + m.linear(m.silu(gate) * up, "down", 36)
@@ -150,6 +156,7 @@ def gates_the_other_way(m: Recorder, x: Value) -> Value:
 LAYERS = [
     norms_behind, parallel, head_norms_and_a_window, norms_over_all_heads, no_rope,
     queries_read_twice, the_stream_read_again, gates_the_other_way,
+    layer_norms,
 ]  # fmt: skip
 
 

@@ -181,9 +181,10 @@ def test_norm_and_gate(
         ops = ops_of(isa, "lookup", threads)
         gated, normed = ops.buffer((n, size)), ops.buffer((n, size))
         operations.swiglu(ops, ops.wrap(x), gated, n)
-        operations.rmsnorm(
-            ops, ops.wrap(np.ascontiguousarray(x[:, :size])), ops.wrap(weight), normed, n, 1e-5
-        )
-        results.append(np.stack([gated.array, normed.array]))
+        half = ops.wrap(np.ascontiguousarray(x[:, :size]))
+        operations.rmsnorm(ops, half, ops.wrap(weight), normed, n, 1e-5)
+        centered = ops.buffer((n, size))
+        operations.layernorm(ops, half, ops.wrap(weight), ops.wrap(weight), centered, n, 1e-5)
+        results.append(np.stack([gated.array, normed.array, centered.array]))
     for other in results[1:]:
         assert_same_bits(other, results[0])
