@@ -24,6 +24,7 @@ from edgedb.format.tensors import (
 from edgedb.ops import library
 from edgedb.ops.buffer import aligned_zeros
 from edgedb.ops.native import NativeOps
+from edgedb.ops.program import ACTIVATIONS
 
 if not library.available()[0]:
     pytest.skip(library.available()[1], allow_module_level=True)
@@ -105,7 +106,7 @@ def test_attention(benchmark: BenchmarkFixture, position: int, n: int, isa: str)
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("operation", ["rmsnorm", "swiglu", "rope", "embed"])
+@pytest.mark.parametrize("operation", ["rmsnorm", "silu", "gelu_tanh", "rope", "embed"])
 def test_small_operations(benchmark: BenchmarkFixture, operation: str, isa: str) -> None:
     """What SmolLM2 does to one token beside products and attention; the call itself included."""
     ops = NativeOps(isa, 1)
@@ -117,8 +118,8 @@ def test_small_operations(benchmark: BenchmarkFixture, operation: str, isa: str)
     ids = ops.buffer((1,), np.int32)
     if operation == "rmsnorm":
         benchmark(operations.rmsnorm, ops, x, weight, out, 1, 1e-5)
-    elif operation == "swiglu":
-        benchmark(operations.swiglu, ops, gate_up, hidden, 1)
+    elif operation in ACTIVATIONS:
+        benchmark(operations.gate, ops, operation, gate_up, hidden, 1)
     elif operation == "rope":
         benchmark(operations.rope, ops, qkv, table, table, k, v, 1, 100, shape)
     else:

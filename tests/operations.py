@@ -58,8 +58,9 @@ def layernorm(
     check(lib.edb_layernorm(ops.context, *arguments))
 
 
-def swiglu(ops: NativeOps, gate_up: Any, out: Any, n: int) -> None:
-    check(lib.edb_swiglu(ops.context, gate_up.ptr, out.ptr, n, out.width))
+def gate(ops: NativeOps, activation: str, gate_up: Any, out: Any, n: int) -> None:
+    code = getattr(lib, f"EDB_OP_{activation.upper()}")
+    check(lib.edb_gate(ops.context, code, gate_up.ptr, out.ptr, n, out.width))
 
 
 def rope(

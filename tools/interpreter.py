@@ -118,6 +118,10 @@ def _silu(own: Mapping[str, Any], where: Where, x: Tensor) -> Tensor:
     return F.silu(x)
 
 
+def _gelu_tanh(own: Mapping[str, Any], where: Where, x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
 def _rope(own: Mapping[str, Any], where: Where, x: Tensor) -> Tensor:
     cos, sin = where.turns[own["table"]]
     first, second = x.float().unflatten(-1, (own["heads"], -1)).chunk(2, dim=-1)
@@ -140,6 +144,7 @@ OPERATIONS: Mapping[str, Callable[..., Tensor]] = {
     "add": _add,
     "mul": _mul,
     "silu": _silu,
+    "gelu_tanh": _gelu_tanh,
     "rope": _rope,
     "attention": _attention,
 }

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from ..ops.program import Block, Value
+from ..ops.functions import SLOPES
+from ..ops.program import ACTIVATIONS, Block, Value
 from .forward import Float32Program, attention_weights
 
 Float32 = NDArray[np.float32]
@@ -81,11 +82,8 @@ class Adjoint:
             return [g, g]
         if op == "mul":
             return [g * args[1], g * args[0]]
-        if op == "silu":
-            with np.errstate(over="ignore"):
-                share = np.reciprocal(1 + np.exp(-args[0]))
-            slope: Float32 = share * (1 + args[0] * (1 - share))
-            return [g * slope]
+        if op in ACTIVATIONS:
+            return [g * SLOPES[op](args[0])]
         if op == "rope":
             heads = g.reshape(*g.shape[:2], value["heads"], -1)
             return [self.forward.turned(heads, value["table"], back=True).reshape(g.shape)]

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..model.rope import RopeTables
-from ..ops.program import Block, Program, RopeTable, Value
+from ..ops.functions import FUNCTIONS
+from ..ops.program import ACTIVATIONS, Block, Program, RopeTable, Value
 
 Float32 = NDArray[np.float32]
 
@@ -153,9 +154,8 @@ class Float32Program:
             return args[0] + args[1]
         if op == "mul":
             return args[0] * args[1]
-        if op == "silu":
-            with np.errstate(over="ignore"):  # exp(-x) may overflow to infinity: silu is then 0
-                return args[0] / (1 + np.exp(-args[0]))
+        if op in ACTIVATIONS:
+            return FUNCTIONS[op](args[0])
         if op == "rope":
             heads = args[0].reshape(*args[0].shape[:2], value["heads"], -1)
             return self.turned(heads, value["table"]).reshape(args[0].shape)

@@ -187,15 +187,16 @@ class NumbaOps(NumpySelection):
             jit_layers.layernorm(x, _read_only(weight), _read_only(shift), out, eps)
         return out
 
-    def silu(self, x: Floats) -> Floats:
+    def activate(self, name: str, x: Floats) -> Floats:
         out = np.empty_like(x)
+        serial, parallel = jit_layers.ACTIVATIONS[name]
         if self.threads > 1 and len(x) >= 8:
             with gate.lock, _POOL:
                 numba.set_num_threads(self.threads)
-                jit_layers.silu_parallel(x, out)
+                parallel(x, out)
         else:
             with gate.lock:
-                jit_layers.silu(x, out)
+                serial(x, out)
         return out
 
     def rope(self, x: Floats, cos: Floats, sin: Floats) -> Floats:

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="call-arg, no-untyped-def, var-annotated"
-"""Compiled operations between the matrix products: norms, rotary embedding, attention, SiLU.
+"""Compiled operations between the matrix products: norms, rotary embedding, attention, gates.
 
 Caches are float32, or float16 given as uint16 bits. Sums run in a fixed order of their own, which
 is not the reference's: results agree with it within a relative 1e-5 or so, not bit for bit.
@@ -12,9 +12,11 @@ import math
 import numpy as np
 from numba import prange
 
+from .functions import GELU_TANH
 from .jit_matmul import jit
 from .jit_narrow import fma, from_f32, to_f32
 
+_A, _B = map(np.float32, GELU_TANH)
 KEYS = 64  # cache rows widened at a time, so that they stay in the first-level cache
 
 
@@ -174,3 +176,29 @@ def silu(x, out):
 def silu_parallel(x, out):
     for t in prange(x.shape[0]):
         _silu_row(x[t], out[t])
+
+
+@jit()
+def _gelu_tanh_row(x, out):
+    for i in range(out.size):
+        z = x[i] * (_A + _B * (x[i] * x[i]))
+        out[i] = x[i] / (np.float32(1) + math.exp(-z))
+
+
+@jit()
+def gelu_tanh(x, out):
+    for t in range(x.shape[0]):
+        _gelu_tanh_row(x[t], out[t])
+
+
+@jit(parallel=True)
+def gelu_tanh_parallel(x, out):
+    for t in prange(x.shape[0]):
+        _gelu_tanh_row(x[t], out[t])
+
+
+# An activation by one thread and by several.
+ACTIVATIONS = {
+    "silu": (silu, silu_parallel),
+    "gelu_tanh": (gelu_tanh, gelu_tanh_parallel),
+}

@@ -5,7 +5,7 @@ gets a slot of exactly its width, a slice is a view of its argument's. Fusions a
 recorded values, each only where what disappears has one reader, and none changes a bit of a result:
 
     rms_norm or layer_norm -> linear         the input is normalized as it is quantized
-    silu(gate) * up -> linear                likewise
+    activation(gate) * up -> linear          likewise
     x + linear                               the product is added where x lies
     (rms_norm ->) rope -> attention          heads are normed and turned on their way to the cache
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 
-from .program import Block, Value
+from .program import ACTIVATIONS, Block, Value
 
 # What a linear calls its input where a norm is fused into it.
 NORMS = {"rms_norm": "normed", "layer_norm": "centered"}
@@ -33,9 +33,9 @@ class View:
 class Step:
     """One operation of the C library. ``value`` holds its weights' names and numbers.
 
-    op: an operation of a program, or ``copy``; form: of a linear's input, ``plain``, ``normed`` or
-    ``centered`` (by ``norms[0]``), or ``gated``;
-    add: the product is added to what lies at ``out``; norms and rope: of an attention's q and k.
+    op: one of ``OPERATIONS`` but ``input`` and ``slice``, or ``copy``; form: of a linear's input,
+    ``plain``, ``normed`` or ``centered`` (by ``norms[0]``), or ``gated`` (by ``activation``); add:
+    the product is added to what lies at ``out``; norms and rope: of an attention's q and k.
     """
 
     op: str
@@ -46,6 +46,7 @@ class Step:
     add: bool = False
     norms: tuple[Value, ...] = ()
     rope: Value | None = None
+    activation: str | None = None
 
 
 @dataclass
@@ -60,6 +61,7 @@ class _Draft:
     onto: Value | None = None  # what is added to in place
     norms: tuple[Value, ...] = ()
     rope: Value | None = None
+    activation: str | None = None
 
     @property
     def touches(self) -> tuple[Value, ...]:
@@ -141,23 +143,24 @@ class _Fusing:
         if x.op in NORMS and x["heads"] == 1 and self._is_sole(x) and x.args[0].op != "slice":
             return _Draft("linear", value, x.args, value, form=NORMS[x.op], norms=(x,)), [x]
         if (gate_up := self._gated(x)) is not None:
-            whole, inside = gate_up
-            return _Draft("linear", value, (whole,), value, form="gated"), inside
+            whole, act = gate_up
+            draft = _Draft("linear", value, (whole,), value, form="gated", activation=act.op)
+            return draft, [x, act]
         return _Draft("linear", value, (x,), value), []
 
-    def _gated(self, x: Value) -> tuple[Value, list[Value]] | None:
-        """For ``silu(gate) * up``, the value that holds gate and then up, and what is inside."""
+    def _gated(self, x: Value) -> tuple[Value, Value] | None:
+        """For ``activation(gate) * up``, the value that holds gate and then up, and the gate's."""
         if x.op != "mul" or not self._is_sole(x):
             return None
         for act, up in (x.args, x.args[::-1]):
-            if act.op != "silu" or not self._is_sole(act) or up.op != "slice":
+            if act.op not in ACTIVATIONS or not self._is_sole(act) or up.op != "slice":
                 continue
             gate = act.args[0]
             if gate.op != "slice" or gate.args[0] is not up.args[0]:
                 continue
             whole, f = up.args[0], x.width
             if (gate["begin"], up["begin"], whole.width) == (0, f, 2 * f) and whole.op != "slice":
-                return whole, [x, act]
+                return whole, act
         return None
 
     def _attention(self, value: Value) -> tuple[_Draft, list[Value]]:
@@ -232,6 +235,7 @@ class _Slots:
                     draft.onto is not None,
                     draft.norms,
                     draft.rope,
+                    draft.activation,
                 )
             )
             self._lie(draft.makes, out)
@@ -240,7 +244,7 @@ class _Slots:
     def _out(self, draft: _Draft, i: int) -> View:
         if draft.onto is not None:
             return self._view(draft.onto)
-        if draft.op in ("add", "mul", "silu", "rope", *NORMS):
+        if draft.op in ("add", "mul", "rope", *NORMS, *ACTIVATIONS):
             for value in draft.reads:
                 alone = all(v is value or _root(v) is not value for v in draft.reads)
                 if value.op != "slice" and self.last[value] == i and alone:

@@ -17,17 +17,14 @@ from .library import ffi, lib, owned, pointers, status_text, struct_pointer
 from .lowering import NORMS, Step, View, lower
 from .native_context import NativeContext
 from .native_memory import NativeBuffer, NativeMatrix
-from .program import Block, Program, Value
+from .program import OPERATIONS, Block, Program, Value
 from .selection import Floats
 from .sequences import MAX_ROWS, CacheLayer, Span
 from .weights import Weights
 
 _CODES = {
     op: f"EDB_OP_{op.upper()}"
-    for op in [
-        *("embed", "linear", "rms_norm", "layer_norm", "add", "mul", "silu", "copy", "rope"),
-        "attention",
-    ]
+    for op in ("copy", *(name for name in OPERATIONS if name not in ("input", "slice")))
 }
 _FORMS = {form: f"EDB_INPUT_{form.upper()}" for form in ("plain", "normed", "centered", "gated")}
 _NO_WINDOW = 1 << 24  # keys: as many as any cache holds
@@ -180,6 +177,8 @@ class _Structs:
         value, numbers = step.value, step.value.attributes
         op.code, op.width = getattr(lib, _CODES[step.op]), value.width
         op.input, op.add = getattr(lib, _FORMS[step.form]), step.add
+        if step.activation is not None:
+            op.activation = getattr(lib, _CODES[step.activation])
         for view, source in zip((op.x, op.y, op.z), step.inputs, strict=False):
             view.slot, view.column = source.slot, source.column
         op.out.slot, op.out.column = step.out.slot, step.out.column

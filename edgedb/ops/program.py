@@ -14,6 +14,7 @@ The operations (``x`` is a row of a token; widths are floats a token):
     slice       ``width`` columns of x from ``begin`` on
     add, mul    element by element
     silu        x / (1 + exp(-x))
+    gelu_tanh   x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))
     rope        every head turned by its position, halves as pairs (RoFormer, arXiv 2104.09864)
     attention   softmax(scale q k) v over the keys up to its own, at most ``window`` of them;
                 stores k and v in the layer's cache
@@ -32,6 +33,9 @@ import numpy as np
 from ..errors import FormatError
 from .sequences import MAX_ROWS
 
+# Functions of each element by itself, which a gate may be.
+ACTIVATIONS = ("silu", "gelu_tanh")
+
 # The operations: how many values each takes. The only list of them; an interpreter that lacks one
 # of these names fails its test.
 OPERATIONS: Mapping[str, int] = MappingProxyType(
@@ -44,7 +48,7 @@ OPERATIONS: Mapping[str, int] = MappingProxyType(
         "slice": 1,
         "add": 2,
         "mul": 2,
-        "silu": 1,
+        **dict.fromkeys(ACTIVATIONS, 1),
         "rope": 1,
         "attention": 3,
     }
@@ -142,6 +146,9 @@ class Recorder:
 
     def silu(self, x: Value) -> Value:
         return _value("silu", (x,), x.width)
+
+    def gelu_tanh(self, x: Value) -> Value:
+        return _value("gelu_tanh", (x,), x.width)
 
     def rope(self, x: Value, heads: int) -> Value:
         """Each of ``heads`` heads turned by its token's position."""

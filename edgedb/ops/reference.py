@@ -18,6 +18,7 @@ from ..format.packing import gather_rows, levels, unpack_int8
 from ..format.tensors import GROUP, DenseTensor, Int8Tensor, LinearTensor, PairTensor
 from .activations import quantize
 from .buffer import Buffer, aligned_zeros
+from .functions import FUNCTIONS
 from .narrow_cache import pack_rows, unpack_rows
 from .program import Program, Value
 from .selection import Floats, NumpySelection
@@ -143,10 +144,8 @@ class ReferenceOps(NumpySelection):
         out: Floats = centered * (1 / np.sqrt(variance + np.float32(eps))) * weight + shift
         return out
 
-    def silu(self, x: Floats) -> Floats:
-        with np.errstate(over="ignore"):  # exp(-x) may overflow to infinity: silu is then 0
-            out: Floats = x / (1 + np.exp(-x))
-        return out
+    def activate(self, name: str, x: Floats) -> Floats:
+        return FUNCTIONS[name](x)
 
     def rope(self, x: Floats, cos: Floats, sin: Floats) -> Floats:
         first, second = np.split(x, 2, axis=-1)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .buffer import Buffer
-from .program import Block, Program, Value
+from .program import ACTIVATIONS, Block, Program, Value
 from .selection import Floats
 from .sequences import CacheLayer, Span
 from .weights import Weights
@@ -39,8 +39,8 @@ class Operations(Protocol):
     def layer_norm(self, x: Floats, weight: Floats, shift: Floats, eps: float) -> Floats:
         """``(x - mean(x)) / sqrt(var(x) + eps) * weight + shift``, likewise."""
 
-    def silu(self, x: Floats) -> Floats:
-        """``x / (1 + exp(-x))``."""
+    def activate(self, name: str, x: Floats) -> Floats:
+        """One of ``ACTIVATIONS``, element by element."""
 
     def rope(self, x: Floats, cos: Floats, sin: Floats) -> Floats:
         """``x [n, heads, dim]`` turned; cos and sin of its rows, ``[n, dim / 2]``. Channel i turns
@@ -130,8 +130,8 @@ class Walker:
             return args[0] + args[1]
         if op == "mul":
             return args[0] * args[1]
-        if op == "silu":
-            return ops.silu(args[0])
+        if op in ACTIVATIONS:
+            return ops.activate(op, args[0])
         if op == "rope":
             table = self._tables[value["table"]]
             rows = slice(where["position"], where["position"] + len(args[0]))

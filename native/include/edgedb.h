@@ -198,9 +198,12 @@ edb_status edb_rmsnorm(const edb_context *context, const float *x, const float *
 edb_status edb_layernorm(const edb_context *context, const float *x, const float *weight,
                          const float *shift, float *out, int64_t n, int64_t d, float eps);
 
-/* out[t] = silu(gate) * up with gate_up[t] = (gate, up): gate_up [n, 2*f], out [n, f]. */
-edb_status edb_swiglu(const edb_context *context, const float *gate_up, float *out, int64_t n,
-                      int64_t f);
+/*
+ * out[t] = activation(gate) * up with gate_up[t] = (gate, up): gate_up [n, 2*f], out [n, f].
+ * activation: EDB_OP_SILU or EDB_OP_GELU_TANH; EDB_ERR_KIND for another.
+ */
+edb_status edb_gate(const edb_context *context, int32_t activation, const float *gate_up,
+                    float *out, int64_t n, int64_t f);
 
 /*
  * Heads of one layer. A cache is [n_kv_heads, capacity, head_dim] of float32 or binary16; or int8,
@@ -278,12 +281,13 @@ enum {
     EDB_OP_COPY = 7,     /* out = x */
     EDB_OP_ROPE = 8,     /* out = each of `heads` heads of x turned by the token's position */
     EDB_OP_ATTENTION = 9, /* out = attention of queries x, keys y, values z; see edb_op */
+    EDB_OP_GELU_TANH = 10, /* out = x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))) */
     EDB_OP_LAYER_NORM = 11 /* out = each of `heads` parts of x as edb_layernorm makes it */
 };
 
 /*
- * What a LINEAR multiplies: x as it is, as RMS_NORM or LAYER_NORM make it, or silu(gate) * up with
- * x = (gate, up).
+ * What a LINEAR multiplies: x as it is, as RMS_NORM or LAYER_NORM make it, or activation(gate) * up
+ * with x = (gate, up).
  */
 enum {
     EDB_INPUT_PLAIN = 0,
@@ -293,8 +297,8 @@ enum {
 };
 
 /*
- * One operation; what its code does not name is ignored. Element by element (RMS_NORM to ROPE) `out`
- * may be the very view of an argument; otherwise views that are written overlap no other.
+ * One operation; what its code does not name is ignored. Row by row (all but EMBED, LINEAR and
+ * ATTENTION) `out` may be the very view of an argument; otherwise views that are written overlap no other.
  *
  * ATTENTION stores its keys and values in `cache` and lets a query see the keys up to its own, at
  * most `window` of them. With q_norm and k_norm every head of x and y is normalized first; with cos
@@ -305,6 +309,7 @@ typedef struct {
     int32_t input;            /* LINEAR: EDB_INPUT_... */
     int32_t add;              /* LINEAR */
     int32_t heads;            /* RMS_NORM, LAYER_NORM, ROPE */
+    int32_t activation;       /* EDB_INPUT_GATED: EDB_OP_SILU or EDB_OP_GELU_TANH */
     edb_view x, y, z, out;
     int64_t width;            /* columns of out; of one head times heads */
     const edb_matrix *matrix; /* EMBED [., width]; LINEAR [width, columns of the input] */

@@ -116,7 +116,7 @@ typedef struct {
 typedef struct {
     /*
      * x[cols] -> q, sx of one token, zero-padded to whole groups; also of x * scale * weight and of
-     * silu(gate) * up, with the bits of rmsnorm and swiglu.
+     * activation(gate) * up, with the bits of rmsnorm and gate.
      */
     void (*quantize)(const float *x, int64_t cols, int8_t *q, float *sx, int64_t stride);
     void (*quantize_normed)(const float *x, const float *weight, float scale, int64_t cols,
@@ -124,8 +124,8 @@ typedef struct {
     /* (x - mean) * scale * weight + shift, which may be NULL, with the bits of layernorm. */
     void (*quantize_centered)(const float *x, const float *weight, const float *shift, float mean,
                               float scale, int64_t cols, int8_t *q, float *sx, int64_t stride);
-    void (*quantize_gated)(const float *gate, const float *up, int64_t cols, int8_t *q, float *sx,
-                           int64_t stride);
+    void (*quantize_gated)(int32_t activation, const float *gate, const float *up, int64_t cols,
+                           int8_t *q, float *sx, int64_t stride);
 
     /* NULL, or what int8_tile and expand_tile want to know of a token's activations beside sx. */
     void (*offsets)(const int8_t *q, int64_t stride, int64_t groups, int32_t *offsets);
@@ -157,7 +157,11 @@ typedef struct {
     float (*center_scale)(const float *x, int64_t d, float eps, float *mean);
     void (*layernorm)(const float *x, const float *weight, const float *shift, float *out,
                       int64_t d, float eps);
-    void (*swiglu)(const float *gate, const float *up, float *out, int64_t f);
+
+    /* activation: EDB_OP_SILU or another of edb_is_activation. out = activation(x), may be x. */
+    void (*activate)(int32_t activation, const float *x, float *out, int64_t count);
+    /* out = activation(gate) * up */
+    void (*gate)(int32_t activation, const float *gate, const float *up, float *out, int64_t f);
 
     /* One head: y = rotated x, which may be y itself. */
     void (*rotate)(const float *x, const float *cos, const float *sin, float *y, int64_t head_dim);
@@ -282,6 +286,11 @@ static EDB_INLINE void edb_fetch_scales(const float *scales, int quad) {
 
 edb_status edb_check_matrix(const edb_matrix *matrix);
 
+/* Whether an operation's code is that of a function of each element, which a gate may be. */
+static inline int edb_is_activation(int32_t code) {
+    return code == EDB_OP_SILU || code == EDB_OP_GELU_TANH;
+}
+
 /* Rows of floats that lie `stride` apart, such as some columns of a wider array. */
 typedef struct {
     float *x;
@@ -292,7 +301,7 @@ typedef struct {
 
 typedef struct {
     const edb_kernels *kernels;
-    const edb_op *op; /* EMBED, RMS_NORM, ADD, MUL, SILU, COPY or ROPE */
+    const edb_op *op; /* EMBED, RMS_NORM, ADD, MUL, COPY, ROPE or an activation */
     edb_rows x, y, out;
     const int32_t *ids; /* EMBED */
     int64_t pos;        /* ROPE: of the first row */

@@ -139,7 +139,7 @@ static void quantize_part(const edb_matmul_job *job, int64_t t, int64_t column, 
         break;
     case EDB_INPUT_GATED:
         x += t * cols + column;
-        kernels->quantize_gated(x, x + cols, count, q, sx, job->n);
+        kernels->quantize_gated(job->input.activation, x, x + cols, count, q, sx, job->n);
         break;
     }
 }
@@ -184,7 +184,8 @@ static void prepare_dense(void *argument, int64_t begin, int64_t end, int32_t wo
             job->kernels->layernorm(x, job->input.weight, job->input.shift, job->dense + t * cols,
                                     cols, job->input.eps);
         } else {
-            job->kernels->swiglu(gate, gate + cols, job->dense + t * cols, cols);
+            job->kernels->gate(job->input.activation, gate, gate + cols, job->dense + t * cols,
+                               cols);
         }
     }
 }

@@ -11,6 +11,7 @@ typedef struct {
     const float *weight; /* [cols], of the norm */
     const float *shift;  /* the same, or NULL */
     float eps;
+    int32_t activation; /* of the gate: EDB_OP_SILU ... */
 } edb_input;
 
 typedef struct {

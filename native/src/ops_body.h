@@ -112,10 +112,38 @@ static EDB_INLINE v16 v_load_or_zero(const float *p, int64_t at, int64_t count) 
     return p == NULL ? v_set1(0.0f) : v_load_part(p + at, count);
 }
 
-static EDB_INLINE v16 gate_with(v16 gate, v16 up) {
-    v16 zero = v_set1(0.0f), one = v_set1(1.0f);
-    return v_mul(v_div(gate, v_add(one, v_exp(v_sub(zero, gate)))), up);
+/* x / (1 + e^-z) */
+static EDB_INLINE v16 let_through(v16 x, v16 z) {
+    return v_div(x, v_add(v_set1(1.0f), v_exp(v_sub(v_set1(0.0f), z))));
 }
+
+/* x/2 (1 + tanh u) = x / (1 + e^-2u) with 2u = 2 sqrt(2/pi) (x + 0.044715 x^3). */
+static EDB_INLINE v16 gelu_tanh(v16 x) {
+    v16 slope = v_fma(v_mul(x, x), v_set1(0x1.2444f2p-4f), v_set1(0x1.988454p0f));
+    return let_through(x, v_mul(x, slope));
+}
+
+static EDB_INLINE v16 activated(int32_t activation, v16 x) {
+    switch (activation) {
+    case EDB_OP_GELU_TANH: return gelu_tanh(x);
+    default: return let_through(x, x); /* EDB_OP_SILU */
+    }
+}
+
+/* Does `call` with `constant` for the activation, so that each has a loop of its own. */
+#define FOR_ACTIVATION(activation, call)                                                           \
+    switch (activation) {                                                                          \
+    case EDB_OP_GELU_TANH: {                                                                       \
+        enum { constant = EDB_OP_GELU_TANH };                                                      \
+        call;                                                                                      \
+        break;                                                                                     \
+    }                                                                                              \
+    default: {                                                                                     \
+        enum { constant = EDB_OP_SILU };                                                           \
+        call;                                                                                      \
+        break;                                                                                     \
+    }                                                                                              \
+    }
 
 /* Quantizes value(column, count), sixteen columns from `column` on of which `count` exist. */
 #define QUANTIZE(value)                                                                            \
@@ -148,11 +176,17 @@ static void quantize_centered(const float *x, const float *weight, const float *
 }
 
 /* Behind the end gate and up are zeros, and so is their product. */
-static void quantize_gated(const float *gate, const float *up, int64_t cols, int8_t *q, float *sx,
-                           int64_t stride) {
-    QUANTIZE(gate_with(v_load_part(gate + column, count), v_load_part(up + column, count)))
+static EDB_INLINE void quantize_gated_by(int32_t activation, const float *gate, const float *up,
+                                         int64_t cols, int8_t *q, float *sx, int64_t stride) {
+    QUANTIZE(v_mul(activated(activation, v_load_part(gate + column, count)),
+                   v_load_part(up + column, count)))
 }
 #undef QUANTIZE
+
+static void quantize_gated(int32_t activation, const float *gate, const float *up, int64_t cols,
+                           int8_t *q, float *sx, int64_t stride) {
+    FOR_ACTIVATION(activation, quantize_gated_by(constant, gate, up, cols, q, sx, stride))
+}
 
 /* ---- dense weights ---- */
 
@@ -282,11 +316,26 @@ static void layernorm(const float *x, const float *weight, const float *shift, f
     }
 }
 
-static void swiglu(const float *gate, const float *up, float *out, int64_t f) {
+static EDB_INLINE void activate_by(int32_t activation, const float *x, float *out, int64_t count) {
+    for (int64_t i = 0; i < count; i += EDB_LANES)
+        v_store_part(out + i, activated(activation, v_load_part(x + i, count - i)), count - i);
+}
+
+static void activate(int32_t activation, const float *x, float *out, int64_t count) {
+    FOR_ACTIVATION(activation, activate_by(constant, x, out, count))
+}
+
+static EDB_INLINE void gate_by(int32_t activation, const float *gate, const float *up, float *out,
+                               int64_t f) {
     for (int64_t i = 0; i < f; i += EDB_LANES) {
-        v16 y = gate_with(v_load_part(gate + i, f - i), v_load_part(up + i, f - i));
-        v_store_part(out + i, y, f - i);
+        v16 open = activated(activation, v_load_part(gate + i, f - i));
+        v_store_part(out + i, v_mul(open, v_load_part(up + i, f - i)), f - i);
     }
+}
+
+static void apply_gate(int32_t activation, const float *gate, const float *up, float *out,
+                       int64_t f) {
+    FOR_ACTIVATION(activation, gate_by(constant, gate, up, out, f))
 }
 
 static void rotate(const float *x, const float *cos, const float *sin, float *y, int64_t head_dim) {
@@ -331,6 +380,7 @@ static void widen_int8(const void *rows, float *y, int64_t n_rows, int64_t head_
 #define OPS_KERNELS                                                                       \
     .quantize = quantize, .quantize_normed = quantize_normed,                             \
     .quantize_centered = quantize_centered, .center_scale = center_scale,                 \
-    .layernorm = layernorm, .quantize_gated = quantize_gated, .dense_rows = dense_rows, .norm_scale = norm_scale, \
-    .rmsnorm = rmsnorm, .swiglu = swiglu, .rotate = rotate, .to_f16 = to_f16,             \
+    .layernorm = layernorm, .quantize_gated = quantize_gated, .dense_rows = dense_rows,   \
+    .norm_scale = norm_scale, .rmsnorm = rmsnorm, .activate = activate,                   \
+    .gate = apply_gate, .rotate = rotate, .to_f16 = to_f16,                               \
     .from_f16 = from_f16, .widen_int8 = widen_int8

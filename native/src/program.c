@@ -56,6 +56,7 @@ static edb_status check_linear(const edb_program *p, const edb_op *op) {
     if (status == EDB_OK) status = check_floats(op->shift, 0);
     if (status != EDB_OK) return status;
     if (op->input < EDB_INPUT_PLAIN || op->input > EDB_INPUT_CENTERED) return EDB_ERR_KIND;
+    if (op->input == EDB_INPUT_GATED && !edb_is_activation(op->activation)) return EDB_ERR_KIND;
     int64_t columns = op->matrix->cols * (op->input == EDB_INPUT_GATED ? 2 : 1);
     if (op->matrix->rows != op->width || op->x.slot == op->out.slot) return EDB_ERR_SHAPE;
     if (!has_slot(p, op->x, columns) || !has_slot(p, op->out, op->width)) return EDB_ERR_SHAPE;
@@ -122,9 +123,9 @@ static edb_status check_op(const edb_program *p, const edb_op *op) {
         if (!has_view(p, op->y, op->width) || !is_apart_or_same(op->y, op->out, op->width))
             return EDB_ERR_SHAPE;
         break;
-    case EDB_OP_SILU:
     case EDB_OP_COPY: break;
-    default: return EDB_ERR_KIND;
+    default:
+        if (!edb_is_activation(op->code)) return EDB_ERR_KIND;
     }
     int fits = has_view(p, op->x, op->width) && has_view(p, op->out, op->width) &&
                is_apart_or_same(op->x, op->out, op->width);
@@ -305,7 +306,8 @@ static void add_linear(run_state *run, const edb_op *op) {
                        .x = run->slots[op->x.slot],
                        .weight = op->weight,
                        .shift = op->shift,
-                       .eps = op->eps};
+                       .eps = op->eps,
+                       .activation = op->activation};
     run->n_stages += edb_matmul_stages(run->context, op->matrix, input, op->bias,
                                        run->slots[op->out.slot], op->add, run->n, run->scratch,
                                        job, run->stages + run->n_stages);

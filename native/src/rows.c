@@ -79,16 +79,6 @@ static void embed_row(const edb_kernels *kernels, const edb_matrix *matrix, int6
 
 /* ---- one row of an operation ---- */
 
-/* silu(x) is what SwiGLU makes of a gate and an up of 1. */
-static void silu_row(const edb_kernels *kernels, const float *x, float *out, int64_t width) {
-    static const float ones[EDB_GROUP] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                                          1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                                          1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                                          1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-    for (int64_t i = 0; i < width; i += EDB_GROUP)
-        kernels->swiglu(x + i, ones, out + i, edb_min(EDB_GROUP, width - i));
-}
-
 static void rope_row(const edb_kernels *kernels, const edb_op *op, int64_t position, const float *x,
                      float *out) {
     int64_t head_dim = op->width / op->heads, half = head_dim / 2;
@@ -121,9 +111,9 @@ static void run_row(const edb_row_job *job, int64_t t) {
     case EDB_OP_MUL:
         for (int64_t i = 0; i < width; i++) out[i] = x[i] * y[i];
         break;
-    case EDB_OP_SILU: silu_row(kernels, x, out, width); break;
     case EDB_OP_COPY: memmove(out, x, (size_t)width * sizeof *out); break;
     case EDB_OP_ROPE: rope_row(kernels, op, job->pos + t, x, out); break;
+    default: kernels->activate(op->code, x, out, width); break;
     }
 }
 
@@ -184,27 +174,29 @@ edb_status edb_layernorm(const edb_context *context, const float *x, const float
 
 typedef struct {
     const edb_kernels *kernels;
+    int32_t activation;
     const float *gate_up;
     float *out;
     int64_t f;
-} swiglu_job;
+} gate_job;
 
-static void swiglu_tokens(void *argument, int64_t begin, int64_t end, int32_t worker) {
-    const swiglu_job *job = argument;
+static void gate_tokens(void *argument, int64_t begin, int64_t end, int32_t worker) {
+    const gate_job *job = argument;
     int64_t f = job->f;
     (void)worker;
     for (int64_t t = begin; t < end; t++) {
         const float *gate = job->gate_up + 2 * t * f;
-        job->kernels->swiglu(gate, gate + f, job->out + t * f, f);
+        job->kernels->gate(job->activation, gate, gate + f, job->out + t * f, f);
     }
 }
 
-edb_status edb_swiglu(const edb_context *context, const float *gate_up, float *out, int64_t n,
-                      int64_t f) {
+edb_status edb_gate(const edb_context *context, int32_t activation, const float *gate_up,
+                    float *out, int64_t n, int64_t f) {
     if (context == NULL || gate_up == NULL || out == NULL) return EDB_ERR_NULL;
+    if (!edb_is_activation(activation)) return EDB_ERR_KIND;
     if (!is_count(n) || !is_size(f)) return EDB_ERR_SHAPE;
     if (!edb_aligned(gate_up, 4) || !edb_aligned(out, 4)) return EDB_ERR_ALIGN;
-    swiglu_job job = {context->isa->kernels, gate_up, out, f};
-    run_tokens(context, swiglu_tokens, &job, n, 2 * f);
+    gate_job job = {context->isa->kernels, activation, gate_up, out, f};
+    run_tokens(context, gate_tokens, &job, n, 2 * f);
     return EDB_OK;
 }

@@ -67,8 +67,9 @@ static void tokens(void) {
     CHECK(edb_embed(context, &matrix, NULL, out, 1) == EDB_ERR_NULL);
     CHECK(edb_embed(context, &matrix, ids, out, -1) == EDB_ERR_SHAPE);
     CHECK(edb_rmsnorm(context, x, x, out, 1, 0, 1e-5f) == EDB_ERR_SHAPE);
-    CHECK(edb_swiglu(context, x, NULL, 1, 8) == EDB_ERR_NULL);
-    CHECK(edb_swiglu(NULL, x, out, 1, 8) == EDB_ERR_NULL);
+    CHECK(edb_gate(context, EDB_OP_SILU, x, NULL, 1, 8) == EDB_ERR_NULL);
+    CHECK(edb_gate(NULL, EDB_OP_SILU, x, out, 1, 8) == EDB_ERR_NULL);
+    CHECK(edb_gate(context, EDB_OP_MUL, x, out, 1, 8) == EDB_ERR_KIND);
 }
 
 static void attention(void) {
@@ -126,6 +127,8 @@ static void programs(void) {
     const float *odd = (const float *)(const void *)((const char *)x + 1);
     const edb_op linear = {.code = EDB_OP_LINEAR, .input = EDB_INPUT_NORMED, .out = {1, 0},
                            .width = 16, .matrix = &qkv, .weight = x, .eps = 1e-5f};
+    const edb_op gated = {.code = EDB_OP_LINEAR, .input = EDB_INPUT_GATED, .out = {1, 0},
+                          .width = 16, .matrix = &qkv};
     const edb_op attention = {.code = EDB_OP_ATTENTION, .x = {1, 0}, .y = {1, 8}, .z = {1, 12},
                               .out = {2, 0}, .width = 8, .scale = 0.5f, .positions = 16,
                               .cos = x, .sin = x, .n_heads = 2, .n_kv_heads = 1, .head_dim = 4,
@@ -148,7 +151,7 @@ static void programs(void) {
     ops[1].field = value;                 \
     CHECK(create(ops, 2, 1) == (status))
     WRONG(linear, code, 99, EDB_ERR_KIND);
-    WRONG(linear, input, 3, EDB_ERR_KIND);
+    WRONG(linear, input, 99, EDB_ERR_KIND);
     WRONG(linear, matrix, NULL, EDB_ERR_NULL);
     WRONG(linear, matrix, &back, EDB_ERR_SHAPE);
     WRONG(linear, weight, NULL, EDB_ERR_NULL);
@@ -159,7 +162,9 @@ static void programs(void) {
     WRONG(linear, out.slot, 3, EDB_ERR_SHAPE);
     WRONG(linear, out.slot, -1, EDB_ERR_SHAPE);
     WRONG(linear, x.column, 1, EDB_ERR_SHAPE);
-    WRONG(linear, input, EDB_INPUT_GATED, EDB_ERR_SHAPE);
+    WRONG(linear, input, EDB_INPUT_GATED, EDB_ERR_KIND); /* no activation */
+    WRONG(gated, activation, EDB_OP_SILU, EDB_ERR_SHAPE); /* of half as many columns */
+    WRONG(gated, activation, EDB_OP_MUL, EDB_ERR_KIND);
     WRONG(attention, width, 4, EDB_ERR_SHAPE);
     WRONG(attention, n_heads, 0, EDB_ERR_SHAPE);
     WRONG(attention, n_kv_heads, 3, EDB_ERR_SHAPE);

@@ -137,7 +137,7 @@ static void forward(const edb_context *context, const model_weights *model, run_
         multiply(context, &layer->out, s->attended, s->x, n, 1);
         CHECK(edb_rmsnorm(context, s->x, layer->mlp_norm, s->normed, n, DIM, 1e-5f) == EDB_OK);
         multiply(context, &layer->gate_up, s->normed, s->gate_up, n, 0);
-        CHECK(edb_swiglu(context, s->gate_up, s->hidden, n, FFN) == EDB_OK);
+        CHECK(edb_gate(context, EDB_OP_SILU, s->gate_up, s->hidden, n, FFN) == EDB_OK);
         multiply(context, &layer->down, s->hidden, s->x, n, 1);
     }
     const float *last = s->x + (n - 1) * DIM;

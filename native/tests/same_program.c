@@ -81,7 +81,7 @@ static layer_case make_case(uint64_t seed) {
 enum { X, QKV, ATT, GATE_UP };
 
 /* The five operations that Llama's layer fuses into. */
-static void bind(layer_case *c) {
+static void bind(layer_case *c, int32_t activation) {
     const int64_t widths[] = {c->hidden, c->qkv_size, c->q_size, 2 * c->f};
     memcpy(c->widths, widths, sizeof widths);
     int32_t q = (int32_t)c->q_size, kv = c->shape.n_kv_heads * c->shape.head_dim;
@@ -98,7 +98,8 @@ static void bind(layer_case *c) {
         {.code = EDB_OP_LINEAR, .input = EDB_INPUT_NORMED, .x = {X, 0}, .out = {GATE_UP, 0},
          .width = 2 * c->f, .matrix = &c->gate_up, .weight = c->mlp_norm, .eps = 1e-5f},
         {.code = EDB_OP_LINEAR, .input = EDB_INPUT_GATED, .add = 1, .x = {GATE_UP, 0},
-         .out = {X, 0}, .width = c->hidden, .matrix = &c->down},
+         .out = {X, 0}, .width = c->hidden, .matrix = &c->down,
+         .activation = activation},
     };
     memcpy(c->ops, ops, sizeof ops);
 }
@@ -151,7 +152,7 @@ static void one_by_one(const edb_context *context, const layer_case *c, layer_re
     multiply(context, &c->out, att, r->x, n, 1);
     CHECK(edb_rmsnorm(context, r->x, c->mlp_norm, normed, n, c->hidden, 1e-5f) == EDB_OK);
     multiply(context, &c->gate_up, normed, gate_up, n, 0);
-    CHECK(edb_swiglu(context, gate_up, h, n, c->f) == EDB_OK);
+    CHECK(edb_gate(context, c->ops[4].activation, gate_up, h, n, c->f) == EDB_OK);
     multiply(context, &c->down, h, r->x, n, 1);
     void *all[] = {normed, att, qkv, gate_up, h, scratch};
     for (int i = 0; i < 6; i++) free(all[i]);
@@ -217,14 +218,12 @@ static void check_everywhere(const layer_case *c, edb_pool **pools, const layer_
     }
 }
 
-int main(void) {
-    edb_pool *pools[8];
-    for (int i = 0; i < 8; i++) CHECK(edb_pool_create(i + 1, &pools[i]) == EDB_OK);
+static void check_layers(const char *name, int32_t activation, uint64_t cases, edb_pool **pools) {
     uint64_t hash = DIGEST_START;
-    for (uint64_t seed = 1; seed <= CASES; seed++) {
+    for (uint64_t seed = 1; seed <= cases; seed++) {
         int coarse = seed % 8 == 0;
         layer_case c = make_case(seed);
-        bind(&c);
+        bind(&c, activation);
         edb_context *scalar = new_context("scalar", coarse ? "popcount4" : NULL, NULL);
         layer_result expected = start(&c);
         one_by_one(scalar, &c, &expected);
@@ -236,7 +235,14 @@ int main(void) {
         free_result(&expected);
         free_case(&c);
     }
-    printf("%-12s %016llx\n", "layer", (unsigned long long)hash);
+    printf("%-12s %016llx\n", name, (unsigned long long)hash);
+}
+
+int main(void) {
+    edb_pool *pools[8];
+    for (int i = 0; i < 8; i++) CHECK(edb_pool_create(i + 1, &pools[i]) == EDB_OK);
+    check_layers("layer", EDB_OP_SILU, CASES, pools);
+    check_layers("gelu layer", EDB_OP_GELU_TANH, CASES / 4, pools);
     for (int i = 0; i < 8; i++) edb_pool_destroy(pools[i]);
     return 0;
 }

@@ -13,6 +13,7 @@ from edgedb.format.tensors import DenseTensor
 from edgedb.ops import create, jit_layers, jit_matmul
 from edgedb.ops.activations import quantize
 from edgedb.ops.jit import NumbaOps
+from edgedb.ops.program import ACTIVATIONS
 from edgedb.ops.reference import ReferenceOps
 
 REFERENCE = ReferenceOps()
@@ -169,9 +170,10 @@ def test_small_operations(ops):
     table = random_linear("int8", 70, 172)
     results = []
     for backend in (ops, REFERENCE):
-        norm, silu = backend.rms_norm(x, weight, 1e-5), backend.silu(gate)
+        norm = backend.rms_norm(x, weight, 1e-5)
+        gates = [backend.activate(name, gate) for name in ACTIVATIONS]
         rows = backend.embed(backend.matrix(table), np.arange(9, dtype=np.int32) * 7)
-        results.append((norm, silu, rows))
+        results.append((norm, *gates, rows))
     for found, expected in zip(*results, strict=True):
         np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-30)
 

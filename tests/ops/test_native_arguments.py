@@ -153,8 +153,10 @@ def test_other_operations_refuse_bad_arguments(call: SimpleNamespace) -> None:
     assert lib.edb_layernorm(c.ctx, c.x, c.k, null, c.out, 1, 8, 1e-5) == lib.EDB_OK
     assert lib.edb_layernorm(c.ctx, c.x, null, c.k, c.out, 1, 8, 1e-5) == lib.EDB_ERR_NULL
     assert lib.edb_layernorm(c.ctx, c.x, c.k, c.k, c.out, 1, 0, 1e-5) == lib.EDB_ERR_SHAPE
-    assert lib.edb_swiglu(c.ctx, c.x, c.out, 1, 0) == lib.EDB_ERR_SHAPE
-    assert lib.edb_swiglu(null, c.x, c.out, 1, 8) == lib.EDB_ERR_NULL
+    silu = lib.EDB_OP_SILU
+    assert lib.edb_gate(c.ctx, silu, c.x, c.out, 1, 0) == lib.EDB_ERR_SHAPE
+    assert lib.edb_gate(null, silu, c.x, c.out, 1, 8) == lib.EDB_ERR_NULL
+    assert lib.edb_gate(c.ctx, lib.EDB_OP_COPY, c.x, c.out, 1, 8) == lib.EDB_ERR_KIND
     q = ffi.new("int8_t[64]")
     assert lib.edb_quantize(c.ctx, c.x, q, c.out, 1, 64) == lib.EDB_OK
     assert lib.edb_quantize(c.ctx, c.x, null, c.out, 1, 64) == lib.EDB_ERR_NULL

@@ -153,10 +153,16 @@ def gates_the_other_way(m: Recorder, x: Value) -> Value:
     return x + m.linear(m.silu(gate) * up, "down", 36)
 
 
+def gelu_gates(m: Recorder, x: Value) -> Value:
+    gate, up = m.linear(attend(m, x), "gate_up", 70).split(35, 35)
+    x = x + m.linear(m.gelu_tanh(gate) * up, "down", 36)
+    return x + m.linear(m.gelu_tanh(m.linear(x, "up", 50)), "down2", 36)
+
+
 LAYERS = [
     norms_behind, parallel, head_norms_and_a_window, norms_over_all_heads, no_rope,
     queries_read_twice, the_stream_read_again, gates_the_other_way,
-    layer_norms,
+    layer_norms, gelu_gates,
 ]  # fmt: skip
 
 

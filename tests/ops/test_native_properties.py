@@ -18,6 +18,7 @@ from edgedb.format.tensors import Int8Tensor, LinearTensor, PairTensor
 from edgedb.ops import library
 from edgedb.ops.buffer import aligned_zeros
 from edgedb.ops.native import NativeOps
+from edgedb.ops.program import ACTIVATIONS
 
 KERNELS = [(isa, k) for isa in ISAS for k in library.kernels(isa) if k != "popcount4"]
 ODD = (1, 7, 63, 64, 65, 4096)
@@ -180,7 +181,7 @@ def test_norm_and_gate(
     for isa, threads in itertools.product(ISAS, (1, 2 + seed % 7)):
         ops = ops_of(isa, "lookup", threads)
         gated, normed = ops.buffer((n, size)), ops.buffer((n, size))
-        operations.swiglu(ops, ops.wrap(x), gated, n)
+        operations.gate(ops, ACTIVATIONS[seed % len(ACTIVATIONS)], ops.wrap(x), gated, n)
         half = ops.wrap(np.ascontiguousarray(x[:, :size]))
         operations.rmsnorm(ops, half, ops.wrap(weight), normed, n, 1e-5)
         centered = ops.buffer((n, size))
