@@ -130,6 +130,15 @@ static void elementwise_case(const edb_context *context, uint64_t seed, result *
     keep_floats(to, out, n * d);
     CHECK(edb_rmsnorm(context, x, weight, out, n, d, 1e-5f) == EDB_OK);
     keep_floats(to, out, n * d);
+    free(out);
+    free(weight);
+    free(x);
+}
+
+static void layernorm_case(const edb_context *context, uint64_t seed, result *to) {
+    int64_t n = random_range(&seed, 1, 40), d = random_range(&seed, 1, 280);
+    float *x = activations(&seed, n, d), *weight = random_floats(&seed, d);
+    float *out = allocate((size_t)(n * d) * sizeof *out);
     CHECK(edb_layernorm(context, x, weight, n % 2 ? weight : NULL, out, n, d, 1e-5f) == EDB_OK);
     keep_floats(to, out, n * d);
     free(out);
@@ -266,7 +275,7 @@ static const operation operations[] = {
     {"elementwise", elementwise_case, 0}, {"attention", attention_case, 0},
     {"narrow", narrow_case, 0},           {"halves", halves_case, 0},
     {"halves4", halves_case, 1},          {"embed_half", embed_half_case, 0},
-    {"gates", gates_case, 0},
+    {"gates", gates_case, 0},             {"layernorm", layernorm_case, 0},
 };
 
 /* Runs the case on one instruction set and kernel, alone and in a pool. */
