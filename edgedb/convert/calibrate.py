@@ -121,14 +121,21 @@ class Needs:
     @classmethod
     def of(cls, weight: Float32, teacher: Meeting, here: Meeting) -> Needs:
         """What is added to the residual stream is to make up for the error of that stream too."""
-        missing = np.zeros(weight.shape, np.float32)
-        n = len(here.x)
+        n, (rows, cols) = len(here.x), weight.shape
+        alone = teacher.base is None or here.base is None
+        # The weights may come last: the sum over tokens is then one of squares of the inputs.
+        inputs_first = alone and cols <= 2 * rows
+        missing = np.zeros((cols if inputs_first else rows, cols), np.float32)
         for start in range(0, n, _CHUNK_TOKENS):
             s = slice(start, start + _CHUNK_TOKENS)
-            lack = (teacher.x[s] - here.x[s]) @ weight.T
+            lack = teacher.x[s] - here.x[s]
+            if not inputs_first:
+                lack = lack @ weight.T
             if teacher.base is not None and here.base is not None:
                 lack += teacher.base[s] - here.base[s]
             missing += lack.T @ here.x[s]
+        if inputs_first:
+            missing = weight @ missing
         missing /= np.float32(n)
         return cls(hessians(here.x), missing)
 

@@ -34,7 +34,7 @@ from .storage import Options
 from .store import facts, store_plain
 
 # Part of the provenance: raised when the same source and options would give other weights.
-VERSION = 2
+VERSION = 3
 # Of the calibration's tokens, those on which errors are weighed for a budget.
 _WEIGHED_TOKENS = 4096
 

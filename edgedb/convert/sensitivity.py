@@ -52,12 +52,14 @@ def sensitivities(
 
     def collect(name: str, x: Float32, gradient: Float32) -> None:
         x = x.reshape(-1, x.shape[-1])
-        energy = np.square(gradient.reshape(len(x), -1))
+        gradient = gradient.reshape(len(x), -1)
+        energy = np.einsum("tr,tr->t", gradient, gradient)
         if name == "embedding":
-            each = np.square(x).mean(axis=1) * energy.sum(axis=1)
+            each = np.square(x).mean(axis=1) * energy
             found[name] += _ALONE * float(each.sum()) / 2 / ids.size
             return
-        x = x * np.sqrt(energy.mean(axis=1, keepdims=True) / np.float32(ids.size))
+        mean = energy / np.float32(gradient.shape[1] * ids.size)
+        x = x * np.sqrt(mean)[:, None]
         seen[name] = seen.get(name, np.float32(0)) + x.T @ x
 
     total = 2 * len(program.layers) + 2

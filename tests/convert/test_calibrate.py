@@ -60,13 +60,13 @@ def test_nothing_is_missing_where_weights_are_exact(source: TinySource) -> None:
         inputs.next_layer(replace)
 
 
-@pytest.mark.parametrize("added", [False, True])
-def test_the_goal_gives_what_the_teacher_gives(added: bool) -> None:
+@pytest.mark.parametrize(("rows", "added"), [(9, False), (9, True), (40, False), (40, True)])
+def test_the_goal_gives_what_the_teacher_gives(rows: int, added: bool) -> None:
     """By least squares over all tokens, with the streams' difference where the product is added."""
     rng = np.random.default_rng(1)
     weight, x, base, other = (
         rng.normal(size=shape).astype(np.float32)
-        for shape in ((9, 64), (300, 64), (300, 9), (300, 9))
+        for shape in ((rows, 64), (300, 64), (300, rows), (300, rows))
     )
     here = x + 0.3 * rng.normal(size=x.shape).astype(np.float32) @ np.eye(64, dtype=np.float32)
     needs = Needs.of(
