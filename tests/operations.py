@@ -9,10 +9,11 @@ import numpy as np
 
 from edgedb.model.rope import RopeTables
 from edgedb.ops.buffer import aligned_zeros
-from edgedb.ops.library import ffi, lib, status_text
+from edgedb.ops.library import ffi, lib, pointers, status_text
 from edgedb.ops.native import NativeOps
-from edgedb.ops.native_memory import NativeBuffer
-from edgedb.ops.program import Recorder, RopeTable
+from edgedb.ops.native_memory import cache_kind
+from edgedb.ops.pages import PAGE, Page, PageLayout, PageTable
+from edgedb.ops.program import Recorder, RopeTable, Value
 
 
 class Heads(NamedTuple):
@@ -23,8 +24,43 @@ class Heads(NamedTuple):
     head_dim: int
     capacity: int
 
-    def struct(self, cache: NativeBuffer) -> Any:
-        sizes = (self.n_heads, self.n_kv_heads, self.head_dim, cache.kind, self.capacity)
+    def value(self) -> Value:
+        """Attention of this shape, with every key."""
+        q_size, kv_size = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        m = Recorder(1e-5, self.head_dim, RopeTable((1.0,) * (self.head_dim // 2)))
+        return m.attention(m.input(q_size), m.input(kv_size), m.input(kv_size))
+
+
+class Paged:
+    """One layer's cache in pages, as the C library and the walkers have it."""
+
+    def __init__(self, ops: Any, heads: Heads, dtype: Any) -> None:
+        self.heads, self.dtype = heads, np.dtype(dtype)
+        self.layout = PageLayout([(heads.n_kv_heads, heads.head_dim)], self.dtype.name)
+        self.table = PageTable(self.layout, heads.capacity)
+        for index in range(-(-heads.capacity // PAGE)):
+            buffer = ops.buffer((self.layout.page_bytes,), np.uint8)
+            self.table.put(index, Page(buffer, self))
+
+    @property
+    def arrays(self) -> np.ndarray:
+        """Keys and values, ``[2, n_kv_heads, capacity, row]``: a copy."""
+        rows = self.table.layer(0).rows(self.heads.capacity)
+        return np.stack(rows)[:, :, : self.heads.capacity]
+
+    def fill(self, arrays: np.ndarray) -> None:
+        """The other way."""
+        self.table.layer(0).store(arrays[0], arrays[1], 0)
+
+    @property
+    def pages(self) -> Any:
+        """For C."""
+        return pointers([page.buffer.ptr for page in self.table.pages], "void *")
+
+    @property
+    def shape(self) -> Any:
+        h = self.heads
+        sizes = (h.n_heads, h.n_kv_heads, h.head_dim, cache_kind(self.dtype), h.capacity)
         return ffi.new("edb_attention_shape *", sizes)
 
 
@@ -63,23 +99,19 @@ def gate(ops: NativeOps, activation: str, gate_up: Any, out: Any, n: int) -> Non
     check(lib.edb_gate(ops.context, code, gate_up.ptr, out.ptr, n, out.width))
 
 
-def rope(
-    ops: NativeOps, qkv: Any, cos: Any, sin: Any, k: Any, v: Any, n: int, at: int, heads: Heads
-) -> None:
+def rope(ops: NativeOps, qkv: Any, cos: Any, sin: Any, cache: Paged, n: int, at: int) -> None:
     """Rotates q in place, and stores rotated k and plain v."""
-    shape = heads.struct(k)
-    check(lib.edb_rope(ops.context, shape, qkv.ptr, cos.ptr, sin.ptr, k.ptr, v.ptr, n, at))
+    arguments = (cache.shape, qkv.ptr, cos.ptr, sin.ptr, cache.pages, n, at)
+    check(lib.edb_rope(ops.context, *arguments))
 
 
-def attention(
-    ops: NativeOps, qkv: Any, k: Any, v: Any, out: Any, n: int, at: int, heads: Heads
-) -> None:
-    """Of rotated queries, against what the caches hold."""
-    shape = heads.struct(k)
-    size = lib.edb_attention_scratch_bytes(ops.context, shape, n, heads.capacity)
+def attention(ops: NativeOps, qkv: Any, cache: Paged, out: Any, n: int, at: int) -> None:
+    """Of rotated queries, against what the cache holds."""
+    shape = cache.shape
+    size = lib.edb_attention_scratch_bytes(ops.context, shape, n, shape.capacity)
     scratch = aligned_zeros((size,), np.uint8)
     memory = ffi.from_buffer(scratch)
-    arguments = (shape, qkv.ptr, k.ptr, v.ptr, out.ptr, n, at, memory, size)
+    arguments = (shape, qkv.ptr, cache.pages, out.ptr, n, at, memory, size)
     check(lib.edb_attention(ops.context, *arguments))
 
 
@@ -88,12 +120,11 @@ def walked_attention(
     qkv: np.ndarray,
     cos: np.ndarray,
     sin: np.ndarray,
-    k: Any,
-    v: Any,
+    cache: Paged,
     at: int,
-    heads: Heads,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rotation and attention of a walker's backend: the rotated queries, and what they see."""
+    heads = cache.heads
     n, dim = len(qkv), heads.head_dim
     q_size, kv_size = heads.n_heads * dim, heads.n_kv_heads * dim
     parts = np.split(qkv, [q_size, q_size + kv_size], axis=1)
@@ -102,7 +133,5 @@ def walked_attention(
         ops.rope(np.ascontiguousarray(x).reshape(n, -1, dim), cos[rows], sin[rows]).reshape(n, -1)
         for x in parts[:2]
     ]
-    m = Recorder(1e-5, dim, RopeTable((1.0,) * (dim // 2)))
-    value = m.attention(m.input(q_size), m.input(kv_size), m.input(kv_size))
     values = np.ascontiguousarray(parts[2])
-    return turned[0], ops.attention(*turned, values, (k, v), at, value)
+    return turned[0], ops.attention(*turned, values, cache.table.layer(0), at, heads.value())

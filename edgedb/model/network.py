@@ -88,6 +88,8 @@ class Network:
 
     def _read(self, tokens: Sequence[int], caches: Sequence[KVCache], n: int, state: Any) -> None:
         """Read ``n`` tokens at the end of each of ``caches``, and count them."""
+        for cache in caches:
+            cache.reserve(n)
         for table in self._tables.values():
             table.cover(n + max(cache.length for cache in caches))
         self._bound.read(state, tokens, [Span(cache, cache.length, n) for cache in caches])

@@ -26,8 +26,9 @@ from .selection import Doubles, Floats, Ids
 
 if TYPE_CHECKING:
     from ..format.tensors import LinearTensor
+    from .pages import PageLayout, PageTable
     from .program import Program
-    from .sequences import CacheLayer, Span
+    from .sequences import Span
     from .weights import Weights
 
 BACKENDS = ("native", "numba", "numpy")  # best first
@@ -60,8 +61,8 @@ class Ops(Protocol):
     def bind(self, program: Program, weights: Weights) -> BoundProgram:
         """``program`` with its weights, ready to run."""
 
-    def cache_handle(self, layers: Sequence[CacheLayer], capacity: int) -> Any:
-        """What a pass of this backend wants of a sequence's caches (``KVCache.handle``)."""
+    def page_table(self, layout: PageLayout, capacity: int) -> PageTable:
+        """An empty table for ``capacity`` positions of a sequence."""
 
     def largest(self, logits: Floats, k: int) -> tuple[Ids, Floats]:
         """Ids and values of the ``k`` largest, largest first, of equal ones the lowest id first."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding
@@ -21,10 +21,10 @@ from ..gate import gate
 from . import jit_layers, jit_matmul
 from .buffer import Buffer, aligned_zeros
 from .cores import usable_cpus
+from .pages import CacheLayer, PageLayout, PageTable
 from .program import Program, Value
-from .reference import ReferenceOps
+from .reference import ReferenceOps, store
 from .selection import Floats, NumpySelection
-from .sequences import CacheLayer
 from .walker import Walker
 from .weights import Weights
 
@@ -102,8 +102,8 @@ class NumbaOps(NumpySelection):
     def bind(self, program: Program, weights: Weights) -> Walker:
         return Walker(program, weights, self)
 
-    def cache_handle(self, layers: Sequence[CacheLayer], capacity: int) -> None:
-        return None
+    def page_table(self, layout: PageLayout, capacity: int) -> PageTable:
+        return PageTable(layout, capacity)
 
     def embed(self, matrix: JitMatrix, ids: np.ndarray) -> Floats:
         return gather_rows(matrix.tensor, ids)
@@ -208,11 +208,11 @@ class NumbaOps(NumpySelection):
     def attention(
         self, q: Floats, k: Floats, v: Floats, cache: CacheLayer, position: int, value: Value
     ) -> Floats:
-        if cache[0].array.dtype == np.int8:  # right, and not fast
+        if cache.dtype == np.int8:  # right, and not fast
             return _REFERENCE.attention(q, k, v, cache, position, value)
-        n, (k_cache, v_cache) = len(q), (buffer.ptr for buffer in cache)
-        with gate.lock:
-            jit_layers.store(k, v, k_cache, v_cache, position)
+        n = len(q)
+        store(cache, k, v, position)
+        k_cache, v_cache = (_as_bits(rows) for rows in cache.rows(position + n))
         out = np.empty_like(q)
         scale, window = np.float32(value["scale"]), value["window"] or position + n
         arguments = (TOKENS_PER_TASK, q, k_cache, v_cache, out, position, scale, window)

@@ -14,7 +14,7 @@ from numba import prange
 
 from .functions import GELU_TANH
 from .jit_matmul import jit
-from .jit_narrow import fma, from_f32, to_f32
+from .jit_narrow import fma, to_f32
 
 _A, _B = map(np.float32, GELU_TANH)
 KEYS = 64  # cache rows widened at a time, so that they stay in the first-level cache
@@ -58,17 +58,6 @@ def rope(x, cos, sin, out):
                 first, second = x[t, h, i], x[t, h, half + i]
                 out[t, h, i] = first * cos[t, i] - second * sin[t, i]
                 out[t, h, half + i] = second * cos[t, i] + first * sin[t, i]
-
-
-@jit()
-def store(k, v, k_cache, v_cache, position):
-    n_kv, _, head_dim = k_cache.shape
-    for t in range(k.shape[0]):
-        at = position + t
-        for kv in range(n_kv):
-            for i in range(head_dim):
-                k_cache[kv, at, i] = from_f32(k[t, kv * head_dim + i], k_cache[kv, at, i])
-                v_cache[kv, at, i] = from_f32(v[t, kv * head_dim + i], v_cache[kv, at, i])
 
 
 @jit()

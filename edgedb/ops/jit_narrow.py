@@ -133,32 +133,3 @@ def to_f32(context: Any, value: Any) -> Any:
     if value == types.float32:
         return types.float32(types.float32), lambda _context, _builder, _signature, args: args[0]
     return types.float32(types.uint16), widen
-
-
-@intrinsic
-def from_f32(context: Any, value: Any, like: Any) -> Any:
-    """``value`` as stored beside ``like``: float32, or float16's bits, rounded half to even."""
-
-    def narrow(_: Any, builder: Any, signature: Any, args: Any) -> Any:
-        def below(limit: int) -> Any:
-            return builder.icmp_unsigned("<", magnitude, I32(limit))
-
-        bits = builder.bitcast(args[0], I32)
-        magnitude = builder.and_(bits, I32(0x7FFFFFFF))
-        odd = builder.and_(builder.lshr(magnitude, I32(13)), I32(1))
-        # A carry out of the fraction moves to the next exponent, as it should, up to infinity.
-        rounded = builder.add(builder.add(magnitude, odd), I32(0xFFF - (112 << 23)))
-        normal = builder.lshr(rounded, I32(13))
-        # Next to 0.5 the last bit of a float32 is 2^-24, the smallest float16.
-        shifted = builder.fadd(builder.bitcast(magnitude, F32), F32(0.5))
-        subnormal = builder.sub(builder.bitcast(shifted, I32), I32(0x3F000000))
-        finite = builder.select(below(0x38800000), subnormal, normal)
-        special = builder.select(below(0x7F800001), I32(0x7C00), I32(0x7E00))
-        half = builder.select(below(0x47800000), finite, special)
-        sign = builder.and_(builder.lshr(bits, I32(16)), I32(0x8000))
-        return builder.trunc(builder.or_(half, sign), I16)
-
-    if like == types.float32:
-        keep = types.float32(types.float32, types.float32)
-        return keep, lambda _context, _builder, _signature, args: args[0]
-    return types.uint16(types.float32, types.uint16), narrow

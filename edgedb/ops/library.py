@@ -59,12 +59,12 @@ def array_pointer(array: np.ndarray) -> Any:
 
 def struct_pointer(ctype: str, fields: dict[str, Any]) -> Any:
     """Pointer to a new struct, which keeps alive what its fields point to."""
-    return owned(ffi.new(ctype, fields), _forget, tuple(fields.values()))
+    return owned(ffi.new(ctype, fields), forget, tuple(fields.values()))
 
 
 def pointers(items: Sequence[Any], ctype: str = "float *") -> Any:
     """A new array of pointers, which keeps alive what they point to."""
-    return owned(ffi.new(f"{ctype}[{len(items)}]", list(items)), _forget, tuple(items))
+    return owned(ffi.new(f"{ctype}[{len(items)}]", list(items)), forget, tuple(items))
 
 
 def owned(pointer: Any, destroy: Callable[[Any], None], *needed: Any) -> Any:
@@ -79,7 +79,7 @@ def owned(pointer: Any, destroy: Callable[[Any], None], *needed: Any) -> Any:
     return ffi.gc(pointer, end)
 
 
-def _forget(pointer: Any) -> None:
+def forget(pointer: Any) -> None:
     """The end of memory that cffi owns."""
 
 

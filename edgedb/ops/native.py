@@ -7,7 +7,6 @@ works in it is the business of the pointers: see ``library``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -17,12 +16,12 @@ from ..format.tensors import LinearTensor
 from .library import lib, status_text
 from .native_context import NativeContext
 from .native_memory import NativeBuffer, NativeMatrix
-from .native_program import NativeCaches, NativeProgram
+from .native_program import NativePageTable, NativeProgram
 from .native_selection import NativeSelection
 
 if TYPE_CHECKING:
+    from .pages import PageLayout
     from .program import Program
-    from .sequences import CacheLayer
     from .weights import Weights
 
 
@@ -50,9 +49,9 @@ class NativeOps(NativeContext, NativeSelection):
         """``program`` with its weights, which stay where they are."""
         return NativeProgram(self, program, weights)
 
-    def cache_handle(self, layers: Sequence[CacheLayer], capacity: int) -> NativeCaches:
-        """Pointers to the caches of a sequence."""
-        return NativeCaches(layers, capacity)
+    def page_table(self, layout: PageLayout, capacity: int) -> NativePageTable:
+        """An empty table for ``capacity`` positions of a sequence."""
+        return NativePageTable(layout, capacity)
 
     def matmul(self, matrix: NativeMatrix, x: Any, out: Any, n: int, add: bool = False) -> None:
         """``out[t] = W x[t]``, or ``+=`` with ``add``; x ``[n, cols]``, out ``[n, rows]``."""

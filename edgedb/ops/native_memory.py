@@ -25,23 +25,26 @@ from .library import array_pointer, ffi, lib, struct_pointer
 class NativeBuffer(Buffer):
     """A buffer with what an operation needs beside the pointer."""
 
-    __slots__ = ("kind", "width")
+    __slots__ = ("width",)
 
-    kind: int  # EDB_F32, EDB_F16 or EDB_INT8, as a cache
     width: int  # elements of a row
 
     def __init__(self, array: np.ndarray) -> None:
         if not array.flags.c_contiguous:
             raise NativeError(f"array {array.shape} is not C-contiguous")
         super().__init__(array, array_pointer(array))
-        kinds = {np.dtype(np.float16): lib.EDB_F16, np.dtype(np.int8): lib.EDB_INT8}
-        self.kind = kinds.get(array.dtype, lib.EDB_F32)
         self.width = array.shape[-1] if array.ndim else 1
 
     @classmethod
     def zeros(cls, shape: tuple[int, ...], dtype: Any = np.float32) -> NativeBuffer:
         """On a 64-byte boundary."""
         return cls(aligned_zeros(shape, dtype))
+
+
+def cache_kind(dtype: np.dtype[Any]) -> int:
+    """What the C library calls a cache of this type."""
+    kinds = {"float32": lib.EDB_F32, "float16": lib.EDB_F16, "int8": lib.EDB_INT8}
+    return int(kinds[dtype.name])
 
 
 class NativeMatrix:

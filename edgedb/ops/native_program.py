@@ -13,13 +13,14 @@ import numpy as np
 
 from ..errors import NativeError
 from ..format.tensors import DenseTensor
-from .library import ffi, lib, owned, pointers, status_text, struct_pointer
+from .library import ffi, forget, lib, owned, pointers, status_text, struct_pointer
 from .lowering import NORMS, Step, View, lower
 from .native_context import NativeContext
-from .native_memory import NativeBuffer, NativeMatrix
+from .native_memory import NativeBuffer, NativeMatrix, cache_kind
+from .pages import PAGE, Page, PageLayout, PageTable
 from .program import OPERATIONS, Block, Program, Value
 from .selection import Floats
-from .sequences import MAX_ROWS, CacheLayer, Span
+from .sequences import MAX_ROWS, Span
 from .weights import Weights
 
 _CODES = {
@@ -30,18 +31,29 @@ _FORMS = {form: f"EDB_INPUT_{form.upper()}" for form in ("plain", "normed", "cen
 _NO_WINDOW = 1 << 24  # keys: as many as any cache holds
 
 
-class NativeCaches:
-    """One sequence's keys and values as a span of C, whose rows and position each pass sets."""
+class NativePageTable(PageTable):
+    """One sequence's pages as a span of C, whose rows and position each pass sets."""
 
-    def __init__(self, layers: Sequence[CacheLayer], capacity: int) -> None:
-        keys, values = (pointers([layer[i].ptr for layer in layers], "void *") for i in range(2))
+    def __init__(self, layout: PageLayout, capacity: int) -> None:
+        super().__init__(layout, capacity)
+        n = -(-capacity // PAGE)
+        self._held: list[Page | None] = [None] * n  # by the pointers, which C goes through
+        self._pointers = owned(ffi.new(f"void *[{n}]"), forget, self._held)
+        offsets = [part.offset for part in layout.parts]
         self.fields = {
             "capacity": capacity,
-            "cache_kind": layers[0][0].kind,  # type: ignore[attr-defined]
-            "keys": keys,
-            "values": values,
+            "cache_kind": cache_kind(layout.dtype),
+            "pages": self._pointers,
+            "page_bytes": layout.page_bytes,
+            "offsets": owned(ffi.new(f"int64_t[{len(offsets)}]", offsets), forget),
         }
         self.span = struct_pointer("edb_span *", self.fields)
+
+    def put(self, index: int, page: Page) -> None:
+        """As the base class; the old page stays until C has the pointer to the new one."""
+        self._held[index] = page
+        self._pointers[index] = page.buffer.ptr
+        super().put(index, page)
 
 
 class NativeState:
@@ -151,12 +163,18 @@ def _spans(spans: Sequence[Span]) -> Any:
     """The structs of ``spans``; that of one is there already."""
     if len(spans) == 1:
         (span,) = spans
-        struct = span.cache.handle.span
+        struct = _table(span).span
         struct.n, struct.pos = span.n, span.position
         return struct
-    fields = [{**s.cache.handle.fields, "n": s.n, "pos": s.position} for s in spans]
-    needed = [span.cache.handle.span for span in spans]
-    return owned(ffi.new("edb_span[]", fields), lambda _: None, *needed)
+    fields = [{**_table(s).fields, "n": s.n, "pos": s.position} for s in spans]
+    needed = [_table(span).span for span in spans]
+    return owned(ffi.new("edb_span[]", fields), forget, *needed)
+
+
+def _table(span: Span) -> NativePageTable:
+    table = span.cache.table
+    assert isinstance(table, NativePageTable), "a cache of this backend"
+    return table
 
 
 class _Structs:

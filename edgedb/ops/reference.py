@@ -8,7 +8,6 @@ float32) products, norms and attention add in numpy's order: relative difference
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +19,9 @@ from .activations import quantize
 from .buffer import Buffer, aligned_zeros
 from .functions import FUNCTIONS
 from .narrow_cache import pack_rows, unpack_rows
+from .pages import CacheLayer, PageLayout, PageTable
 from .program import Program, Value
 from .selection import Floats, NumpySelection
-from .sequences import CacheLayer
 from .walker import Walker
 from .weights import Weights
 
@@ -89,6 +88,15 @@ def _planes(tensor: PairTensor | Int8Tensor) -> list[Plane]:
     ]
 
 
+def store(cache: CacheLayer, k: Floats, v: Floats, position: int) -> None:
+    """k and v ``[n, n_kv_heads * head_dim]`` at ``position`` and on, in the cache's type."""
+    keys, values = (x.reshape(len(x), -1, cache.head_dim).transpose(1, 0, 2) for x in (k, v))
+    if cache.dtype == np.int8:
+        keys, values = pack_rows(keys), pack_rows(values)
+    with np.errstate(over="ignore"):  # beyond float16 is infinite
+        cache.store(keys, values, position)
+
+
 def _widened(rows: np.ndarray, head_dim: int) -> np.ndarray:
     if rows.dtype == np.int8:
         return unpack_rows(rows, head_dim)
@@ -115,8 +123,8 @@ class ReferenceOps(NumpySelection):
     def bind(self, program: Program, weights: Weights) -> Walker:
         return Walker(program, weights, self)
 
-    def cache_handle(self, layers: Sequence[CacheLayer], capacity: int) -> None:
-        return None
+    def page_table(self, layout: PageLayout, capacity: int) -> PageTable:
+        return PageTable(layout, capacity)
 
     def matmul(
         self, matrix: ReferenceMatrix, x: Buffer, out: Buffer, n: int, add: bool = False
@@ -157,10 +165,8 @@ class ReferenceOps(NumpySelection):
     ) -> Floats:
         n, n_kv_heads, head_dim = len(q), value["n_kv_heads"], value["head_dim"]
         length = position + n
-        for buffer, new in zip(cache, (k, v), strict=True):
-            rows = new.reshape(n, n_kv_heads, head_dim).transpose(1, 0, 2)
-            packed = pack_rows(rows) if buffer.array.dtype == np.int8 else rows
-            buffer.array[:, position:length] = packed
+        store(cache, k, v, position)
+        cached = cache.rows(length)
 
         heads_per_kv = value["n_heads"] // n_kv_heads
         q = q.reshape(n, n_kv_heads, heads_per_kv, head_dim)
@@ -170,7 +176,7 @@ class ReferenceOps(NumpySelection):
         hidden = (distance < 0) | (distance >= (value["window"] or length))
         scale = np.float32(value["scale"])
         for kv in range(n_kv_heads):
-            keys, values = (_widened(b.array[kv, :length], head_dim) for b in cache)
+            keys, values = (_widened(rows[kv, :length], head_dim) for rows in cached)
             for h in range(heads_per_kv):
                 scores = (q[:, kv, h] @ keys.T) * scale
                 scores[hidden] = -np.inf

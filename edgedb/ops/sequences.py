@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from .buffer import Buffer
+from .pages import PageTable
 
 # Rows that go through a program together. A weight tile is expanded once for all of them; more
 # than this gains nothing and delays a cancel.
 MAX_ROWS = 128
 
-CacheLayer = tuple[Buffer, Buffer]  # keys, values: ``[n_kv_heads, capacity, row]``
-
 
 class Cache(Protocol):
-    """Keys and values of one sequence: a pair for each layer. ``handle`` is the backend's own,
-    from ``Ops.cache_handle``."""
+    """Keys and values of one sequence. ``table`` is of the backend's own, from ``Ops.page_table``,
+    and has pages for what a pass stores."""
 
     @property
-    def layers(self) -> Sequence[CacheLayer]: ...
-
-    @property
-    def handle(self) -> Any: ...
+    def table(self) -> PageTable: ...
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from .buffer import Buffer
+from .pages import CacheLayer
 from .program import ACTIVATIONS, Block, Program, Value
 from .selection import Floats
-from .sequences import CacheLayer, Span
+from .sequences import Span
 from .weights import Weights
 
 
@@ -81,7 +82,7 @@ class Walker:
         for span in spans:
             x = self._run(self.program.first, "", ids=tokens[start : start + span.n])
             for i, kind in enumerate(self.program.layers):
-                layer = span.cache.layers[i]
+                layer = span.cache.table.layer(i)
                 block = self.program.kinds[kind]
                 x = self._run(block, f"layers.{i}.", x, layer=layer, position=span.position)
             rows.append(x)

@@ -44,7 +44,7 @@ def write_session(
     may read it. ``extra`` must be JSON. Raises ``EdgeDBError`` if the file cannot be written.
     """
     path = arguments.path("path", path)
-    arrays = {"tokens": tokens, **{name: rows for name, rows, _ in cache.filled()}}
+    arrays = {"tokens": tokens, **{filled.name: filled.rows for filled in cache.filled()}}
     parts = [Part(name, _NAME_OF_DTYPE[a.dtype], a.shape) for name, a in arrays.items()]
     entries = lay_out(parts)
     try:
@@ -128,14 +128,16 @@ def _read(
     tokens = array("tokens", np.dtype(np.int32), (n_tokens,))
     if n_tokens and not (tokens.min() >= 0 and tokens.max() < vocab_size):
         raise FormatError(f"tokens: an id is outside the vocabulary of {vocab_size}")
+    cache.reserve(int(length))
     cache.length = int(length)
     names = {"tokens"}
-    for name, target, head_dim in cache.filled():
-        source = array(name, target.dtype, target.shape)
+    for filled in cache.filled():
+        name = filled.name
+        source = array(name, cache.layout.dtype, filled.shape)
         narrow = source.dtype == np.int8
-        if not _is_finite(row_scales(source, head_dim) if narrow else source):
+        if not _is_finite(row_scales(source, filled.head_dim) if narrow else source):
             raise FormatError(f"{name}: NaN or infinity")
-        target[...] = source
+        filled.put(source)
         names.add(name)
     for name in entries.keys() - names:
         if not name.startswith(PAD_NAME):

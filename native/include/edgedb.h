@@ -205,28 +205,31 @@ edb_status edb_layernorm(const edb_context *context, const float *x, const float
 edb_status edb_gate(const edb_context *context, int32_t activation, const float *gate_up,
                     float *out, int64_t n, int64_t f);
 
+/* Positions of a page of a cache, and keys whose softmax is taken apart: part of the numerics. */
+enum { EDB_PAGE = 256 };
+
 /*
- * Heads of one layer. A cache is [n_kv_heads, capacity, head_dim] of float32 or binary16; or int8,
- * [n_kv_heads, capacity] rows of head_dim codes and then a float32 scale for each group of 64
- * columns, not aligned, as edb_quantize makes them: the result is that of a float32 cache of
- * scale * code.
+ * Heads of one layer. A sequence's cache is a table of pages on 4-byte boundaries, of EDB_PAGE
+ * positions each: keys and then values, [2, n_kv_heads, EDB_PAGE] rows of head_dim float32 or binary16;
+ * or in int8, of head_dim codes and then a float32 scale for each group of 64 columns, not aligned, as
+ * edb_quantize makes them: the result is that of a float32 cache of scale * code. Sequences may share
+ * pages as long as nobody writes into them. Pages below pos + n are there, later ones are not looked at.
  */
 typedef struct {
     int32_t n_heads; /* a multiple of n_kv_heads */
     int32_t n_kv_heads;
     int32_t head_dim;   /* even */
     int32_t cache_kind; /* EDB_F32, EDB_F16 or EDB_INT8 */
-    int64_t capacity;   /* positions that a cache holds */
+    int64_t capacity;   /* positions that a cache may hold */
 } edb_attention_shape;
 
 /*
- * Rotates the queries in place, rotates the keys, and stores keys and values in rows pos..pos+n-1
- * of the caches. qkv [n, (n_heads + 2*n_kv_heads) * head_dim]; cos, sin [capacity, head_dim/2].
+ * Rotates the queries in place, rotates the keys, and stores keys and values at positions
+ * pos..pos+n-1 of the cache. qkv [n, (n_heads + 2*n_kv_heads) * head_dim]; cos, sin [capacity, head_dim/2].
  * Elements i and i + head_dim/2 of a head form a pair. EDB_ERR_RANGE unless pos + n <= capacity.
  */
 edb_status edb_rope(const edb_context *context, const edb_attention_shape *shape, float *qkv,
-                    const float *cos, const float *sin, void *k_cache, void *v_cache, int64_t n,
-                    int64_t pos);
+                    const float *cos, const float *sin, void *const *pages, int64_t n, int64_t pos);
 
 /*
  * Bytes of scratch that edb_attention needs for n tokens when pos + n is at most `positions`; 0 if
@@ -239,14 +242,14 @@ size_t edb_attention_scratch_bytes(const edb_context *context, const edb_attenti
  * Causal attention of the n rotated queries in qkv against cache rows 0..pos+t for query t, scores
  * scaled by 1/sqrt(head_dim). out [n, n_heads * head_dim].
  *
- * Keys are taken in blocks of 256, counted from position 0: m = the largest score of the block,
+ * Keys are taken in blocks of EDB_PAGE, counted from position 0: m = the largest score of the block,
  * p = exp(score - m), t = sum p, o = sum p*v. Two blocks join, in ascending order, into
  * m = max(m1, m2), f1 = exp(m1 - m), f2 = exp(m2 - m), t = fma(t2, f2, t1*f1), o likewise;
  * the result is o / t. How sums run within a block: native/src/attention_body.h.
  */
 edb_status edb_attention(const edb_context *context, const edb_attention_shape *shape,
-                         const float *qkv, const void *k_cache, const void *v_cache, float *out,
-                         int64_t n, int64_t pos, void *scratch, size_t scratch_bytes);
+                         const float *qkv, void *const *pages, float *out, int64_t n, int64_t pos,
+                         void *scratch, size_t scratch_bytes);
 
 /* ---- choosing a token ---- */
 
@@ -339,15 +342,16 @@ edb_status edb_program_create(const edb_op *ops, int32_t n_ops, const int64_t *w
 void edb_program_destroy(edb_program *program);
 
 /*
- * Some rows of a pass: n tokens of one sequence, at positions pos..pos+n-1, and its caches (see
- * edb_attention_shape), all of one type and capacity. keys, values: [caches of the program].
+ * Some rows of a pass: n tokens of one sequence, at positions pos..pos+n-1, and its cache. A page has
+ * the part of each layer (see edb_attention_shape) at that layer's offset, a multiple of 4.
  */
 typedef struct {
     int64_t n, pos;
-    int64_t capacity;
+    int64_t capacity; /* positions */
     int32_t cache_kind;
-    void *const *keys;
-    void *const *values;
+    void *const *pages;     /* [(pos + n) / EDB_PAGE, rounded up] */
+    int64_t page_bytes;
+    const int64_t *offsets; /* [caches of the program] */
 } edb_span;
 
 /* Bytes of scratch for a pass of n rows over these spans with full caches; 0 if invalid. */

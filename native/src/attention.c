@@ -35,20 +35,18 @@ static edb_status check_span(const edb_attention_shape *shape, int64_t n, int64_
     return EDB_OK;
 }
 
-static uintptr_t cache_alignment(const edb_attention_shape *shape) {
-    return shape->cache_kind == EDB_INT8 ? 1 : shape->cache_kind == EDB_F16 ? 2 : 4;
+edb_status edb_check_pages(void *const *pages, int64_t positions) {
+    if (pages == NULL) return EDB_ERR_NULL;
+    for (int64_t i = 0; i * EDB_PAGE < positions; i++) {
+        if (pages[i] == NULL) return EDB_ERR_NULL;
+        if (!edb_aligned(pages[i], 4)) return EDB_ERR_ALIGN;
+    }
+    return EDB_OK;
 }
 
-edb_status edb_check_attention(const edb_attention_shape *shape, const void *k_cache,
-                               const void *v_cache, int64_t n, int64_t pos) {
+edb_status edb_check_attention(const edb_attention_shape *shape, int64_t n, int64_t pos) {
     edb_status status = edb_check_shape(shape);
-    if (status != EDB_OK) return status;
-    status = check_span(shape, n, pos);
-    if (status != EDB_OK) return status;
-    if (k_cache == NULL || v_cache == NULL) return EDB_ERR_NULL;
-    uintptr_t element = cache_alignment(shape);
-    if (!edb_aligned(k_cache, element) || !edb_aligned(v_cache, element)) return EDB_ERR_ALIGN;
-    return EDB_OK;
+    return status != EDB_OK ? status : check_span(shape, n, pos);
 }
 
 static int64_t qkv_size(const edb_attention_shape *shape) {
@@ -60,11 +58,22 @@ static int64_t cache_row_bytes(int64_t head_dim, int32_t kind) {
     return head_dim * (kind == EDB_F16 ? 2 : 4);
 }
 
-/* Address of a cache row, that is of one head at one position. */
-static char *cache_row(void *cache, const edb_attention_shape *shape, int64_t head,
-                       int64_t position) {
-    int64_t bytes = cache_row_bytes(shape->head_dim, shape->cache_kind);
-    return (char *)cache + (head * shape->capacity + position) * bytes;
+int64_t edb_page_bytes(const edb_attention_shape *shape) {
+    return 2 * shape->n_kv_heads * (int64_t)EDB_PAGE *
+           cache_row_bytes(shape->head_dim, shape->cache_kind);
+}
+
+enum { KEYS = 0, VALUES = 1 };
+
+/*
+ * The only place that knows where a key or value lies: address of one head's row at one position. The
+ * rows of a head follow each other up to the end of the page, which is the end of a block of keys.
+ */
+static char *cache_row(const edb_attention_job *job, int kind, int64_t head, int64_t position) {
+    const edb_attention_shape *shape = &job->shape;
+    int64_t row = (kind * shape->n_kv_heads + head) * EDB_PAGE + position % EDB_PAGE;
+    return (char *)job->pages[position / EDB_PAGE] + job->offset +
+           row * cache_row_bytes(shape->head_dim, shape->cache_kind);
 }
 
 static void store_head(const edb_attention_job *job, const float *x, void *row) {
@@ -119,9 +128,9 @@ static void store_heads(void *argument, int64_t begin, int64_t end, int32_t work
             turn(job, k, job->k_norm, position, turned);
             k = turned;
         }
-        store_head(job, k, cache_row(job->k_cache, shape, kv_head, position));
+        store_head(job, k, cache_row(job, KEYS, kv_head, position));
         store_head(job, head_of(job->v, t, kv_head, head_dim),
-                   cache_row(job->v_cache, shape, kv_head, position));
+                   cache_row(job, VALUES, kv_head, position));
     }
 }
 
@@ -134,8 +143,7 @@ int32_t edb_store_stages(const edb_context *context, edb_attention_job *job, edb
 
 /* The rows of qkv [n, (n_heads + 2*n_kv_heads) * head_dim], and what a call of its own says. */
 static edb_attention_job job_of(const edb_context *context, const edb_attention_shape *shape,
-                                float *qkv, const void *k_cache, const void *v_cache, int64_t n,
-                                int64_t pos) {
+                                float *qkv, void *const *pages, int64_t n, int64_t pos) {
     int64_t q_size = (int64_t)shape->n_heads * shape->head_dim, stride = qkv_size(shape);
     int64_t kv_size = (int64_t)shape->n_kv_heads * shape->head_dim;
     return (edb_attention_job){.kernels = context->isa->kernels,
@@ -143,8 +151,7 @@ static edb_attention_job job_of(const edb_context *context, const edb_attention_
                                .q = {qkv, stride},
                                .k = {qkv + q_size, stride},
                                .v = {qkv + q_size + kv_size, stride},
-                               .k_cache = (void *)(uintptr_t)k_cache,
-                               .v_cache = (void *)(uintptr_t)v_cache,
+                               .pages = pages,
                                .n = n,
                                .pos = pos,
                                .scale = 1.0f / sqrtf((float)shape->head_dim),
@@ -152,13 +159,14 @@ static edb_attention_job job_of(const edb_context *context, const edb_attention_
 }
 
 edb_status edb_rope(const edb_context *context, const edb_attention_shape *shape, float *qkv,
-                    const float *cos, const float *sin, void *k_cache, void *v_cache, int64_t n,
+                    const float *cos, const float *sin, void *const *pages, int64_t n,
                     int64_t pos) {
     if (context == NULL || qkv == NULL || cos == NULL || sin == NULL) return EDB_ERR_NULL;
-    edb_status status = edb_check_attention(shape, k_cache, v_cache, n, pos);
+    edb_status status = edb_check_attention(shape, n, pos);
+    if (status == EDB_OK) status = edb_check_pages(pages, pos + n);
     if (status != EDB_OK) return status;
     if (!edb_aligned(qkv, 4) || !edb_aligned(cos, 4) || !edb_aligned(sin, 4)) return EDB_ERR_ALIGN;
-    edb_attention_job job = job_of(context, shape, qkv, k_cache, v_cache, n, pos);
+    edb_attention_job job = job_of(context, shape, qkv, pages, n, pos);
     job.cos = cos;
     job.sin = sin;
     edb_stage stage;
@@ -192,7 +200,7 @@ static int64_t found_size(const edb_attention_shape *shape) {
 }
 
 static int64_t block_floats(const edb_attention_shape *shape) {
-    return (int64_t)EDB_KEY_BLOCK * shape->head_dim;
+    return (int64_t)EDB_PAGE * shape->head_dim;
 }
 
 static int64_t thread_floats(const edb_attention_shape *shape) {
@@ -201,7 +209,7 @@ static int64_t thread_floats(const edb_attention_shape *shape) {
 
 uint64_t edb_attention_scratch(const edb_context *context, const edb_attention_shape *shape,
                                int64_t n, int64_t positions) {
-    int64_t blocks = edb_ceil_div(positions, EDB_KEY_BLOCK);
+    int64_t blocks = edb_ceil_div(positions, EDB_PAGE);
     int64_t floats = edb_pool_threads(context->pool) * thread_floats(shape);
     if (has_few_rows(shape, n)) {
         floats = blocks * n * shape->n_heads * found_size(shape);
@@ -223,7 +231,7 @@ static int64_t first_key(const edb_attention_job *job, int64_t t) {
 static void attend_block(const edb_attention_job *job, int64_t kv_head, int64_t first, int64_t last,
                          int64_t block, edb_attend keys, float *found) {
     const edb_attention_shape *shape = &job->shape;
-    int64_t heads = heads_per_kv(shape), key = block * EDB_KEY_BLOCK;
+    int64_t heads = heads_per_kv(shape), key = block * EDB_PAGE;
     int64_t row_bytes = cache_row_bytes(shape->head_dim, keys.cache_kind);
     const char *k = keys.k, *v = keys.v;
     keys.head_dim = shape->head_dim;
@@ -231,7 +239,7 @@ static void attend_block(const edb_attention_job *job, int64_t kv_head, int64_t 
     for (int64_t row = first; row < last;) {
         int64_t begin = -1;
         for (keys.rows = 0; keys.rows < EDB_ATTEND_ROWS && row < last; row++) {
-            int64_t t = row / heads, end = edb_min(job->pos + t + 1 - key, EDB_KEY_BLOCK);
+            int64_t t = row / heads, end = edb_min(job->pos + t + 1 - key, EDB_PAGE);
             int64_t from = edb_max(0, first_key(job, t) - key);
             if (from >= end) continue; /* the token sees nothing of this block */
             if (keys.rows > 0 && from != begin) break;
@@ -262,9 +270,9 @@ static float *found_in_block(const edb_attention_job *job, int64_t kv_head, int6
 }
 
 /* float32 keys or values of a block, converted if need be. */
-static const void *widened(const edb_attention_job *job, void *cache, int64_t kv_head, int64_t key,
+static const void *widened(const edb_attention_job *job, int kind, int64_t kv_head, int64_t key,
                            int64_t count, float *wide) {
-    const void *rows = cache_row(cache, &job->shape, kv_head, key);
+    const void *rows = cache_row(job, kind, kv_head, key);
     if (job->shape.cache_kind == EDB_F32) return rows;
     int64_t head_dim = job->shape.head_dim;
     if (job->shape.cache_kind == EDB_INT8) {
@@ -281,19 +289,19 @@ static void attend_few(void *argument, int64_t begin, int64_t end, int32_t worke
     for (int64_t task = begin; task < end; task++) {
         int64_t kv_head = task % shape->n_kv_heads;
         int64_t block = job->first_block + task / shape->n_kv_heads;
-        int64_t key = block * EDB_KEY_BLOCK;
+        int64_t key = block * EDB_PAGE;
         edb_attend keys = {
             .cache_kind = shape->cache_kind,
-            .k = cache_row(job->k_cache, shape, kv_head, key),
-            .v = cache_row(job->v_cache, shape, kv_head, key),
+            .k = cache_row(job, KEYS, kv_head, key),
+            .v = cache_row(job, VALUES, kv_head, key),
         };
         if (shape->cache_kind == EDB_INT8) { /* binary16 widens as it is loaded */
-            int64_t count = edb_min(EDB_KEY_BLOCK, job->pos + job->n - key);
+            int64_t count = edb_min(EDB_PAGE, job->pos + job->n - key);
             int64_t found = job->blocks * job->n * shape->n_heads * found_size(shape);
             float *k = (float *)(void *)job->scratch + found + worker * 2 * block_floats(shape);
             keys.cache_kind = EDB_F32;
-            keys.k = widened(job, job->k_cache, kv_head, key, count, k);
-            keys.v = widened(job, job->v_cache, kv_head, key, count, k + block_floats(shape));
+            keys.k = widened(job, KEYS, kv_head, key, count, k);
+            keys.v = widened(job, VALUES, kv_head, key, count, k + block_floats(shape));
         }
         attend_block(job, kv_head, 0, job->n * heads_per_kv(shape), block, keys,
                      found_in_block(job, kv_head, block, 0));
@@ -309,9 +317,9 @@ static void join_blocks(void *argument, int64_t begin, int64_t end, int32_t work
     for (int64_t task = begin; task < end; task++) {
         int64_t kv_head = task / rows, row = task % rows;
         int64_t t = row / heads_per_kv(shape), keys = job->pos + t + 1;
-        int64_t first = first_key(job, t) / EDB_KEY_BLOCK;
+        int64_t first = first_key(job, t) / EDB_PAGE;
         float *found = found_in_block(job, kv_head, first, row);
-        for (int64_t block = first + 1; block * EDB_KEY_BLOCK < keys; block++)
+        for (int64_t block = first + 1; block * EDB_PAGE < keys; block++)
             job->kernels->merge_found(found, found_in_block(job, kv_head, block, row),
                                       shape->head_dim);
         job->kernels->finish_found(found, out_row(job, kv_head, row), shape->head_dim);
@@ -329,19 +337,19 @@ static void attend_many(void *argument, int64_t begin, int64_t end, int32_t work
         int64_t kv_head = task % shape->n_kv_heads;
         int64_t last = job->n - task / shape->n_kv_heads * TOKENS_TOGETHER;
         int64_t first = edb_max(0, last - TOKENS_TOGETHER), keys = job->pos + last;
-        int64_t start = first_key(job, first) / EDB_KEY_BLOCK * EDB_KEY_BLOCK;
-        int start_together = first_key(job, last - 1) < start + EDB_KEY_BLOCK;
-        for (int64_t key = start; key < keys; key += EDB_KEY_BLOCK) {
-            int64_t count = edb_min(EDB_KEY_BLOCK, keys - key);
+        int64_t start = first_key(job, first) / EDB_PAGE * EDB_PAGE;
+        int start_together = first_key(job, last - 1) < start + EDB_PAGE;
+        for (int64_t key = start; key < keys; key += EDB_PAGE) {
+            int64_t count = edb_min(EDB_PAGE, keys - key);
             int is_first = key == start && start_together; /* of every token */
             edb_attend wide = {.cache_kind = EDB_F32,
-                               .k = widened(job, job->k_cache, kv_head, key, count, k),
-                               .v = widened(job, job->v_cache, kv_head, key, count, v)};
-            attend_block(job, kv_head, first * heads, last * heads, key / EDB_KEY_BLOCK, wide,
+                               .k = widened(job, KEYS, kv_head, key, count, k),
+                               .v = widened(job, VALUES, kv_head, key, count, v)};
+            attend_block(job, kv_head, first * heads, last * heads, key / EDB_PAGE, wide,
                          is_first ? found : in_block);
             for (int64_t row = first * heads; !is_first && row < last * heads; row++) {
                 int64_t at = (row - first * heads) * size, t = row / heads;
-                if (job->pos + t + 1 <= key || first_key(job, t) >= key + EDB_KEY_BLOCK) continue;
+                if (job->pos + t + 1 <= key || first_key(job, t) >= key + EDB_PAGE) continue;
                 if (first_key(job, t) >= key) {
                     memcpy(found + at, in_block + at, (size_t)size * sizeof *found);
                 } else {
@@ -358,8 +366,8 @@ static void attend_many(void *argument, int64_t begin, int64_t end, int32_t work
 int32_t edb_attention_stages(edb_attention_job *job, void *scratch, edb_stage *stages) {
     const edb_attention_shape *shape = &job->shape;
     job->scratch = edb_align_up(scratch);
-    job->first_block = first_key(job, 0) / EDB_KEY_BLOCK;
-    job->blocks = edb_ceil_div(job->pos + job->n, EDB_KEY_BLOCK) - job->first_block;
+    job->first_block = first_key(job, 0) / EDB_PAGE;
+    job->blocks = edb_ceil_div(job->pos + job->n, EDB_PAGE) - job->first_block;
     if (!has_few_rows(shape, job->n)) {
         int64_t tasks = edb_ceil_div(job->n, TOKENS_TOGETHER) * shape->n_kv_heads;
         stages[0] = (edb_stage){attend_many, job, tasks, 1};
@@ -380,16 +388,17 @@ size_t edb_attention_scratch_bytes(const edb_context *context, const edb_attenti
 }
 
 edb_status edb_attention(const edb_context *context, const edb_attention_shape *shape,
-                         const float *qkv, const void *k_cache, const void *v_cache, float *out,
-                         int64_t n, int64_t pos, void *scratch, size_t scratch_bytes) {
+                         const float *qkv, void *const *pages, float *out, int64_t n, int64_t pos,
+                         void *scratch, size_t scratch_bytes) {
     if (context == NULL || qkv == NULL || out == NULL || scratch == NULL) return EDB_ERR_NULL;
-    edb_status status = edb_check_attention(shape, k_cache, v_cache, n, pos);
+    edb_status status = edb_check_attention(shape, n, pos);
+    if (status == EDB_OK) status = edb_check_pages(pages, pos + n);
     if (status != EDB_OK) return status;
     if (!edb_aligned(qkv, 4) || !edb_aligned(out, 4)) return EDB_ERR_ALIGN;
     if (edb_attention_scratch(context, shape, n, pos + n) > scratch_bytes) return EDB_ERR_SCRATCH;
 
     float *rows = (float *)(uintptr_t)qkv; /* queries are only read here */
-    edb_attention_job job = job_of(context, shape, rows, k_cache, v_cache, n, pos);
+    edb_attention_job job = job_of(context, shape, rows, pages, n, pos);
     job.out = (edb_rows){out, (int64_t)shape->n_heads * shape->head_dim};
     edb_stage stages[2];
     int32_t count = edb_attention_stages(&job, scratch, stages);

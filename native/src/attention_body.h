@@ -1,6 +1,6 @@
 /*
  * Attention of up to four queries that share a key/value head, over the vector layer of ops_body.h.
- * Keys are taken in blocks of EDB_KEY_BLOCK, each apart:
+ * Keys are taken in blocks of EDB_PAGE, each apart:
  *
  *   scores[j] = (q . k[j]) / sqrt(head_dim)       16 lanes over the head, tree of v_sum
  *   p[j] = exp(scores[j] - max), total = sum p    lane j mod 16, tree of v_sum
@@ -12,7 +12,7 @@
  * pass keeps rows * keys, then rows * vectors sums of 16 lanes going: ATTEND_FLIGHT, which the
  * including file sets to what its registers hold.
  */
-enum { SCORE_STRIDE = EDB_KEY_BLOCK + EDB_LANES, KEYS_AHEAD = 32 };
+enum { SCORE_STRIDE = EDB_PAGE + EDB_LANES, KEYS_AHEAD = 32 };
 
 typedef float score_rows[EDB_ATTEND_ROWS][SCORE_STRIDE];
 

@@ -32,7 +32,6 @@ enum {
     EDB_BATCH = 128,          /* tokens of a matrix product at once; bounds its scratch */
     EDB_TOKEN_BLOCK = 64,     /* tokens that share one expansion of a block */
     EDB_ATTEND_ROWS = 4,      /* query rows that share one pass over the keys */
-    EDB_KEY_BLOCK = 256,      /* keys whose softmax is taken apart; part of the numerics */
     EDB_PLANES = 8,       /* bits of an activation: -128, 64, 32, ... 1 times plane 7, 6, ... 0 */
     EDB_PLANE_BYTES = 64, /* the planes of one group: byte 8*p + i has columns 8i..8i+7 */
     EDB_MAX_PAIRS = 8,
@@ -320,7 +319,8 @@ typedef struct {
     const float *q_norm, *k_norm; /* [head_dim], of every head before it turns; NULL: none */
     float eps;
     const float *cos, *sin; /* [capacity, head_dim/2]; NULL: nothing turns */
-    void *k_cache, *v_cache;
+    void *const *pages;
+    int64_t offset; /* bytes, of this layer's keys and values in a page */
     int64_t n, pos;
     float scale;    /* of the scores */
     int64_t window; /* keys that a query sees, its own included */
@@ -330,9 +330,14 @@ typedef struct {
 
 edb_status edb_check_shape(const edb_attention_shape *shape);
 
-/* Whether shape, n and pos make sense, and what is in the caches is aligned. */
-edb_status edb_check_attention(const edb_attention_shape *shape, const void *k_cache,
-                               const void *v_cache, int64_t n, int64_t pos);
+/* Whether shape, n and pos make sense. */
+edb_status edb_check_attention(const edb_attention_shape *shape, int64_t n, int64_t pos);
+
+/* Whether there are aligned pages for so many positions. */
+edb_status edb_check_pages(void *const *pages, int64_t positions);
+
+/* What one layer takes of a page. */
+int64_t edb_page_bytes(const edb_attention_shape *shape);
 
 uint64_t edb_attention_scratch(const edb_context *context, const edb_attention_shape *shape,
                                int64_t n, int64_t positions);

@@ -196,8 +196,7 @@ static edb_status check_spans(const edb_program *p, int64_t n, const edb_span *s
     for (int32_t s = 0; s < n_spans; s++) {
         if (spans[s].n < 1 || spans[s].n > n) return EDB_ERR_SHAPE;
         n -= spans[s].n;
-        if (p->n_caches > 0 && (spans[s].keys == NULL || spans[s].values == NULL))
-            return EDB_ERR_NULL;
+        if (p->n_caches > 0 && spans[s].offsets == NULL) return EDB_ERR_NULL;
     }
     if (n != 0) return EDB_ERR_SHAPE;
     for (int32_t i = 0; i < p->n_ops; i++) {
@@ -209,10 +208,17 @@ static edb_status check_spans(const edb_program *p, int64_t n, const edb_span *s
                 return EDB_ERR_RANGE;
             if (op->code == EDB_OP_ROPE) continue;
             edb_attention_shape shape = shape_of(op, span);
-            edb_status status = edb_check_attention(&shape, span->keys[op->cache],
-                                                    span->values[op->cache], span->n, span->pos);
+            edb_status status = edb_check_attention(&shape, span->n, span->pos);
             if (status != EDB_OK) return status;
+            int64_t offset = span->offsets[op->cache], bytes = edb_page_bytes(&shape);
+            if (offset < 0 || offset % 4 != 0 || bytes > span->page_bytes ||
+                offset > span->page_bytes - bytes)
+                return EDB_ERR_RANGE;
         }
+    }
+    for (int32_t s = 0; p->n_caches > 0 && s < n_spans; s++) {
+        edb_status status = edb_check_pages(spans[s].pages, spans[s].pos + spans[s].n);
+        if (status != EDB_OK) return status;
     }
     return EDB_OK;
 }
@@ -326,8 +332,8 @@ static void add_attention(run_state *run, const edb_op *op, const edb_span *span
                                .eps = op->eps,
                                .cos = op->cos,
                                .sin = op->sin,
-                               .k_cache = span->keys[op->cache],
-                               .v_cache = span->values[op->cache],
+                               .pages = span->pages,
+                               .offset = span->offsets[op->cache],
                                .n = span->n,
                                .pos = span->pos,
                                .scale = op->scale,

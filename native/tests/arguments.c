@@ -75,19 +75,22 @@ static void tokens(void) {
 static void attention(void) {
     const edb_attention_shape good = {4, 2, 8, EDB_F32, 16};
     edb_attention_shape bad;
-    float qkv[64] = {0}, caches[2][2 * 16 * 8] = {{0}};
-    float *k = caches[0], *v = caches[1];
+    static float page[2 * 2 * EDB_PAGE * 8];
+    float qkv[64] = {0};
+    void *pages[] = {page}, *odd[] = {(char *)page + 2}, *none[] = {NULL};
 #define ATTENTION(shape, n, pos) \
-    edb_attention(context, shape, qkv, k, v, out, n, pos, scratch, sizeof scratch)
+    edb_attention(context, shape, qkv, pages, out, n, pos, scratch, sizeof scratch)
     CHECK(ATTENTION(&good, 1, 15) == EDB_OK);
     CHECK(ATTENTION(&good, 1, 16) == EDB_ERR_RANGE);
     CHECK(ATTENTION(&good, 1, -1) == EDB_ERR_RANGE);
     CHECK(ATTENTION(&good, 1, INT64_MAX) == EDB_ERR_RANGE);
     CHECK(ATTENTION(&good, 0, 0) == EDB_ERR_SHAPE);
     CHECK(ATTENTION(NULL, 1, 0) == EDB_ERR_NULL);
-    CHECK(edb_rope(context, &good, qkv, x, x, k, v, 1, 16) == EDB_ERR_RANGE);
-    CHECK(edb_rope(context, &good, qkv, x, x, k, NULL, 1, 0) == EDB_ERR_NULL);
-    CHECK(edb_attention(context, &good, qkv, k, v, out, 1, 0, scratch, 8) == EDB_ERR_SCRATCH);
+    CHECK(edb_rope(context, &good, qkv, x, x, pages, 1, 16) == EDB_ERR_RANGE);
+    CHECK(edb_rope(context, &good, qkv, x, x, NULL, 1, 0) == EDB_ERR_NULL);
+    CHECK(edb_rope(context, &good, qkv, x, x, none, 1, 0) == EDB_ERR_NULL);
+    CHECK(edb_rope(context, &good, qkv, x, x, odd, 1, 0) == EDB_ERR_ALIGN);
+    CHECK(edb_attention(context, &good, qkv, pages, out, 1, 0, scratch, 8) == EDB_ERR_SCRATCH);
     const int32_t numbers[] = {0, -1, 3, FAR, INT32_MIN};
     for (int i = 0; i < 5; i++) {
         bad = good;
@@ -197,10 +200,12 @@ static void programs(void) {
     edb_program *program;
     int32_t wrong;
     CHECK(edb_program_create(ops, 2, widths, 3, &program, &wrong) == EDB_OK);
-    float memory[48] = {0}, k[64] = {0}, v[64] = {0}, *slots[] = {memory, memory + 24, memory + 40};
-    void *keys[] = {k}, *values[] = {v};
-    const edb_span good = {.n = 1, .pos = 15, .capacity = 16, .cache_kind = EDB_F32, .keys = keys,
-                           .values = values};
+    float memory[48] = {0}, *slots[] = {memory, memory + 24, memory + 40};
+    static float page[2 * EDB_PAGE * 4 + 1];
+    void *pages[] = {page};
+    int64_t offset = 4;
+    const edb_span good = {.n = 1, .pos = 15, .capacity = 16, .cache_kind = EDB_F32, .pages = pages,
+                           .page_bytes = sizeof page, .offsets = &offset};
     edb_span spans[2] = {good, good};
     size_t bytes = edb_program_scratch_bytes(context, program, 1, spans, 1);
     CHECK(bytes > 0 && bytes <= sizeof scratch);
@@ -228,11 +233,20 @@ static void programs(void) {
     BAD_SPAN(n, INT64_MAX, EDB_ERR_SHAPE);
     BAD_SPAN(capacity, 0, EDB_ERR_SHAPE);
     BAD_SPAN(cache_kind, EDB_PAIRS, EDB_ERR_KIND);
-    BAD_SPAN(keys, NULL, EDB_ERR_NULL);
+    BAD_SPAN(pages, NULL, EDB_ERR_NULL);
+    BAD_SPAN(offsets, NULL, EDB_ERR_NULL);
+    BAD_SPAN(page_bytes, (int64_t)sizeof page - 1, EDB_ERR_RANGE);
+    BAD_SPAN(page_bytes, INT64_MIN, EDB_ERR_RANGE);
     spans[0] = good;
-    keys[0] = NULL;
+    const int64_t far[] = {-4, 5, 8, INT64_MAX - 3, INT64_MIN};
+    for (int i = 0; i < 5; i++) {
+        offset = far[i];
+        CHECK(RUN(1, 1, bytes) == EDB_ERR_RANGE);
+    }
+    offset = 4;
+    pages[0] = NULL;
     CHECK(RUN(1, 1, bytes) == EDB_ERR_NULL);
-    keys[0] = k;
+    pages[0] = page;
     slots[2] = NULL;
     CHECK(RUN(1, 1, bytes) == EDB_ERR_NULL);
     edb_program_destroy(program);

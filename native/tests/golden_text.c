@@ -35,7 +35,7 @@ typedef struct {
 typedef struct {
     float x[PROMPT * DIM], normed[PROMPT * DIM], attended[PROMPT * DIM];
     float qkv[PROMPT * QKV], gate_up[PROMPT * 2 * FFN], hidden[PROMPT * FFN];
-    uint16_t k[LAYERS][KV_HEADS * CAPACITY * HEAD_DIM], v[LAYERS][KV_HEADS * CAPACITY * HEAD_DIM];
+    uint16_t pages[LAYERS][2 * KV_HEADS * EDB_PAGE * HEAD_DIM]; /* one page a layer */
     float logits[VOCAB];
 } run_state;
 
@@ -118,8 +118,9 @@ static void attend(const edb_context *context, run_state *s, int i, int64_t n, i
     size_t bytes = edb_attention_scratch_bytes(context, &shape, n, pos + n);
     void *scratch = malloc(bytes);
     CHECK(scratch != NULL);
-    CHECK(edb_attention(context, &shape, s->qkv, s->k[i], s->v[i], s->attended, n, pos, scratch,
-                        bytes) == EDB_OK);
+    void *page = s->pages[i];
+    CHECK(edb_attention(context, &shape, s->qkv, &page, s->attended, n, pos, scratch, bytes) ==
+          EDB_OK);
     free(scratch);
 }
 
@@ -131,8 +132,8 @@ static void forward(const edb_context *context, const model_weights *model, run_
         const layer_weights *layer = &model->layers[i];
         CHECK(edb_rmsnorm(context, s->x, layer->attn_norm, s->normed, n, DIM, 1e-5f) == EDB_OK);
         multiply(context, &layer->qkv, s->normed, s->qkv, n, 0);
-        CHECK(edb_rope(context, &shape, s->qkv, model->cos, model->sin, s->k[i], s->v[i], n, pos) ==
-              EDB_OK);
+        void *page = s->pages[i];
+        CHECK(edb_rope(context, &shape, s->qkv, model->cos, model->sin, &page, n, pos) == EDB_OK);
         attend(context, s, i, n, pos);
         multiply(context, &layer->out, s->attended, s->x, n, 1);
         CHECK(edb_rmsnorm(context, s->x, layer->mlp_norm, s->normed, n, DIM, 1e-5f) == EDB_OK);

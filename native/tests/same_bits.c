@@ -28,6 +28,18 @@ static void keep_floats(result *to, const float *x, int64_t count) {
         if (x[i] != x[i]) words[i] = 0x7fc00000;
 }
 
+/* The rows of all keys, then those of all values, end to end. */
+static void keep_cache(result *to, const layer_cache *cache) {
+    int64_t rows = cache_rows(cache) / 2, row_bytes = cache->row_bytes;
+    uint8_t *all = allocate((size_t)(rows * row_bytes));
+    for (int64_t first = 0; first < 2 * rows; first += rows) {
+        for (int64_t i = 0; i < rows; i++)
+            memcpy(all + i * row_bytes, cache_row(cache, first + i), (size_t)row_bytes);
+        keep(to, all, (size_t)(rows * row_bytes) / 4);
+    }
+    free(all);
+}
+
 /* Tokens of different magnitude; one case in three holds a special value. */
 static float *activations(uint64_t *seed, int64_t n, int64_t cols) {
     static const float special[] = {0.0f,   -0.0f,           NAN,      INFINITY,     -INFINITY,
@@ -167,19 +179,17 @@ static void attention_case(const edb_context *context, uint64_t seed, result *to
     shape.capacity = pos + n + random_range(&seed, 0, 3);
 
     int64_t width = (int64_t)(shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim;
-    int64_t cells = shape.n_kv_heads * shape.capacity * shape.head_dim;
     int64_t angles = shape.capacity * (shape.head_dim / 2);
-    size_t bytes = (size_t)cells * (shape.cache_kind == EDB_F16 ? 2 : 4);
     float *qkv = random_floats(&seed, n * width);
     float *cos = random_floats(&seed, angles), *sin = random_floats(&seed, angles);
-    void *caches[2];
-    for (int i = 0; i < 2; i++) {
-        caches[i] = allocate(bytes);
-        for (int64_t j = 0; j < cells; j++) {
+    layer_cache cache = new_cache(&shape);
+    for (int64_t i = 0; i < cache_rows(&cache); i++) {
+        void *row = cache_row(&cache, i);
+        for (int64_t j = 0; j < shape.head_dim; j++) {
             if (shape.cache_kind == EDB_F16) {
-                ((uint16_t *)caches[i])[j] = random_half(&seed);
+                ((uint16_t *)row)[j] = random_half(&seed);
             } else {
-                ((float *)caches[i])[j] = random_float(&seed);
+                ((float *)row)[j] = random_float(&seed);
             }
         }
     }
@@ -191,24 +201,21 @@ static void attention_case(const edb_context *context, uint64_t seed, result *to
     void *scratch = malloc(scratch_bytes);
     CHECK(scratch != NULL);
 
-    CHECK(edb_rope(context, &shape, qkv, cos, sin, caches[0], caches[1], n, pos) == EDB_OK);
-    CHECK(edb_attention(context, &shape, qkv, caches[0], caches[1], out, n, pos, scratch,
-                        scratch_bytes) == EDB_OK);
+    CHECK(edb_rope(context, &shape, qkv, cos, sin, cache.pages, n, pos) == EDB_OK);
+    CHECK(edb_attention(context, &shape, qkv, cache.pages, out, n, pos, scratch, scratch_bytes) == EDB_OK);
     float *alone = allocate((size_t)out_width * sizeof *alone);
     for (int64_t t = 0; t < n; t += 7) { /* token by token gives the same */
-        CHECK(edb_attention(context, &shape, qkv + t * width, caches[0], caches[1], alone, 1,
-                            pos + t, scratch, scratch_bytes) == EDB_OK);
+        CHECK(edb_attention(context, &shape, qkv + t * width, cache.pages, alone, 1, pos + t,
+                            scratch, scratch_bytes) == EDB_OK);
         CHECK(memcmp(alone, out + t * out_width, (size_t)out_width * sizeof *alone) == 0);
     }
     free(alone);
     keep_floats(to, qkv, n * width);
-    keep(to, caches[0], bytes / 4);
-    keep(to, caches[1], bytes / 4);
+    keep_cache(to, &cache);
     keep_floats(to, out, n * out_width);
     free(scratch);
     free(out);
-    free(caches[1]);
-    free(caches[0]);
+    free_cache(&cache);
     free(sin);
     free(cos);
     free(qkv);
@@ -224,14 +231,10 @@ static void narrow_case(const edb_context *context, uint64_t seed, result *to) {
     shape.capacity = n + random_range(&seed, 0, 3);
 
     int64_t width = (int64_t)(shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim;
-    int64_t angles = shape.capacity * (shape.head_dim / 2), row = shape.head_dim;
-    row += 4 * ((row + 63) / 64);
-    size_t bytes = (size_t)(shape.n_kv_heads * shape.capacity * row);
+    int64_t angles = shape.capacity * (shape.head_dim / 2);
     float *qkv = random_floats(&seed, n * width);
     float *cos = random_floats(&seed, angles), *sin = random_floats(&seed, angles);
-    void *k = allocate(bytes), *v = allocate(bytes);
-    memset(k, 0, bytes);
-    memset(v, 0, bytes);
+    layer_cache cache = new_cache(&shape);
     int64_t size = new * shape.n_heads * shape.head_dim;
     float *out = allocate((size_t)size * sizeof *out), *best = allocate((size_t)size * sizeof *best);
     int32_t *ids = allocate((size_t)size * sizeof *ids);
@@ -240,14 +243,13 @@ static void narrow_case(const edb_context *context, uint64_t seed, result *to) {
     void *scratch = malloc(scratch_bytes);
     CHECK(scratch != NULL);
 
-    CHECK(edb_rope(context, &shape, qkv, cos, sin, k, v, n, 0) == EDB_OK);
-    CHECK(edb_attention(context, &shape, qkv + (n - new) * width, k, v, out, new, n - new, scratch,
-                        scratch_bytes) == EDB_OK);
+    CHECK(edb_rope(context, &shape, qkv, cos, sin, cache.pages, n, 0) == EDB_OK);
+    CHECK(edb_attention(context, &shape, qkv + (n - new) * width, cache.pages, out, new, n - new,
+                        scratch, scratch_bytes) == EDB_OK);
     int64_t count = (size + 2) / 3;
     CHECK(edb_select(out, size, count, ids, best) == EDB_OK);
     CHECK(edb_softmax_weights(out, size, best[0], 0.7, weights) == EDB_OK);
-    keep(to, k, bytes / 4);
-    keep(to, v, bytes / 4);
+    keep_cache(to, &cache);
     keep_floats(to, out, size);
     keep(to, ids, (size_t)count);
     keep(to, weights, (size_t)size * 2);
@@ -256,8 +258,7 @@ static void narrow_case(const edb_context *context, uint64_t seed, result *to) {
     free(ids);
     free(best);
     free(out);
-    free(v);
-    free(k);
+    free_cache(&cache);
     free(sin);
     free(cos);
     free(qkv);

@@ -15,14 +15,14 @@ typedef struct {
     edb_op ops[5];
     int64_t widths[4];
     edb_attention_shape shape;
-    int64_t hidden, f, q_size, qkv_size, n, pos, cache_bytes;
+    int64_t hidden, f, q_size, qkv_size, n, pos;
     float *x;
-    uint8_t *caches[2];
+    layer_cache cache;
 } layer_case;
 
 typedef struct {
     float *x;
-    uint8_t *caches[2];
+    layer_cache cache;
 } layer_result;
 
 static edb_matrix any_matrix(uint64_t *seed, int64_t rows, int64_t cols) {
@@ -61,17 +61,16 @@ static layer_case make_case(uint64_t seed) {
     c.sin = random_floats(&seed, c.shape.capacity * (head_dim / 2));
     c.x = random_floats(&seed, c.n * c.hidden);
     if (seed % 5 == 0) c.x[0] = 3e38f; /* normalizes to zeros, and infinities on the way */
-    int64_t cells = kv * c.shape.capacity * head_dim;
-    c.cache_bytes = cells * (c.shape.cache_kind == EDB_F16 ? 2 : 4);
-    for (int i = 0; i < 2; i++) {
-        c.caches[i] = allocate((size_t)c.cache_bytes);
-        for (int64_t j = 0; j < cells; j++) {
+    c.cache = new_cache(&c.shape);
+    for (int64_t i = 0; i < cache_rows(&c.cache); i++) {
+        uint8_t *row = cache_row(&c.cache, i);
+        for (int64_t j = 0; j < head_dim; j++) {
             uint16_t half = random_half(&seed);
             float wide = random_float(&seed);
             if (c.shape.cache_kind == EDB_F16) {
-                memcpy(c.caches[i] + 2 * j, &half, sizeof half);
+                memcpy(row + 2 * j, &half, sizeof half);
             } else {
-                memcpy(c.caches[i] + 4 * j, &wide, sizeof wide);
+                memcpy(row + 4 * j, &wide, sizeof wide);
             }
         }
     }
@@ -111,22 +110,18 @@ static void free_case(layer_case *c) {
     free_matrix(&c->down);
     float *floats[] = {c->attn_norm, c->mlp_norm, c->cos, c->sin, c->x};
     for (int i = 0; i < 5; i++) free(floats[i]);
-    for (int i = 0; i < 2; i++) free(c->caches[i]);
+    free_cache(&c->cache);
 }
 
 static layer_result start(const layer_case *c) {
-    layer_result r = {allocate((size_t)(c->n * c->hidden) * sizeof(float)), {NULL, NULL}};
+    layer_result r = {allocate((size_t)(c->n * c->hidden) * sizeof(float)), copy_cache(&c->cache)};
     memcpy(r.x, c->x, (size_t)(c->n * c->hidden) * sizeof(float));
-    for (int i = 0; i < 2; i++)
-        r.caches[i] =
-            memcpy(allocate((size_t)c->cache_bytes), c->caches[i], (size_t)c->cache_bytes);
     return r;
 }
 
 static void free_result(layer_result *r) {
     free(r->x);
-    free(r->caches[0]);
-    free(r->caches[1]);
+    free_cache(&r->cache);
 }
 
 /* A NaN is a NaN; then the bits count. */
@@ -143,12 +138,12 @@ static void one_by_one(const edb_context *context, const layer_case *c, layer_re
     float *qkv = allocate((size_t)(n * c->qkv_size) * 4);
     float *gate_up = allocate((size_t)(n * 2 * c->f) * 4), *h = allocate((size_t)(n * c->f) * 4);
     size_t bytes = edb_attention_scratch_bytes(context, &c->shape, n, c->pos + n);
-    void *scratch = malloc(bytes), *k = r->caches[0], *v = r->caches[1];
+    void *scratch = malloc(bytes), **pages = r->cache.pages;
     CHECK(scratch != NULL);
     CHECK(edb_rmsnorm(context, r->x, c->attn_norm, normed, n, c->hidden, 1e-5f) == EDB_OK);
     multiply(context, &c->qkv, normed, qkv, n, 0);
-    CHECK(edb_rope(context, &c->shape, qkv, c->cos, c->sin, k, v, n, c->pos) == EDB_OK);
-    CHECK(edb_attention(context, &c->shape, qkv, k, v, att, n, c->pos, scratch, bytes) == EDB_OK);
+    CHECK(edb_rope(context, &c->shape, qkv, c->cos, c->sin, pages, n, c->pos) == EDB_OK);
+    CHECK(edb_attention(context, &c->shape, qkv, pages, att, n, c->pos, scratch, bytes) == EDB_OK);
     multiply(context, &c->out, att, r->x, n, 1);
     CHECK(edb_rmsnorm(context, r->x, c->mlp_norm, normed, n, c->hidden, 1e-5f) == EDB_OK);
     multiply(context, &c->gate_up, normed, gate_up, n, 0);
@@ -166,9 +161,10 @@ static void fused(const edb_context *context, const layer_case *c, int64_t step,
     CHECK(edb_program_create(c->ops, 5, c->widths, 4, &program, &wrong) == EDB_OK && wrong == -1);
     float *slots[4] = {NULL};
     for (int i = QKV; i <= GATE_UP; i++) slots[i] = allocate((size_t)(step * c->widths[i]) * 4);
-    void *keys[] = {r->caches[0]}, *values[] = {r->caches[1]};
+    const int64_t offset = 0;
     edb_span span = {.capacity = c->shape.capacity, .cache_kind = c->shape.cache_kind,
-                     .keys = keys, .values = values};
+                     .pages = r->cache.pages, .page_bytes = r->cache.page_bytes,
+                     .offsets = &offset};
     size_t bytes = 0;
     for (span.n = 1; span.n <= step; span.n++) {
         size_t needed = edb_program_scratch_bytes(context, program, span.n, &span, 1);
@@ -192,8 +188,8 @@ static void fused(const edb_context *context, const layer_case *c, int64_t step,
 static void check_same(const layer_case *c, layer_result *r, const layer_result *expected) {
     unify_nans(r, c->n * c->hidden);
     CHECK(memcmp(r->x, expected->x, (size_t)(c->n * c->hidden) * sizeof(float)) == 0);
-    for (int i = 0; i < 2; i++)
-        CHECK(memcmp(r->caches[i], expected->caches[i], (size_t)c->cache_bytes) == 0);
+    for (int64_t i = 0; i < r->cache.n_pages; i++)
+        CHECK(memcmp(r->cache.pages[i], expected->cache.pages[i], (size_t)r->cache.page_bytes) == 0);
 }
 
 static void check_everywhere(const layer_case *c, edb_pool **pools, const layer_result *expected,
@@ -230,7 +226,8 @@ static void check_layers(const char *name, int32_t activation, uint64_t cases, e
         edb_context_destroy(scalar);
         unify_nans(&expected, c.n * c.hidden);
         hash = digest(hash, expected.x, (size_t)(c.n * c.hidden) * sizeof(float));
-        for (int i = 0; i < 2; i++) hash = digest(hash, expected.caches[i], (size_t)c.cache_bytes);
+        for (int64_t i = 0; i < cache_rows(&expected.cache); i++)
+            hash = digest(hash, cache_row(&expected.cache, i), (size_t)expected.cache.row_bytes);
         check_everywhere(&c, pools, &expected, coarse);
         free_result(&expected);
         free_case(&c);

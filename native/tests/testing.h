@@ -128,6 +128,47 @@ static inline void free_matrix(edb_matrix *matrix) {
     free((void *)(uintptr_t)matrix->scales);
 }
 
+/* A layer's cache: pages of exactly their size, as far as positions below the capacity need them. */
+typedef struct {
+    int32_t n_kv_heads;
+    int64_t capacity, row_bytes, n_pages, page_bytes;
+    void *pages[8];
+} layer_cache;
+
+static inline layer_cache new_cache(const edb_attention_shape *shape) {
+    int64_t row = shape->head_dim * (shape->cache_kind == EDB_F16 ? 2 : 4);
+    if (shape->cache_kind == EDB_INT8) row = shape->head_dim + 4 * ((shape->head_dim + 63) / 64);
+    layer_cache c = {.n_kv_heads = shape->n_kv_heads, .capacity = shape->capacity, .row_bytes = row};
+    c.n_pages = (shape->capacity + EDB_PAGE - 1) / EDB_PAGE;
+    c.page_bytes = 2 * shape->n_kv_heads * EDB_PAGE * row;
+    CHECK(c.n_pages <= 8);
+    for (int64_t i = 0; i < c.n_pages; i++) c.pages[i] = allocate((size_t)c.page_bytes);
+    return c;
+}
+
+static inline layer_cache copy_cache(const layer_cache *cache) {
+    layer_cache copy = *cache;
+    for (int64_t i = 0; i < copy.n_pages; i++)
+        copy.pages[i] =
+            memcpy(allocate((size_t)copy.page_bytes), cache->pages[i], (size_t)copy.page_bytes);
+    return copy;
+}
+
+static inline void free_cache(layer_cache *cache) {
+    for (int64_t i = 0; i < cache->n_pages; i++) free(cache->pages[i]);
+}
+
+/* Row i of all keys and then all values, head by head and position by position. */
+static inline uint8_t *cache_row(const layer_cache *cache, int64_t i) {
+    int64_t head = i / cache->capacity, position = i % cache->capacity; /* values: more heads */
+    return (uint8_t *)cache->pages[position / EDB_PAGE] +
+           (head * EDB_PAGE + position % EDB_PAGE) * cache->row_bytes;
+}
+
+static inline int64_t cache_rows(const layer_cache *cache) {
+    return 2 * cache->n_kv_heads * cache->capacity;
+}
+
 static inline edb_context *new_context(const char *isa, const char *kernel, edb_pool *pool) {
     edb_context *context;
     CHECK(edb_context_create(isa, kernel, pool, &context) == EDB_OK);

@@ -7,10 +7,10 @@ import sys
 import numpy as np
 import pytest
 from dbb_files import random_linear
-from operations import Heads, walked_attention
+from operations import Heads, Paged, walked_attention
 
 from edgedb.format.tensors import DenseTensor
-from edgedb.ops import create, jit_layers, jit_matmul
+from edgedb.ops import create, jit_matmul
 from edgedb.ops.activations import quantize
 from edgedb.ops.jit import NumbaOps
 from edgedb.ops.program import ACTIVATIONS
@@ -118,23 +118,9 @@ def test_quantize_equals_the_reference():
     np.testing.assert_array_equal(sx, expected_sx)
 
 
-def test_float16_conversions_are_exact():
+def test_float16_is_widened_exactly():
     ops = NumbaOps(1)
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
-    finite = np.sort(halves[np.isfinite(halves)].astype(np.float32))
-    middle = ((finite[1:].astype(np.float64) + finite[:-1]) / 2).astype(np.float32)
-    extremes = np.array([65519, 65520, 1e30, -np.inf, np.nan, 1e-40, -0.0], np.float32)
-    values = [finite, middle, np.nextafter(middle, np.float32(9e9)), extremes]
-    values = np.concatenate(values)[:: 1 if os.environ.get("EDGEDB_SLOW") else 7]
-    k, v = ops.buffer((1, 1, 2), np.float16), ops.buffer((1, 1, 2), np.float16)
-    found = []
-    with np.errstate(over="ignore", invalid="ignore"):
-        expected = values.astype(np.float16)
-        for value in values:
-            row = np.array([[value, value]], np.float32)
-            jit_layers.store(row, row, k.ptr, v.ptr, 0)
-            found.append(v.array[0, 0, 0])
-    np.testing.assert_array_equal(np.array(found), expected)
     weight = halves[np.isfinite(halves)].reshape(-1, 1)
     widened = multiply(ops, DenseTensor(weight), np.ones((1, 1), np.float32))
     np.testing.assert_array_equal(widened[0], weight[:, 0].astype(np.float32))
@@ -143,7 +129,7 @@ def test_float16_conversions_are_exact():
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim", "position", "n"),
-    [(1, 1, 2, 0, 1), (3, 1, 8, 5, 1), (8, 4, 8, 63, 2), (9, 3, 64, 0, 40), (4, 2, 64, 130, 17)],
+    [(1, 1, 2, 0, 1), (3, 1, 8, 5, 1), (8, 4, 8, 63, 2), (9, 3, 64, 0, 40), (4, 2, 64, 250, 17)],
 )
 def test_attention_and_rope(ops, dtype, heads, kv_heads, head_dim, position, n):
     shape = Heads(heads, kv_heads, head_dim, position + n + 3)
@@ -153,9 +139,10 @@ def test_attention_and_rope(ops, dtype, heads, kv_heads, head_dim, position, n):
     caches = rng.standard_normal((2, kv_heads, shape.capacity, head_dim)).astype(dtype)
     results = []
     for backend in (ops, REFERENCE):
-        k, v = backend.wrap(caches[0].copy()), backend.wrap(caches[1].copy())
-        q, out = walked_attention(backend, qkv, np.cos(angle), np.sin(angle), k, v, position, shape)
-        results.append((q, k.array, v.array, out))
+        cache = Paged(backend, shape, dtype)
+        cache.fill(caches)
+        q, out = walked_attention(backend, qkv, np.cos(angle), np.sin(angle), cache, position)
+        results.append((q, cache.arrays, out))
     for found, expected in zip(*results, strict=True):
         tolerance = 2e-3 if found.dtype == np.float16 else 1e-5
         np.testing.assert_allclose(found, expected, rtol=tolerance, atol=1e-5)

@@ -19,6 +19,7 @@ from edgedb.ops import native, native_context, native_memory
 from edgedb.ops.buffer import aligned_zeros
 from edgedb.ops.library import pointers, stale
 from edgedb.ops.native import NativeOps
+from edgedb.ops.pages import Page, PageLayout
 
 
 def gone(*references: weakref.ref[Any]) -> list[bool]:
@@ -68,9 +69,11 @@ def test_slots_and_spans_hold_their_arrays() -> None:
     arrays = [np.ones((2, 5, 4), np.float32) for _ in range(4)]
     seen = [weakref.ref(array) for array in arrays]
     buffers = [ops.wrap(array) for array in arrays]
-    caches = ops.cache_handle([(buffers[0], buffers[1])], 5)
-    span, slots = caches.span, pointers([buffers[2].ptr, buffers[3].ptr])
-    del arrays, buffers, caches
+    table = ops.page_table(PageLayout([(1, 4)], "float32"), 300)
+    for index in range(2):
+        table.put(index, Page(buffers[index], None))
+    span, slots = table.span, pointers([buffers[2].ptr, buffers[3].ptr])
+    del arrays, buffers, table
     assert gone(*seen) == [False] * 4
     del span, slots
     assert gone(*seen) == [True] * 4

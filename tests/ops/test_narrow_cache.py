@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kernels import ISAS, assert_same_bits, ops_of
-from operations import Heads, attention, rope, walked_attention
+from operations import Heads, Paged, attention, rope, walked_attention
 
 import edgedb
 from edgedb.ops import Ops, create
@@ -33,19 +33,19 @@ def test_rows_come_back_within_half_a_step(head_dim: int) -> None:
 def run(
     ops: Ops, shape: Heads, qkv: np.ndarray, n: int, position: int, narrow: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Store ``n`` tokens behind what ``narrow`` holds; its new content, and what they see."""
+    """Store ``n`` tokens behind what ``narrow [n_kv_heads, capacity, row]`` holds as keys and as
+    values; its new content, and what they see."""
     angles = np.random.default_rng(5).uniform(-3, 3, (shape.capacity, shape.head_dim // 2))
     cos, sin = (ops.wrap(f(angles).astype(np.float32)) for f in (np.cos, np.sin))
-    dtype = narrow.dtype
-    k, v = ops.buffer(narrow.shape, dtype), ops.buffer(narrow.shape, dtype)
-    k.array[...], v.array[...] = narrow, narrow
+    cache = Paged(ops, shape, narrow.dtype)
+    cache.fill(np.stack([narrow, narrow]))
     if not isinstance(ops, NativeOps):
-        seen = walked_attention(ops, qkv, cos.array, sin.array, k, v, position, shape)[1]
-        return np.stack([k.array, v.array]), seen
+        seen = walked_attention(ops, qkv, cos.array, sin.array, cache, position)[1]
+        return cache.arrays, seen
     x, out = ops.wrap(qkv.copy()), ops.buffer((n, shape.n_heads * shape.head_dim))
-    rope(ops, x, cos, sin, k, v, n, position, shape)
-    attention(ops, x, k, v, out, n, position, shape)
-    return np.stack([k.array, v.array]), out.array
+    rope(ops, x, cos, sin, cache, n, position)
+    attention(ops, x, cache, out, n, position)
+    return cache.arrays, out.array
 
 
 @pytest.mark.skipif(not ISAS, reason="needs the C library")
@@ -64,17 +64,17 @@ def test_attention_is_that_of_the_widened_cache(head_dim: int, n: int, position:
             if first is None:
                 first = (stored, seen)
                 # The same with float32: what was stored, widened, and read by the same kernels.
-                wide = [ops.wrap(unpack_rows(rows, head_dim)) for rows in stored]
+                wide, spare = (Paged(ops, shape, np.float32) for _ in range(2))
+                wide.fill(unpack_rows(stored, head_dim))
                 q = ops.wrap(qkv.copy())
-                spare = [ops.buffer(held.shape), ops.buffer(held.shape)]
                 angles = np.random.default_rng(5).uniform(-3, 3, (shape.capacity, head_dim // 2))
                 cos, sin = (ops.wrap(f(angles).astype(np.float32)) for f in (np.cos, np.sin))
-                rope(ops, q, cos, sin, *spare, n, position, shape)
+                rope(ops, q, cos, sin, spare, n, position)
                 out = ops.buffer(seen.shape)
-                attention(ops, q, *wide, out, n, position, shape)
+                attention(ops, q, wide, out, n, position)
                 assert_same_bits(out.array, seen)
                 new = slice(position, position + n)
-                expected = pack_rows(spare[0].array[:, new])
+                expected = pack_rows(spare.arrays[0][:, new])
                 np.testing.assert_array_equal(stored[0][:, new], expected)
             assert stored.tobytes() == first[0].tobytes()
             assert_same_bits(seen, first[1])

@@ -12,7 +12,7 @@ from kernels import ops_of, pair_tensor
 
 from edgedb.errors import NativeError
 from edgedb.format.tensors import PairTensor
-from edgedb.ops.library import ffi, lib
+from edgedb.ops.library import ffi, lib, pointers
 
 
 @pytest.fixture
@@ -21,7 +21,8 @@ def call() -> Iterator[SimpleNamespace]:
     ops = ops_of()
     tensor = pair_tensor(65, 70, 2)
     shape = ffi.new("edb_attention_shape *", [4, 2, 8, lib.EDB_F16, 10])
-    keep = {name: ops.buffer((16384,)) for name in ("x", "out", "cos", "sin", "k", "v", "scratch")}
+    keep = {name: ops.buffer((16384,)) for name in ("x", "out", "cos", "sin", "scratch")}
+    page = ops.buffer((2 * 2 * 256 * 8,), np.float16)
     yield SimpleNamespace(
         ctx=ops.context,
         matrix=ops.matrix(tensor).struct,
@@ -29,6 +30,7 @@ def call() -> Iterator[SimpleNamespace]:
         shape=shape,
         ids=ops.buffer((4,), np.int32),
         keep=keep,
+        pages=pointers([page.ptr], "void *"),
         **{name: buffer.ptr for name, buffer in keep.items()},
     )
 
@@ -38,12 +40,12 @@ def matmul_status(c: SimpleNamespace, n: int = 1, scratch_bytes: int = 16384) ->
 
 
 def attention_status(c: SimpleNamespace, n: int = 1, pos: int = 0, size: int = 65536) -> int:
-    args = (c.ctx, c.shape, c.x, c.k, c.v, c.out, n, pos, c.scratch, size)
+    args = (c.ctx, c.shape, c.x, c.pages, c.out, n, pos, c.scratch, size)
     return int(lib.edb_attention(*args))
 
 
 def rope_status(c: SimpleNamespace, n: int = 1, pos: int = 0) -> int:
-    return int(lib.edb_rope(c.ctx, c.shape, c.x, c.cos, c.sin, c.k, c.v, n, pos))
+    return int(lib.edb_rope(c.ctx, c.shape, c.x, c.cos, c.sin, c.pages, n, pos))
 
 
 def test_matmul_refuses_bad_arguments(call: SimpleNamespace) -> None:
@@ -110,7 +112,7 @@ def test_attention_refuses_bad_arguments(call: SimpleNamespace) -> None:
         assert status(call, n=1, pos=10) == lib.EDB_ERR_RANGE
         assert status(call, n=1, pos=-1) == lib.EDB_ERR_RANGE
         assert status(call, n=1, pos=(1 << 63) - 1) == lib.EDB_ERR_RANGE
-        for name in ("ctx", "shape", "x", "k", "v"):
+        for name in ("ctx", "shape", "x", "pages"):
             spoiled = SimpleNamespace(**{**vars(call), name: ffi.NULL})
             assert status(spoiled) == lib.EDB_ERR_NULL, name
     needed = lib.edb_attention_scratch_bytes(call.ctx, call.shape, 10, 10)
@@ -146,13 +148,13 @@ def test_attention_shapes_are_checked(
 
 def test_other_operations_refuse_bad_arguments(call: SimpleNamespace) -> None:
     c, null = call, ffi.NULL
-    assert lib.edb_rmsnorm(c.ctx, c.x, c.k, c.out, 1, 8, 1e-5) == lib.EDB_OK
-    assert lib.edb_rmsnorm(c.ctx, null, c.k, c.out, 1, 8, 1e-5) == lib.EDB_ERR_NULL
-    assert lib.edb_rmsnorm(c.ctx, c.x, c.k, c.out, -1, 8, 1e-5) == lib.EDB_ERR_SHAPE
-    assert lib.edb_rmsnorm(c.ctx, c.x, c.k, c.out, 1, 1 << 40, 1e-5) == lib.EDB_ERR_SHAPE
-    assert lib.edb_layernorm(c.ctx, c.x, c.k, null, c.out, 1, 8, 1e-5) == lib.EDB_OK
-    assert lib.edb_layernorm(c.ctx, c.x, null, c.k, c.out, 1, 8, 1e-5) == lib.EDB_ERR_NULL
-    assert lib.edb_layernorm(c.ctx, c.x, c.k, c.k, c.out, 1, 0, 1e-5) == lib.EDB_ERR_SHAPE
+    assert lib.edb_rmsnorm(c.ctx, c.x, c.cos, c.out, 1, 8, 1e-5) == lib.EDB_OK
+    assert lib.edb_rmsnorm(c.ctx, null, c.cos, c.out, 1, 8, 1e-5) == lib.EDB_ERR_NULL
+    assert lib.edb_rmsnorm(c.ctx, c.x, c.cos, c.out, -1, 8, 1e-5) == lib.EDB_ERR_SHAPE
+    assert lib.edb_rmsnorm(c.ctx, c.x, c.cos, c.out, 1, 1 << 40, 1e-5) == lib.EDB_ERR_SHAPE
+    assert lib.edb_layernorm(c.ctx, c.x, c.cos, null, c.out, 1, 8, 1e-5) == lib.EDB_OK
+    assert lib.edb_layernorm(c.ctx, c.x, null, c.cos, c.out, 1, 8, 1e-5) == lib.EDB_ERR_NULL
+    assert lib.edb_layernorm(c.ctx, c.x, c.cos, c.cos, c.out, 1, 0, 1e-5) == lib.EDB_ERR_SHAPE
     silu = lib.EDB_OP_SILU
     assert lib.edb_gate(c.ctx, silu, c.x, c.out, 1, 0) == lib.EDB_ERR_SHAPE
     assert lib.edb_gate(null, silu, c.x, c.out, 1, 8) == lib.EDB_ERR_NULL

@@ -100,18 +100,17 @@ class Layer:
         self, ops: NativeOps, qkv: np.ndarray, steps: list[int]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Attention outputs with the prompt cut into ``steps`` tokens, and the caches."""
-        shape = (self.shape.n_kv_heads, self.shape.capacity, self.shape.head_dim)
-        k, v = ops.buffer(shape, self.dtype), ops.buffer(shape, self.dtype)
+        cache = operations.Paged(ops, self.shape, self.dtype)
         cos, sin = ops.wrap(self.cos), ops.wrap(self.sin)
         outs, position = [], 0
         for n in steps:
             chunk = ops.wrap(qkv[position : position + n].copy())
             out = ops.buffer((n, self.out_width))
-            operations.rope(ops, chunk, cos, sin, k, v, n, position, self.shape)
-            operations.attention(ops, chunk, k, v, out, n, position, self.shape)
+            operations.rope(ops, chunk, cos, sin, cache, n, position)
+            operations.attention(ops, chunk, cache, out, n, position)
             outs.append(out.array)
             position += n
-        return np.concatenate(outs), k.array, v.array
+        return np.concatenate(outs), *cache.arrays
 
     def expected(self, qkv: np.ndarray) -> np.ndarray:
         """The same in float64, apart from the cache's rounding."""

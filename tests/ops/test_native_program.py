@@ -66,6 +66,8 @@ class Runner:
     def read(self, tokens: list[list[int]], caches: list[KVCache]) -> np.ndarray:
         """Logits after every one of several sequences' next tokens, in one pass."""
         pairs = list(zip(caches, tokens, strict=True))
+        for cache, part in pairs:
+            cache.reserve(len(part))
         spans = [Span(cache, cache.length, len(part)) for cache, part in pairs]
         self.bound.read(self.state, list(itertools.chain(*tokens)), spans)
         for cache, part in pairs:
@@ -243,6 +245,7 @@ def test_sessions_on_several_threads_share_a_pool() -> None:
 def test_passes_that_do_not_fit_are_refused() -> None:
     runner = Runner(program_of(CONFIG), ops_of(), fuse=True)
     cache = runner.cache()
+    cache.reserve(CAPACITY)
     cases: list[tuple[list[int], list[Span], str]] = [
         ([1] * 5, [Span(cache, CAPACITY - 4, 5)], "out of range|outside"),
         ([1], [Span(cache, -1, 1)], "out of range|outside"),

@@ -118,14 +118,13 @@ def attended(
 ) -> np.ndarray:
     """Rotation and attention of ``parts``, one after the other, by an empty cache."""
     cos, sin = (ops.wrap(table) for table in tables)
-    dtype = np.float16 if half else np.float32
-    k, v = (ops.buffer((shape.n_kv_heads, shape.capacity, shape.head_dim), dtype) for _ in "kv")
+    cache = operations.Paged(ops, shape, np.float16 if half else np.float32)
     position, outs = 0, []
     for part in parts:
         x = ops.wrap(part.copy())
         out = ops.buffer((len(part), shape.n_heads * shape.head_dim))
-        operations.rope(ops, x, cos, sin, k, v, len(part), position, shape)
-        operations.attention(ops, x, k, v, out, len(part), position, shape)
+        operations.rope(ops, x, cos, sin, cache, len(part), position)
+        operations.attention(ops, x, cache, out, len(part), position)
         outs.append(out.array)
         position += len(part)
     return np.concatenate(outs)
