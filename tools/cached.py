@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .decoder import Decoder, in_type
-from .interpreter import Attend
+from .interpreter import Attend, Turns
 
 
 class CachedPass:
@@ -46,7 +46,8 @@ class CachedPass:
 
         position: theirs, int64 ``[1]``; earlier ones have been read. reach: ``reach`` of it.
         """
-        turns = [(cos[position], sin[position]) for cos, sin in self._turns]
+        tables = tuple((cos[position], sin[position]) for cos, sin in self._turns.tables)
+        turns = Turns(position, tables)
         hidden, head = self._model(tokens[:, None], turns, list(self._attends(position, reach)))
         return F.linear(hidden[:, 0].to(head.dtype), head).float()
 

@@ -115,8 +115,8 @@ class Layer(Part):
 class Ends(Part):
     """What stands before and after the layers of a model: embedding, last norm, head.
 
-    Tables, which are the embedding and a separate head, are parameters ``[vocabulary, hidden]``, or
-    modules that make such a matrix when called.
+    Tables, which are the embedding, a separate head and learned positions, are parameters ``[rows,
+    hidden]``, or modules that make such a matrix when called.
     """
 
     def __init__(self, config: ModelConfig, make: MatrixFactory = dense) -> None:
@@ -133,8 +133,7 @@ class Ends(Part):
                 "and this model's logits take more; convert it without training"
             )
         (self.head_name,) = head.matrices
-        embeddings = [v["matrix"] for v in first.operations if v.op == "embed"]
-        self._tables = tuple(dict.fromkeys([*embeddings, self.head_name]))
+        self._tables = tuple(self.program.tables())
 
         def make_any(name: str, rows: int, cols: int) -> nn.Module | nn.Parameter:
             if name in self._tables:
@@ -155,7 +154,7 @@ class Ends(Part):
         return turns_of(self._ropes, n, self.device)
 
     def tables(self) -> dict[str, nn.Parameter | nn.Module]:
-        """Embedding and, where there is one, the separate head, by edgedb name."""
+        """The program's ``tables``, by edgedb name."""
         weights = self.weights()
         return {name: weights[name] for name in self._tables}
 

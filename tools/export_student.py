@@ -86,7 +86,7 @@ def export(
         "provenance": provenance,
     }
     kinds: dict[str, Kind] = {
-        name: plan.get(name, table_planes or "int8")
+        name: plan.get(name, "int8" if name == "positions" else table_planes or "int8")
         for name in program_of(student.config).matrices()
     }
     spec = tokenizer_of(path, metadata)
@@ -178,7 +178,7 @@ def _packed(
             continue
         assert isinstance(table, torch.Tensor)
         weight = table.detach().numpy()
-        if table_planes:
+        if table_planes and name != "positions":
             from edgedb.convert.fdb import (
                 fit,  # numba, which is not everywhere where students train
             )

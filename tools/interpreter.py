@@ -19,8 +19,13 @@ from torch import Tensor, nn
 from edgedb.model.rope import RopeTables
 from edgedb.ops.program import Block, RopeTable
 
-# cos and sin of each of a program's rotary tables, float32 ``[tokens, 1, head_dim / 2]``.
-Turns = Sequence[tuple[Tensor, Tensor]]
+
+class Turns(NamedTuple):
+    """Where the tokens of a pass stand: their positions, int64 ``[tokens]``, and cos and sin of
+    each of the program's rotary tables there, float32 ``[tokens, 1, head_dim / 2]``."""
+
+    positions: Tensor
+    tables: tuple[tuple[Tensor, Tensor], ...]
 
 
 class Attend(Protocol):
@@ -84,6 +89,10 @@ def _embed(own: Mapping[str, Any], where: Where, ids: Tensor) -> Tensor:
     return F.embedding(ids, where.weights[own["matrix"]]).float()
 
 
+def _position(own: Mapping[str, Any], where: Where, ids: Tensor) -> Tensor:
+    return F.embedding(where.turns.positions, where.weights[own["matrix"]]).float()
+
+
 def _linear(own: Mapping[str, Any], where: Where, x: Tensor) -> Tensor:
     y = where.weights[own["matrix"]](x)
     return y if own["bias"] is None else y + where.weights[own["bias"]].to(y.dtype)
@@ -123,7 +132,7 @@ def _gelu_tanh(own: Mapping[str, Any], where: Where, x: Tensor) -> Tensor:
 
 
 def _rope(own: Mapping[str, Any], where: Where, x: Tensor) -> Tensor:
-    cos, sin = where.turns[own["table"]]
+    cos, sin = where.turns.tables[own["table"]]
     first, second = x.float().unflatten(-1, (own["heads"], -1)).chunk(2, dim=-1)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return turned.flatten(-2)
@@ -137,6 +146,7 @@ def _attention(own: Mapping[str, Any], where: Where, q: Tensor, k: Tensor, v: Te
 OPERATIONS: Mapping[str, Callable[..., Tensor]] = {
     "input": _input,
     "embed": _embed,
+    "position": _position,
     "linear": _linear,
     "rms_norm": _rms_norm,
     "layer_norm": _layer_norm,
@@ -166,11 +176,11 @@ def whole_sequences(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int |
 
 @lru_cache(maxsize=8)
 def turns_of(ropes: tuple[RopeTable, ...], n: int, device: torch.device) -> Turns:
-    """cos and sin of positions ``0 .. n - 1``, the bits that the engine turns by."""
+    """Positions ``0 .. n - 1``, with the cos and sin that the engine turns by."""
     found = []
     for table in ropes:
         of = RopeTables(table, n)
         of.cover(n)
         cos, sin = (torch.from_numpy(t)[:, None].to(device) for t in (of.cos, of.sin))
         found.append((cos, sin))
-    return tuple(found)
+    return Turns(torch.arange(n, device=device), tuple(found))

@@ -42,8 +42,9 @@ class Adjoint:
         weights: Mapping[str, Float32],
         seen: Seen = ignore,
     ) -> Float32:
-        """The gradient of the block's input ``x [sequences, tokens, width]`` from that of its
-        output. Every value of the block is in memory at once: pass few sequences at a time."""
+        """The gradient of the block's first value ``x [sequences, tokens, width]`` (see
+        ``Float32Program.values``) from that of its output. Every value of the block is in memory at
+        once: pass few sequences at a time."""
         values = self.forward.values(block, x, vectors, weights)
         gradients = {v: np.zeros_like(values[v]) for v in block.operations}
         gradients[block.output] += gradient
@@ -71,6 +72,8 @@ class Adjoint:
     ) -> list[Float32]:
         """What the gradient ``g`` of one operation says of each of its arguments."""
         op = value.op
+        if op == "position":
+            return []
         if op == "linear":
             back: Float32 = g @ weights[value["matrix"]]
             return [back]

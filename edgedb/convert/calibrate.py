@@ -146,6 +146,22 @@ def hessians(x: Float32) -> list[Float32]:
 
 
 def embedded(source: Source, ids: Ids) -> Float32:
+    """What the first layer reads for ``ids [sequences, tokens]``: ``[*ids.shape, width]``."""
+    first = program_of(source.config).first
+    forward = Float32Program(program_of(source.config), ids.shape[1])
+    weights = entrance(source, ids.shape[1])
+    return forward.values(first, looked_up(source, ids), *weights)[first.output]
+
+
+def entrance(source: Source, length: int) -> tuple[dict[str, Float32], dict[str, Float32]]:
+    """Vectors of the block before the layers, and its rows for ``length`` positions."""
+    first = program_of(source.config).first
+    vectors = {name: source.tensor(name) for name in first.vectors}
+    positions = [v["matrix"] for v in first.operations if v.op == "position"]
+    return vectors, {name: source.tensor(name, slice(0, length)) for name in positions}
+
+
+def looked_up(source: Source, ids: Ids) -> Float32:
     """Rows of the embedding ``[*ids.shape, width]``."""
     unique, where = np.unique(ids, return_inverse=True)
     rows = np.stack([source.tensor("embedding", slice(i, i + 1))[0] for i in unique])

@@ -120,10 +120,11 @@ class Float32Program:
         vectors: Mapping[str, Float32],
         weights: Mapping[str, Float32],
     ) -> dict[Value, Float32]:
-        """Every value of a block of ``x [sequences, tokens, width]``."""
+        """Every value of a block whose first is ``x [sequences, tokens, width]``: its input, or in
+        ``first`` what was looked up for the ids. ``weights``: also rows for the positions."""
         found: dict[Value, Float32] = {block.operations[0]: x}
         for value in block.operations[1:]:
-            weight = weights[value["matrix"]] if value.op == "linear" else None
+            weight = weights[value["matrix"]] if "matrix" in value.attributes else None
             found[value] = self._do(value, found, vectors, weight)
         return found
 
@@ -136,6 +137,10 @@ class Float32Program:
     ) -> Float32:
         """One operation of ``[sequences, tokens, width]``."""
         op, args = value.op, [values[argument] for argument in value.args]
+        if op == "position":
+            assert weight is not None
+            of_any = next(iter(values.values()))
+            return np.broadcast_to(weight[: of_any.shape[1]], (*of_any.shape[:2], value.width))
         if op == "linear":
             assert weight is not None, "a segment begins with its matrix"
             y: Float32 = args[0] @ weight.T

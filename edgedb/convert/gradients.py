@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import EdgeDBError, FormatError
 from ..model.families import program_of
 from .adjoint import Adjoint, Seen
-from .calibrate import embedded
+from .calibrate import embedded, entrance, looked_up
 from .forward import Float32Program, softmax
 from .sources import Source
 
@@ -75,7 +75,7 @@ def backwards(source: Source, ids: Ids, file: Path, seed: int, seen: Seen) -> It
             )
 
     step = max(1, _CHUNK_TOKENS // ids.shape[1])
-    rows = hidden = embedded(source, ids)
+    rows, hidden = looked_up(source, ids), embedded(source, ids)
     for i in layers:
         _store(file, hidden, fresh=i == 0)
         hidden = through(i, hidden)
@@ -85,6 +85,10 @@ def backwards(source: Source, ids: Ids, file: Path, seed: int, seen: Seen) -> It
     for i in reversed(layers):
         back(i)
         yield f"layers.{i}"
+    vectors, weights = entrance(source, ids.shape[1])
+    for start in range(0, len(ids), step):
+        part = slice(start, start + step)
+        gradient[part] = adjoint.block(program.first, rows[part], gradient[part], vectors, weights)
     seen("embedding", rows, gradient)
     yield "embedding"
 

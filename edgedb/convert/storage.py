@@ -55,9 +55,11 @@ class Options:
             raise EdgeDBError(f"a plan of pairs is of no use to the method {self.method}")
         table = "int8" if isinstance(layers, int) else layers
         kinds: dict[str, Kind] = {}
-        for name in program_of(config).matrices():
+        program = program_of(config)
+        for name in program.matrices():
             if name not in ("embedding", "head"):
-                kinds[name] = plan.get(name, layers)
+                inside = name not in program.tables()
+                kinds[name] = plan.get(name, layers) if inside else table
                 continue
             chosen = (self.head if name == "head" else None) or self.embedding or table
             stored = cast("Kind", planes_of(float(chosen)) if str(chosen)[0].isdigit() else chosen)
@@ -69,9 +71,13 @@ class Options:
         return self.bits is not None or self.size_bytes is not None
 
     def fixed(self, config: ModelConfig) -> dict[str, Kind]:
-        """Tables whose storage was asked for, which a budget leaves as they are."""
+        """Tables that a budget leaves as they are: those whose storage was asked for, and what
+        is neither embedding nor head."""
+        from ..model.families import program_of
+
         asked = {"embedding": self.embedding, "head": self.head or self.embedding}
-        return {n: kind for n, kind in self.kinds(config).items() if asked.get(n)}
+        kinds = self.kinds(config)
+        return {n: kinds[n] for n in program_of(config).tables() if asked.get(n, "positions")}
 
     @property
     def calibrated(self) -> bool:

@@ -121,7 +121,7 @@ def random_weights(shape: str, pairs: float = 1, seed: int = 0) -> Weights:
     rng = np.random.Generator(np.random.PCG64(seed))
     linears: dict[str, LinearTensor] = {}
     for name, (rows, cols) in program_of(config).matrices().items():
-        if name in ("embedding", "head"):
+        if name in program_of(config).tables():
             weight = rng.standard_normal((rows, cols), np.float32)
             linears[name] = pack_int8(*quantize_int8(weight))
             continue

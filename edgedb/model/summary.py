@@ -17,13 +17,14 @@ def summarize(file: DbbFile) -> dict[str, Any]:
     Keys: ``path``; ``size_bytes``; ``parameters``; ``config``; ``quantization`` (provenance, as the
     exporter wrote it); ``tokenizer`` (without its file); ``bits_per_weight`` of the ``linear``
     layers (embedding and head apart) and of the whole ``file``; ``bytes`` of ``linear``,
-    ``embedding``, ``head``, ``norms``, ``tokenizer`` and ``other`` (header, filler), which add up
-    to the file; ``kinds`` (how many matrices are stored how); ``plan`` (planes or kind of every
-    matrix by name); ``sparsity``, for every pair the
-    share of zero bits in planes ``b1`` and ``b2`` (None: all have half a pair there) and the
-    ``weights`` that have such a pair.
+    ``embedding``, ``head``, ``positions`` (where they are learned), ``norms``, ``tokenizer`` and
+    ``other`` (header, filler), which add up to the file; ``kinds`` (how many matrices are stored
+    how); ``plan`` (planes or kind of every matrix by name); ``sparsity``, for every pair the share
+    of zero bits in planes ``b1`` and ``b2`` (None: all have half a pair there) and the ``weights``
+    that have such a pair.
     """
-    layers = {k: v for k, v in file.linears.items() if k not in ("embedding", "head")}
+    layers = {k: v for k, v in file.linears.items() if k.startswith("layers.")}
+    positions = file.linears.get("positions")
     n_linear = sum(t.rows * t.cols for t in layers.values())
     parameters = sum(t.rows * t.cols for t in file.linears.values())
     parameters += sum(norm.size for norm in file.vectors.values())
@@ -31,6 +32,7 @@ def summarize(file: DbbFile) -> dict[str, Any]:
         "linear": sum(t.nbytes for t in layers.values()),
         "embedding": file.linears["embedding"].nbytes,
         "head": file.linears["head"].nbytes if "head" in file.linears else 0,
+        **({"positions": positions.nbytes} if positions else {}),
         "norms": sum(norm.nbytes for norm in file.vectors.values()),
         "tokenizer": len(file.tokenizer.data),
     }

@@ -8,6 +8,7 @@ The operations (``x`` is a row of a token; widths are floats a token):
 
     input       the block's own row                                         first of every block
     embed       row ids[t] of a matrix
+    position    row of a matrix for each token's position
     linear      W x, and a bias behind it
     rms_norm    x / sqrt(mean(x^2) + eps) * w, over each of ``heads`` equal parts
     layer_norm  (x - mean(x)) / sqrt(var(x) + eps) * w + b, likewise; b may be absent
@@ -42,6 +43,7 @@ OPERATIONS: Mapping[str, int] = MappingProxyType(
     {
         "input": 0,
         "embed": 0,
+        "position": 0,
         "linear": 1,
         "rms_norm": 1,
         "layer_norm": 1,
@@ -53,6 +55,10 @@ OPERATIONS: Mapping[str, int] = MappingProxyType(
         "attention": 3,
     }
 )
+
+
+# Those that look rows of a matrix up.
+LOOKUPS = ("embed", "position")
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,11 @@ class Recorder:
     def embed(self, name: str, rows: int, width: int) -> Value:
         """Row ``ids[t]`` of matrix ``name [rows, width]``."""
         return _value("embed", (), width, matrix=name, rows=rows)
+
+    def position(self, name: str, rows: int, width: int) -> Value:
+        """The row of matrix ``name [rows, width]`` for a token's position, from 0 on: a sequence
+        has at most ``rows`` tokens."""
+        return _value("position", (), width, matrix=name, rows=rows)
 
     def linear(self, x: Value, name: str, rows: int, *, bias: bool = False) -> Value:
         """``W x``, W being matrix ``name [rows, x.width]``; with ``bias`` plus ``name.bias``."""
@@ -217,7 +228,7 @@ class Block:
         for value in self.operations:
             if value.op == "linear":
                 shapes.setdefault(value["matrix"], (value.width, value.args[0].width))
-            elif value.op == "embed":
+            elif value.op in LOOKUPS:
                 shapes.setdefault(value["matrix"], (value["rows"], value.width))
         return shapes
 
@@ -313,6 +324,16 @@ class Program:
         for i, block in enumerate(self.kinds):
             (found[i],) = [value for value in block.operations if value.op == "attention"]
         return [found[kind] for kind in self.layers]
+
+    def tables(self) -> list[str]:
+        """The matrices whose rows are looked up, and that of the head: each once."""
+        found = [v["matrix"] for v in self.first.operations if v.op in LOOKUPS]
+        return list(dict.fromkeys([*found, *self.head.matrices]))
+
+    def positions(self) -> int | None:
+        """How many positions there are at most, where each has a row of a matrix."""
+        rows = [v["rows"] for v in self.first.operations if v.op == "position"]
+        return min(rows, default=None)
 
     def ropes(self) -> list[RopeTable]:
         """Every table once."""

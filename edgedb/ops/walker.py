@@ -80,7 +80,8 @@ class Walker:
         rows, start = [], 0
         tokens = np.asarray(ids, np.int32)
         for span in spans:
-            x = self._run(self.program.first, "", ids=tokens[start : start + span.n])
+            given = tokens[start : start + span.n]
+            x = self._run(self.program.first, "", ids=given, position=span.position)
             for i, kind in enumerate(self.program.layers):
                 layer = span.cache.table.layer(i)
                 block = self.program.kinds[kind]
@@ -111,6 +112,9 @@ class Walker:
         ops, op = self._ops, value.op
         if op == "embed":
             return ops.embed(self._matrices[prefix + value["matrix"]], where["ids"])
+        if op == "position":
+            positions = np.arange(len(where["ids"]), dtype=np.int32) + where["position"]
+            return ops.embed(self._matrices[prefix + value["matrix"]], positions)
         if op == "linear":
             y = ops.linear(self._matrices[prefix + value["matrix"]], args[0])
             return y if value["bias"] is None else y + self._vectors[prefix + value["bias"]]

@@ -285,7 +285,8 @@ enum {
     EDB_OP_ROPE = 8,     /* out = each of `heads` heads of x turned by the token's position */
     EDB_OP_ATTENTION = 9, /* out = attention of queries x, keys y, values z; see edb_op */
     EDB_OP_GELU_TANH = 10, /* out = x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))) */
-    EDB_OP_LAYER_NORM = 11 /* out = each of `heads` parts of x as edb_layernorm makes it */
+    EDB_OP_LAYER_NORM = 11, /* out = each of `heads` parts of x as edb_layernorm makes it */
+    EDB_OP_POSITION = 12    /* out = row of matrix for the token's position */
 };
 
 /*
@@ -315,7 +316,7 @@ typedef struct {
     int32_t activation;       /* EDB_INPUT_GATED: EDB_OP_SILU or EDB_OP_GELU_TANH */
     edb_view x, y, z, out;
     int64_t width;            /* columns of out; of one head times heads */
-    const edb_matrix *matrix; /* EMBED [., width]; LINEAR [width, columns of the input] */
+    const edb_matrix *matrix; /* EMBED, POSITION [., width]; LINEAR [width, columns of the input] */
     const float *bias;        /* LINEAR: [width] or NULL */
     const float *weight;      /* of every norm: [width / heads]; of a LINEAR's: [columns of x] */
     const float *shift;       /* of a LAYER_NORM, likewise; or NULL */
@@ -360,7 +361,7 @@ size_t edb_program_scratch_bytes(const edb_context *context, const edb_program *
 
 /*
  * Runs all operations for rows 0..n-1, n at most 128. Spans are consecutive rows and together all of
- * them; a program without ROPE and ATTENTION takes none. ids [n] for EMBED. What a row becomes
+ * them; a program without POSITION, ROPE and ATTENTION takes none. ids [n] for EMBED. What a row becomes
  * depends on its own sequence alone.
  */
 edb_status edb_program_run(const edb_context *context, const edb_program *program,

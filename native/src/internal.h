@@ -300,10 +300,10 @@ typedef struct {
 
 typedef struct {
     const edb_kernels *kernels;
-    const edb_op *op; /* EMBED, RMS_NORM, ADD, MUL, COPY, ROPE or an activation */
+    const edb_op *op; /* all but LINEAR and ATTENTION */
     edb_rows x, y, out;
     const int32_t *ids; /* EMBED */
-    int64_t pos;        /* ROPE: of the first row */
+    int64_t pos;        /* ROPE, POSITION: of the first row */
 } edb_row_job;
 
 /* Tasks are the n rows. */

@@ -19,7 +19,16 @@ struct edb_program {
 
 /* ---- checks, once ---- */
 
-static int is_turned(const edb_op *op) { return op->cos != NULL; }
+/* Whether a row's position counts, which its span says. */
+static int is_positional(const edb_op *op) {
+    return op->code == EDB_OP_ATTENTION || op->code == EDB_OP_ROPE || op->code == EDB_OP_POSITION;
+}
+
+/* How many positions there are at most. */
+static int64_t positions_of(const edb_op *op) {
+    if (op->code == EDB_OP_POSITION) return op->matrix->rows;
+    return op->cos != NULL ? op->positions : EDB_MAX_TOKENS;
+}
 
 static int has_view(const edb_program *p, edb_view view, int64_t width) {
     return view.slot >= 0 && view.slot < p->n_slots && view.column >= 0 && width >= 1 &&
@@ -103,7 +112,8 @@ static edb_status check_heads(const edb_op *op) {
 
 static edb_status check_op(const edb_program *p, const edb_op *op) {
     switch (op->code) {
-    case EDB_OP_EMBED: {
+    case EDB_OP_EMBED:
+    case EDB_OP_POSITION: {
         edb_status status = edb_check_matrix(op->matrix);
         if (status != EDB_OK) return status;
         int fits = op->matrix->cols == op->width && has_slot(p, op->out, op->width);
@@ -135,7 +145,7 @@ static edb_status check_op(const edb_program *p, const edb_op *op) {
 /* What a run needs to know of all operations together. */
 static void note(edb_program *p, const edb_op *op) {
     if (op->code == EDB_OP_ATTENTION && op->cache >= p->n_caches) p->n_caches = op->cache + 1;
-    if (op->code == EDB_OP_ATTENTION || op->code == EDB_OP_ROPE) p->is_positional = 1;
+    if (is_positional(op)) p->is_positional = 1;
     if (op->code == EDB_OP_LINEAR) {
         const edb_matrix **widest = &p->widest[op->matrix->kind];
         if (*widest == NULL || op->matrix->cols > (*widest)->cols) *widest = op->matrix;
@@ -201,12 +211,11 @@ static edb_status check_spans(const edb_program *p, int64_t n, const edb_span *s
     if (n != 0) return EDB_ERR_SHAPE;
     for (int32_t i = 0; i < p->n_ops; i++) {
         const edb_op *op = &p->ops[i];
-        if (op->code != EDB_OP_ATTENTION && op->code != EDB_OP_ROPE) continue;
+        if (!is_positional(op)) continue;
         for (int32_t s = 0; s < n_spans; s++) {
             const edb_span *span = &spans[s];
-            if (span->pos < 0 || (is_turned(op) && span->pos > op->positions - span->n))
-                return EDB_ERR_RANGE;
-            if (op->code == EDB_OP_ROPE) continue;
+            if (span->pos < 0 || span->pos > positions_of(op) - span->n) return EDB_ERR_RANGE;
+            if (op->code != EDB_OP_ATTENTION) continue;
             edb_attention_shape shape = shape_of(op, span);
             edb_status status = edb_check_attention(&shape, span->n, span->pos);
             if (status != EDB_OK) return status;
@@ -358,13 +367,13 @@ static void add_rows(run_state *run, const edb_op *op, int64_t row, int64_t n, i
 static void add_op(run_state *run, const edb_op *op, const edb_span *spans, int32_t n_spans) {
     if (op->code == EDB_OP_LINEAR) {
         add_linear(run, op);
-    } else if (op->code == EDB_OP_ATTENTION || op->code == EDB_OP_ROPE) {
+    } else if (is_positional(op)) {
         int64_t row = 0;
         for (int32_t s = 0; s < n_spans; row += spans[s++].n) {
-            if (op->code == EDB_OP_ROPE) {
-                add_rows(run, op, row, spans[s].n, spans[s].pos);
-            } else {
+            if (op->code == EDB_OP_ATTENTION) {
                 add_attention(run, op, &spans[s], row);
+            } else {
+                add_rows(run, op, row, spans[s].n, spans[s].pos);
             }
         }
     } else {

@@ -95,6 +95,7 @@ static void run_row(const edb_row_job *job, int64_t t) {
     int64_t width = op->width, part;
     switch (op->code) {
     case EDB_OP_EMBED: embed_row(kernels, op->matrix, job->ids[t], out); break;
+    case EDB_OP_POSITION: embed_row(kernels, op->matrix, job->pos + t, out); break;
     case EDB_OP_RMS_NORM:
         part = width / op->heads;
         for (int64_t i = 0; i < width; i += part)

@@ -13,6 +13,7 @@ from families import CASES, SUPPORTED, copy_family, reference, write_family_gguf
 from places import SHARED
 
 import edgedb
+from edgedb.convert.calibrate import embedded
 from edgedb.convert.export import export
 from edgedb.convert.forward import Float32Program
 from edgedb.convert.sources import Source, open_source
@@ -62,7 +63,7 @@ def of_the_exporter(source: Source, ids: list[int]) -> np.ndarray:
     forward = Float32Program(program, len(ids))
     linears, vectors = dense(source)
     seen: list[str] = []
-    x = linears["embedding"].weight[ids][None]
+    x = embedded(source, np.array([ids], np.int32))
     for i, kind in enumerate(program.layers):
         own = {n: vectors[f"layers.{i}.{n}"] for n in program.kinds[kind].vectors}
 
