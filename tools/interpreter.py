@@ -131,6 +131,14 @@ def _gelu_tanh(own: Mapping[str, Any], where: Where, x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+def _gelu(own: Mapping[str, Any], where: Where, x: Tensor) -> Tensor:
+    return F.gelu(x)
+
+
+def _relu(own: Mapping[str, Any], where: Where, x: Tensor) -> Tensor:
+    return F.relu(x)
+
+
 def _rope(own: Mapping[str, Any], where: Where, x: Tensor) -> Tensor:
     cos, sin = where.turns.tables[own["table"]]
     first, second = x.float().unflatten(-1, (own["heads"], -1)).chunk(2, dim=-1)
@@ -155,6 +163,8 @@ OPERATIONS: Mapping[str, Callable[..., Tensor]] = {
     "mul": _mul,
     "silu": _silu,
     "gelu_tanh": _gelu_tanh,
+    "gelu": _gelu,
+    "relu": _relu,
     "rope": _rope,
     "attention": _attention,
 }

@@ -149,6 +149,9 @@ def attention_parallel(tokens, q, k_cache, v_cache, out, position, scale, window
         _attend(task, tokens, q, k_cache, v_cache, out, position, scale, window)
 
 
+_ROOT_HALF = math.sqrt(0.5)
+
+
 @jit()
 def _silu_row(x, out):
     for i in range(out.size):
@@ -186,8 +189,35 @@ def gelu_tanh_parallel(x, out):
         _gelu_tanh_row(x[t], out[t])
 
 
+@jit()
+def _gelu_row(x, out):
+    for i in range(out.size):
+        out[i] = 0.5 * x[i] * math.erfc(-x[i] * _ROOT_HALF)
+
+
+@jit()
+def gelu(x, out):
+    for t in range(x.shape[0]):
+        _gelu_row(x[t], out[t])
+
+
+@jit(parallel=True)
+def gelu_parallel(x, out):
+    for t in prange(x.shape[0]):
+        _gelu_row(x[t], out[t])
+
+
+@jit()
+def relu(x, out):
+    for t in range(x.shape[0]):
+        for i in range(x.shape[1]):
+            out[t, i] = x[t, i] if not x[t, i] < 0 else np.float32(0)
+
+
 # An activation by one thread and by several.
 ACTIVATIONS = {
+    "gelu": (gelu, gelu_parallel),
+    "relu": (relu, relu),  # too little to share
     "silu": (silu, silu_parallel),
     "gelu_tanh": (gelu_tanh, gelu_tanh_parallel),
 }

@@ -5,6 +5,7 @@ gets a slot of exactly its width, a slice is a view of its argument's. Fusions a
 recorded values, each only where what disappears has one reader, and none changes a bit of a result:
 
     rms_norm or layer_norm -> linear         the input is normalized as it is quantized
+    activation(x) -> linear                  likewise
     activation(gate) * up -> linear          likewise
     x + linear                               the product is added where x lies
     (rms_norm ->) rope -> attention          heads are normed and turned on their way to the cache
@@ -34,8 +35,9 @@ class Step:
     """One operation of the C library. ``value`` holds its weights' names and numbers.
 
     op: one of ``OPERATIONS`` but ``input`` and ``slice``, or ``copy``; form: of a linear's input,
-    ``plain``, ``normed`` or ``centered`` (by ``norms[0]``), or ``gated`` (by ``activation``); add:
-    the product is added to what lies at ``out``; norms and rope: of an attention's q and k.
+    ``plain``, ``normed`` or ``centered`` (by ``norms[0]``), ``activated`` or ``gated`` (by
+    ``activation``); add: the product is added to what lies at ``out``; norms and rope: of an
+    attention's q and k.
     """
 
     op: str
@@ -146,6 +148,9 @@ class _Fusing:
             whole, act = gate_up
             draft = _Draft("linear", value, (whole,), value, form="gated", activation=act.op)
             return draft, [x, act]
+        if x.op in ACTIVATIONS and self._is_sole(x) and x.args[0].op != "slice":
+            draft = _Draft("linear", value, x.args, value, form="activated", activation=x.op)
+            return draft, [x]
         return _Draft("linear", value, (x,), value), []
 
     def _gated(self, x: Value) -> tuple[Value, Value] | None:

@@ -27,7 +27,10 @@ _CODES = {
     op: f"EDB_OP_{op.upper()}"
     for op in ("copy", *(name for name in OPERATIONS if name not in ("input", "slice")))
 }
-_FORMS = {form: f"EDB_INPUT_{form.upper()}" for form in ("plain", "normed", "centered", "gated")}
+_FORMS = {
+    form: f"EDB_INPUT_{form.upper()}"
+    for form in (*("plain", "normed", "centered"), *("activated", "gated"))
+}
 _NO_WINDOW = 1 << 24  # keys: as many as any cache holds
 
 

@@ -15,6 +15,8 @@ The operations (``x`` is a row of a token; widths are floats a token):
     slice       ``width`` columns of x from ``begin`` on
     add, mul    element by element
     silu        x / (1 + exp(-x))
+    gelu        x / 2 * (1 + erf(x / sqrt(2)))
+    relu        x, or 0 where that is larger
     gelu_tanh   x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))
     rope        every head turned by its position, halves as pairs (RoFormer, arXiv 2104.09864)
     attention   softmax(scale q k) v over the keys up to its own, at most ``window`` of them;
@@ -35,7 +37,7 @@ from ..errors import FormatError
 from .sequences import MAX_ROWS
 
 # Functions of each element by itself, which a gate may be.
-ACTIVATIONS = ("silu", "gelu_tanh")
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu")
 
 # The operations: how many values each takes. The only list of them; an interpreter that lacks one
 # of these names fails its test.
@@ -156,10 +158,16 @@ class Recorder:
         return _value(op, (x,), x.width, weight=name, heads=heads, eps=self._eps, **more)
 
     def silu(self, x: Value) -> Value:
-        return _value("silu", (x,), x.width)
+        return self.activation("silu", x)
 
     def gelu_tanh(self, x: Value) -> Value:
-        return _value("gelu_tanh", (x,), x.width)
+        return self.activation("gelu_tanh", x)
+
+    def activation(self, name: str, x: Value) -> Value:
+        """One of ``ACTIVATIONS``."""
+        if name not in ACTIVATIONS:
+            raise FormatError(f"{name}: expected one of {', '.join(ACTIVATIONS)}")
+        return _value(name, (x,), x.width)
 
     def rope(self, x: Value, heads: int) -> Value:
         """Each of ``heads`` heads turned by its token's position."""

@@ -286,18 +286,21 @@ enum {
     EDB_OP_ATTENTION = 9, /* out = attention of queries x, keys y, values z; see edb_op */
     EDB_OP_GELU_TANH = 10, /* out = x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))) */
     EDB_OP_LAYER_NORM = 11, /* out = each of `heads` parts of x as edb_layernorm makes it */
-    EDB_OP_POSITION = 12    /* out = row of matrix for the token's position */
+    EDB_OP_POSITION = 12,   /* out = row of matrix for the token's position */
+    EDB_OP_RELU = 13,       /* out = x, or 0 where that is larger */
+    EDB_OP_GELU = 14        /* out = x/2 * (1 + erf(x / sqrt(2))) */
 };
 
 /*
- * What a LINEAR multiplies: x as it is, as RMS_NORM or LAYER_NORM make it, or activation(gate) * up
- * with x = (gate, up).
+ * What a LINEAR multiplies: x as it is, as RMS_NORM or LAYER_NORM make it, activation(x), or
+ * activation(gate) * up with x = (gate, up).
  */
 enum {
     EDB_INPUT_PLAIN = 0,
     EDB_INPUT_NORMED = 1,
     EDB_INPUT_GATED = 2,
-    EDB_INPUT_CENTERED = 3
+    EDB_INPUT_CENTERED = 3,
+    EDB_INPUT_ACTIVATED = 4
 };
 
 /*
@@ -313,7 +316,7 @@ typedef struct {
     int32_t input;            /* LINEAR: EDB_INPUT_... */
     int32_t add;              /* LINEAR */
     int32_t heads;            /* RMS_NORM, LAYER_NORM, ROPE */
-    int32_t activation;       /* EDB_INPUT_GATED: EDB_OP_SILU or EDB_OP_GELU_TANH */
+    int32_t activation;       /* EDB_INPUT_GATED, ..._ACTIVATED: EDB_OP_SILU or another */
     edb_view x, y, z, out;
     int64_t width;            /* columns of out; of one head times heads */
     const edb_matrix *matrix; /* EMBED, POSITION [., width]; LINEAR [width, columns of the input] */

@@ -114,8 +114,8 @@ typedef struct {
  */
 typedef struct {
     /*
-     * x[cols] -> q, sx of one token, zero-padded to whole groups; also of x * scale * weight and of
-     * activation(gate) * up, with the bits of rmsnorm and gate.
+     * x[cols] -> q, sx of one token, zero-padded to whole groups; also of x * scale * weight, of
+     * activation(x) and of activation(gate) * up, with the bits of rmsnorm, activate and gate.
      */
     void (*quantize)(const float *x, int64_t cols, int8_t *q, float *sx, int64_t stride);
     void (*quantize_normed)(const float *x, const float *weight, float scale, int64_t cols,
@@ -123,6 +123,8 @@ typedef struct {
     /* (x - mean) * scale * weight + shift, which may be NULL, with the bits of layernorm. */
     void (*quantize_centered)(const float *x, const float *weight, const float *shift, float mean,
                               float scale, int64_t cols, int8_t *q, float *sx, int64_t stride);
+    void (*quantize_activated)(int32_t activation, const float *x, int64_t cols, int8_t *q,
+                               float *sx, int64_t stride);
     void (*quantize_gated)(int32_t activation, const float *gate, const float *up, int64_t cols,
                            int8_t *q, float *sx, int64_t stride);
 
@@ -287,7 +289,8 @@ edb_status edb_check_matrix(const edb_matrix *matrix);
 
 /* Whether an operation's code is that of a function of each element, which a gate may be. */
 static inline int edb_is_activation(int32_t code) {
-    return code == EDB_OP_SILU || code == EDB_OP_GELU_TANH;
+    return code == EDB_OP_SILU || code == EDB_OP_GELU_TANH || code == EDB_OP_GELU ||
+           code == EDB_OP_RELU;
 }
 
 /* Rows of floats that lie `stride` apart, such as some columns of a wider array. */

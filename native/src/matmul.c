@@ -137,6 +137,9 @@ static void quantize_part(const edb_matmul_job *job, int64_t t, int64_t column, 
         kernels->quantize_centered(x + column, input->weight + column, shift, mean, scale, count, q,
                                    sx, job->n);
         break;
+    case EDB_INPUT_ACTIVATED:
+        kernels->quantize_activated(input->activation, x + column, count, q, sx, job->n);
+        break;
     case EDB_INPUT_GATED:
         x += t * cols + column;
         kernels->quantize_gated(job->input.activation, x, x + cols, count, q, sx, job->n);
@@ -183,6 +186,8 @@ static void prepare_dense(void *argument, int64_t begin, int64_t end, int32_t wo
         } else if (job->input.form == EDB_INPUT_CENTERED) {
             job->kernels->layernorm(x, job->input.weight, job->input.shift, job->dense + t * cols,
                                     cols, job->input.eps);
+        } else if (job->input.form == EDB_INPUT_ACTIVATED) {
+            job->kernels->activate(job->input.activation, x, job->dense + t * cols, cols);
         } else {
             job->kernels->gate(job->input.activation, gate, gate + cols, job->dense + t * cols,
                                cols);

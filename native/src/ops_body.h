@@ -73,6 +73,8 @@ static inline v16 v_exp(v16 x) {
     return v_scale2(v_add(p, v_set1(1.0f)), t);
 }
 
+#include "activation_body.h"
+
 /* ---- activations to int8 ---- */
 
 enum { GROUP_VECTORS = EDB_GROUP / EDB_LANES };
@@ -112,39 +114,6 @@ static EDB_INLINE v16 v_load_or_zero(const float *p, int64_t at, int64_t count) 
     return p == NULL ? v_set1(0.0f) : v_load_part(p + at, count);
 }
 
-/* x / (1 + e^-z) */
-static EDB_INLINE v16 let_through(v16 x, v16 z) {
-    return v_div(x, v_add(v_set1(1.0f), v_exp(v_sub(v_set1(0.0f), z))));
-}
-
-/* x/2 (1 + tanh u) = x / (1 + e^-2u) with 2u = 2 sqrt(2/pi) (x + 0.044715 x^3). */
-static EDB_INLINE v16 gelu_tanh(v16 x) {
-    v16 slope = v_fma(v_mul(x, x), v_set1(0x1.2444f2p-4f), v_set1(0x1.988454p0f));
-    return let_through(x, v_mul(x, slope));
-}
-
-static EDB_INLINE v16 activated(int32_t activation, v16 x) {
-    switch (activation) {
-    case EDB_OP_GELU_TANH: return gelu_tanh(x);
-    default: return let_through(x, x); /* EDB_OP_SILU */
-    }
-}
-
-/* Does `call` with `constant` for the activation, so that each has a loop of its own. */
-#define FOR_ACTIVATION(activation, call)                                                           \
-    switch (activation) {                                                                          \
-    case EDB_OP_GELU_TANH: {                                                                       \
-        enum { constant = EDB_OP_GELU_TANH };                                                      \
-        call;                                                                                      \
-        break;                                                                                     \
-    }                                                                                              \
-    default: {                                                                                     \
-        enum { constant = EDB_OP_SILU };                                                           \
-        call;                                                                                      \
-        break;                                                                                     \
-    }                                                                                              \
-    }
-
 /* Quantizes value(column, count), sixteen columns from `column` on of which `count` exist. */
 #define QUANTIZE(value)                                                                            \
     for (int64_t start = 0; start < cols; start += EDB_GROUP) {                                    \
@@ -175,13 +144,23 @@ static void quantize_centered(const float *x, const float *weight, const float *
                                 v_load_or_zero(shift, column, count)))
 }
 
-/* Behind the end gate and up are zeros, and so is their product. */
+/* Behind the end x, gate and up are zeros, and so is what becomes of them. */
 static EDB_INLINE void quantize_gated_by(int32_t activation, const float *gate, const float *up,
                                          int64_t cols, int8_t *q, float *sx, int64_t stride) {
     QUANTIZE(v_mul(activated(activation, v_load_part(gate + column, count)),
                    v_load_part(up + column, count)))
 }
+
+static EDB_INLINE void quantize_activated_by(int32_t activation, const float *x, int64_t cols,
+                                             int8_t *q, float *sx, int64_t stride) {
+    QUANTIZE(activated(activation, v_load_part(x + column, count)))
+}
 #undef QUANTIZE
+
+static void quantize_activated(int32_t activation, const float *x, int64_t cols, int8_t *q,
+                               float *sx, int64_t stride) {
+    FOR_ACTIVATION(activation, quantize_activated_by(constant, x, cols, q, sx, stride))
+}
 
 static void quantize_gated(int32_t activation, const float *gate, const float *up, int64_t cols,
                            int8_t *q, float *sx, int64_t stride) {
@@ -380,7 +359,7 @@ static void widen_int8(const void *rows, float *y, int64_t n_rows, int64_t head_
 #define OPS_KERNELS                                                                       \
     .quantize = quantize, .quantize_normed = quantize_normed,                             \
     .quantize_centered = quantize_centered, .center_scale = center_scale,                 \
-    .layernorm = layernorm, .quantize_gated = quantize_gated, .dense_rows = dense_rows,   \
+    .layernorm = layernorm, .quantize_activated = quantize_activated, .quantize_gated = quantize_gated, .dense_rows = dense_rows,   \
     .norm_scale = norm_scale, .rmsnorm = rmsnorm, .activate = activate,                   \
     .gate = apply_gate, .rotate = rotate, .to_f16 = to_f16,                               \
     .from_f16 = from_f16, .widen_int8 = widen_int8

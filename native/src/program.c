@@ -58,14 +58,18 @@ static int has_norm(const edb_op *op) {
     return op->input == EDB_INPUT_NORMED || op->input == EDB_INPUT_CENTERED;
 }
 
+static int has_activation(const edb_op *op) {
+    return op->input == EDB_INPUT_GATED || op->input == EDB_INPUT_ACTIVATED;
+}
+
 static edb_status check_linear(const edb_program *p, const edb_op *op) {
     edb_status status = edb_check_matrix(op->matrix);
     if (status == EDB_OK) status = check_floats(op->bias, 0);
     if (status == EDB_OK) status = check_floats(op->weight, has_norm(op));
     if (status == EDB_OK) status = check_floats(op->shift, 0);
     if (status != EDB_OK) return status;
-    if (op->input < EDB_INPUT_PLAIN || op->input > EDB_INPUT_CENTERED) return EDB_ERR_KIND;
-    if (op->input == EDB_INPUT_GATED && !edb_is_activation(op->activation)) return EDB_ERR_KIND;
+    if (op->input < EDB_INPUT_PLAIN || op->input > EDB_INPUT_ACTIVATED) return EDB_ERR_KIND;
+    if (has_activation(op) && !edb_is_activation(op->activation)) return EDB_ERR_KIND;
     int64_t columns = op->matrix->cols * (op->input == EDB_INPUT_GATED ? 2 : 1);
     if (op->matrix->rows != op->width || op->x.slot == op->out.slot) return EDB_ERR_SHAPE;
     if (!has_slot(p, op->x, columns) || !has_slot(p, op->out, op->width)) return EDB_ERR_SHAPE;

@@ -158,12 +158,23 @@ static void layernorm_case(const edb_context *context, uint64_t seed, result *to
     free(x);
 }
 
-/* Those that are not SiLU. */
 static void gates_case(const edb_context *context, uint64_t seed, result *to) {
     int64_t n = random_range(&seed, 1, 40), d = random_range(&seed, 1, 280);
     float *x = activations(&seed, n, 2 * d), *out = allocate((size_t)(n * d) * sizeof *out);
     CHECK(edb_gate(context, EDB_OP_GELU_TANH, x, out, n, d) == EDB_OK);
     keep_floats(to, out, n * d);
+    free(out);
+    free(x);
+}
+
+static void functions_case(const edb_context *context, uint64_t seed, result *to) {
+    int64_t n = random_range(&seed, 1, 40), d = random_range(&seed, 1, 280);
+    float *x = activations(&seed, n, 2 * d), *out = allocate((size_t)(n * d) * sizeof *out);
+    const int32_t codes[] = {EDB_OP_GELU, EDB_OP_RELU};
+    for (int i = 0; i < 2; i++) {
+        CHECK(edb_gate(context, codes[i], x, out, n, d) == EDB_OK);
+        keep_floats(to, out, n * d);
+    }
     free(out);
     free(x);
 }
@@ -277,6 +288,7 @@ static const operation operations[] = {
     {"narrow", narrow_case, 0},           {"halves", halves_case, 0},
     {"halves4", halves_case, 1},          {"embed_half", embed_half_case, 0},
     {"gates", gates_case, 0},             {"layernorm", layernorm_case, 0},
+    {"functions", functions_case, 0},
 };
 
 /* Runs the case on one instruction set and kernel, alone and in a pool. */

@@ -28,6 +28,8 @@ LAYERS: dict[str, Callable[[Recorder, Value], Value]] = {
     "mul": lambda m, x: x * m.silu(x),
     "silu": lambda m, x: m.silu(x),
     "gelu_tanh": lambda m, x: m.gelu_tanh(x),
+    "gelu": lambda m, x: m.activation("gelu", x),
+    "relu": lambda m, x: m.activation("relu", x),
     "rope": lambda m, x: m.rope(x, 3),
     "attention": lambda m, x: m.attention(
         m.linear(x, "q", 32), m.linear(x, "k", 16), x.split(8, 16)[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,16 @@ def gelu_tanh(x: np.ndarray) -> np.ndarray:
     return out
 
 
-GATES = {"silu": lambda x: x / (1 + np.exp(-x)), "gelu_tanh": gelu_tanh}
+def gelu(x: np.ndarray) -> np.ndarray:
+    return np.vectorize(lambda v: v / 2 * math.erfc(-v / math.sqrt(2)))(x)
+
+
+GATES = {
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu_tanh": gelu_tanh,
+    "gelu": gelu,
+    "relu": lambda x: np.maximum(x, 0),
+}
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -161,10 +161,18 @@ def gelu_gates(m: Recorder, x: Value) -> Value:
     return x + m.linear(m.gelu_tanh(m.linear(x, "up", 50)), "down2", 36)
 
 
+def no_gates(m: Recorder, x: Value) -> Value:
+    up, plain = m.linear(attend(m, x), "up", 80).split(50, 30)
+    x = x + m.linear(m.activation("gelu", up), "down", 36)  # of a slice: not fused
+    h = m.activation("gelu", m.linear(x, "up2", 50, bias=True))
+    x = x + m.linear(h, "down2", 36) + m.linear(m.activation("relu", plain), "down3", 36)
+    return x + m.linear(m.activation("relu", m.linear(x, "up3", 50)), "down4", 36, bias=True)
+
+
 LAYERS = [
     norms_behind, parallel, head_norms_and_a_window, norms_over_all_heads, no_rope,
     queries_read_twice, the_stream_read_again, gates_the_other_way,
-    layer_norms, gelu_gates,
+    layer_norms, gelu_gates, no_gates,
 ]  # fmt: skip
 
 
