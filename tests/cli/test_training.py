@@ -13,12 +13,12 @@ import pytest
 from click.testing import CliRunner
 
 from edgedb.cli import training
-from edgedb.cli.convert import convert as command
+from edgedb.cli.commands import main
 from edgedb.errors import EdgeDBError
 
 
 def convert(*arguments: str) -> Any:
-    return CliRunner().invoke(command, ["source", "out.dbb", *arguments])
+    return CliRunner().invoke(main, ["convert", "source", "out.dbb", *arguments])
 
 
 def test_the_tools_get_what_was_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
