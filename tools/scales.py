@@ -127,16 +127,15 @@ class Walk:
 
     def __init__(self, student: Decoder, ids: Tensor, goals: Stream, goal_head: Tensor) -> None:
         self.student, self.ids, self.goals, self.goal_head = student, ids, goals, goal_head
-        self.turns = student.turns(ids.shape[1])
 
     def forth(self, rows: NDArray[np.int64]) -> tuple[list[Tensor], Tensor, Where]:
         """What each layer reads of some sequences, and what the last one gives."""
-        where = self.student.around(self.turns)
+        where = self.student.around(self.student.turns(self.ids.shape[1]))  # on its device of now
         ids = self.ids[torch.from_numpy(rows)].to(self.student.device)
         reads = [self.student.enter(ids, where)]
         for layer in self.student.layers:
             with visiting(layer, self.student.device):
-                reads.append(layer(reads[-1], self.turns))
+                reads.append(layer(reads[-1], where.turns))
         return reads[:-1], reads[-1], where
 
     def loss(self, x: Tensor, where: Where, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -159,7 +158,7 @@ class Walk:
             for layer, read in zip(reversed(self.student.layers), reversed(reads), strict=True):
                 gradient, x = x.grad, read.requires_grad_()
                 with visiting(layer, self.student.device):
-                    layer(x, self.turns).backward(gradient)
+                    layer(x, where.turns).backward(gradient)
         return kl
 
     @torch.no_grad()

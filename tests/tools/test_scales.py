@@ -61,6 +61,15 @@ def test_there_and_back_gives_the_gradients_of_the_whole(tmp_path: Path, family:
         torch.testing.assert_close(gradient, p.grad, rtol=1e-3, atol=1e-6)
 
 
+def test_a_student_may_move_to_its_device_after_its_walk_was_made(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    weights = trial.student.state_dict()
+    trial.student.to("meta")
+    walk = trial.walk()
+    trial.student.to_empty(device="cpu").load_state_dict(weights)
+    assert walk.measured(4) > 0
+
+
 def planes_and_scales(student: Decoder) -> tuple[dict, dict]:
     weights = {name: m.weight().detach() for name, m in student.matrices()}
     zero = {name: w == 0 for name, w in weights.items()}
