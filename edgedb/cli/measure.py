@@ -58,6 +58,71 @@ def perplexity(
 
 @evaluate.command()
 @click.argument("model")
+@click.argument("base")
+@click.option("--max-windows", type=int, help="Only the first windows.  [default: all]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@load_options
+def kl(model: str, base: str, max_windows: int | None, as_json: bool, **options: Any) -> None:
+    """KL divergence of MODEL from the teacher whose predictions are in the file BASE.
+
+    BASE is written by "edgedb eval base", or by llama.cpp's "llama-perplexity
+    --kl-divergence-base"; the protocol is llama-perplexity's.
+    """
+    from ..measure.divergence import divergence
+    from . import ui
+
+    loaded = take_loader(options)(model)
+    with ui.progress("windows") as show:
+        result = divergence(
+            loaded,
+            Path(base),
+            max_windows=max_windows,
+            progress=lambda done, total, value: show(done, total, f"KL {value:.4f}"),
+        )
+    if as_json:
+        click.echo(json.dumps({**asdict(result), "protocol": result.protocol}, indent=2))
+    else:
+        ui.divergence(result)
+
+
+@evaluate.command()
+@click.argument("model")
+@click.argument("text")
+@click.argument("out", metavar="BASE")
+@click.option("--window", type=int, help="Tokens of a window.  [default: 2048]")
+@click.option("--max-windows", type=int, help="Only the first windows.  [default: all]")
+@load_options
+def base(
+    model: str,
+    text: str,
+    out: str,
+    window: int | None,
+    max_windows: int | None,
+    **options: Any,
+) -> None:
+    """Write what MODEL, a teacher, predicts on TEXT to BASE, for "edgedb eval kl".
+
+    A token takes two bytes for each entry of the vocabulary: 100 MB a window of SmolLM2's.
+    """
+    from ..measure.divergence import write_base
+    from . import ui
+
+    content = read_text(text)
+    loaded = take_loader(options)(model)
+    with ui.progress("windows") as show:
+        count = write_base(
+            loaded,
+            content,
+            Path(out),
+            window=window,
+            max_windows=max_windows,
+            progress=lambda done, total, value: show(done, total, f"perplexity {value:.3f}"),
+        )
+    ui.say(f"{out}: {count} windows")
+
+
+@evaluate.command()
+@click.argument("model")
 @click.argument("questions", nargs=-1, required=True)
 @click.option(
     "--max-questions", type=click.IntRange(1), help="Only the first of each file.  [default: all]"

@@ -19,6 +19,7 @@ from ..model.layer_map import layer_map
 
 if TYPE_CHECKING:
     from ..measure.choices import ChoiceResult
+    from ..measure.divergence import DivergenceResult
     from ..measure.evaluate import PerplexityResult
     from ..run.session import Chunk, Stats
 
@@ -92,6 +93,27 @@ def perplexity(result: PerplexityResult) -> None:
             ("nats a token", f"{result.nll:.5f}"),
             ("tokens scored", f"{result.n_scored:,} of {result.n_text_tokens:,}"),
             ("windows", f"{result.n_windows} of {result.window} tokens"),
+            ("protocol", result.protocol),
+        ]
+    )
+
+
+def divergence(result: DivergenceResult) -> None:
+    """The figures and everything needed to repeat them."""
+    _table(
+        [
+            ("mean KL", f"{result.kl:.6f} +- {result.kl_error:.6f} nats a token"),
+            (
+                "median, 99%, 99.9%",
+                f"{result.kl_median:.6f}, {result.kl_99:.4f}, {result.kl_999:.4f}",
+            ),
+            ("same top token", f"{result.same_top:.3%}"),
+            (
+                "perplexity",
+                f"{result.perplexity:.4f}, {result.ratio:.4f} of the teacher's "
+                f"{result.base_perplexity:.4f}",
+            ),
+            ("tokens scored", f"{result.n_scored:,}"),
             ("protocol", result.protocol),
         ]
     )

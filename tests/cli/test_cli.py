@@ -20,6 +20,7 @@ import edgedb
 from edgedb.chat import lineedit
 from edgedb.choose.sampling import SamplingParams
 from edgedb.cli import commands as cli
+from edgedb.cli.measure import evaluate
 from edgedb.hub import modelfiles
 from edgedb.run import engine
 
@@ -137,6 +138,21 @@ def test_perplexity(run: Run, tiny_model: Path) -> None:
     document = json.loads(run(*arguments, "--json").stdout)
     assert document["n_scored"] == 2 * 63
     assert f"{document['perplexity']:.4f}" in result.stdout
+
+
+def test_kl(run: Run, tiny_model: Path) -> None:
+    Path("text.txt").write_text("the cat sat on the mat and looked at the moon. " * 20)
+    written = run("eval", "base", tiny_model, "text.txt", "base.kld", "--window", 64)
+    assert written.stdout.startswith("base.kld: ")
+    result = run("eval", "kl", tiny_model, "base.kld", "--max-windows", 2)
+    document = json.loads(
+        run("eval", "kl", tiny_model, "base.kld", "--max-windows", 2, "--json").stdout
+    )
+    assert document["n_windows"] == 2
+    assert document["same_top"] > 0.9
+    assert "nats a token" in result.stdout
+    assert "2 independent windows of 64 tokens" in result.stdout
+    refused(run("eval", "kl", tiny_model, "text.txt"), "text.txt is no file of a teacher's logits")
 
 
 def test_choices(run: Run, tiny_model: Path) -> None:
@@ -332,7 +348,8 @@ def test_help_texts_in_the_documentation() -> None:
         return f"```text\n{command}\n{result.output}```"
 
     written = {match[1].strip() for match in pattern.finditer(text)}
-    assert written == {"", *cli.main.commands, "eval perplexity", "eval choices"} - {"eval"}
+    measures = {f"eval {name}" for name in evaluate.commands}
+    assert written == {"", *cli.main.commands, *measures} - {"eval"}
     current = pattern.sub(help_of, text)
     if os.environ.get("EDGEDB_WRITE_DOCS"):
         DOCS.write_text(current, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .base_logits import BaseLogitsKind
 from .dbb import DbbKind
 from .gguf import GGUFKind
 from .huggingface import HuggingFaceKind
@@ -21,5 +22,6 @@ KINDS: dict[str, Kind] = {
         HuggingFaceKind(),
         TokenizerJsonKind(),
         TemplateKind(),
+        BaseLogitsKind(),
     )
 }
