@@ -4,6 +4,8 @@
 # make bench   prompt and decode speed of a model (MODEL=file) or of a shape (SHAPE=llama-1.1b)
 # make bench-peers
 #              against llama.cpp (built here, some minutes): bench/results/peers-*; PEERS="--help"
+# make bench-quality
+#              both quantizers on one teacher: bench/results/quality-*; QUALITY="--parts ours", "--help"
 # make lint    ruff and mypy
 # make fuzz SECONDS=600
 #              damaged and hostile files for every reader (docs/security.md); FUZZ="--help"
@@ -29,13 +31,14 @@ TORCH ?= torch==2.13.0
 ZIGLANG ?= ziglang==0.17.1
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PEERS ?=
+QUALITY ?=
 PEERS_DIR := .cache/peers
 LLAMA_CPP ?= llama-cpp-python==0.3.36
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: chat test test-native test-clang test-arm test-sanitize wheel-arm test-wheel-arm bench bench-kernels \
-	bench-peers lint fuzz clean
+	bench-peers bench-quality lint fuzz clean
 .DELETE_ON_ERROR:
 
 chat: $(BIN)/.installed $(MODEL)
@@ -68,9 +71,13 @@ bench: $(BIN)/.installed $(if $(SHAPE),,$(MODEL))
 bench-kernels: $(BIN)/.installed-test
 	$(BIN)/python -m pytest bench/bench_kernels.py --benchmark-only --benchmark-group-by=func
 
-bench-peers: $(BIN)/.installed-bench $(PEERS_DIR)/venv/.installed $(SMOLLM2).dbb
+bench-peers: $(BIN)/.installed-bench $(PEERS_DIR)/.built $(SMOLLM2).dbb
 	@$(BIN)/python -m tools.fetch_smollm2 $(GGUF) </dev/null
 	@$(BIN)/python -m bench.peers $(PEERS)
+
+bench-quality: $(BIN)/.installed-bench $(PEERS_DIR)/.built
+	@$(BIN)/python -m tools.fetch_smollm2 $(GGUF) </dev/null
+	@$(BIN)/python -m bench.quality $(QUALITY)
 
 lint: $(BIN)/.installed-test
 	$(BIN)/ruff check .
@@ -117,13 +124,9 @@ $(BIN)/.installed-bench: $(BIN)/.installed pyproject.toml
 	@$(BIN)/python -m pip install --quiet --progress-bar off -e '.[convert,bench]' </dev/null
 	@touch $@ $(BIN)/.installed
 
-# llama.cpp comes as the source that its Python binding carries, built for this very CPU.
-$(PEERS_DIR)/venv/.installed: | $(BIN)/.created
+$(PEERS_DIR)/.built: bench/peers/build_llama_cpp.sh | $(BIN)/.created
 	@echo "edgedb: building llama.cpp ($(LLAMA_CPP)) in $(PEERS_DIR); 5 to 10 minutes on two cores"
-	@$(PYTHON) -m venv $(PEERS_DIR)/venv </dev/null
-	@CMAKE_ARGS="-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DGGML_OPENMP=ON -DLLAVA_BUILD=OFF" \
-		$(PEERS_DIR)/venv/bin/python -m pip install --quiet --progress-bar off \
-		--no-cache-dir --no-binary llama-cpp-python "$(LLAMA_CPP)" 'gguf>=0.16.0' </dev/null
+	@bench/peers/build_llama_cpp.sh $(PYTHON) $(PEERS_DIR) "$(LLAMA_CPP)" </dev/null
 	@touch $@
 
 $(GGUF): | $(BIN)/.installed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import platform
 import re
-import subprocess
 import sys
 import time
 from datetime import date
@@ -19,6 +18,7 @@ from edgedb.measure.benchmark import Machine
 
 from . import plot, report
 from .cases import MODELS, Case, Paths, case
+from .commit import commit_of
 from .extras import run_extras
 from .results import Results
 from .runner import QUIET, Journal, run_case
@@ -75,7 +75,8 @@ def main(
     if prepare:
         return
     machine = Machine.here()
-    key = {"cpu": machine.cpu, "cores": machine.cores, "commit": _commit(), "quick": quick}
+    commit = commit_of(ROOT, "edgedb", "native", "bench/peers")
+    key = {"cpu": machine.cpu, "cores": machine.cores, "commit": commit, "quick": quick}
     stem = re.sub(r"[^a-z0-9]+", "-", machine.cpu.lower()).strip("-") + "-quick" * quick
     journal = Journal(paths.peers / f"run-{stem}.jsonl", key, fresh=fresh)
     deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
@@ -142,27 +143,6 @@ def _peers(results: dict[str, Results]) -> str:
             if name.startswith("llama.cpp") and "version" in described:
                 return f"{described['version']} ({described['isa']})"
     return "no llama.cpp"
-
-
-def _commit() -> str:
-    """The last commit that changed what is measured, with ``-dirty`` if more has changed since.
-
-    Commits of reports or other pages leave it alone, so that a run in parts goes on.
-    """
-    measured = ["--", "edgedb", "native", "bench/peers"]
-    head = _git("log", "-1", "--format=%h", "--abbrev=10", *measured)
-    if head is None:
-        return "release"
-    return head + ("-dirty" if _git("status", "--porcelain", *measured) else "")
-
-
-def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", str(ROOT), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return None if done.returncode else done.stdout.strip()
 
 
 def _say(text: str) -> None:

@@ -133,7 +133,8 @@ def _contestants(
             raise EdgeDBError(f"{path} is not there; `make bench-peers` makes it")
     python = (sys.executable, "-m")
     size = ("--context", str(context))
-    probe = (*python, "bench.peers.read_worker", str(_probe(paths)), str(ours[1]))
+    compiled = shared_library(Path(__file__).with_name("read_probe.c"), paths.peers)
+    probe = (*python, "bench.peers.read_worker", str(compiled), str(ours[1]))
     edgedb = (*python, "bench.peers.edgedb_worker")
     found = [
         Contestant(READ, probe, tests=()),
@@ -157,10 +158,9 @@ def has_avx2_below_the_best() -> bool:
     return "avx2" in [name for name, _, runs in library.instruction_sets() if runs][1:]
 
 
-def _probe(paths: Paths) -> Path:
-    """The compiled read probe, for this CPU."""
-    source = Path(__file__).with_name("read_probe.c")
-    library = paths.file("read_probe.so")
+def shared_library(source: Path, folder: Path) -> Path:
+    """A C file compiled for this CPU, in ``folder``."""
+    library = folder / f"{source.stem}.so"
     if not library.exists() or library.stat().st_mtime < source.stat().st_mtime:
         compiler = os.environ.get("CC", "cc")
         options = ["-O3", "-march=native", "-shared", "-fPIC", "-pthread"]
