@@ -15,14 +15,19 @@ from edgedb.model.families import FAMILIES
 
 # folder -> variants that are supported
 SUPPORTED: dict[str, tuple[str, ...]] = {
+    "gpt2": (),
     "granite": ("v4",),
     "llama": ("v4", "linear", "yarn"),
     "llama_bias": ("v4",),
     "mistral": ("v4",),
     "olmo2": ("v4",),
+    "opt": (),
     "qwen2": ("v4", "window"),
     "qwen3": ("v4",),
 }
+# Families from before Llama, of which GGUF says less; matrices of GPT-2 that are stored transposed.
+OLDER = ("gpt2",)
+CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 CASES = [(name, variant) for name, found in SUPPORTED.items() for variant in ("", *found)]
 
 
@@ -53,6 +58,8 @@ def write_family_gguf(folder: Path, path: Path) -> Path:
     architecture = FAMILIES[config["model_type"]].architecture
     assert architecture is not None, "only what GGUF has a name for"
     writer = gguf.GGUFWriter(path, architecture)
+    aliases = FAMILIES[config["model_type"]].aliases
+    config |= {name: config[key] for key, name in aliases.items() if key in config}
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     writer.add_block_count(config["num_hidden_layers"])
@@ -60,14 +67,17 @@ def write_family_gguf(folder: Path, path: Path) -> Path:
     writer.add_embedding_length(config["hidden_size"])
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(heads)
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    theta = rope.get("rope_theta", config.get("rope_theta"))
-    writer.add_rope_freq_base(theta)
-    _add_scaling(writer, rope, theta, head_dim)
+    if config["model_type"] in OLDER:
+        writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    else:
+        writer.add_head_count_kv(config["num_key_value_heads"])
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+        rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+        theta = rope.get("rope_theta", config.get("rope_theta"))
+        writer.add_rope_freq_base(theta)
+        _add_scaling(writer, rope, theta, head_dim)
     if config["model_type"] == "granite":
         writer.add_attention_scale(config["attention_multiplier"])
         writer.add_embedding_scale(config["embedding_multiplier"])
@@ -78,6 +88,8 @@ def write_family_gguf(folder: Path, path: Path) -> Path:
     for name, tensor in load_file(folder / "model.safetensors").items():
         if (moved and ".q_proj." in name) or (moved and ".k_proj." in name):
             tensor = interleave(tensor, head_dim)
+        if name.endswith(CONV1D):
+            tensor = np.ascontiguousarray(tensor.T)
         writer.add_tensor(gguf_name(name, config["model_type"]), tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

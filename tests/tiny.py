@@ -14,6 +14,7 @@ from edgedb.model.families import program_of
 
 # One of each family, with everything that its program may have: what differs from a plain Llama.
 FAMILY_CHANGES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_kv_heads": 4, "activation": "gelu"},
     "granite": {},
     "llama": {
         "attention_bias": True,
@@ -24,6 +25,7 @@ FAMILY_CHANGES: dict[str, dict[str, Any]] = {
     },
     "mistral": {"sliding_window": 5},
     "olmo2": {"attention_bias": True},
+    "opt": {"n_kv_heads": 4},
     "qwen2": {"sliding_window": 5, "windowed_layers": (1,)},
     "qwen3": {},
 }

@@ -29,17 +29,19 @@ def read_config(
     """
     model_type = raw.get("model_type", "?")
     family = family_of(model_type)
-    given = {key: value for key, value in raw.items() if value is not None or key in family.nulls}
+    named = {family.aliases.get(key, key): value for key, value in raw.items()}
+    given = {key: value for key, value in named.items() if value is not None or key in family.nulls}
     settings = {**family.defaults, **given}
+    settings = {**family.derived(settings), **settings}
     unknown = family.config.check(settings) + _unknown_classes(settings, family)
 
     rope, theta, unknown_of_rope = _read_rope(settings)
     fields: dict[str, Any] = {
         field: settings.get(key) for key, field in family.config.fields.items()
     }
-    if fields["head_dim"] is None:
+    if fields.get("head_dim") is None:
         fields["head_dim"] = _divide(settings)
-    if fields["n_kv_heads"] is None:
+    if fields.get("n_kv_heads") is None:
         fields["n_kv_heads"] = fields["n_heads"]
     for key, field in family.config.fields.items():
         if fields[field] is None:

@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ..display import quoted
+from ..errors import UnsupportedModelError
 from .keys import Keys, Refusal, at_least, each, either, equals, names, needs, only
 
 # Whatever the family: what transformers keeps for training, for its own generation, for its logs,
@@ -110,6 +112,34 @@ LLAMA_CONFIG = Keys(
 )
 
 
+# Decoders before Llama: no gate, norms that take the mean away, a key for every query.
+OLDER_CONFIG = LLAMA_CONFIG.but(
+    honoured="hidden_act", harmless="head_dim num_key_value_heads rms_norm_eps"
+)
+
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_fast": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+def activation_of(settings: Mapping[str, Any], usual: str) -> dict[str, Any]:
+    """The feature that ``hidden_act`` is, but for what the family's models ``usual``ly have."""
+    name = settings["hidden_act"]
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        raise UnsupportedModelError(
+            f"activation {quoted(name)} is not supported; "
+            f"this version runs {', '.join(_ACTIVATIONS)}"
+        )
+    found = _ACTIVATIONS[name]
+    return {} if found == usual else {"activation": found}
+
+
 def _usual_scale(value: Any, settings: Mapping[str, Any]) -> bool:
     """1 / sqrt(head_dim), or 0, which stands for it."""
     head_dim = settings.get("attention.key_length")
@@ -172,6 +202,11 @@ LLAMA_METADATA = Keys(
         vocab_size
         """
     ),
+)
+
+OLDER_METADATA = LLAMA_METADATA.but(
+    fields={"attention.layer_norm_epsilon": "layer_norm_epsilon"},
+    harmless="attention.layer_norm_rms_epsilon",
 )
 
 _ROPE = Keys(

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..display import quoted
 from ..errors import FormatError, UnsupportedModelError
+from ..ops.program import ACTIVATIONS
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
@@ -123,6 +124,7 @@ class ModelConfig:
     mlp_bias: bool = False
     sliding_window: int | None = None
     windowed_layers: tuple[int, ...] | None = None  # those with the window; None: all
+    activation: str | None = None  # of the feed-forward; None: the one that its family has
 
     def window(self, layer: int) -> int | None:
         """How many keys a query of this layer sees, its own included; None: all before it."""
@@ -207,6 +209,11 @@ class ModelConfig:
         for name in ("attention_bias", "mlp_bias"):
             if type(getattr(self, name)) is not bool:
                 raise FormatError(f"config: {name} must be true or false")
+        if self.activation is not None and self.activation not in ACTIVATIONS:
+            raise FormatError(
+                f"config: activation = {quoted(self.activation)}, "
+                f"expected one of {', '.join(ACTIVATIONS)}"
+            )
         self._check_window()
         if self.n_heads % self.n_kv_heads:
             raise FormatError(

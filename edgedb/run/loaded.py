@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 
 from .. import arguments
 from .. import ops as operations
-from ..errors import FormatError, UnsupportedModelError
+from ..errors import EdgeDBError, FormatError, UnsupportedModelError
 from ..model.config import DEFAULT_CONTEXT, ModelConfig
 from ..model.dbb import DbbFile
+from ..model.families import program_of
 from ..model.head import HEADS, TwoStageHead
 from ..model.kvcache import KV_DTYPES
 from ..model.network import Network
@@ -42,6 +43,12 @@ class LoadedModel:
         self.kv_dtype = arguments.choice(*KV_DTYPES)("kv_dtype", kv_dtype)
         head = arguments.choice(*HEADS)("head", head)
         longest = file.config.max_position_embeddings
+        positions = program_of(file.config).positions()
+        if positions is not None and isinstance(context, int) and context > positions:
+            raise EdgeDBError(
+                f"context = {context}: this model has learned positions for {positions:,} tokens "
+                "and cannot read further"
+            )
         room = arguments.optional(arguments.whole(1, longest), min(longest, DEFAULT_CONTEXT))
         self.context: int = room("context", context)
         vocab_size = file.config.vocab_size

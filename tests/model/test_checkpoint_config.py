@@ -221,7 +221,7 @@ def test_what_changes_nothing_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"model_type": "gpt2"}, "gpt2"),
+        ({"model_type": "mamba"}, "mamba"),
         ({"model_type": ["llama"]}, "llama"),
         ({"architectures": [["x"]], "is_causal": False}, "is_causal"),
         ({"is_causal": False}, "not causal.*is_causal = False"),

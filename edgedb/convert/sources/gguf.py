@@ -14,6 +14,7 @@ import numpy as np
 
 from ...errors import UnsupportedModelError
 from ...model.families import family_of
+from . import layouts
 from .gguf_file import StoredTensor, open_parts
 from .gguf_metadata import config_of
 from .gguf_tokenizer import tokenizer_spec
@@ -25,6 +26,7 @@ class GGUFSource(Source):
     """See ``Source``. The files are mapped; a tensor is dequantized when it is asked for."""
 
     all_names: ClassVar = GGUF
+    all_layouts: ClassVar = layouts.GGUF
 
     def __init__(self, path: Path) -> None:
         parts = open_parts(path)

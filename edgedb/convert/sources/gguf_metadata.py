@@ -27,12 +27,15 @@ _ORIGINAL_CONTEXTS = (8192, *(1 << i for i in range(5, 20) if i != 13))
 _PER_LAYER = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
 _REQUIRED = (
     "attention.head_count",
-    "attention.layer_norm_rms_epsilon",
     "block_count",
     "context_length",
     "embedding_length",
     "feed_forward_length",
 )
+
+
+# Of one norm or the other.
+_EPSILONS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
 
 
 def config_of(
@@ -66,7 +69,7 @@ def config_of(
     for key in _PER_LAYER:
         if isinstance(own.get(key), list):
             own[key] = _one_number(prefix + key, own[key])
-    for key in _REQUIRED:
+    for key in (*_REQUIRED, *(key for key in _EPSILONS if key in family.metadata.fields)):
         if key not in own:
             raise FormatError(f"{name}: the GGUF metadata do not say {prefix}{key}")
     own.setdefault("attention.key_length", _head_dim(name, own))

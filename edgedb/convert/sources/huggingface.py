@@ -10,26 +10,35 @@ from typing import Any, ClassVar
 
 from ...errors import FormatError
 from ...model.families import family_of
+from . import layouts
 from .folder import exists, read_json
 from .huggingface_tokenizer import tokenizer_spec
-from .names import HUGGING_FACE
+from .names import HUGGING_FACE, Names
 from .safetensors import SafetensorsFile
 from .source import Float32, Source
 
+_MASKS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 _SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
+
+
+Stored = tuple[SafetensorsFile, str]  # what holds a tensor, and under which name
 
 
 class HuggingFaceSource(Source):
     """See ``Source``; a missing file is a ``FormatError`` that names it."""
 
     all_names: ClassVar = HUGGING_FACE
+    all_layouts: ClassVar = layouts.HUGGING_FACE
 
     def __init__(self, path: Path) -> None:
         self.path = path
         settings = read_json(path / "config.json", required=True)
         family_of(settings.get("model_type", "?"))  # before any file that only it would have
         self._shards = {file.name: SafetensorsFile(file) for file in _shard_files(path)}
-        self._shard_of = {name: shard for shard in self._shards.values() for name in shard.shapes}
+        self._stored = {
+            name: (shard, name) for shard in self._shards.values() for name in shard.shapes
+        }
+        self._stored = _with_base(self._stored, self.all_names[settings["model_type"]])
         self.read_config("config.json", settings, [])
         self.check()
         found = tokenizer_spec(path, self.config_dict, self.config.vocab_size)
@@ -39,17 +48,30 @@ class HuggingFaceSource(Source):
         return sorted(shard.path for shard in self._shards.values())
 
     def stored_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: shard.shapes[name] for name, shard in self._shard_of.items()}
+        return {name: shard.shapes[own] for name, (shard, own) in self._stored.items()}
 
     def read_stored(self, stored: str, start: int, stop: int) -> Float32:
-        return self._shard_of[stored].read(stored, start, stop)
+        shard, own = self._stored[stored]
+        return shard.read(own, start, stop)
 
     def unreadable(self, stored: str) -> str | None:
-        return self._shard_of[stored].unreadable(stored)
+        shard, own = self._stored[stored]
+        return shard.unreadable(own)
 
     def ignorable(self, stored: str) -> bool:
-        # Old Llama checkpoints carry the rotary frequencies, which follow from rope_theta.
-        return stored.endswith(".rotary_emb.inv_freq")
+        # Old checkpoints carry the rotary frequencies, which follow from rope_theta, and the mask
+        # of causal attention, which is no vector as a bias is.
+        mask = stored.endswith(_MASKS) and len(self.stored_shapes()[stored]) != 1
+        return mask or stored.endswith(".rotary_emb.inv_freq")
+
+
+def _with_base(stored: dict[str, Stored], names: Names) -> dict[str, Stored]:
+    """Checkpoints of a model without its head name tensors without what stands for that model."""
+    (embedding,), (head,) = names["embedding"], names["head"]
+    base = embedding.partition(".")[0] + "."
+    if any(name.startswith(base) for name in stored):
+        return stored
+    return {name if name == head else base + name: found for name, found in stored.items()}
 
 
 def _shard_files(path: Path) -> list[Path]:

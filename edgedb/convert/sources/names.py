@@ -32,12 +32,41 @@ _NORMS_BEHIND: Names = {
     "mlp_post_norm": (_LAYER + "post_feedforward_layernorm.weight",),
 }
 
+_OPT_LAYER = "model.decoder.layers.{i}."
+_OPT: Names = {
+    "embedding": ("model.decoder.embed_tokens.weight",),
+    "positions": ("model.decoder.embed_positions.weight",),
+    "attn_norm": (_OPT_LAYER + "self_attn_layer_norm.weight",),
+    "attn_qkv": tuple(_OPT_LAYER + f"self_attn.{x}_proj.weight" for x in "qkv"),
+    "attn_out": (_OPT_LAYER + "self_attn.out_proj.weight",),
+    "mlp_norm": (_OPT_LAYER + "final_layer_norm.weight",),
+    "mlp_up": (_OPT_LAYER + "fc1.weight",),
+    "mlp_down": (_OPT_LAYER + "fc2.weight",),
+    "final_norm": ("model.decoder.final_layer_norm.weight",),
+    "head": ("lm_head.weight",),
+}
+_H = "transformer.h.{i}."
+_GPT2: Names = {
+    "embedding": ("transformer.wte.weight",),
+    "positions": ("transformer.wpe.weight",),
+    "attn_norm": (_H + "ln_1.weight",),
+    "attn_qkv": (_H + "attn.c_attn.weight",),
+    "attn_out": (_H + "attn.c_proj.weight",),
+    "mlp_norm": (_H + "ln_2.weight",),
+    "mlp_up": (_H + "mlp.c_fc.weight",),
+    "mlp_down": (_H + "mlp.c_proj.weight",),
+    "final_norm": ("transformer.ln_f.weight",),
+    "head": ("lm_head.weight",),
+}
+
 # model_type -> names in Hugging Face's safetensors
 HUGGING_FACE: Mapping[str, Names] = {
+    "gpt2": _GPT2,
     "granite": _LLAMA,
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "olmo2": {**_LLAMA, **_Q_K_NORMS, **_NORMS_BEHIND},
+    "opt": _OPT,
     "qwen2": _LLAMA,
     "qwen3": {**_LLAMA, **_Q_K_NORMS},
 }
@@ -63,8 +92,16 @@ _GGUF_NORMS_BEHIND: Names = {
     "mlp_post_norm": (_BLOCK + "post_ffw_norm.weight",),
 }
 
+_GGUF_OLDER: Names = {
+    **_GGUF_LLAMA,
+    "positions": ("position_embd.weight",),
+    "attn_qkv": (_BLOCK + "attn_qkv.weight",),
+    "mlp_up": (_BLOCK + "ffn_up.weight",),
+}
+
 # model_type -> names in GGUF
 GGUF: Mapping[str, Names] = {
+    "gpt2": _GGUF_OLDER,
     "granite": _GGUF_LLAMA,
     "llama": _GGUF_LLAMA,
     "olmo2": {**_GGUF_LLAMA, **_GGUF_Q_K_NORMS, **_GGUF_NORMS_BEHIND},

@@ -19,6 +19,7 @@ from ...model.checkpoint_config import read_config
 from ...model.config import ModelConfig
 from ...model.families import program_of
 from ...text.spec import TokenizerSpec
+from .layouts import Layout, Layouts
 from .names import Names, split_layer, stored_names
 from .tokenizer_spec import runnable
 
@@ -46,6 +47,7 @@ class Source(abc.ABC):
     config: ModelConfig
     tokenizer_spec: TokenizerSpec
     all_names: ClassVar[Mapping[str, Names]]  # model_type -> names; see ``names``
+    all_layouts: ClassVar[Mapping[str, Layouts]]  # likewise; see ``layouts``
 
     @abc.abstractmethod
     def stored_shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -75,7 +77,11 @@ class Source(abc.ABC):
         """
         shapes = self.stored_shapes()
         parts = self.stored_names(name)
-        if rows is None:
+        layout = self._layout(name)
+        if layout is not None:
+            whole = [self.read_stored(part, 0, shapes[part][0]) for part in parts]
+            found = layout.read(np.concatenate(whole), self.config)[rows or slice(None)]
+        elif rows is None:
             read = [self.read_stored(part, 0, shapes[part][0]) for part in parts]
             found = read[0] if len(read) == 1 else np.concatenate(read)
         else:
@@ -88,6 +94,10 @@ class Source(abc.ABC):
             return found
         by_row = np.asarray(factor, np.float64).reshape(-1, *[1] * (found.ndim - 1))
         return (found * by_row).astype(np.float32)
+
+    def _layout(self, name: str) -> Layout | None:
+        kind = split_layer(name)[1].removesuffix(".bias")
+        return self.all_layouts.get(self._model_type, {}).get(kind)
 
     def fingerprint(self) -> dict[str, Any]:
         """Name, size and SHA-256 of the checkpoint, for the provenance of what is made from it."""
@@ -140,8 +150,9 @@ class Source(abc.ABC):
         program = program_of(self.config)
         for name, (rows, cols) in program.matrices().items():
             part_rows = self._part_rows(name, rows)
+            layout = self._layout(name)
             for part, n_rows in zip(self.stored_names(name), part_rows, strict=True):
-                wanted[part] = (n_rows, cols)
+                wanted[part] = (n_rows, cols) if layout is None else layout.stored((n_rows, cols))
         for name, rows in program.vectors().items():
             part_rows = self._part_rows(name, rows)
             for part, n_rows in zip(self.stored_names(name), part_rows, strict=True):
@@ -194,6 +205,8 @@ class Source(abc.ABC):
     def _part_rows(self, name: str, rows: int) -> tuple[int, ...]:
         """How the ``rows`` of a tensor are shared between its parts."""
         kind = split_layer(name)[1].removesuffix(".bias")
+        if len(self.stored_names(name)) == 1:
+            return (rows,)
         if kind == "attn_qkv":
             return (self.config.q_size, self.config.kv_size, self.config.kv_size)
         if kind == "mlp_gate_up":

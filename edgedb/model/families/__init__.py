@@ -14,17 +14,19 @@ from ...errors import FormatError, UnsupportedModelError
 from ...ops.program import Block, Program, Recorder, distinct
 from ..config import DEFAULT_CONTEXT, ModelConfig
 from ..rope import rope_table
-from . import granite, llama, mistral, olmo2, qwen2, qwen3
+from . import gpt2, granite, llama, mistral, olmo2, opt, qwen2, qwen3
 from .family import Family, Fold
 
 __all__ = ["FAMILIES", "Family", "Fold", "family_of", "program_of"]
 
 # model_type of config.json -> family
 FAMILIES: Mapping[str, Family] = {
+    "gpt2": gpt2.FAMILY,
     "granite": granite.FAMILY,
     "llama": llama.FAMILY,
     "mistral": mistral.FAMILY,
     "olmo2": olmo2.FAMILY,
+    "opt": opt.FAMILY,
     "qwen2": qwen2.FAMILY,
     "qwen3": qwen3.FAMILY,
 }

@@ -32,6 +32,10 @@ def no_features(settings: Settings) -> dict[str, Any]:
     return {}
 
 
+def nothing_derived(settings: Settings) -> dict[str, Any]:
+    return {}
+
+
 def no_fold(settings: Settings, config: ModelConfig) -> Fold:
     return Fold(config)
 
@@ -44,7 +48,9 @@ class Family:
     to itself; to what the head reads; to logits.
     models: for people. classes: of transformers, that compute this pass. config: keys of
     config.json, whose fields are those of ``ModelConfig``. defaults: what stands for a key that is
-    missing or null. nulls: keys whose null does not mean the same as their absence. features: those
+    missing or null. nulls: keys whose null does not mean the same as their absence. aliases: keys
+    under which checkpoints have those of ``config``. derived: settings that follow from others,
+    where nothing says them. features: those
     of ``ModelConfig`` that settings say; biases: those that tensors say, each with the matrix that
     shows it. fold: what is multiplied into weights.
     architecture: the name in GGUF. metadata: keys of GGUF without the architecture, whose fields
@@ -61,6 +67,8 @@ class Family:
     config: Keys
     defaults: Mapping[str, Any]
     nulls: frozenset[str]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    derived: Callable[[Settings], dict[str, Any]] = nothing_derived
     features: Callable[[Settings], dict[str, Any]] = no_features
     biases: Mapping[str, str] = field(default_factory=dict)
     fold: Callable[[Settings, ModelConfig], Fold] = no_fold

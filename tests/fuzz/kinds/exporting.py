@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 
 from edgedb.convert.export import export
-from edgedb.convert.sources import open_source
+from edgedb.convert.sources import layouts, open_source
+from edgedb.convert.sources.names import HUGGING_FACE, split_layer, stored_names
 from edgedb.convert.storage import Options
 from edgedb.errors import EdgeDBError
+from edgedb.model import families
+from edgedb.model.checkpoint_config import read_config
 
 from ... import checkpoints
 from . import models
@@ -41,13 +44,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmo2": {},
     "qwen2": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0},
     "qwen3": {"use_sliding_window": False},
+    "gpt2": {"n_embd": 32, "n_head": 4, "n_inner": 64, "n_layer": 1, "n_positions": 64},
+    "opt": {"ffn_dim": 64, "activation_function": "relu"},
 }
+# Those whose tensors have other names, and shapes, than Llama's.
+_OLDER = ("gpt2", "opt")
 _METHODS = ("dense32", "dense32", "dense16", "int8", "rtn")
 
 
 def checkpoint(family: str, vocab_size: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """config.json and tensors, under Hugging Face's names, of a small model."""
     config = {**CONFIG, **FAMILIES[family], "model_type": family, "vocab_size": vocab_size}
+    if family in _OLDER:
+        return _older(config)
     tensors = checkpoints.weights(config)
     layer = "model.layers.0."
     attention = f"{layer}self_attn."
@@ -64,6 +73,28 @@ def checkpoint(family: str, vocab_size: int) -> tuple[dict[str, Any], dict[str, 
         for name in "qk":
             rows = len(tensors[f"{attention}{name}_proj.weight"])
             tensors[f"{attention}{name}_norm.weight"] = np.ones(rows, np.float32)
+    return config, tensors
+
+
+def _older(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Whatever the family's program asks for."""
+    family = config["model_type"]
+    aliased = set(families.FAMILIES[family].aliases.values())
+    config = {k: v for k, v in config.items() if k not in {"rms_norm_eps", "rope_theta", *aliased}}
+    fold, _ = read_config(config)
+    program, names = families.program_of(fold.config), HUGGING_FACE[family]
+    rng = np.random.default_rng(0)
+    tensors: dict[str, np.ndarray] = {}
+    vectors = {name: (length,) for name, length in program.vectors().items()}
+    for name, shape in {**program.matrices(), **vectors}.items():
+        layout = layouts.HUGGING_FACE.get(family, {}).get(
+            split_layer(name)[1].removesuffix(".bias")
+        )
+        parts = stored_names(names, name)
+        own = (shape[0] // len(parts), *shape[1:])
+        if layout is not None:
+            own = layout.stored(own)
+        tensors |= {part: rng.normal(0, 0.1, own).astype(np.float32) for part in parts}
     return config, tensors
 
 
