@@ -105,6 +105,7 @@ _GGUF_NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+_GGUF_FUSED = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 # model_type -> names that mean something else there, or that it alone has
 _GGUF_NAMES_OF = {
     "gpt2": {
@@ -122,6 +123,7 @@ _GGUF_NAMES_OF = {
         "post_attention_layernorm": "post_attention_norm",
         "post_feedforward_layernorm": "post_ffw_norm",
     },
+    "phi3": _GGUF_FUSED,
 }
 
 

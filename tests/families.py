@@ -19,11 +19,19 @@ SUPPORTED: dict[str, tuple[str, ...]] = {
     "granite": ("v4",),
     "llama": ("v4", "linear", "yarn"),
     "llama_bias": ("v4",),
+    "ministral3": ("v4",),
     "mistral": ("v4",),
     "olmo2": ("v4",),
     "opt": (),
+    "phi3": ("v4", "long", "window"),
     "qwen2": ("v4", "window"),
     "qwen3": ("v4",),
+    "smollm3": ("v4",),
+}
+NOT_IN_GGUF = {("qwen2", "window")}
+# Where GGUF cannot say what a folder has: settings that it can.
+IN_GGUF: dict[str, dict[str, Any]] = {
+    "smollm3": {"no_rope_layers": None, "no_rope_layer_interval": 4},
 }
 # Families from before Llama, of which GGUF says less; matrices of GPT-2 that are stored transposed.
 OLDER = ("gpt2",)
@@ -83,6 +91,8 @@ def write_family_gguf(folder: Path, path: Path) -> Path:
         writer.add_embedding_scale(config["embedding_multiplier"])
         writer.add_residual_scale(config["residual_multiplier"])
         writer.add_logit_scale(config["logits_scaling"])
+    if config["model_type"] == "phi3":
+        _add_phi3(writer, config, rope, head_dim)
     _add_tokenizer(writer, json.loads((folder / "tokenizer.json").read_text()))
     moved = FAMILIES[config["model_type"]].interleaved
     for name, tensor in load_file(folder / "model.safetensors").items():
@@ -122,6 +132,22 @@ def _add_scaling(writer: Any, rope: dict[str, Any], theta: float, head_dim: int)
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        if "llama_4_scaling_beta" in rope:
+            writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
+            writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
+
+
+def _add_phi3(writer: Any, config: dict[str, Any], rope: dict[str, Any], head_dim: int) -> None:
+    original = config["original_max_position_embeddings"]
+    share = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    factor = config["max_position_embeddings"] / original
+    writer.add_rope_dimension_count(int(share * head_dim))
+    writer.add_sliding_window(config["sliding_window"] or 0)
+    writer.add_rope_scaling_orig_ctx_len(original)
+    writer.add_rope_scaling_attn_factors((1 + np.log(factor) / np.log(original)) ** 0.5)
+    for length in ("long", "short"):
+        divisors = np.array(rope[f"{length}_factor"], np.float32)
+        writer.add_tensor(f"rope_factors_{length}.weight", divisors)
 
 
 def _add_tokenizer(writer: Any, raw: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ class Heads(NamedTuple):
     def value(self) -> Value:
         """Attention of this shape, with every key."""
         q_size, kv_size = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        m = Recorder(1e-5, self.head_dim, RopeTable((1.0,) * (self.head_dim // 2)))
+        m = Recorder(1e-5, self.head_dim)
         return m.attention(m.input(q_size), m.input(kv_size), m.input(kv_size))
 
 

@@ -11,6 +11,7 @@ from edgedb.convert.calibrate import embedded
 from edgedb.convert.forward import Float32Program
 from edgedb.model.config import ModelConfig, RopeScaling
 from edgedb.model.families import program_of
+from edgedb.ops.program import Growth
 
 # One of each family, with everything that its program may have: what differs from a plain Llama.
 FAMILY_CHANGES: dict[str, dict[str, Any]] = {
@@ -23,11 +24,24 @@ FAMILY_CHANGES: dict[str, dict[str, Any]] = {
             "yarn", 4.0, original_max_position_embeddings=16, attention_factor=1.1
         ),
     },
+    "ministral3": {"sliding_window": 9, "query_growth": Growth(0.4, 3)},
     "mistral": {"sliding_window": 5},
     "olmo2": {"attention_bias": True},
     "opt": {"n_kv_heads": 4},
+    "phi3": {
+        "sliding_window": 7,
+        "rotary_dim": 12,
+        "rope_scaling": RopeScaling(
+            "longrope",
+            attention_factor=1.2,
+            original_max_position_embeddings=128,
+            short_factors=(1.0, 1.1, 1.2, 1.3, 1.4, 1.5),
+            long_factors=(1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
+        ),
+    },
     "qwen2": {"sliding_window": 5, "windowed_layers": (1,)},
     "qwen3": {},
+    "smollm3": {"attention_bias": True, "unrotated_layers": (1,)},
 }
 
 

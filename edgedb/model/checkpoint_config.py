@@ -5,16 +5,17 @@ The same dictionary, built from GGUF metadata by ``tools``, takes the same road.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..display import quoted
-from ..errors import FormatError, UnsupportedModelError
-from .checkpoint_keys import ROPE_KEYS
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import FormatError
+from .checkpoint_rope import read_rope
 from .config import ModelConfig, RopeScaling
-from .families import Family, Fold, family_of
+from .families import Family, Fold, family_of, program_of
 
 
 def read_config(
@@ -35,7 +36,6 @@ def read_config(
     settings = {**family.derived(settings), **settings}
     unknown = family.config.check(settings) + _unknown_classes(settings, family)
 
-    rope, theta, unknown_of_rope = _read_rope(settings)
     fields: dict[str, Any] = {
         field: settings.get(key) for key, field in family.config.fields.items()
     }
@@ -47,11 +47,16 @@ def read_config(
         if fields[field] is None:
             raise FormatError(f"config.json: {key} is missing")
     fields |= {name: has(f"layers.0.{matrix}.bias") for name, matrix in family.biases.items()}
-    config = ModelConfig(model_type=model_type, rope_theta=theta, rope_scaling=rope, **fields)
-    # Checked before: a family compares its features with the sizes.
-    config = replace(config.checked(), **family.features(settings))
+    rope, features, unknown_of_rope = read_rope(settings, family, fields["head_dim"])
+    config = ModelConfig(
+        model_type=model_type, rope_theta=rope.theta, rope_scaling=rope.scaling, **fields
+    )
+    # A family compares its features with the sizes: those are checked before.
+    replace(config, rope_scaling=RopeScaling()).checked()
+    config = replace(config, **{**features, **family.features(settings)})
     fold = family.fold(settings, config.checked())
-    return replace(fold, config=fold.config.checked()), unknown + unknown_of_rope
+    fold = replace(fold, config=fold.config.checked())
+    return replace(fold, orders=_by_halves(fold.config)), unknown + unknown_of_rope
 
 
 def _unknown_classes(settings: Mapping[str, Any], family: Family) -> list[str]:
@@ -61,80 +66,28 @@ def _unknown_classes(settings: Mapping[str, Any], family: Family) -> list[str]:
     return [f"architectures: {name}" for name in classes if name not in family.classes]
 
 
-def _read_rope(settings: Mapping[str, Any]) -> tuple[RopeScaling, Any, list[str]]:
-    """``(scaling, theta, unknown names)``.
+def _by_halves(config: ModelConfig) -> dict[str, NDArray[np.intp]]:
+    """The order of rows in which channel i of a head turns with ``i + head_dim / 2``.
 
-    transformers 5 keeps theta and scaling together in ``rope_parameters``; ``rope_scaling``, as
-    transformers 4 called it, stands for all of that where it is present. A theta inside counts.
+    Whatever share of them turns: those that do not stand behind those that do, in each half.
+
+    A score does not see in which order q and k have their channels.
     """
-    name = "rope_scaling" if settings.get("rope_scaling") else "rope_parameters"
-    raw = settings.get(name) or {}
-    if not isinstance(raw, Mapping):
-        raise FormatError(f"config.json: {name} must be a JSON object")
-    rope = {key: value for key, value in raw.items() if value is not None}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if not isinstance(kind, str) or kind not in ROPE_KEYS:
-        raise UnsupportedModelError(
-            f"rope scaling {quoted(kind)} is not supported; "
-            f"this version runs {', '.join(ROPE_KEYS)}"
-        )
-    for key, value in rope.items():
-        if isinstance(value, Mapping):
-            raise UnsupportedModelError(
-                f"this model needs a rotary embedding for each kind of layer ({name}.{key}), "
-                "which is not supported"
-            )
-    unknown = ROPE_KEYS[kind].check(rope, f"{name}.")
-    theta = rope.get("rope_theta", settings["rope_theta"])
-    if kind == "default":
-        return RopeScaling(), theta, unknown
-    values: dict[str, Any] = {"factor": rope.get("factor")}
-    if kind == "yarn":
-        values |= _yarn(settings, rope)
-    if kind == "llama3":
-        values |= {
-            "low_freq_factor": rope.get("low_freq_factor"),
-            "high_freq_factor": rope.get("high_freq_factor"),
-            "original_max_position_embeddings": _original_context(settings, rope),
-        }
-    for key, value in values.items():
-        if value is None:
-            raise FormatError(f"config.json: {name} of type {kind} lacks {key}")
-    return RopeScaling(kind, **values), theta, unknown
-
-
-def _yarn(settings: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of yarn; the factor of cosines and sines as transformers finds it."""
-    values = {
-        "beta_fast": rope.get("beta_fast", 32.0),
-        "beta_slow": rope.get("beta_slow", 1.0),
-        "original_max_position_embeddings": _original_context(settings, rope),
-    }
-    if "attention_factor" in rope:
-        return {**values, "attention_factor": rope["attention_factor"]}
-    factor: Any = rope.get("factor")
-    if not _is_number(factor):
-        return values  # refused where values are checked
-    both = [rope.get(key, 0) for key in ("mscale", "mscale_all_dim")]
-    if not all(map(_is_number, both)):
-        raise FormatError("config.json: mscale and mscale_all_dim must be numbers of 0 to 1e6")
-    of, over = (_attention_factor(factor, mscale) for mscale in (both if all(both) else (1.0, 0)))
-    return {**values, "attention_factor": of / over}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and type(value) is not bool and 0 <= value <= 1e6
-
-
-def _attention_factor(factor: float, mscale: float) -> float:
-    """YaRN, arXiv 2309.00071, equation 22: scores grow with the logarithm of the context."""
-    return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
-
-
-def _original_context(settings: Mapping[str, Any], rope: Mapping[str, Any]) -> Any:
-    """Positions that llama3's and yarn's scaling start from; transformers looks outside first."""
-    key = "original_max_position_embeddings"
-    return settings.get(key, rope.get(key, settings["max_position_embeddings"]))
+    dim, head_dim = config.rotary_dim or config.head_dim, config.head_dim
+    if dim == head_dim:
+        return {}
+    turning, still = np.arange(dim), np.arange(dim, head_dim)
+    halves = zip(np.split(turning, 2), np.split(still, 2), strict=True)
+    head = np.concatenate([part for half in halves for part in half])
+    sizes = (config.q_size, config.kv_size)
+    q, k = (np.concatenate([at + head for at in range(0, size, head_dim)]) for size in sizes)
+    v = config.q_size + config.kv_size + np.arange(config.kv_size)
+    orders = {"attn_qkv": np.concatenate([q, config.q_size + k, v])}
+    lengths = program_of(config).kinds[0].vectors
+    for name, order in (("q_norm", q), ("k_norm", k)):
+        if name in lengths:
+            orders[name] = head if lengths[name] == head_dim else order
+    return orders
 
 
 def _divide(settings: Mapping[str, Any]) -> int | None:

@@ -47,6 +47,7 @@ _NOT_CAUSAL = needs("attention that is not causal", only(True))
 _PARALLEL = needs("attention and feed-forward in parallel", only(False))
 _UNROTATED = needs("layers without rotary embedding", either(only(0), each(1)))
 _PARTIAL = needs("partial rotary embedding", only(1.0))
+_GROWTH = needs("queries that grow with their position", only(0, 0.0))
 
 LLAMA_CONFIG = Keys(
     fields={
@@ -212,6 +213,7 @@ OLDER_METADATA = LLAMA_METADATA.but(
 _ROPE = Keys(
     honoured=names("rope_theta rope_type type"),
     refused={
+        "llama_4_scaling_beta": _GROWTH,
         "mrope_section": needs("a rotary embedding in sections", each(0)),
         "partial_rotary_factor": _PARTIAL,
     },
@@ -241,4 +243,16 @@ ROPE_KEYS = {
         },
         harmless=names("finetuned"),
     ),
+    "longrope": Keys(
+        honoured=_ROPE.honoured
+        | names(
+            "attention_factor factor long_factor original_max_position_embeddings short_factor"
+        ),
+        refused={
+            **_ROPE.refused,
+            "long_mscale": needs("a factor of its own for long contexts", only()),
+            "short_mscale": needs("a factor of its own for short contexts", only()),
+        },
+    ),
 }
+ROPE_KEYS["su"] = ROPE_KEYS["longrope"]  # as the first Phi-3 called it

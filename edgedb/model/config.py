@@ -12,9 +12,9 @@ from typing import Any
 
 from ..display import quoted
 from ..errors import FormatError, UnsupportedModelError
-from ..ops.program import ACTIVATIONS
+from ..ops.program import ACTIVATIONS, Growth
 
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope")
 
 # A cache as long as the longest published context would reserve gigabytes that a chat never uses.
 DEFAULT_CONTEXT = 8192
@@ -42,7 +42,15 @@ _SCALING_BOUNDS = {
     "beta_slow": (1e-3, 1e6),
     "attention_factor": (1e-3, 1e3),
 }
-_YARN = {"beta_fast", "beta_slow", "attention_factor"}
+# Parameters that not every type has -> the types that have them.
+_OF_TYPES = {
+    "beta_fast": ("yarn",),
+    "beta_slow": ("yarn",),
+    "attention_factor": ("yarn", "longrope"),
+    "short_factors": ("longrope",),
+    "long_factors": ("longrope",),
+}
+_GROWTH_BOUNDS = {"beta": (0.0, 1e3), "every": (1, 1 << 24)}
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,9 @@ class RopeScaling:
 
     ``linear`` divides every frequency by ``factor``. ``llama3`` (Llama 3.1) divides low
     frequencies by ``factor``, keeps high ones, and blends in between. So does ``yarn``
-    (arXiv 2309.00071), whose bounds are turns, and which lengthens what it rotates.
+    (arXiv 2309.00071), whose bounds are turns, and which lengthens what it rotates. ``longrope``
+    (arXiv 2402.13753) divides each frequency by a number of its own: by one of ``short_factors``,
+    or of ``long_factors`` where the context has more than ``original_max_position_embeddings``.
     """
 
     type: str = "default"
@@ -59,15 +69,17 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
-    # yarn alone
+    # of some types alone
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float = 1.0  # what cosines and sines are multiplied by
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """``from_dict`` reads it back; what only yarn has is there only for yarn."""
+        """``from_dict`` reads it back; what only some types have is there only for them."""
         values = dataclasses.asdict(self)
-        return values if self.type == "yarn" else {k: values[k] for k in values if k not in _YARN}
+        return {k: values[k] for k in values if self.type in _OF_TYPES.get(k, ROPE_TYPES)}
 
     @classmethod
     def from_dict(cls, raw: object) -> RopeScaling:
@@ -77,15 +89,18 @@ class RopeScaling:
         """
         if not isinstance(raw, Mapping):
             raise FormatError("config: rope_scaling must be a JSON object")
-        known = {f.name for f in dataclasses.fields(cls)}
-        unknown = sorted(
-            set(map(str, raw)) - (known if raw.get("type") == "yarn" else known - _YARN)
-        )
+        kind = raw.get("type", "default")
+        names = [field.name for field in dataclasses.fields(cls)]
+        known = {name for name in names if kind in _OF_TYPES.get(name, (kind,))}
+        unknown = sorted(set(map(str, raw)) - known)
         if unknown:
             raise FormatError(
                 f"config: unknown key rope_scaling.{unknown[0]}; a newer edgedb may read it"
             )
-        return cls(**raw)
+        values: dict[str, Any] = {}
+        for name, value in raw.items():
+            values[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
 
     def check(self) -> None:
         """Raise ``FormatError`` for values that no model has, and for an unknown ``type``
@@ -96,10 +111,50 @@ class RopeScaling:
                 f"this version runs {', '.join(ROPE_TYPES)}"
             )
         _check_floats("rope_scaling.", self, _SCALING_BOUNDS)
+        for name in ("short_factors", "long_factors"):
+            factors = getattr(self, name)
+            if not isinstance(factors, tuple) or any(
+                type(f) not in (int, float) or not _SCALING_BOUNDS["factor"][0] <= f <= 1e6
+                for f in factors
+            ):
+                raise FormatError(f"config: rope_scaling.{name}, expected numbers of 0.25 to 1e6")
         if self.type == "yarn" and self.beta_fast <= self.beta_slow:
             raise FormatError("config: rope_scaling needs beta_fast above beta_slow")
         if self.type == "llama3" and self.high_freq_factor <= self.low_freq_factor:
             raise FormatError("config: rope_scaling needs high_freq_factor above low_freq_factor")
+
+
+@dataclass(frozen=True)
+class Rope:
+    """A rotary embedding: frequencies are ``theta ** (-2i / dim)``, and scaled."""
+
+    theta: float
+    scaling: RopeScaling = RopeScaling()
+
+    def to_dict(self) -> dict[str, Any]:
+        """``from_dict`` reads it back."""
+        return {"theta": self.theta, "scaling": self.scaling.to_dict()}
+
+    @classmethod
+    def from_dict(cls, raw: object) -> Rope:
+        """Read ``to_dict``'s form, trusting nothing; ``FormatError`` for anything else."""
+        if not isinstance(raw, Mapping) or set(raw) != {"theta", "scaling"}:
+            raise FormatError("config: a rotary embedding has theta and scaling")
+        return cls(raw["theta"], RopeScaling.from_dict(raw["scaling"]))
+
+    def check(self, pairs: int) -> None:
+        """Raise as ``RopeScaling.check``; ``pairs`` of channels turn."""
+        low, high = _FLOAT_BOUNDS["rope_theta"]
+        if type(self.theta) not in (int, float) or not low <= self.theta <= high:
+            raise FormatError(
+                f"config: rope_theta = {quoted(self.theta)}, expected {low:g} to {high:g}"
+            )
+        self.scaling.check()
+        for factors in (self.scaling.short_factors, self.scaling.long_factors):
+            if len(factors) != (pairs if self.scaling.type == "longrope" else 0):
+                raise FormatError(
+                    f"config: rope_scaling has {len(factors)} factors for {pairs} pairs of channels"
+                )
 
 
 @dataclass(frozen=True)
@@ -125,12 +180,31 @@ class ModelConfig:
     sliding_window: int | None = None
     windowed_layers: tuple[int, ...] | None = None  # those with the window; None: all
     activation: str | None = None  # of the feed-forward; None: the one that its family has
+    rotary_dim: int | None = None  # channels of a head that turn; None: all
+    unrotated_layers: tuple[int, ...] = ()  # whose heads do not turn
+    windowed_rope: Rope | None = None  # of windowed layers; None: that of all
+    query_growth: Growth | None = None
+
+    def rope(self, layer: int) -> Rope | None:
+        """What this layer's heads turn by."""
+        if layer in self.unrotated_layers:
+            return None
+        if self.windowed_rope is not None and layer in (self.windowed_layers or ()):
+            return self.windowed_rope
+        return Rope(self.rope_theta, self.rope_scaling)
 
     def window(self, layer: int) -> int | None:
         """How many keys a query of this layer sees, its own included; None: all before it."""
         if self.windowed_layers is None or layer in self.windowed_layers:
             return self.sliding_window
         return None
+
+    @property
+    def plain_context(self) -> int:
+        """Positions up to which a model is what it is in short texts (longrope), or all."""
+        if self.rope_scaling.type == "longrope":
+            return self.rope_scaling.original_max_position_embeddings
+        return self.max_position_embeddings
 
     @property
     def q_size(self) -> int:
@@ -153,8 +227,10 @@ class ModelConfig:
         A model without features has version 1, which every edgedb reads.
         """
         values = dataclasses.asdict(self) | {"rope_scaling": self.rope_scaling.to_dict()}
-        features = {name: values.pop(name) for name in _FEATURES}
-        features = {n: v for n, v in features.items() if v != _FEATURES[n]}
+        given = {name: values.pop(name) for name in _FEATURES}
+        features = {n: v for n, v in given.items() if getattr(self, n) != _FEATURES[n]}
+        if self.windowed_rope is not None:
+            features["windowed_rope"] = self.windowed_rope.to_dict()
         return {"version": 2, **values, "features": features} if features else values
 
     @classmethod
@@ -178,8 +254,13 @@ class ModelConfig:
         _refuse_unknown("feature", features, set(_FEATURES))
         _refuse_unknown("key", values, {f.name for f in dataclasses.fields(cls)} - set(_FEATURES))
         values |= features
-        if isinstance(values.get("windowed_layers"), list):
-            values["windowed_layers"] = tuple(values["windowed_layers"])
+        for name in ("windowed_layers", "unrotated_layers"):
+            if isinstance(values.get(name), list):
+                values[name] = tuple(values[name])
+        if values.get("windowed_rope") is not None:
+            values["windowed_rope"] = Rope.from_dict(values["windowed_rope"])
+        if values.get("query_growth") is not None:
+            values["query_growth"] = _growth(values["query_growth"])
         values["rope_scaling"] = RopeScaling.from_dict(values.get("rope_scaling") or {})
         missing = sorted(
             f.name
@@ -203,7 +284,6 @@ class ModelConfig:
             if type(value) is not int or not low <= value <= high:
                 raise FormatError(f"config: {name} = {quoted(value)}, expected {low} to {high}")
         _check_floats("", self, _FLOAT_BOUNDS)
-        self.rope_scaling.check()
         if type(self.tie_word_embeddings) is not bool:
             raise FormatError("config: tie_word_embeddings must be true or false")
         for name in ("attention_bias", "mlp_bias"):
@@ -214,7 +294,7 @@ class ModelConfig:
                 f"config: activation = {quoted(self.activation)}, "
                 f"expected one of {', '.join(ACTIVATIONS)}"
             )
-        self._check_window()
+        self._check_layers()
         if self.n_heads % self.n_kv_heads:
             raise FormatError(
                 f"config: {self.n_heads} heads cannot share {self.n_kv_heads} key/value heads"
@@ -223,19 +303,34 @@ class ModelConfig:
             raise FormatError(
                 f"config: head_dim = {self.head_dim} is odd; rotary embedding needs pairs"
             )
+        self._check_rope()
         return self
 
-    def _check_window(self) -> None:
-        window, layers = self.sliding_window, self.windowed_layers
+    def _check_rope(self) -> None:
+        dim = self.head_dim if self.rotary_dim is None else self.rotary_dim
+        if type(dim) is not int or not 2 <= dim <= self.head_dim or dim % 2:
+            raise FormatError(
+                f"config: rotary_dim = {quoted(dim)}, expected an even number of 2 to head_dim"
+            )
+        Rope(self.rope_theta, self.rope_scaling).check(dim // 2)
+        if self.windowed_rope is not None:
+            if not isinstance(self.windowed_rope, Rope):
+                raise FormatError("config: windowed_rope has theta and scaling")
+            self.windowed_rope.check(dim // 2)
+        if self.query_growth is not None:
+            _check_floats("query_growth.", self.query_growth, _GROWTH_BOUNDS)
+
+    def _check_layers(self) -> None:
+        window = self.sliding_window
         if window is not None and (type(window) is not int or not 1 <= window <= 1 << 24):
             raise FormatError(f"config: sliding_window = {quoted(window)}, expected 1 to {1 << 24}")
-        if layers is None:
-            return
-        numbers = isinstance(layers, tuple) and all(type(i) is int for i in layers)
-        if not numbers or any(not 0 <= i < self.n_layers for i in layers):
-            raise FormatError(
-                f"config: windowed_layers = {quoted(layers)}, expected numbers of layers"
-            )
+        for name in ("windowed_layers", "unrotated_layers"):
+            layers = getattr(self, name)
+            if layers is None and name == "windowed_layers":
+                continue
+            numbers = isinstance(layers, tuple) and all(type(i) is int for i in layers)
+            if not numbers or any(not 0 <= i < self.n_layers for i in layers):
+                raise FormatError(f"config: {name} = {quoted(layers)}, expected numbers of layers")
 
 
 _FIELDS = [field.name for field in dataclasses.fields(ModelConfig)]
@@ -244,6 +339,12 @@ _FEATURES = {
     field.name: field.default
     for field in dataclasses.fields(ModelConfig)[_FIELDS.index("attention_bias") :]
 }
+
+
+def _growth(raw: object) -> Growth:
+    if not isinstance(raw, Mapping) or set(raw) != {"beta", "every"}:
+        raise FormatError("config: query_growth has beta and every")
+    return Growth(**raw)
 
 
 def _refuse_unknown(what: str, given: Mapping[Any, Any], known: Collection[str]) -> None:

@@ -36,7 +36,7 @@ class Step:
 
     op: one of ``OPERATIONS`` but ``input`` and ``slice``, or ``copy``; form: of a linear's input,
     ``plain``, ``normed`` or ``centered`` (by ``norms[0]``), ``activated`` or ``gated`` (by
-    ``activation``); add: the product is added to what lies at ``out``; norms and rope: of an
+    ``activation``); add: the product is added to what lies at ``out``; norms and ropes: of an
     attention's q and k.
     """
 
@@ -47,7 +47,7 @@ class Step:
     form: str = "plain"
     add: bool = False
     norms: tuple[Value, ...] = ()
-    rope: Value | None = None
+    ropes: tuple[Value, ...] = ()
     activation: str | None = None
 
 
@@ -62,7 +62,7 @@ class _Draft:
     form: str = "plain"
     onto: Value | None = None  # what is added to in place
     norms: tuple[Value, ...] = ()
-    rope: Value | None = None
+    ropes: tuple[Value, ...] = ()
     activation: str | None = None
 
     @property
@@ -171,10 +171,10 @@ class _Fusing:
     def _attention(self, value: Value) -> tuple[_Draft, list[Value]]:
         q, k, v = value.args
         inside: list[Value] = []
-        rope: Value | None = None
+        ropes: tuple[Value, ...] = ()
         norms: tuple[Value, ...] = ()
-        if self._both(q, k, "rope") and q["table"] == k["table"]:
-            rope, inside = q, [q, k]
+        if self._both(q, k, "rope"):
+            ropes, inside = (q, k), [q, k]
             q, k = q.args[0], k.args[0]
         if (
             self._both(q, k, "rms_norm")
@@ -186,7 +186,7 @@ class _Fusing:
             q, k = q.args[0], k.args[0]
         if inside and not self._may_be_overwritten(q):
             return _Draft("attention", value, value.args, value), []
-        return _Draft("attention", value, (q, k, v), value, norms=norms, rope=rope), inside
+        return _Draft("attention", value, (q, k, v), value, norms=norms, ropes=ropes), inside
 
     def _both(self, q: Value, k: Value, op: str) -> bool:
         return q.op == k.op == op and q is not k and self._is_sole(q) and self._is_sole(k)
@@ -239,7 +239,7 @@ class _Slots:
                     draft.form,
                     draft.onto is not None,
                     draft.norms,
-                    draft.rope,
+                    draft.ropes,
                     draft.activation,
                 )
             )

@@ -218,7 +218,7 @@ class _Structs:
             if norm.attributes.get("bias") is not None:
                 op.shift = self.vectors[prefix + norm["bias"]].ptr
         if step.op == "rope":
-            self._fill_table(op, value)
+            op.cos, op.sin, op.positions = self._table(value)
 
     def _fill_attention(self, op: Any, step: Step, prefix: str, layer: int) -> None:
         value = step.value
@@ -229,12 +229,14 @@ class _Structs:
         if step.norms:
             q_norm, k_norm = (self.vectors[prefix + norm["weight"]] for norm in step.norms)
             op.q_norm, op.k_norm, op.eps = q_norm.ptr, k_norm.ptr, step.norms[0]["eps"]
-        if step.rope is not None:
-            self._fill_table(op, step.rope)
+        if step.ropes:
+            of_q, of_k = step.ropes
+            op.q_cos, op.q_sin, op.positions = self._table(of_q)
+            op.cos, op.sin, op.positions = self._table(of_k)
 
-    def _fill_table(self, op: Any, rope: Value) -> None:
+    def _table(self, rope: Value) -> tuple[Any, Any, int]:
         cos, sin = self.tables[rope["table"]]
-        op.cos, op.sin, op.positions = cos.ptr, sin.ptr, len(cos.array)
+        return cos.ptr, sin.ptr, len(cos.array)
 
 
 class _Part:

@@ -64,14 +64,34 @@ LOOKUPS = ("embed", "position")
 
 
 @dataclass(frozen=True)
-class RopeTable:
-    """Angles of a rotary embedding: radians a position for each pair of channels, and a factor.
+class Growth:
+    """How much queries grow with their position; see ``RopeTable``."""
 
-    frequencies: ``head_dim / 2`` of them. factor: what cosines and sines are multiplied by (yarn).
+    beta: float
+    every: int
+
+
+@dataclass(frozen=True)
+class RopeTable:
+    """Angles of a rotary embedding: radians a position for each pair of channels.
+
+    frequencies: ``head_dim / 2`` of them; 0: the pair stays as it is. factor: what pairs that turn
+    are multiplied by beside (yarn, longrope). longer: the frequencies where a context has room for
+    more than ``beyond`` positions (longrope). growth: all pairs are multiplied by
+    ``1 + beta * ln(1 + floor(position / every))`` (Llama 4, of queries).
     """
 
     frequencies: tuple[float, ...]
     factor: float = 1.0
+    longer: tuple[float, ...] | None = None
+    beyond: int = 0
+    growth: Growth | None = None
+
+    def of_context(self, n_positions: int) -> tuple[float, ...]:
+        """The frequencies where there is room for so many positions."""
+        if self.longer is not None and n_positions > self.beyond:
+            return self.longer
+        return self.frequencies
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,12 +140,12 @@ def _same_width(op: str, a: Value, b: Value) -> Value:
 class Recorder:
     """The operations, as a family asks for them. Weights are named relative to the block.
 
-    eps: of its norms; head_dim and rope: of its attention. Raises ``FormatError`` naming the
-    operation where widths do not fit.
+    eps: of its norms; head_dim: of its attention. Raises ``FormatError`` naming the operation where
+    widths do not fit.
     """
 
-    def __init__(self, eps: float, head_dim: int, rope: RopeTable) -> None:
-        self._eps, self._head_dim, self._rope = eps, head_dim, rope
+    def __init__(self, eps: float, head_dim: int) -> None:
+        self._eps, self._head_dim = eps, head_dim
 
     def input(self, width: int) -> Value:
         return _value("input", (), width)
@@ -169,12 +189,12 @@ class Recorder:
             raise FormatError(f"{name}: expected one of {', '.join(ACTIVATIONS)}")
         return _value(name, (x,), x.width)
 
-    def rope(self, x: Value, heads: int) -> Value:
+    def rope(self, x: Value, heads: int, table: RopeTable) -> Value:
         """Each of ``heads`` heads turned by its token's position."""
-        head_dim = 2 * len(self._rope.frequencies)
+        head_dim = 2 * len(table.frequencies)
         if x.width != heads * head_dim:
             raise FormatError(f"rope: {x.width} columns are not {heads} heads of {head_dim}")
-        return _value("rope", (x,), x.width, table=self._rope, heads=heads)
+        return _value("rope", (x,), x.width, table=table, heads=heads)
 
     def attention(
         self,
@@ -282,12 +302,24 @@ def _attribute(value: Value, key: str) -> str:
     if key in ("matrix", "weight"):
         return str(content)
     if isinstance(content, RopeTable):
-        slowest, fastest = min(content.frequencies), max(content.frequencies)
-        factor = "" if content.factor == 1 else f" times {content.factor:.6g}"
-        shown = f"{fastest:.6g} to {slowest:.6g}{factor}"
+        shown = _rope_text(content)
     else:
         shown = f"{content:.6g}" if isinstance(content, float) else str(content)
     return f"{key}={shown}"
+
+
+def _rope_text(table: RopeTable) -> str:
+    turning = [f for f in table.frequencies if f] or [0.0]
+    words = [f"{max(turning):.6g} to {min(turning):.6g}"]
+    if len(turning) < len(table.frequencies):
+        words.append(f"of {len(turning)} pairs")
+    if table.factor != 1:
+        words.append(f"times {table.factor:.6g}")
+    if table.longer is not None:
+        words.append(f"others beyond {table.beyond}")
+    if table.growth is not None:
+        words.append("growing")
+    return " ".join(words)
 
 
 @dataclass(frozen=True)

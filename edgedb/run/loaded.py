@@ -17,6 +17,7 @@ from ..model.network import Network
 from ..text.messages import Message
 from ..text.spec import TokenizerSpec
 from ..text.tokenizer import Tokenizer, load_tokenizer
+from .session_file import BEYOND
 
 _BOS = arguments.optional(arguments.flag)
 
@@ -49,7 +50,8 @@ class LoadedModel:
                 f"context = {context}: this model has learned positions for {positions:,} tokens "
                 "and cannot read further"
             )
-        room = arguments.optional(arguments.whole(1, longest), min(longest, DEFAULT_CONTEXT))
+        usual = min(longest, DEFAULT_CONTEXT, file.config.plain_context)
+        room = arguments.optional(arguments.whole(1, longest), usual)
         self.context: int = room("context", context)
         vocab_size = file.config.vocab_size
         self.check_ids = arguments.token_ids(vocab_size)
@@ -69,6 +71,12 @@ class LoadedModel:
     def vocab_size(self) -> int:
         """Number of logits."""
         return self.config.vocab_size
+
+    @property
+    def session_fingerprint(self) -> str:
+        """Of all that the keys of a saved session depend on."""
+        longer = self.config.plain_context < self.context
+        return self.file.fingerprint + (BEYOND if longer else "")
 
     @property
     def tokenizer_spec(self) -> TokenizerSpec:

@@ -131,7 +131,7 @@ class Session(Answers):
         ``extra`` is not JSON.
         """
         with self._exclusive():
-            fingerprint = self.model.file.fingerprint
+            fingerprint = self.model.session_fingerprint
             write_session(path, fingerprint, self._reader.ids, self._reader.cache, self.extra)
 
     @classmethod
@@ -143,7 +143,7 @@ class Session(Answers):
         """
         session = cls(model)
         cache, vocab_size = session._reader.cache, model.config.vocab_size
-        tokens, session.extra = read_session(path, model.file.fingerprint, vocab_size, cache)
+        tokens, session.extra = read_session(path, model.session_fingerprint, vocab_size, cache)
         session._reader.append(tokens.tolist())
         return session
 

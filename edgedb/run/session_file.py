@@ -28,6 +28,8 @@ from ..strict_json import parse_json
 
 KIND = "edgedb-session"
 VERSION = "1"
+# Behind the fingerprint of a model whose context lies beyond its original one (longrope).
+BEYOND = "-beyond"
 _NAME_OF_DTYPE = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -95,7 +97,13 @@ def _read(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     data, size = map_file(path, lambda info: "is empty or not a regular file")
     metadata, entries, start = read_header(data, size, kind=KIND, versions=(VERSION,))
-    if metadata.get("model") != fingerprint:
+    saved = metadata.get("model", "")
+    if saved != fingerprint:
+        if saved.removesuffix(BEYOND) == fingerprint.removesuffix(BEYOND):
+            raise FormatError(
+                "saved with a context on the other side of the model's original one, where heads "
+                "turn otherwise (longrope); load the model with a context as it was"
+            )
         raise FormatError("saved with another model; load it with the model that made it")
     extra = parse_json(metadata.get("extra", ""), "extra")
     checksums = parse_json(metadata.get("checksums", ""), "checksums")

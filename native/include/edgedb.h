@@ -308,8 +308,9 @@ enum {
  * ATTENTION) `out` may be the very view of an argument; otherwise views that are written overlap no other.
  *
  * ATTENTION stores its keys and values in `cache` and lets a query see the keys up to its own, at
- * most `window` of them. With q_norm and k_norm every head of x and y is normalized first; with cos
- * and sin it is turned then. x is overwritten by that; y is not.
+ * most `window` of them. With q_norm and k_norm every head of x and y is normalized first; with q_cos
+ * and q_sin those of x are turned then, with cos and sin those of y. x is overwritten by that; y is
+ * not.
  */
 typedef struct {
     int32_t code;
@@ -327,6 +328,7 @@ typedef struct {
     float scale;              /* ATTENTION: of the scores */
     int64_t positions;        /* rows of cos and sin */
     const float *cos, *sin;   /* ROPE, ATTENTION: [positions, head_dim / 2]; there NULL: no turn */
+    const float *q_cos, *q_sin; /* ATTENTION: likewise, of the queries */
     const float *q_norm, *k_norm; /* ATTENTION: [head_dim] or NULL */
     int32_t n_heads, n_kv_heads, head_dim; /* ATTENTION */
     int32_t cache;                         /* ATTENTION: which of a span's */

@@ -97,16 +97,15 @@ static float *head_of(edb_rows rows, int64_t t, int64_t head, int64_t head_dim) 
 }
 
 /* y = a head as attention wants it, for a token at `position`: normed, turned; y may be x. */
-static void turn(const edb_attention_job *job, const float *x, const float *norm, int64_t position,
-                 float *y) {
+static void turn(const edb_attention_job *job, const float *x, const float *norm, const float *cos,
+                 const float *sin, int64_t position, float *y) {
     int64_t head_dim = job->shape.head_dim, half = head_dim / 2;
     if (norm != NULL) {
         job->kernels->rmsnorm(x, norm, y, head_dim, job->eps);
         x = y;
     }
-    if (job->cos != NULL)
-        job->kernels->rotate(x, job->cos + position * half, job->sin + position * half, y,
-                             head_dim);
+    if (cos != NULL)
+        job->kernels->rotate(x, cos + position * half, sin + position * half, y, head_dim);
 }
 
 /* A task is a key/value head of one token, with the queries that read it. */
@@ -120,12 +119,12 @@ static void store_heads(void *argument, int64_t begin, int64_t end, int32_t work
         int64_t position = job->pos + t;
         for (int64_t head = kv_head * heads; head < (kv_head + 1) * heads; head++) {
             float *q = head_of(job->q, t, head, head_dim);
-            turn(job, q, job->q_norm, position, q);
+            turn(job, q, job->q_norm, job->q_cos, job->q_sin, position, q);
         }
         const float *k = head_of(job->k, t, kv_head, head_dim);
         float turned[MAX_HEAD_DIM];
         if (job->k_norm != NULL || job->cos != NULL) {
-            turn(job, k, job->k_norm, position, turned);
+            turn(job, k, job->k_norm, job->cos, job->sin, position, turned);
             k = turned;
         }
         store_head(job, k, cache_row(job, KEYS, kv_head, position));
@@ -167,8 +166,8 @@ edb_status edb_rope(const edb_context *context, const edb_attention_shape *shape
     if (status != EDB_OK) return status;
     if (!edb_aligned(qkv, 4) || !edb_aligned(cos, 4) || !edb_aligned(sin, 4)) return EDB_ERR_ALIGN;
     edb_attention_job job = job_of(context, shape, qkv, pages, n, pos);
-    job.cos = cos;
-    job.sin = sin;
+    job.cos = job.q_cos = cos;
+    job.sin = job.q_sin = sin;
     edb_stage stage;
     edb_store_stages(context, &job, &stage);
     edb_pool *pool = n * qkv_size(shape) < WORTH_SHARING ? NULL : context->pool;

@@ -321,7 +321,8 @@ typedef struct {
     edb_rows q, k, v, out; /* [n, heads * head_dim]; q is turned in place, k on its way to the cache */
     const float *q_norm, *k_norm; /* [head_dim], of every head before it turns; NULL: none */
     float eps;
-    const float *cos, *sin; /* [capacity, head_dim/2]; NULL: nothing turns */
+    const float *cos, *sin; /* [capacity, head_dim/2]; NULL: keys do not turn */
+    const float *q_cos, *q_sin; /* likewise, of the queries */
     void *const *pages;
     int64_t offset; /* bytes, of this layer's keys and values in a page */
     int64_t n, pos;

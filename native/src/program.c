@@ -19,6 +19,8 @@ struct edb_program {
 
 /* ---- checks, once ---- */
 
+static int is_turned(const edb_op *op) { return op->cos != NULL || op->q_cos != NULL; }
+
 /* Whether a row's position counts, which its span says. */
 static int is_positional(const edb_op *op) {
     return op->code == EDB_OP_ATTENTION || op->code == EDB_OP_ROPE || op->code == EDB_OP_POSITION;
@@ -27,7 +29,7 @@ static int is_positional(const edb_op *op) {
 /* How many positions there are at most. */
 static int64_t positions_of(const edb_op *op) {
     if (op->code == EDB_OP_POSITION) return op->matrix->rows;
-    return op->cos != NULL ? op->positions : EDB_MAX_TOKENS;
+    return is_turned(op) ? op->positions : EDB_MAX_TOKENS;
 }
 
 static int has_view(const edb_program *p, edb_view view, int64_t width) {
@@ -80,9 +82,11 @@ static edb_status check_linear(const edb_program *p, const edb_op *op) {
 static edb_status check_tables(const edb_op *op, int needed) {
     edb_status status = check_floats(op->cos, needed);
     if (status == EDB_OK) status = check_floats(op->sin, needed || op->cos != NULL);
+    if (status == EDB_OK) status = check_floats(op->q_cos, 0);
+    if (status == EDB_OK) status = check_floats(op->q_sin, op->q_cos != NULL);
     if (status != EDB_OK) return status;
     int counted = op->positions >= 1 && op->positions <= EDB_MAX_TOKENS;
-    return op->cos == NULL || counted ? EDB_OK : EDB_ERR_SHAPE;
+    return !is_turned(op) || counted ? EDB_OK : EDB_ERR_SHAPE;
 }
 
 static edb_status check_attention(const edb_program *p, const edb_op *op) {
@@ -345,6 +349,8 @@ static void add_attention(run_state *run, const edb_op *op, const edb_span *span
                                .eps = op->eps,
                                .cos = op->cos,
                                .sin = op->sin,
+                               .q_cos = op->q_cos,
+                               .q_sin = op->q_sin,
                                .pages = span->pages,
                                .offset = span->offsets[op->cache],
                                .n = span->n,

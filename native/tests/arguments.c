@@ -134,8 +134,8 @@ static void programs(void) {
                           .width = 16, .matrix = &qkv};
     const edb_op attention = {.code = EDB_OP_ATTENTION, .x = {1, 0}, .y = {1, 8}, .z = {1, 12},
                               .out = {2, 0}, .width = 8, .scale = 0.5f, .positions = 16,
-                              .cos = x, .sin = x, .n_heads = 2, .n_kv_heads = 1, .head_dim = 4,
-                              .window = 9};
+                              .cos = x, .sin = x, .q_cos = x, .q_sin = x, .n_heads = 2,
+                              .n_kv_heads = 1, .head_dim = 4, .window = 9};
     const edb_op rope = {.code = EDB_OP_ROPE, .heads = 2, .x = {1, 0}, .out = {1, 0}, .width = 8,
                          .positions = 16, .cos = x, .sin = x};
     const edb_op add = {.code = EDB_OP_ADD, .x = {1, 0}, .y = {2, 0}, .out = {1, 0}, .width = 8};
@@ -178,6 +178,8 @@ static void programs(void) {
     WRONG(attention, z.column, 13, EDB_ERR_SHAPE);
     WRONG(attention, out.slot, 1, EDB_ERR_SHAPE);
     WRONG(attention, sin, NULL, EDB_ERR_NULL);
+    WRONG(attention, q_sin, NULL, EDB_ERR_NULL);
+    WRONG(attention, q_cos, odd, EDB_ERR_ALIGN);
     WRONG(attention, positions, 0, EDB_ERR_SHAPE);
     WRONG(attention, k_norm, x, EDB_ERR_NULL); /* without q_norm */
     WRONG(attention, q_norm, x, EDB_ERR_NULL);

@@ -30,7 +30,7 @@ LAYERS: dict[str, Callable[[Recorder, Value], Value]] = {
     "gelu_tanh": lambda m, x: m.gelu_tanh(x),
     "gelu": lambda m, x: m.activation("gelu", x),
     "relu": lambda m, x: m.activation("relu", x),
-    "rope": lambda m, x: m.rope(x, 3),
+    "rope": lambda m, x: m.rope(x, 3, ROPE),
     "attention": lambda m, x: m.attention(
         m.linear(x, "q", 32), m.linear(x, "k", 16), x.split(8, 16)[1]
     ),
@@ -39,7 +39,7 @@ LAYERS: dict[str, Callable[[Recorder, Value], Value]] = {
 
 
 def program(layer: Callable[[Recorder, Value], Value]) -> Program:
-    m = Recorder(1e-3, 8, ROPE)
+    m = Recorder(1e-3, 8)
     block = Block(layer(m, m.input(WIDTH)))
     empty = Block(m.input(WIDTH))
     return Program(empty, (block,), (0,), empty, empty)

@@ -28,12 +28,18 @@ LLAMA: dict[str, Any] = {
 
 
 def read(
-    changes: dict[str, Any] | None = None, *, divisors: np.ndarray | None = None, **general: Any
+    changes: dict[str, Any] | None = None,
+    *,
+    divisors: np.ndarray | None = None,
+    architecture: str = "llama",
+    tables: dict[str, np.ndarray] | None = None,
+    **general: Any,
 ) -> tuple[ModelConfig, list[str]]:
     """The tiny model with changed keys of its architecture and others."""
-    metadata = {f"llama.{key}": value for key, value in (LLAMA | (changes or {})).items()}
-    metadata = {"general.architecture": "llama", **metadata, **general}
-    settings, unknown = config_of("m.gguf", metadata, vocab_size=320, tied=True, divisors=divisors)
+    metadata = {f"{architecture}.{key}": value for key, value in (LLAMA | (changes or {})).items()}
+    metadata = {"general.architecture": architecture, **metadata, **general}
+    tables = tables or ({} if divisors is None else {"rope_freqs.weight": divisors})
+    settings, unknown = config_of("m.gguf", metadata, vocab_size=320, tied=True, tables=tables)
     fold, more = read_config(settings)
     config = fold.config
     return config, unknown + more
@@ -56,7 +62,7 @@ def test_olmo_3_calls_itself_olmo2() -> None:
     """It has a window in three of four layers, which is refused."""
     olmo = {f"olmo2.{key}": value for key, value in LLAMA.items()}
     olmo["general.architecture"] = "olmo2"
-    rest: dict[str, Any] = {"vocab_size": 320, "tied": False, "divisors": None}
+    rest: dict[str, Any] = {"vocab_size": 320, "tied": False, "tables": {}}
     assert config_of("m.gguf", olmo, **rest)[0]["model_type"] == "olmo2"
     olmo |= {"olmo2.attention.sliding_window": 128}
     olmo |= {"olmo2.attention.sliding_window_pattern": [True, False]}
@@ -167,7 +173,7 @@ def test_missing_keys_are_named(key: str) -> None:
     metadata = {f"llama.{name}": value for name, value in LLAMA.items() if name != key}
     metadata["general.architecture"] = "llama"
     with pytest.raises(FormatError, match=f"do not say llama.{key}"):
-        config_of("m.gguf", metadata, vocab_size=320, tied=True, divisors=None)
+        config_of("m.gguf", metadata, vocab_size=320, tied=True, tables={})
 
 
 @pytest.mark.parametrize(
@@ -221,6 +227,28 @@ def test_divisors_that_cannot_be_are_refused() -> None:
         read({"rope.freq_base": "x"}, divisors=divisors)
     with pytest.raises(UnsupportedModelError, match=r"beside rope\.scaling\.factor"):
         read({"rope.freq_base": 500000.0, "rope.scaling.factor": 2.0}, divisors=divisors)
+
+
+def test_longrope_is_in_two_tensors() -> None:
+    short, long = np.full(12, 1.5, np.float32), np.full(12, 4, np.float32)
+    both = {"rope_factors_short.weight": short, "rope_factors_long.weight": long}
+    keys = {"rope.scaling.original_context_length": 64, "rope.scaling.attn_factor": 1.25}
+    scaling = read(keys, tables=both, architecture="phi3")[0].rope_scaling
+    assert scaling == RopeScaling(
+        "longrope",
+        original_max_position_embeddings=64,
+        attention_factor=1.25,
+        short_factors=(1.5,) * 12,
+        long_factors=(4.0,) * 12,
+    )
+    with pytest.raises(FormatError, match=r"rope_factors_long\.weight is missing"):
+        read(keys, tables={"rope_factors_short.weight": short}, architecture="phi3")
+    with pytest.raises(UnsupportedModelError, match="beside another rotary scaling"):
+        read(keys | {"rope.scaling.factor": 2.0}, tables=both, architecture="phi3")
+    assert read({"rope.dimension_count": 18}, architecture="phi3")[0].rotary_dim == 18
+    for window, expected in ((0, None), (11, 11)):
+        config, _ = read({"attention.sliding_window": window}, architecture="phi3")
+        assert config.sliding_window == expected
 
 
 KEYS = sorted(

@@ -16,7 +16,7 @@ from edgedb.errors import EdgeDBError, FormatError, UnsupportedModelError
 from edgedb.model.checkpoint_config import read_config
 from edgedb.model.config import ModelConfig, RopeScaling
 from edgedb.model.families import FAMILIES, program_of
-from edgedb.model.rope import inverse_frequencies
+from edgedb.model.rope import inverse_frequencies, turns_of
 from edgedb.ops.exactmath import sincos
 
 LLAMA_2_7B: dict[str, Any] = {
@@ -146,6 +146,47 @@ def test_the_windows_of_qwen() -> None:
     kinds = ["sliding_attention", *["full_attention"] * 31]
     used = read(**qwen, use_sliding_window=True, layer_types=kinds)
     assert used.windowed_layers == (0,)
+
+
+def test_layers_of_smollm3_that_do_not_turn() -> None:
+    smol: dict[str, Any] = {"model_type": "smollm3"}
+    assert read(**smol).unrotated_layers == (3, 7, 11, 15, 19, 23, 27, 31)
+    assert read(**smol, no_rope_layer_interval=16).unrotated_layers == (15, 31)
+    assert read(**smol, no_rope_layers=[1, 0] * 16).unrotated_layers == tuple(range(1, 32, 2))
+    assert without("rope_theta", **smol).rope_theta == 2e6
+    used = read(**smol, use_sliding_window=True, sliding_window=64)
+    assert used.windowed_layers == used.unrotated_layers and used.window(3) == 64
+    for wrong in ([1], [1] * 31 + [2], "1"):
+        with pytest.raises(FormatError, match="no_rope_layers"):
+            read(**smol, no_rope_layers=wrong)
+
+
+def test_longrope_of_phi3() -> None:
+    rope: dict[str, Any] = {"type": "su", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+    phi: dict[str, Any] = {"model_type": "phi3", "original_max_position_embeddings": 1024}
+    config = read(**phi, partial_rotary_factor=0.75, rope_scaling=rope)
+    assert config.rotary_dim == 96 and config.plain_context == 1024
+    assert config.rope_scaling.attention_factor == pytest.approx((1 + 0.2) ** 0.5)  # 4x: 2 of 10
+    short, long = (table.of_context(n) for table in [turns_of(config, 0)[1]] for n in (1024, 1025))
+    assert short[:48] == tuple(2 * f for f in long[:48]) and short[48:] == long[48:] == (0,) * 16
+    with pytest.raises(FormatError, match="lacks long_factors"):
+        read(**phi, rope_scaling={"type": "longrope", "short_factor": [1.0] * 64})
+    with pytest.raises(FormatError, match="47 factors for 64"):
+        read(**phi, rope_scaling=rope | {"short_factor": [1.0] * 47})
+
+
+def test_a_share_of_a_head_turns_by_halves() -> None:
+    """Rows are put so that channel i turns with ``i + head_dim / 2``, in q and in k."""
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    phi = LLAMA_2_7B | sizes | {"model_type": "phi3", "partial_rotary_factor": 0.5}
+    fold, _ = read_config(phi)
+    order = fold.orders["attn_qkv"]
+    head = [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15]
+    assert order[:16].tolist() == head and order[16:32].tolist() == [16 + i for i in head]
+    assert order[64:80].tolist() == [64 + i for i in head]
+    assert order[96:].tolist() == list(range(96, 128))
+    table, _ = turns_of(fold.config, 0)
+    assert table is not None and [f > 0 for f in table.frequencies] == [True] * 4 + [False] * 4
 
 
 def test_olmo_2() -> None:

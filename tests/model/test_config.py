@@ -11,7 +11,7 @@ import pytest
 from edgedb import ops
 from edgedb.errors import FormatError, UnsupportedModelError
 from edgedb.format.tensors import DenseTensor
-from edgedb.model.config import DEFAULT_CONTEXT, ModelConfig, RopeScaling
+from edgedb.model.config import DEFAULT_CONTEXT, ModelConfig, Rope, RopeScaling
 from edgedb.model.families import program_of
 from edgedb.model.network import Network
 from edgedb.model.rope import inverse_frequencies, rope_tables
@@ -73,6 +73,45 @@ def test_features_make_version_2() -> None:
     assert ModelConfig.from_dict(document) == config
 
 
+def test_features_of_the_rotary_embedding() -> None:
+    linear = {"theta": 1e6, "scaling": RopeScaling("linear", 8.0).to_dict()}
+    features = {
+        "sliding_window": 13,
+        "windowed_layers": [0, 2],
+        "rotary_dim": 96,
+        "unrotated_layers": [1, 2],
+        "windowed_rope": linear,
+        "query_growth": {"beta": 0.5, "every": 16},
+    }
+    config = changed(version=2, features=features)
+    document = json.loads(json.dumps(config.to_dict()))
+    assert document["features"] == features
+    assert ModelConfig.from_dict(document) == config
+    plain, windowed = Rope(config.rope_theta), Rope(1e6, RopeScaling("linear", 8.0))
+    assert [config.rope(i) for i in range(4)] == [windowed, None, None, plain]
+    assert len(inverse_frequencies(config)) == 48
+    longrope = {
+        "type": "longrope",
+        "factor": 1.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "attention_factor": 1.25,
+        "short_factors": [1.0] * 48,
+        "long_factors": [2.0] * 48,
+    }
+    config = changed(version=2, features={"rotary_dim": 96}, rope_scaling=longrope)
+    assert config.to_dict()["rope_scaling"] == longrope | {
+        "short_factors": (1.0,) * 48,
+        "long_factors": (2.0,) * 48,
+    }
+    assert config.plain_context == 64 and changed().plain_context == 4096
+    with pytest.raises(FormatError, match="48 factors for 64 pairs"):
+        changed(rope_scaling=longrope)
+    with pytest.raises(FormatError, match="long_factors, expected numbers"):
+        changed(rope_scaling=longrope | {"long_factors": [0.0] * 64})
+
+
 @pytest.mark.parametrize(
     "features",
     [
@@ -86,6 +125,19 @@ def test_features_make_version_2() -> None:
         {"windowed_layers": [32]},
         {"windowed_layers": [-1]},
         {"windowed_layers": ["0"]},
+        {"unrotated_layers": None},
+        {"unrotated_layers": [32]},
+        {"rotary_dim": 3},
+        {"rotary_dim": 130},
+        {"rotary_dim": 0},
+        {"rotary_dim": "2"},
+        {"windowed_rope": {"theta": 1e4}},
+        {"windowed_rope": {"theta": 0.5, "scaling": {}}},
+        {"windowed_rope": 3},
+        {"query_growth": {"beta": 0.1}},
+        {"query_growth": {"beta": -1.0, "every": 16}},
+        {"query_growth": {"beta": 1.0, "every": 0}},
+        {"query_growth": [1.0, 16]},
     ],
 )
 def test_impossible_features_are_refused(features: object) -> None:

@@ -22,7 +22,7 @@ from edgedb.model.kvcache import KVCache
 from edgedb.model.network import Network
 from edgedb.ops.native import NativeOps
 from edgedb.ops.native_program import NativeProgram
-from edgedb.ops.program import Block, Program, Recorder, RopeTable, Value
+from edgedb.ops.program import Block, Growth, Program, Recorder, RopeTable, Value
 from edgedb.ops.sequences import Span
 from edgedb.ops.weights import Weights
 
@@ -102,7 +102,7 @@ Layer = Callable[[Recorder, Value], Value]
 
 def attend(m: Recorder, x: Value, **options: Any) -> Value:
     q, k, v = m.linear(x, "qkv", 108, bias=True).split(36, 36, 36)
-    return m.attention(m.rope(q, 2), m.rope(k, 2), v, **options)
+    return m.attention(m.rope(q, 2, TABLE), m.rope(k, 2, TABLE), v, **options)
 
 
 def norms_behind(m: Recorder, x: Value) -> Value:
@@ -119,12 +119,14 @@ def parallel(m: Recorder, x: Value) -> Value:
 def head_norms_and_a_window(m: Recorder, x: Value) -> Value:
     q, k, v = m.linear(m.rms_norm(x, "norm"), "qkv", 108).split(36, 36, 36)
     q, k = m.rms_norm(q, "q_norm", heads=2), m.rms_norm(k, "k_norm", heads=2)
-    return x + m.linear(m.attention(m.rope(q, 2), m.rope(k, 2), v, window=7), "out", 36)
+    return x + m.linear(
+        m.attention(m.rope(q, 2, TABLE), m.rope(k, 2, TABLE), v, window=7), "out", 36
+    )
 
 
 def norms_over_all_heads(m: Recorder, x: Value) -> Value:
     q, k, v = m.linear(x, "qkv", 108).split(36, 36, 36)
-    q, k = m.rope(m.rms_norm(q, "q_norm"), 2), m.rope(m.rms_norm(k, "k_norm"), 2)
+    q, k = m.rope(m.rms_norm(q, "q_norm"), 2, TABLE), m.rope(m.rms_norm(k, "k_norm"), 2, TABLE)
     return m.linear(m.attention(q, k, v, scale=0.3, window=300), "out", 36) + x
 
 
@@ -133,9 +135,15 @@ def no_rope(m: Recorder, x: Value) -> Value:
     return x + m.attention(q, k, v)
 
 
+def queries_that_grow(m: Recorder, x: Value) -> Value:
+    q, k, v = m.linear(x, "qkv", 108).split(36, 36, 36)
+    growing = replace(TABLE, growth=Growth(0.3, 5))
+    return x + m.linear(m.attention(m.rope(q, 2, growing), m.rope(k, 2, TABLE), v), "out", 36)
+
+
 def queries_read_twice(m: Recorder, x: Value) -> Value:
     q, k, v = m.linear(x, "qkv", 108).split(36, 36, 36)
-    seen = m.attention(m.rope(q, 2), m.rope(k, 2), v)
+    seen = m.attention(m.rope(q, 2, TABLE), m.rope(k, 2, TABLE), v)
     return x + m.linear(q, "plain", 36) + m.linear(seen, "out", 36)
 
 
@@ -172,12 +180,12 @@ def no_gates(m: Recorder, x: Value) -> Value:
 LAYERS = [
     norms_behind, parallel, head_norms_and_a_window, norms_over_all_heads, no_rope,
     queries_read_twice, the_stream_read_again, gates_the_other_way,
-    layer_norms, gelu_gates, no_gates,
+    layer_norms, gelu_gates, no_gates, queries_that_grow,
 ]  # fmt: skip
 
 
 def program_with(layers: list[Layer]) -> Program:
-    m = Recorder(1e-5, 18, TABLE)
+    m = Recorder(1e-5, 18)
     x = m.input(36)
     return Program(
         Block(m.embed("embedding", 90, 36)),

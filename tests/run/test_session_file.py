@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,9 @@ from safetensors.numpy import load_file
 import edgedb
 from edgedb import ContextFullError, EdgeDBError, FormatError
 from edgedb.format.container import CRC_START
+from edgedb.model.config import RopeScaling
+from edgedb.model.dbb import read_dbb
+from edgedb.model.dbb_writer import DbbWriter
 
 PROMPT = [5, 9, 2, 40, 17, 23, 8]
 OPTIONS = {"max_tokens": 30, "temperature": 1.5, "seed": 3}
@@ -35,6 +39,27 @@ def saved(model: edgedb.Model, tmp_path: Path) -> Path:
     path = tmp_path / "chat.kv"
     session.save(path)
     return path
+
+
+def test_a_session_stays_on_its_side_of_longrope(tiny_model: Path, tmp_path: Path) -> None:
+    factors = {"short_factors": (1.0,) * 9, "long_factors": (2.0,) * 9}
+    scaling = RopeScaling("longrope", original_max_position_embeddings=40, **factors)
+    file, plain = tmp_path / "m.dbb", read_dbb(tiny_model)
+    config = replace(plain.config, rope_scaling=scaling)
+    kinds = {name: tensor.kind for name, tensor in plain.linears.items()}
+    with DbbWriter(file, config, plain.tokenizer, kinds) as writer:
+        for name, tensor in (*plain.linears.items(), *plain.vectors.items()):
+            writer.put(name, tensor)
+        writer.finish({})
+    assert edgedb.load(file).context == 40
+    short, long = edgedb.load(file), edgedb.load(file, context=41)
+    assert not np.array_equal(short.logits(PROMPT), long.logits(PROMPT))
+    session = short.session()
+    session.prefill(PROMPT)
+    session.save(tmp_path / "chat.kv")
+    edgedb.load(file, context=20).load_session(tmp_path / "chat.kv")
+    with pytest.raises(FormatError, match="other side"):
+        long.load_session(tmp_path / "chat.kv")
 
 
 def test_another_process_continues_with_the_same_text(

@@ -51,7 +51,7 @@ def test_weights_have_the_names_of_the_program(name: str, tied: bool) -> None:
 def test_a_head_that_is_more_than_a_matrix_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     config = TinySource().config
     program = program_of(config)
-    m = Recorder(1e-5, 16, program.ropes()[0])
+    m = Recorder(1e-5, 16)
     for head in (
         m.linear(m.silu(m.input(64)), "embedding", 96),
         m.silu(m.linear(m.input(64), "embedding", 96)),

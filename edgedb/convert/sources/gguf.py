@@ -16,7 +16,7 @@ from ...errors import UnsupportedModelError
 from ...model.families import family_of
 from . import layouts
 from .gguf_file import StoredTensor, open_parts
-from .gguf_metadata import config_of
+from .gguf_metadata import ROPE_TABLES, config_of
 from .gguf_tokenizer import tokenizer_spec
 from .names import GGUF
 from .source import Float32, Source
@@ -37,13 +37,12 @@ class GGUFSource(Source):
         for part in parts:
             self._tensors |= part.tensors
         self._shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
-        scaled = "rope_freqs.weight" in self._shapes
         settings, unknown = config_of(
             path.name,
             metadata,
             vocab_size=self._shapes.get("token_embd.weight", (None,))[0],
             tied="output.weight" not in self._shapes,
-            divisors=self._dequantize("rope_freqs.weight") if scaled else None,
+            tables={name: self._dequantize(name) for name in ROPE_TABLES if name in self._shapes},
         )
         self.read_config(path.name, settings, unknown)
         self.check()
@@ -66,7 +65,7 @@ class GGUFSource(Source):
         return self._tensors[stored].unreadable()
 
     def ignorable(self, stored: str) -> bool:
-        return stored == "rope_freqs.weight"  # read into config_dict by then
+        return stored in ROPE_TABLES  # read into config_dict by then
 
     def _dequantize(self, stored: str, start: int = 0, stop: int | None = None) -> Float32:
         stop = self._shapes[stored][0] if stop is None else stop

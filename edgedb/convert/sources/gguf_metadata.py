@@ -21,6 +21,9 @@ _GENERAL = Keys(
     refused={"general.type": Refusal("is no model by itself", only("model"))},
     harmless=names("general. quantize. split. tokenizer."),
 )
+_LONGROPE = ("rope_factors_short.weight", "rope_factors_long.weight")
+# Tensors that belong to the metadata.
+ROPE_TABLES = ("rope_freqs.weight", *_LONGROPE)
 # That of Llama 3 comes first: several may give the same divisors.
 _ORIGINAL_CONTEXTS = (8192, *(1 << i for i in range(5, 20) if i != 13))
 # A number, or a list with one for each layer.
@@ -44,14 +47,14 @@ def config_of(
     *,
     vocab_size: int | None,
     tied: bool,
-    divisors: Float32 | None,
+    tables: Mapping[str, Float32],
 ) -> tuple[dict[str, Any], list[str]]:
     """``(config, unknown keys)`` of the GGUF file ``name``.
 
     The metadata leave three things to the tensors: the rows of the embedding, whether there is a
-    head, and ``divisors`` of the rotary frequencies (``rope_freqs.weight``), float32
-    ``[head_dim / 2]``. Raises ``UnsupportedModelError`` naming the key that asks for something
-    else, ``FormatError`` for one that is missing or impossible.
+    head, and what the rotary frequencies are divided by: those of ``ROPE_TABLES`` that the file
+    has, float32 ``[rotary channels / 2]``. Raises ``UnsupportedModelError`` naming the key that
+    asks for something else, ``FormatError`` for one that is missing or impossible.
     """
     architecture = metadata.get("general.architecture", "?")
     found = [item for item in FAMILIES.items() if item[1].architecture == architecture]
@@ -80,8 +83,17 @@ def config_of(
         "model_type": model_type,
         "vocab_size": vocab_size,
         "tie_word_embeddings": tied,
-        "rope_scaling": _rope_scaling(own, divisors),
+        "rope_scaling": _rope_scaling(own, tables),
     }
+    if config.get("sliding_window") == 0:  # none, in GGUF
+        config["sliding_window"] = None
+    head_dim = own["attention.key_length"]
+    turning = own.get("rope.dimension_count", head_dim)
+    if turning != head_dim and "rope.dimension_count" in family.metadata.honoured:
+        if type(turning) is not int or type(head_dim) is not int or head_dim < 1:
+            raise FormatError(f"{name}: {prefix}rope.dimension_count = {quoted(turning)}")
+        # A share of a head's channels there; the half lets no rounding take one away.
+        config["partial_rotary_factor"] = (turning + 0.5) / head_dim
     return config, unknown
 
 
@@ -101,12 +113,14 @@ def _head_dim(name: str, own: Mapping[str, Any]) -> int:
     return hidden_size // n_heads
 
 
-def _rope_scaling(own: Mapping[str, Any], divisors: Float32 | None) -> dict[str, Any] | None:
+def _rope_scaling(own: Mapping[str, Any], tables: Mapping[str, Float32]) -> dict[str, Any] | None:
     """As llama.cpp has it: linear where no type is said, and 0 is no factor."""
     factor = own.get("rope.scaling.factor", own.get("rope.scale_linear", 0.0)) or 1.0
     kind = own.get("rope.scaling.type", "linear")
     if kind == "yarn":
         return _yarn(own, factor)
+    if tables.keys() & set(_LONGROPE):
+        return _longrope(own, factor, tables)
     # Outside of yarn both would count all the same.
     for key, neutral in (("attn_factor", (1.0,)), ("yarn_ext_factor", (0.0, -1.0))):
         if (value := own.get(f"rope.scaling.{key}", neutral[0])) not in neutral:
@@ -116,7 +130,7 @@ def _rope_scaling(own: Mapping[str, Any], divisors: Float32 | None) -> dict[str,
             )
     if kind not in ("linear", "none"):
         raise UnsupportedModelError(f"rope scaling {quoted(kind)} is not supported")
-    scaled = kind == "linear" and factor != 1.0
+    scaled, divisors = kind == "linear" and factor != 1.0, tables.get("rope_freqs.weight")
     if divisors is None:
         return {"rope_type": "linear", "factor": factor} if scaled else None
     if scaled:
@@ -133,14 +147,45 @@ def _yarn(own: Mapping[str, Any], factor: float) -> dict[str, Any]:
         )
     if own.get("rope.scaling.original_context_length") is None:
         raise FormatError("rope.scaling.original_context_length is missing beside yarn")
-    return {
+    grown = 0.1 * math.log(max(_number(own, "rope.scaling.factor", factor), 1.0))
+    found = {
         "rope_type": "yarn",
         "factor": factor,
         "original_max_position_embeddings": own["rope.scaling.original_context_length"],
         "beta_fast": own.get("rope.scaling.yarn_beta_fast", 32.0),
         "beta_slow": own.get("rope.scaling.yarn_beta_slow", 1.0),
-        "attention_factor": own.get("rope.scaling.attn_factor", 1.0)
-        * (0.1 * math.log(max(factor, 1.0)) + 1),
+        "attention_factor": _number(own, "rope.scaling.attn_factor", 1.0)
+        * (grown + 1)
+        / (grown * _number(own, "rope.scaling.yarn_log_multiplier", 0.0) + 1),
+    }
+    if beta := own.get("attention.temperature_scale"):
+        found["llama_4_scaling_beta"] = beta
+    return found
+
+
+def _number(own: Mapping[str, Any], key: str, default: float) -> float:
+    value = own.get(key, default)
+    if type(value) not in (int, float) or not 0 <= value <= 1e6:
+        raise FormatError(f"{key} = {quoted(value)}, expected a number of 0 to 1e6")
+    return float(value)
+
+
+def _longrope(own: Mapping[str, Any], factor: float, tables: Mapping[str, Float32]) -> Any:
+    """As llama.cpp has it: two tables of divisors, and a factor of what turns."""
+    for name in _LONGROPE:
+        if name not in tables:
+            raise FormatError(f"tensor {name} is missing")
+    if factor != 1.0 or "rope_freqs.weight" in tables:
+        raise UnsupportedModelError("longrope beside another rotary scaling is not supported")
+    short, long = (tables[name].ravel().tolist() for name in _LONGROPE)
+    return {
+        "rope_type": "longrope",
+        "short_factor": short,
+        "long_factor": long,
+        "original_max_position_embeddings": own.get(
+            "rope.scaling.original_context_length", own["context_length"]
+        ),
+        "attention_factor": own.get("rope.scaling.attn_factor", 1.0),
     }
 
 

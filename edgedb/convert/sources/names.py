@@ -58,17 +58,24 @@ _GPT2: Names = {
     "final_norm": ("transformer.ln_f.weight",),
     "head": ("lm_head.weight",),
 }
+_FUSED: Names = {
+    "attn_qkv": (_LAYER + "self_attn.qkv_proj.weight",),
+    "mlp_gate_up": (_LAYER + "mlp.gate_up_proj.weight",),
+}
 
 # model_type -> names in Hugging Face's safetensors
 HUGGING_FACE: Mapping[str, Names] = {
     "gpt2": _GPT2,
     "granite": _LLAMA,
     "llama": _LLAMA,
+    "ministral3": _LLAMA,
     "mistral": _LLAMA,
     "olmo2": {**_LLAMA, **_Q_K_NORMS, **_NORMS_BEHIND},
     "opt": _OPT,
+    "phi3": {**_LLAMA, **_FUSED},
     "qwen2": _LLAMA,
     "qwen3": {**_LLAMA, **_Q_K_NORMS},
+    "smollm3": _LLAMA,
 }
 
 _BLOCK = "blk.{i}."
@@ -98,15 +105,22 @@ _GGUF_OLDER: Names = {
     "attn_qkv": (_BLOCK + "attn_qkv.weight",),
     "mlp_up": (_BLOCK + "ffn_up.weight",),
 }
+_GGUF_FUSED: Names = {
+    "attn_qkv": (_BLOCK + "attn_qkv.weight",),
+    "mlp_gate_up": (_BLOCK + "ffn_up.weight",),
+}
 
 # model_type -> names in GGUF
 GGUF: Mapping[str, Names] = {
     "gpt2": _GGUF_OLDER,
     "granite": _GGUF_LLAMA,
     "llama": _GGUF_LLAMA,
+    "ministral3": _GGUF_LLAMA,
     "olmo2": {**_GGUF_LLAMA, **_GGUF_Q_K_NORMS, **_GGUF_NORMS_BEHIND},
+    "phi3": {**_GGUF_LLAMA, **_GGUF_FUSED},
     "qwen2": _GGUF_LLAMA,
     "qwen3": {**_GGUF_LLAMA, **_GGUF_Q_K_NORMS},
+    "smollm3": _GGUF_LLAMA,
 }
 
 

@@ -89,7 +89,10 @@ class Source(abc.ABC):
                 raise ValueError(f"{name}: rows of a fused tensor cannot be read on their own")
             start, stop, _ = rows.indices(shapes[parts[0]][0])
             found = self.read_stored(parts[0], start, stop)
-        factor = self._factors.get(split_layer(name)[1].removesuffix(".bias"))
+        kind = split_layer(name)[1].removesuffix(".bias")
+        if kind in self._fold.orders:
+            found = found[self._fold.orders[kind]]
+        factor = self._fold.factors.get(kind)
         if factor is None:
             return found
         by_row = np.asarray(factor, np.float64).reshape(-1, *[1] * (found.ndim - 1))
@@ -126,8 +129,8 @@ class Source(abc.ABC):
         """
         self.config_dict = settings
         self._model_type = str(settings.get("model_type"))
-        fold, more = read_config(settings, self._has)
-        self.config, self._factors = fold.config, fold.factors
+        self._fold, more = read_config(settings, self._has)
+        self.config = self._fold.config
         listed = [quoted(name) for name in unknown + more]
         if listed:
             rest = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""

@@ -13,8 +13,7 @@ from ...display import quoted
 from ...errors import FormatError, UnsupportedModelError
 from ...ops.program import Block, Program, Recorder, distinct
 from ..config import DEFAULT_CONTEXT, ModelConfig
-from ..rope import rope_table
-from . import gpt2, granite, llama, mistral, olmo2, opt, qwen2, qwen3
+from . import gpt2, granite, llama, ministral3, mistral, olmo2, opt, phi3, qwen2, qwen3, smollm3
 from .family import Family, Fold
 
 __all__ = ["FAMILIES", "Family", "Fold", "family_of", "program_of"]
@@ -24,11 +23,14 @@ FAMILIES: Mapping[str, Family] = {
     "gpt2": gpt2.FAMILY,
     "granite": granite.FAMILY,
     "llama": llama.FAMILY,
+    "ministral3": ministral3.FAMILY,
     "mistral": mistral.FAMILY,
     "olmo2": olmo2.FAMILY,
     "opt": opt.FAMILY,
+    "phi3": phi3.FAMILY,
     "qwen2": qwen2.FAMILY,
     "qwen3": qwen3.FAMILY,
+    "smollm3": smollm3.FAMILY,
 }
 
 
@@ -55,7 +57,7 @@ def program_of(config: ModelConfig) -> Program:
     together, or ask for far more memory than the weights justify.
     """
     family = family_of(config.model_type)
-    m = Recorder(config.norm_eps, config.head_dim, rope_table(config))
+    m = Recorder(config.norm_eps, config.head_dim)
     x = m.input(config.hidden_size)
     kinds, layers = distinct([Block(family.layer(m, config, x, i)) for i in range(config.n_layers)])
     final = family.final(m, config, x)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...ops.program import Recorder, Value
-from ..config import ModelConfig
+from ..config import ModelConfig, Rope
 from ..keys import Keys
 
 Settings = Mapping[str, Any]  # of config.json, defaults filled in
@@ -18,14 +18,16 @@ Settings = Mapping[str, Any]  # of config.json, defaults filled in
 
 @dataclass(frozen=True)
 class Fold:
-    """Numbers of a checkpoint that are multiplied into its weights, so that no pass knows them.
+    """What of a checkpoint goes into its weights, so that no pass knows it.
 
-    config: what becomes of the hyper-parameters. factors: for a tensor (named as in its block) what
-    its rows are multiplied with, one number or one for each row.
+    config: what becomes of the hyper-parameters. orders: for a tensor (named as in its block) which
+    of its rows stands where. factors: what its rows are multiplied with then, one number or one for
+    each row.
     """
 
     config: ModelConfig
     factors: Mapping[str, float | NDArray[np.float64]] = field(default_factory=dict)
+    orders: Mapping[str, NDArray[np.intp]] = field(default_factory=dict)
 
 
 def no_features(settings: Settings) -> dict[str, Any]:
@@ -52,7 +54,9 @@ class Family:
     under which checkpoints have those of ``config``. derived: settings that follow from others,
     where nothing says them. features: those
     of ``ModelConfig`` that settings say; biases: those that tensors say, each with the matrix that
-    shows it. fold: what is multiplied into weights.
+    shows it. rope: keys of ``rope_parameters`` that are honoured beside those of every family;
+    windowed_rope: what layers with a window turn by, given what the others do, where settings do
+    not say that of both; None: the same. fold: what goes into weights.
     architecture: the name in GGUF. metadata: keys of GGUF without the architecture, whose fields
     are keys of config.json. interleaved: llama.cpp's converter has put the rows of q and k in
     another order.
@@ -71,6 +75,8 @@ class Family:
     derived: Callable[[Settings], dict[str, Any]] = nothing_derived
     features: Callable[[Settings], dict[str, Any]] = no_features
     biases: Mapping[str, str] = field(default_factory=dict)
+    rope: str = ""
+    windowed_rope: Callable[[Settings, Rope], Rope] | None = None
     fold: Callable[[Settings, ModelConfig], Fold] = no_fold
     architecture: str | None = None
     metadata: Keys = field(default_factory=Keys)

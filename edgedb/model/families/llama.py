@@ -6,6 +6,7 @@ from ...ops.program import Recorder, Value
 from ..checkpoint_keys import LLAMA_CONFIG, LLAMA_METADATA
 from ..config import ModelConfig
 from ..keys import names
+from ..rope import turns_of
 from .family import Family
 
 
@@ -21,9 +22,18 @@ def layer(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
 def attention(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
     qkv = m.linear(x, "attn_qkv", c.qkv_size, bias=c.attention_bias)
     q, k, v = qkv.split(c.q_size, c.kv_size, c.kv_size)
-    q, k = m.rope(q, c.n_heads), m.rope(k, c.n_kv_heads)
+    q, k = turned(m, c, q, k, i)
     attended = m.attention(q, k, v, window=c.window(i))
     return m.linear(attended, "attn_out", c.hidden_size, bias=c.attention_bias)
+
+
+def turned(m: Recorder, c: ModelConfig, q: Value, k: Value, i: int) -> tuple[Value, Value]:
+    """Queries and keys as layer ``i`` turns them."""
+    of_q, of_k = turns_of(c, i)
+    return (
+        q if of_q is None else m.rope(q, c.n_heads, of_q),
+        k if of_k is None else m.rope(k, c.n_kv_heads, of_k),
+    )
 
 
 def mlp(m: Recorder, c: ModelConfig, x: Value) -> Value:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..keys import at_least_one, either, names, needs, only
+from ...errors import FormatError
+from ..keys import at_least_one, each, either, names, needs, only
 from .family import Settings
 from .llama import FAMILY as LLAMA
 
 # 0 would be a window without any key.
 WINDOW = {"sliding_window": needs("queries that see no key", either(only(None), at_least_one))}
+LAYER_TYPES = {
+    "layer_types": needs("other layers than attention", each("full_attention", "sliding_attention"))
+}
 
 
 def window_of(settings: Settings) -> int | None:
@@ -19,6 +24,18 @@ def window_of(settings: Settings) -> int | None:
     if window is None or window >= settings["max_position_embeddings"]:
         return None
     return window
+
+
+def windows(settings: Settings, usual: Sequence[bool]) -> dict[str, Any]:
+    """The window of the layers that ``layer_types`` says; where it says nothing, of those without
+    a ``usual`` full attention. Nothing where that is no layer."""
+    kinds = settings.get("layer_types")
+    full = usual if kinds is None else [kind != "sliding_attention" for kind in kinds]
+    n_layers = settings["num_hidden_layers"]
+    if len(full) != n_layers:
+        raise FormatError(f"config.json: layer_types has {len(full)} entries for {n_layers} layers")
+    window, layers = window_of(settings), tuple(i for i, one in enumerate(full) if not one)
+    return {"sliding_window": window, "windowed_layers": layers} if window and layers else {}
 
 
 def features(settings: Settings) -> dict[str, Any]:

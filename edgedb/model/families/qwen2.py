@@ -9,11 +9,11 @@ from ...display import quoted
 from ...errors import FormatError
 from ...ops.program import Recorder, Value
 from ..config import ModelConfig
-from ..keys import each, names, needs
+from ..keys import names
 from .family import Settings
 from .llama import FAMILY as LLAMA
-from .llama import mlp
-from .mistral import WINDOW, window_of
+from .llama import mlp, turned
+from .mistral import LAYER_TYPES, WINDOW, windows
 
 
 def layer(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
@@ -24,24 +24,19 @@ def layer(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
 def attention(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
     qkv = m.linear(x, "attn_qkv", c.qkv_size, bias=True)
     q, k, v = qkv.split(c.q_size, c.kv_size, c.kv_size)
-    q, k = m.rope(q, c.n_heads), m.rope(k, c.n_kv_heads)
+    q, k = turned(m, c, q, k, i)
     return m.linear(m.attention(q, k, v, window=c.window(i)), "attn_out", c.hidden_size)
 
 
 def features(settings: Settings) -> dict[str, Any]:
     """The window counts only with ``use_sliding_window``, in the layers that ``layer_types`` says;
     where it says nothing, from ``max_window_layers`` on."""
-    window = window_of(settings) if settings["use_sliding_window"] else None
-    if window is None:
+    if not settings["use_sliding_window"]:
         return {}
     n_layers, first = settings["num_hidden_layers"], settings["max_window_layers"]
     if type(first) is not int:
         raise FormatError(f"config.json: max_window_layers = {quoted(first)}, expected a number")
-    kinds = settings.get("layer_types") or [
-        "sliding_attention" if i >= first else "full_attention" for i in range(n_layers)
-    ]
-    windowed = tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention")
-    return {"sliding_window": window, "windowed_layers": windowed} if windowed else {}
+    return windows(settings, [i < first for i in range(n_layers)])
 
 
 FAMILY = replace(
@@ -51,12 +46,7 @@ FAMILY = replace(
     classes=("Qwen2ForCausalLM",),
     config=LLAMA.config.but(
         honoured="max_window_layers use_sliding_window",
-        refused={
-            **WINDOW,
-            "layer_types": needs(
-                "other layers than attention", each("full_attention", "sliding_attention")
-            ),
-        },
+        refused={**WINDOW, **LAYER_TYPES},
     ),
     defaults={
         **LLAMA.defaults,

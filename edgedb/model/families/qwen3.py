@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ...ops.program import Recorder, Value
 from ..config import ModelConfig
-from .llama import mlp
+from .llama import mlp, turned
 from .qwen2 import FAMILY as QWEN2
 
 
@@ -18,8 +18,8 @@ def layer(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
 def attention(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
     qkv = m.linear(x, "attn_qkv", c.qkv_size, bias=c.attention_bias)
     q, k, v = qkv.split(c.q_size, c.kv_size, c.kv_size)
-    q = m.rope(m.rms_norm(q, "q_norm", heads=c.n_heads), c.n_heads)
-    k = m.rope(m.rms_norm(k, "k_norm", heads=c.n_kv_heads), c.n_kv_heads)
+    q, k = m.rms_norm(q, "q_norm", heads=c.n_heads), m.rms_norm(k, "k_norm", heads=c.n_kv_heads)
+    q, k = turned(m, c, q, k, i)
     attended = m.attention(q, k, v, window=c.window(i))
     return m.linear(attended, "attn_out", c.hidden_size, bias=c.attention_bias)
 

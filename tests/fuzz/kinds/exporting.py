@@ -41,11 +41,30 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "logits_scaling": 4.0,
         "residual_multiplier": 0.5,
     },
+    "ministral3": {
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+            "llama_4_scaling_beta": 0.1,
+        }
+    },
     "olmo2": {},
+    "phi3": {
+        "original_max_position_embeddings": 16,
+        "partial_rotary_factor": 0.75,
+        "rope_scaling": {
+            "rope_type": "longrope",
+            "long_factor": [1.0, 2.0, 3.0],
+            "short_factor": [1.0, 1.0, 1.5],
+        },
+        "sliding_window": 5,
+    },
     "qwen2": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0},
     "qwen3": {"use_sliding_window": False},
     "gpt2": {"n_embd": 32, "n_head": 4, "n_inner": 64, "n_layer": 1, "n_positions": 64},
     "opt": {"ffn_dim": 64, "activation_function": "relu"},
+    "smollm3": {"no_rope_layers": [0]},
 }
 # Those whose tensors have other names, and shapes, than Llama's.
 _OLDER = ("gpt2", "opt")
@@ -64,6 +83,12 @@ def checkpoint(family: str, vocab_size: int) -> tuple[dict[str, Any], dict[str, 
         for name in "qkv":
             rows = len(tensors[f"{attention}{name}_proj.weight"])
             tensors[f"{attention}{name}_proj.bias"] = np.full(rows, 0.1, np.float32)
+    if family == "phi3":
+        for fused, parts in (("self_attn.qkv", "qkv"), ("mlp.gate_up", ("gate", "up"))):
+            room, name = f"{layer}{fused.split('.')[0]}.", f"{layer}{fused}_proj.weight"
+            tensors[name] = np.concatenate(
+                [tensors.pop(f"{room}{part}_proj.weight") for part in parts]
+            )
     if family == "qwen3":
         for name in "qk":
             tensors[f"{attention}{name}_norm.weight"] = np.ones(config["head_dim"], np.float32)
