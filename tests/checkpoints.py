@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,12 @@ _GGUF_NAMES = {
     "mlp.down_proj": "ffn_down",
 }
 _GGUF_FUSED = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
+_GGUF_EXPERTS = {
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.gate_proj": "ffn_gate_exps",
+    "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
+}
 # model_type -> names that mean something else there, or that it alone has
 _GGUF_NAMES_OF = {
     "gpt2": {
@@ -123,7 +130,15 @@ _GGUF_NAMES_OF = {
         "post_attention_layernorm": "post_attention_norm",
         "post_feedforward_layernorm": "post_ffw_norm",
     },
+    "mixtral": {
+        "block_sparse_moe.gate": "ffn_gate_inp",
+        "block_sparse_moe.experts.w1": "ffn_gate_exps",
+        "block_sparse_moe.experts.w2": "ffn_down_exps",
+        "block_sparse_moe.experts.w3": "ffn_up_exps",
+    },
+    "olmoe": _GGUF_EXPERTS,
     "phi3": _GGUF_FUSED,
+    "qwen3_moe": _GGUF_EXPERTS,
 }
 
 
@@ -183,6 +198,19 @@ def interleave(weight: np.ndarray, head_dim: int) -> np.ndarray:
             out[head + 2 * i] = weight[head + i]
             out[head + 2 * i + 1] = weight[head + head_dim // 2 + i]
     return out
+
+
+def stacked(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same with the tensors of a layer's experts as one, ``experts.3.w1`` as ``experts.w1``."""
+    experts: dict[str, dict[int, np.ndarray]] = {}
+    found = {}
+    for name, tensor in tensors.items():
+        block, expert, rest = re.fullmatch(r"(.*\.experts\.)?(?:(\d+)\.)?(.*)", name).groups("")  # type: ignore[union-attr]
+        if block and expert:
+            experts.setdefault(block + rest, {})[int(expert)] = tensor
+        else:
+            found[name] = tensor
+    return found | {name: np.stack([of[i] for i in range(len(of))]) for name, of in experts.items()}
 
 
 def gguf_name(name: str, model_type: str = "llama") -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from checkpoints import gguf_name, interleave
+from checkpoints import gguf_name, interleave, stacked
 from safetensors.numpy import load_file
 
 from edgedb.model.families import FAMILIES
@@ -21,11 +21,14 @@ SUPPORTED: dict[str, tuple[str, ...]] = {
     "llama_bias": ("v4",),
     "ministral3": ("v4",),
     "mistral": ("v4",),
+    "mixtral": ("v4",),
     "olmo2": ("v4",),
+    "olmoe": ("v4",),
     "opt": (),
     "phi3": ("v4", "long", "window"),
     "qwen2": ("v4", "window"),
     "qwen3": ("v4",),
+    "qwen3_moe": ("v4",),
     "smollm3": ("v4",),
 }
 NOT_IN_GGUF = {("qwen2", "window")}
@@ -94,8 +97,13 @@ def write_family_gguf(folder: Path, path: Path) -> Path:
     if config["model_type"] == "phi3":
         _add_phi3(writer, config, rope, head_dim)
     _add_tokenizer(writer, json.loads((folder / "tokenizer.json").read_text()))
+    if count := config.get("num_local_experts", config.get("num_experts")):
+        writer.add_expert_count(count)
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+        if "moe_intermediate_size" in config:
+            writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
     moved = FAMILIES[config["model_type"]].interleaved
-    for name, tensor in load_file(folder / "model.safetensors").items():
+    for name, tensor in stacked(load_file(folder / "model.safetensors")).items():
         if (moved and ".q_proj." in name) or (moved and ".k_proj." in name):
             tensor = interleave(tensor, head_dim)
         if name.endswith(CONV1D):

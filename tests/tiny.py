@@ -13,6 +13,8 @@ from edgedb.model.config import ModelConfig, RopeScaling
 from edgedb.model.families import program_of
 from edgedb.ops.program import Growth
 
+_EXPERTS = {"n_experts": 5, "experts_per_token": 2, "expert_size": 36}
+
 # One of each family, with everything that its program may have: what differs from a plain Llama.
 FAMILY_CHANGES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_kv_heads": 4, "activation": "gelu"},
@@ -26,7 +28,9 @@ FAMILY_CHANGES: dict[str, dict[str, Any]] = {
     },
     "ministral3": {"sliding_window": 9, "query_growth": Growth(0.4, 3)},
     "mistral": {"sliding_window": 5},
+    "mixtral": {**_EXPERTS, "normalized_shares": True, "sliding_window": 5},
     "olmo2": {"attention_bias": True},
+    "olmoe": _EXPERTS,
     "opt": {"n_kv_heads": 4},
     "phi3": {
         "sliding_window": 7,
@@ -41,6 +45,7 @@ FAMILY_CHANGES: dict[str, dict[str, Any]] = {
     },
     "qwen2": {"sliding_window": 5, "windowed_layers": (1,)},
     "qwen3": {},
+    "qwen3_moe": {**_EXPERTS, "normalized_shares": True, "dense_layers": (0,)},
     "smollm3": {"attention_bias": True, "unrotated_layers": (1,)},
 }
 
@@ -74,9 +79,17 @@ class TinySource:
         rng = np.random.default_rng((self.seed, *name.encode()))
         if name in program_of(self.config).vectors():
             return rng.uniform(0.5, 1.5, program_of(self.config).vectors()[name]).astype(np.float32)
+        if count := program_of(self.config).stacks().get(name):
+            return np.stack([self.expert(name, i) for i in range(count)])
         n, cols = program_of(self.config).matrices()[name]
         scale = 0.3 if name in ("embedding", "head") else cols**-0.5
         return rng.normal(0, scale, (n, cols)).astype(np.float32)[rows or slice(None)]
+
+    def expert(self, name: str, expert: int) -> np.ndarray:
+        """One matrix of a stack."""
+        rng = np.random.default_rng((self.seed, expert, *name.encode()))
+        rows, cols = program_of(self.config).matrices()[name]
+        return rng.normal(0, cols**-0.5, (rows, cols)).astype(np.float32)
 
 
 def family_source(name: str, **changes: Any) -> TinySource:

@@ -76,7 +76,11 @@ class Part(nn.Module):
     def own(self, block: Block, prefix: str, make: MatrixFactory) -> None:
         """Make the weights of ``block``; outside of it their names begin with ``prefix``."""
         for name, (rows, cols) in block.matrices.items():
-            if name not in self._attributes:
+            if name in self._attributes:
+                continue
+            if (count := block.stacks.get(name)) is not None:
+                self.put(name, nn.Parameter(torch.empty(count, rows, cols)))
+            else:
                 self.put(name, make(prefix + name, rows, cols))
         for name, length in block.vectors.items():
             self.put(name, nn.Parameter(torch.empty(length)))
@@ -248,7 +252,7 @@ def in_type(model: Decoder, dtype: torch.dtype) -> Decoder:
     with torch.device("meta"):
         out = Decoder(model.config)
     state = {
-        name: weight.to(dtype) if weight.ndim == 2 else weight
+        name: weight.to(dtype) if weight.ndim > 1 else weight
         for name, weight in model.state_dict().items()
     }
     out.load_state_dict(state, assign=True)

@@ -151,6 +151,41 @@ def _attention(own: Mapping[str, Any], where: Where, q: Tensor, k: Tensor, v: Te
     return where.attend(q, k, v, own["scale"], own["window"]).flatten(-2)
 
 
+def _route(own: Mapping[str, Any], where: Where, logits: Tensor) -> Tensor:
+    logits = logits.float()
+    order = logits.argsort(dim=-1, descending=True, stable=True)[..., : own["chosen"]]
+    chosen = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, True)
+    if own["normalized"]:
+        return logits.masked_fill(~chosen, -torch.inf).softmax(-1)
+    return logits.softmax(-1) * chosen
+
+
+def _slots(shares: Tensor, chosen: int) -> Tensor:
+    """The experts that a token goes to, ascending, ``[batch, tokens, chosen]``."""
+    return (shares != 0).float().argsort(dim=-1, descending=True, stable=True)[..., :chosen]
+
+
+def _experts(own: Mapping[str, Any], where: Where, x: Tensor, shares: Tensor) -> Tensor:
+    """Every expert with every token: one graph, whatever is chosen."""
+    stack, slots = where.weights[own["matrix"]], _slots(shares, own["chosen"])
+    biases = None if own["bias"] is None else where.weights[own["bias"]].view(len(stack), -1)
+    out: Tensor | float = 0.0
+    for expert, weight in enumerate(stack):
+        here = (slots == expert)[..., None]
+        mine = (x.unflatten(-1, (own["chosen"], -1)) * here).sum(-2) if own["own"] else x
+        y = F.linear(mine.to(weight.dtype), weight)
+        y = y if biases is None else y + biases[expert].to(y.dtype)
+        out = out + y[..., None, :] * here  # [batch, tokens, chosen, rows]
+    assert isinstance(out, Tensor)
+    return out.unflatten(-1, (own["parts"], -1)).transpose(-3, -2).flatten(-3)
+
+
+def _mix(own: Mapping[str, Any], where: Where, y: Tensor, shares: Tensor) -> Tensor:
+    chosen = y.shape[-1] // own["width"]
+    of = shares.gather(-1, _slots(shares, chosen))
+    return (y.float().unflatten(-1, (chosen, -1)) * of[..., None]).sum(-2)
+
+
 OPERATIONS: Mapping[str, Callable[..., Tensor]] = {
     "input": _input,
     "embed": _embed,
@@ -167,6 +202,9 @@ OPERATIONS: Mapping[str, Callable[..., Tensor]] = {
     "relu": _relu,
     "rope": _rope,
     "attention": _attention,
+    "route": _route,
+    "experts": _experts,
+    "mix": _mix,
 }
 
 

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgedb.convert.plan import Plan
+from edgedb.errors import UnsupportedModelError
 from edgedb.format.tensors import GROUP
 from edgedb.model.config import ModelConfig
+from edgedb.model.families import program_of
 
 from . import parallel
 from .codes import MAX_CODE, fake_int8
@@ -251,12 +253,17 @@ def empty_student(
     """A student to be filled; ``plan`` has the planes of its matrices by name.
 
     What it does not name is of one pair inside the layers (``FDBLinear``), and plain for embedding
-    and head. More planes are ``FDBStack``; tables in any number of planes are ``FDBTable``.
+    and head. More planes are ``FDBStack``; tables in any number of planes are ``FDBTable``. Raises
+    ``UnsupportedModelError`` for a model with experts.
     """
     from .stacks import FDBStack
     from .tables import FDBTable
 
     plan = plan or {}
+    if program_of(config).stacks():
+        raise UnsupportedModelError(
+            f"{config.model_type}: experts are not trained; convert the model without training"
+        )
 
     def matrix(name: str, rows: int, cols: int) -> nn.Module:
         planes = plan.get(name, 2)

@@ -12,14 +12,15 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from ..ops import experts
 from ..ops.functions import SLOPES
 from ..ops.program import ACTIVATIONS, Block, Value
-from .forward import Float32Program, attention_weights
+from .forward import Float32Program, attention_weights, softmax
 
 Float32 = NDArray[np.float32]
 
 # Called for each matrix with its name, its inputs [sequences, tokens, cols] and the gradient of its
-# outputs [sequences, tokens, rows].
+# outputs [sequences, tokens, rows]; of a stack for each expert that some token goes to.
 Seen = Callable[[str, Float32, Float32], None]
 
 
@@ -52,6 +53,12 @@ class Adjoint:
             g = gradients.pop(value)
             if value.op == "linear":
                 seen(value["matrix"], values[value.args[0]], g)
+            elif value.op == "experts":
+                x, shares = values[value.args[0]], values[value.args[1]]
+                gradients[value.args[0]] += _experts(
+                    value, x, shares, g, weights[value["matrix"]], seen
+                )
+                continue
             if value.op == "slice":  # most of its argument's gradient is not its own
                 begin = value["begin"]
                 gradients[value.args[0]][..., begin : begin + value.width] += g
@@ -93,6 +100,10 @@ class Adjoint:
         if op == "attention":
             rows = [_attention(value, *row) for row in zip(*args, g, strict=True)]
             return [np.stack(part) for part in zip(*rows, strict=True)]
+        if op == "route":
+            return [_route(value, args[0], g)]
+        if op == "mix":
+            return _mix(value, args[0], args[1], g)
         raise NotImplementedError(f"operation {op}")
 
 
@@ -133,3 +144,38 @@ def _attention(
         own = queries[:, head].swapaxes(0, 1)
         out[1][:, head] = np.einsum("hij,hid->jd", scores, own, optimize=True)
     return out[0].reshape(q.shape), out[1].reshape(k.shape), out[2].reshape(v.shape)
+
+
+def _route(value: Value, logits: Float32, g: Float32) -> Float32:
+    """Of a softmax over the chosen, or over all of which the chosen are taken; the choice itself
+    has no gradient."""
+    chosen, normalized = value["chosen"], value["normalized"]
+    shares = experts.route(logits, chosen, normalized)
+    weights = shares if normalized else softmax(logits.copy())
+    g = np.where(shares != 0, g, 0)
+    out: Float32 = weights * (g - (g * weights).sum(-1, keepdims=True))
+    return out
+
+
+def _experts(
+    value: Value, x: Float32, shares: Float32, g: Float32, stack: Float32, seen: Seen
+) -> Float32:
+    """Of what the experts read; each tells ``seen`` its own rows, as one sequence."""
+    flat, shares, g = (a.reshape(-1, a.shape[-1]) for a in (x, shares, g))
+    out = np.zeros_like(flat)
+    own = out.reshape(len(flat), -1, value["cols"])  # a part for each slot, or one for all
+    for expert, tokens, slots in experts.places(shares):
+        back = experts.taken(value, g, tokens, slots)
+        seen(value["matrix"], experts.inputs(value, flat, tokens, slots)[None], back[None])
+        own[tokens, slots if value["own"] else 0] += back @ stack[expert]
+    return out.reshape(x.shape)
+
+
+def _mix(value: Value, y: Float32, shares: Float32, g: Float32) -> list[Float32]:
+    by_slot = y.reshape(-1, value.args[1]["chosen"], value.width)
+    flat_shares, flat_g = shares.reshape(-1, shares.shape[-1]), g.reshape(-1, value.width)
+    of_y, of_shares = np.zeros_like(by_slot), np.zeros_like(flat_shares)
+    for expert, tokens, slots in experts.places(flat_shares):
+        of_y[tokens, slots] = flat_shares[tokens, expert, None] * flat_g[tokens]
+        of_shares[tokens, expert] = (by_slot[tokens, slots] * flat_g[tokens]).sum(-1)
+    return [of_y.reshape(y.shape), of_shares.reshape(shares.shape)]

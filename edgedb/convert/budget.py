@@ -32,7 +32,7 @@ class Budget:
         """Bytes for the matrices together."""
         shapes = program_of(config).matrices()
         if self.bits is not None:
-            return int(self.bits * sum(rows * cols for rows, cols in shapes.values()) / 8)
+            return int(self.bits * sum(program_of(config).sizes().values()) / 8)
         assert self.size_bytes is not None
         plain: dict[str, Kind] = dict.fromkeys(shapes, 2)
         whole = file_bytes(config, tokenizer, plain)
@@ -53,9 +53,13 @@ def choose(
     """
     shapes = program_of(config).matrices()
     kinds = {name: _candidates(name, fixed) for name in shapes}
+    stacks = program_of(config).stacks()
     options = {
         name: [
-            Option(_size(name, *shapes[name], kind), costs[name] * ERROR.get(kind, 0.0))
+            Option(
+                _size(name, *shapes[name], kind, stacks.get(name, 0)),
+                costs[name] * ERROR.get(kind, 0.0),
+            )
             for kind in found
         ]
         for name, found in kinds.items()
@@ -64,7 +68,7 @@ def choose(
     found = allocate(options, room)
     if found is None:
         least = sum(min(o.size_bytes for o in each) for each in options.values())
-        n_weights = sum(rows * cols for rows, cols in shapes.values())
+        n_weights = sum(program_of(config).sizes().values())
         raise EdgeDBError(
             f"too small a budget: this model needs at least {8 * least / n_weights:.2f} bits a "
             f"weight, {(least - room) / 1e6:.1f} MB more"
@@ -79,9 +83,9 @@ def _candidates(name: str, fixed: Mapping[str, Kind]) -> tuple[Kind, ...]:
 
 
 def _sizes(config: ModelConfig, kinds: Mapping[str, Kind]) -> dict[str, int]:
-    shapes = program_of(config).matrices()
-    return {name: _size(name, *shapes[name], kind) for name, kind in kinds.items()}
+    shapes, stacks = program_of(config).matrices(), program_of(config).stacks()
+    return {n: _size(n, *shapes[n], kind, stacks.get(n, 0)) for n, kind in kinds.items()}
 
 
-def _size(name: str, rows: int, cols: int, kind: Kind) -> int:
-    return sum(part.nbytes for part in linear_parts(name, rows, cols, kind))
+def _size(name: str, rows: int, cols: int, kind: Kind, experts: int) -> int:
+    return sum(part.nbytes for part in linear_parts(name, rows, cols, kind, experts))

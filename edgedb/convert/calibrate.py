@@ -9,7 +9,7 @@ quantized, really produce.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,10 @@ from .windows import lead_of, windows
 
 Float32 = NDArray[np.float32]
 Ids = NDArray[np.int32]
+Replace = Callable[[str, "Needs", "int | None"], Float32]
+
+# Of all experts' inputs, what counts beside an expert's own.
+SHARED_TOKENS = 256
 
 # Tokens whose outputs of a matrix exist at a time.
 _CHUNK_TOKENS = 2048
@@ -85,16 +89,26 @@ class LayerInputs:
         self._forward = Float32Program(self.program, ids.shape[1])
         self.exact = self.hidden = embedded(source, ids)
 
-    def next_layer(self, replace: Callable[[str, Needs], Float32]) -> None:
-        """Run one layer. ``replace(name, needs)`` is called for each matrix in order and returns
-        the weights to go on with."""
+    def next_layer(self, store: Replace) -> None:
+        """Run one layer. ``store(name, needs, expert)`` is called for each matrix in order, of a
+        stack for each expert, and returns the weights to go on with."""
         prefix = f"layers.{self.layer}."
         block = self.program.kinds[self.program.layers[self.layer]]
         vectors = {name: self.source.tensor(prefix + name) for name in block.vectors}
 
-        def weights_at(name: str, met: Sequence[Meeting]) -> list[Float32]:
-            weight = self.source.tensor(prefix + name)
-            return [weight, replace(prefix + name, Needs.of(weight, *met))]
+        shared: dict[str, list[Float32]] = {}  # of a stack, of all its experts' inputs
+
+        def weights_at(name: str, met: Sequence[Meeting], expert: int | None) -> list[Float32]:
+            if expert is None:
+                weight = self.source.tensor(prefix + name)
+                return [weight, store(prefix + name, Needs.of(weight, *met), None)]
+            weight, (teacher, here) = self.source.expert(prefix + name, expert), met
+            if name not in shared:
+                assert here.shared is not None
+                shared.clear()
+                shared[name] = hessians(here.shared)
+            needs = Needs.of_expert(weight, teacher, here, shared[name])
+            return [weight, store(prefix + name, needs, expert)]
 
         streams = [self.exact, self.hidden]
         self.exact, self.hidden = self._forward.streams(self.layer, streams, vectors, weights_at)
@@ -112,11 +126,12 @@ class Needs:
     """What ``fdb.fit`` is told of a matrix's inputs, as means over tokens.
 
     hessians: ``x x^T`` for each of ``panels``; missing: of every output, what the teacher's has
-    that the same weights would not give here, times x, ``[rows, cols]``.
+    that the same weights would not give here, times x, ``[rows, cols]``; tokens: how many.
     """
 
     hessians: list[Float32]
     missing: Float32 | None
+    tokens: int = 0
 
     @classmethod
     def of(cls, weight: Float32, teacher: Meeting, here: Meeting) -> Needs:
@@ -137,7 +152,31 @@ class Needs:
         if inputs_first:
             missing = weight @ missing
         missing /= np.float32(n)
-        return cls(hessians(here.x), missing)
+        return cls(hessians(here.x), missing, n)
+
+    @classmethod
+    def of_expert(
+        cls, weight: Float32, teacher: Meeting, here: Meeting, shared: list[Float32]
+    ) -> Needs:
+        """Of one of a stack, whose inputs all together have the Hessians ``shared``: those count as
+        ``SHARED_TOKENS`` of its own, so that an expert that few tokens went to is not fitted to
+        these few. Nothing is missing where the teacher sent a token elsewhere."""
+        n = len(here.x)
+        if not n:
+            return cls(shared, None)
+        assert teacher.tokens is not None and here.tokens is not None
+        theirs = here.x.copy()
+        _, mine, found = np.intersect1d(
+            here.tokens, teacher.tokens, assume_unique=True, return_indices=True
+        )
+        theirs[mine] = teacher.x[found]
+        needs = cls.of(weight, Meeting(theirs, None), Meeting(here.x, None))
+        assert needs.missing is not None
+        share = np.float32(n / (n + SHARED_TOKENS))
+        for own, of_all in zip(needs.hessians, shared, strict=True):
+            own *= share
+            own += (1 - share) * of_all
+        return replace(needs, missing=share * needs.missing)
 
 
 def hessians(x: Float32) -> list[Float32]:

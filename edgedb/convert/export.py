@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..display import one_line
 from ..errors import EdgeDBError, FormatError
+from ..format.packing import dequantize
 from ..format.tensors import GROUP, Kind, LinearTensor
 from ..model.dbb_writer import DbbWriter
 from ..model.families import program_of
@@ -26,12 +28,12 @@ from ..model.layer_map import layer_map
 from . import calibrate, sample
 from .budget import Budget, choose
 from .fdb import Method, fit
-from .plan import plan_text, write_plan_file
+from .plan import is_router, plan_text, write_plan_file
 from .resumption import SavedState
 from .sensitivity import sensitivities
 from .sources import Source
 from .storage import Options
-from .store import facts, store_plain
+from .store import facts, source_matrix, stack_facts, store_plain
 
 # Part of the provenance: raised when the same source and options would give other weights.
 VERSION = 3
@@ -182,6 +184,8 @@ class _Job:
     ) -> None:
         self.source, self.options, self.kinds, self.writer = source, options, kinds, writer
         self.state, self.threads, self.console = state, threads, console
+        self.stacks = program_of(source.config).stacks()
+        self._of_stack: list[dict[str, Any]] = []  # what is known of a stack's experts so far
         self.calibration: dict[str, Any] | None = None
         self.progress = _progress(console)
 
@@ -199,10 +203,9 @@ class _Job:
             for name in self.writer.remaining:
                 if name not in kinds:
                     self.writer.put(name, self.source.tensor(name))
-                elif not isinstance(kinds[name], int):
-                    self._put(name, *store_plain(self.source, name, kinds[name]))
-                elif text is None:
-                    self._fit(name, None)
+                elif text is None or not isinstance(kinds[name], int):
+                    for expert in self._experts(name):
+                        self._fit(name, None, expert)
             if text is not None:
                 self._fit_layers(*text)
 
@@ -234,11 +237,21 @@ class _Job:
             is_head = name == "head" or self.source.config.tie_word_embeddings
             self._fit(name, inputs.head() if is_head else None)
 
-    def _fit(self, name: str, needs: calibrate.Needs | None) -> np.ndarray:
-        """Fit and store matrix ``name``; returns the values it now has."""
+    def _experts(self, name: str) -> Sequence[int | None]:
+        """Of a stack the numbers of its experts; of a matrix itself."""
+        return range(self.stacks[name]) if name in self.stacks else [None]
+
+    def _fit(
+        self, name: str, needs: calibrate.Needs | None, expert: int | None = None
+    ) -> np.ndarray:
+        """Fit and store matrix ``name``, or that of one ``expert``; returns the values it now has.
+        Those that are not in planes are stored as they are."""
         o, planes = self.options, self.kinds[name]
-        assert isinstance(planes, int)
-        weight = self.source.tensor(name)
+        if not isinstance(planes, int):
+            tensor, errors = store_plain(self.source, name, planes, expert)
+            self._put(name, tensor, errors, expert)
+            return dequantize(tensor)
+        weight = source_matrix(self.source, name, expert)
         try:
             found = fit(
                 weight,
@@ -250,14 +263,26 @@ class _Job:
             )
         except (FormatError, np.linalg.LinAlgError) as error:
             raise FormatError(f"{name}: {error}") from None
-        self._put(
-            name, found.tensor, facts(name, error=found.error, output_error=found.output_error)
-        )
+        errors = facts(name, error=found.error, output_error=found.output_error)
+        if expert is not None and needs is not None:
+            errors["tokens"] = needs.tokens
+        self._put(name, found.tensor, errors, expert)
         return found.quantized
 
-    def _put(self, name: str, tensor: LinearTensor, errors: dict[str, Any]) -> None:
+    def _put(
+        self, name: str, tensor: LinearTensor, errors: dict[str, Any], expert: int | None
+    ) -> None:
         again = name in self.writer.done
-        self.writer.put(name, tensor, errors)
+        if expert is None:
+            self.writer.put(name, tensor, errors)
+        else:
+            self._of_stack = [] if expert == 0 else self._of_stack
+            self._of_stack.append(errors)
+            self.writer.put_expert(name, expert, tensor)
+            if expert + 1 < self.stacks[name]:
+                return
+            errors = stack_facts(name, self._of_stack)
+            self.writer.end_stack(name, errors)
         note = f"{name}  error {errors['error']:.3g}"
         self.progress.update(self._task, advance=0 if again else 1, note=note)
 
@@ -273,10 +298,13 @@ def _key(fingerprint: dict[str, Any], options: Options) -> str:
 def _summarize(
     out: Path, source: Source, record: dict[str, Any], seconds: float, console: Console
 ) -> None:
-    shapes = program_of(source.config).matrices()
     size = out.stat().st_size
-    n_weights = sum(rows * cols for rows, cols in shapes.values())
-    layers = [facts for name, facts in record["tensors"].items() if name.startswith("layers.")]
+    n_weights = sum(program_of(source.config).sizes().values())
+    layers = [
+        facts
+        for name, facts in record["tensors"].items()
+        if name.startswith("layers.") and not is_router(name)
+    ]
     console.print(
         f"{one_line(str(out))}: {size / 1e6:.1f} MB, "
         f"{8 * size / n_weights:.2f} bits a weight in all, "

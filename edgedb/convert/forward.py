@@ -13,14 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..model.rope import RopeTables
+from ..ops import experts
 from ..ops.functions import FUNCTIONS
 from ..ops.program import ACTIVATIONS, Block, Program, RopeTable, Value
 
 Float32 = NDArray[np.float32]
 
 # Called before each matrix with its name and all that it will be multiplied with [tokens, cols];
-# returns the weights [rows, cols] to go on with.
-WeightAt = Callable[[str, Float32], Float32]
+# returns the weights [rows, cols] to go on with; of a stack for each expert in turn, with its
+# number.
+WeightAt = Callable[[str, Float32, int | None], Float32]
 
 
 class Meeting(NamedTuple):
@@ -28,10 +30,13 @@ class Meeting(NamedTuple):
 
     x: Float32  # [tokens, cols]
     base: Float32 | None  # [tokens, rows], where an addition is all that becomes of the product
+    # Of an expert: which tokens of the stream these are, and the inputs of all experts together.
+    tokens: experts.Indices | None = None
+    shared: Float32 | None = None
 
 
 # The same for several streams of tokens at once, each with weights of its own.
-WeightsAt = Callable[[str, Sequence[Meeting]], Sequence[Float32]]
+WeightsAt = Callable[[str, Sequence[Meeting], int | None], Sequence[Float32]]
 
 # Tokens (of whole sequences, one at least) between two matrices: the widest activations, such as
 # gate and up, exist for so many at a time.
@@ -53,7 +58,7 @@ class Float32Program:
         self, i: int, x: Float32, vectors: Mapping[str, Float32], weight_at: WeightAt
     ) -> Float32:
         """Layer ``i`` of ``x [sequences, tokens, width]``. Names are those of the block."""
-        (out,) = self.streams(i, [x], vectors, lambda name, met: [weight_at(name, met[0].x)])
+        (out,) = self.streams(i, [x], vectors, lambda name, met, e: [weight_at(name, met[0].x, e)])
         return out
 
     def streams(
@@ -84,7 +89,10 @@ class Float32Program:
             weights: Sequence[Float32 | None] = [None] * len(streams)
             if segment[0].op == "linear":
                 met = [_meeting(block, segment[0], found) for found in streams]
-                weights = weights_at(segment[0]["matrix"], met)
+                weights = weights_at(segment[0]["matrix"], met, None)
+            elif segment[0].op == "experts":
+                _each_expert(segment[0], streams, vectors, weights_at)
+                segment = segment[1:]
             for found, weight in zip(streams, weights, strict=True):
                 self._extend(found, segment, needed, vectors, weight)
         return [found[block.output] for found in streams]
@@ -166,6 +174,18 @@ class Float32Program:
             return self.turned(heads, value["table"]).reshape(args[0].shape)
         if op == "attention":
             return np.stack([_attention(value, *rows) for rows in zip(*args, strict=True)])
+        if op == "route":
+            return experts.route(args[0], value["chosen"], value["normalized"])
+        if op in ("experts", "mix"):
+            x, shares = (a.reshape(-1, a.shape[-1]) for a in args)
+            if op == "mix":
+                y = experts.mix(x, shares, value.args[1]["chosen"])
+            else:
+                bias = None if value["bias"] is None else vectors[value["bias"]]
+                assert weight is not None
+                stack = weight
+                y = experts.apply(value, x, shares, lambda i, rows: rows @ stack[i].T, bias)
+            return y.reshape(*args[0].shape[:-1], -1)
         raise NotImplementedError(f"operation {op}")
 
     def turned(self, heads: Float32, table: RopeTable, *, back: bool = False) -> Float32:
@@ -182,7 +202,7 @@ def _segments(block: Block) -> Iterator[tuple[list[Value], set[Value]]]:
     """Operations up to the next matrix, and the values that are read after them."""
     segments: list[list[Value]] = [[]]
     for value in block.operations:
-        if value.op == "linear":
+        if value.op in ("linear", "experts"):
             segments.append([])
         if value.op != "input":
             segments[-1].append(value)
@@ -190,6 +210,37 @@ def _segments(block: Block) -> Iterator[tuple[list[Value], set[Value]]]:
         later = {argument for rest in segments[i + 1 :] for v in rest for argument in v.args}
         if segment:
             yield segment, later | {block.output}
+
+
+def _each_expert(
+    value: Value,
+    streams: Sequence[dict[Value, Float32]],
+    vectors: Mapping[str, Float32],
+    weights_at: WeightsAt,
+) -> None:
+    """``value``, of ``Recorder.experts``, in every stream: one expert's weights at a time, those of
+    experts that no token goes to as well."""
+    inputs, places, outs = [], [], []
+    for found in streams:
+        x, shares = (found[argument].reshape(-1, argument.width) for argument in value.args)
+        inputs.append(x)
+        places.append({e: (tokens, slots) for e, tokens, slots in experts.places(shares)})
+        outs.append(np.zeros((len(x), value.width), np.float32))
+    nowhere = np.empty(0, np.int64), np.empty(0, np.int64)
+    for e in range(value["experts"]):
+        where = [found.get(e, nowhere) for found in places]
+        met = [
+            Meeting(experts.inputs(value, x, *at), None, at[0], x.reshape(-1, value["cols"]))
+            for x, at in zip(inputs, where, strict=True)
+        ]
+        weights = weights_at(value["matrix"], met, e)
+        for out, meeting, at, weight in zip(outs, met, where, weights, strict=True):
+            y = meeting.x @ weight.T
+            if value["bias"] is not None:
+                y += vectors[value["bias"]].reshape(value["experts"], -1)[e]
+            experts.put(value, out, *at, y)
+    for found, out in zip(streams, outs, strict=True):
+        found[value] = out.reshape(*found[value.args[1]].shape[:2], -1)
 
 
 def _meeting(block: Block, linear: Value, found: Mapping[Value, Float32]) -> Meeting:
@@ -210,7 +261,7 @@ def base_of(block: Block, linear: Value) -> Value | None:
     return next((value for value in readers[0].args if value in earlier), None)
 
 
-def _no_matrix(name: str, met: Sequence[Meeting]) -> Sequence[Float32]:
+def _no_matrix(name: str, met: Sequence[Meeting], expert: int | None) -> Sequence[Float32]:
     raise NotImplementedError(f"matrix {name} outside of a layer")
 
 

@@ -55,7 +55,11 @@ def backwards(source: Source, ids: Ids, file: Path, seed: int, seen: Seen) -> It
 
     def through(i: int, hidden: Float32) -> Float32:
         vectors, weights = tensors(i)
-        return forward.layer(i, hidden, vectors, lambda name, x: weights[name])
+
+        def weight_at(name: str, x: Float32, expert: int | None) -> Float32:
+            return weights[name] if expert is None else weights[name][expert]
+
+        return forward.layer(i, hidden, vectors, weight_at)
 
     def back(i: int) -> None:
         """``gradient`` of the layer's output becomes that of its input."""

@@ -23,18 +23,25 @@ _PART = re.compile(r"(?:(?P<where>[^=]+)=)?(?P<pairs>[0-9]+(?:\.[0-9]+)?)")
 _LAYERS = re.compile(r"layers\.(?P<first>[0-9]+|\*)(?:-(?P<last>[0-9]+))?(?:\.(?P<kind>\w+))?")
 
 
+def is_router(name: str) -> bool:
+    """Whether a matrix chooses experts: it is small, and an error there sends a token elsewhere, so
+    it is never in planes."""
+    return name.endswith(".router")
+
+
 def pairs(text: str) -> int:
     """The planes of a number of pairs as it is typed. Raises ``ValueError`` for part of a plane."""
     return planes_of(float(text))
 
 
 def read_plan(text: str, config: ModelConfig, most: int) -> Plan:
-    """The planes of every matrix that ``text`` speaks of; a bare number means all in the layers.
+    """The planes of every matrix that ``text`` speaks of; a bare number means all in the layers. A
+    router is never in planes, and the experts of a layer are one matrix.
 
     Raises ``EdgeDBError`` for a part that cannot be read, names no matrix, or asks for less than
     one pair, more than ``most`` planes, or part of a plane.
     """
-    names = list(program_of(config).matrices())
+    names = [name for name in program_of(config).matrices() if not is_router(name)]
     plan: Plan = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         found = _PART.fullmatch(part)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .. import ops
 from ..errors import FormatError, TemplateError
 from ..format.packing import pack_int8, quantize_int8
-from ..format.tensors import Int8Tensor
+from ..format.tensors import DenseTensor, Experts, Weight
 from ..model.config import ModelConfig
 from ..model.families import program_of
 from ..model.network import Network
@@ -23,6 +23,7 @@ from ..text.spec import TokenizerSpec
 from ..text.template import render
 from ..text.tokenizer import load_tokenizer
 from .forward import softmax
+from .plan import is_router
 from .sources import Source
 
 Float32 = NDArray[np.float32]
@@ -36,10 +37,7 @@ _EMPTY_TURN = "\x00"
 
 def can_sample(config: ModelConfig) -> bool:
     """Whether the model is small enough for ``from_teacher``."""
-    return (
-        sum(rows * cols for rows, cols in program_of(config).matrices().values())
-        <= MAX_SAMPLED_WEIGHTS
-    )
+    return sum(program_of(config).sizes().values()) <= MAX_SAMPLED_WEIGHTS
 
 
 def from_teacher(
@@ -117,8 +115,16 @@ class _Writer:
         )
 
 
-def _in_8_bits(source: Source, name: str) -> Int8Tensor:
+def _in_8_bits(source: Source, name: str) -> Weight:
+    """A matrix or a stack; a router as it is, so that tokens go where they would."""
+    if is_router(name):
+        return DenseTensor(source.tensor(name))
+    count = program_of(source.config).stacks().get(name)
     try:
-        return pack_int8(*quantize_int8(source.tensor(name)))
+        if count is None:
+            return pack_int8(*quantize_int8(source.tensor(name)))
+        found = [pack_int8(*quantize_int8(source.expert(name, i))) for i in range(count)]
     except ValueError as error:
         raise FormatError(f"{name}: {error}") from None
+    arrays = (np.stack([one.codes for one in found]), np.stack([one.scales for one in found]))
+    return Experts(arrays, found[0].rows, found[0].cols, "int8")

@@ -77,8 +77,22 @@ def sensitivities(
 
 def _trial(source: Source, name: str, hessian: Float32, threads: int | None) -> float:
     """Half the loss of one pair under ``hessian``, from some rows of the matrix."""
-    weight = source.tensor(name)
-    some = weight[np.linspace(0, len(weight) - 1, min(len(weight), _TRIAL_ROWS)).astype(int)]
-    parts = [hessian[part, part] for part in panels(weight.shape[1])]
+    rows, cols = program_of(source.config).matrices()[name]
+    some = _some_rows(source, name, rows)
+    parts = [hessian[part, part] for part in panels(cols)]
     lost = some - fit(some, 2, hessians=parts, threads=threads).quantized
-    return float(np.vdot(lost @ hessian, lost)) / 2 * len(weight) / len(some)
+    return float(np.vdot(lost @ hessian, lost)) / 2 * rows / len(some)
+
+
+def _some_rows(source: Source, name: str, rows: int) -> Float32:
+    """Of a matrix, or of experts all over a stack, whose inputs are weighed together."""
+    count = min(rows, _TRIAL_ROWS)
+    chosen = np.linspace(0, rows - 1, count).astype(int)
+    experts = program_of(source.config).stacks().get(name)
+    if experts is None:
+        return source.tensor(name)[chosen]
+    of = np.linspace(0, experts - 1, count).astype(int)
+    found: Float32 = np.concatenate(
+        [source.expert(name, int(e))[chosen[of == e]] for e in np.unique(of)]
+    )
+    return found

@@ -47,7 +47,7 @@ class Options:
         """How each matrix is stored. Raises ``EdgeDBError`` for a plan that does not fit."""
         from ..format.tensors import planes_of
         from ..model.families import program_of  # the command's help needs neither
-        from .plan import read_plan
+        from .plan import is_router, read_plan
 
         layers: Kind = _KIND_OF_METHOD.get(self.method, planes_of(self.pairs))
         plan = read_plan(self.plan, config, MAX_FIT_PLANES)
@@ -57,6 +57,9 @@ class Options:
         kinds: dict[str, Kind] = {}
         program = program_of(config)
         for name in program.matrices():
+            if is_router(name):
+                kinds[name] = "float16" if isinstance(layers, int) else layers
+                continue
             if name not in ("embedding", "head"):
                 inside = name not in program.tables()
                 kinds[name] = plan.get(name, layers) if inside else table
@@ -72,12 +75,13 @@ class Options:
 
     def fixed(self, config: ModelConfig) -> dict[str, Kind]:
         """Tables that a budget leaves as they are: those whose storage was asked for, and what
-        is neither embedding nor head."""
+        is neither embedding nor head; and routers."""
         from ..model.families import program_of
+        from .plan import is_router
 
         asked = {"embedding": self.embedding, "head": self.head or self.embedding}
-        kinds = self.kinds(config)
-        return {n: kinds[n] for n in program_of(config).tables() if asked.get(n, "positions")}
+        tables = [n for n in program_of(config).tables() if asked.get(n, "positions")]
+        return {n: k for n, k in self.kinds(config).items() if n in tables or is_router(n)}
 
     @property
     def calibrated(self) -> bool:

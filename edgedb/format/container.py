@@ -19,7 +19,8 @@ from ..strict_json import parse_json, refuse_many_values
 from .tensors import DTYPES, Part
 
 ALIGNMENT = 64
-VERSIONS = ("1", "2")  # of a .dbb; 2 has half pairs
+VERSIONS = ("1", "2", "3")  # of a .dbb; 2 has half pairs, 3 stacks of experts
+MAX_AXES = 5  # of a stack of pairs
 # A 405B model needs 0.3 MB; the cap only bounds what parsing hostile JSON may cost.
 MAX_HEADER_BYTES = 16 << 20
 PREFIX = b'{"__metadata__":{"header_crc32":"'
@@ -119,7 +120,7 @@ def read_header(
     if metadata.get("version") not in versions:
         raise FormatError(
             f"header: version {str(metadata.get('version'))[:20]!r}; "
-            f"this edgedb reads {' and '.join(versions)}"
+            f"this edgedb reads {', '.join(versions)}"
         )
     if start % ALIGNMENT:
         raise FormatError(f"header: data starts at byte {start}, no multiple of {ALIGNMENT}")
@@ -160,8 +161,8 @@ def _read_entry(name: str, raw: object) -> Entry:
             f"{shown}: dtype {str(dtype)[:20]!r}, expected one of {', '.join(DTYPES)}"
         )
     # Python integers do not overflow: a product of sizes is compared with the bytes as it is.
-    if not _is_sizes(shape) or not 1 <= len(shape) <= 4:
-        raise FormatError(f"{shown}: shape {str(shape)[:60]} is no list of 1 to 4 sizes")
+    if not _is_sizes(shape) or not 1 <= len(shape) <= MAX_AXES:
+        raise FormatError(f"{shown}: shape {str(shape)[:60]} is no list of 1 to {MAX_AXES} sizes")
     if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise FormatError(f"{shown}: data_offsets {str(offsets)[:60]} are no range of bytes")
     expected = math.prod(shape) * DTYPES[dtype].itemsize

@@ -22,8 +22,10 @@ from .tensors import (
     PLANE_BYTES,
     TILE,
     DenseTensor,
+    Experts,
     Int8Tensor,
     LinearTensor,
+    Weight,
     tile_grid,
 )
 
@@ -233,11 +235,14 @@ def _scaled(codes: Codes, scales: Floats, cols: int) -> Floats:
     return out.reshape(n, groups * GROUP)[:, :cols]
 
 
-def dequantize(tensor: LinearTensor) -> Floats:
-    """The matrix that ``tensor`` stands for, float32 ``[rows, cols]``.
+def dequantize(tensor: Weight) -> Floats:
+    """The matrix that ``tensor`` stands for, float32 ``[rows, cols]``; of experts all of theirs,
+    ``[experts, rows, cols]``.
 
     Pairs are scaled and added in float32, pair 0 first.
     """
+    if isinstance(tensor, Experts):
+        return np.stack([dequantize(tensor[i]) for i in range(len(tensor))])
     if isinstance(tensor, DenseTensor):
         return tensor.weight.astype(np.float32)
     out = np.empty((tensor.rows, tensor.cols), np.float32)

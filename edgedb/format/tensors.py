@@ -1,11 +1,13 @@
 """The three ways a weight matrix is stored, and the names, types and shapes each has in a file.
 
+The matrices of a layer's experts are a stack of one of them.
+
 ``docs/format.md`` describes the same thing for readers in other languages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -127,6 +129,44 @@ class DenseTensor:
 LinearTensor = PairTensor | Int8Tensor | DenseTensor
 
 
+@dataclass(frozen=True)
+class Experts:
+    """The matrices of a layer's experts, all ``rows x cols`` and stored alike.
+
+    arrays: those of ``linear_parts``, each with an axis of experts before its own: the bytes of an
+    expert lie together in each of them.
+    """
+
+    arrays: tuple[np.ndarray, ...]
+    rows: int
+    cols: int
+    kind: Kind
+
+    def __len__(self) -> int:
+        """How many experts."""
+        return len(self.arrays[0])
+
+    def __getitem__(self, expert: int) -> LinearTensor:
+        """One expert's matrix, a view. Raises ``IndexError`` where there is no such expert."""
+        return linear_of([array[expert] for array in self.arrays], self.rows, self.cols, self.kind)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays)
+
+    @property
+    def expert_bytes(self) -> int:
+        """Of one expert."""
+        return self.nbytes // len(self)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.nbytes / (len(self) * self.rows * self.cols)
+
+
+Weight = LinearTensor | Experts
+
+
 class Part(NamedTuple):
     """One array of the file."""
 
@@ -156,8 +196,12 @@ def tile_grid(rows: int, cols: int) -> tuple[int, int]:
     return -(-rows // TILE), -(-cols // GROUP)
 
 
-def linear_parts(name: str, rows: int, cols: int, kind: Kind) -> list[Part]:
-    """The arrays that hold matrix ``name`` in a file when it is stored as ``kind``."""
+def linear_parts(name: str, rows: int, cols: int, kind: Kind, experts: int = 0) -> list[Part]:
+    """The arrays that hold matrix ``name`` in a file when it is stored as ``kind``; of a stack with
+    so many ``experts``, each has an axis for them."""
+    if experts:
+        parts = linear_parts(name, rows, cols, kind)
+        return [part._replace(shape=(experts, *part.shape)) for part in parts]
     tiles, groups = tile_grid(rows, cols)
     if kind == "int8":
         return [
@@ -176,8 +220,19 @@ def linear_parts(name: str, rows: int, cols: int, kind: Kind) -> list[Part]:
     return [*parts, Part(name + HALF_PART, "U8", (tiles, groups, HALF_BYTES))] if half else parts
 
 
-def linear_arrays(tensor: LinearTensor) -> list[np.ndarray]:
+def linear_of(arrays: Sequence[np.ndarray], rows: int, cols: int, kind: Kind) -> LinearTensor:
+    """The matrix that these ``arrays``, in the order of ``linear_parts``, are."""
+    if kind == "int8":
+        return Int8Tensor(arrays[0], arrays[1], rows, cols)
+    if isinstance(kind, str):
+        return DenseTensor(arrays[0])
+    return PairTensor(arrays[0], arrays[1], rows, cols, *arrays[2:])
+
+
+def linear_arrays(tensor: Weight) -> list[np.ndarray]:
     """The arrays of ``tensor`` in the order of ``linear_parts``."""
+    if isinstance(tensor, Experts):
+        return list(tensor.arrays)
     if isinstance(tensor, PairTensor):
         arrays: list[np.ndarray] = [tensor.blocks, tensor.row_scale]
         return arrays if tensor.half is None else [*arrays, tensor.half]

@@ -31,8 +31,10 @@ from ..format.tensors import (
     HALF_BYTES,
     MAX_PLANES,
     TILE,
-    LinearTensor,
-    PairTensor,
+    DenseTensor,
+    Experts,
+    Weight,
+    linear_of,
     planes_of,
     tile_grid,
 )
@@ -103,7 +105,7 @@ class Weights:
     """What a forward pass needs of a model; a ``DbbFile`` has the same three."""
 
     config: ModelConfig
-    linears: Mapping[str, LinearTensor]
+    linears: Mapping[str, Weight]
     vectors: Mapping[str, np.ndarray]
 
 
@@ -119,18 +121,30 @@ def random_weights(shape: str, pairs: float = 1, seed: int = 0) -> Weights:
     n, half = divmod(_PLANES("pairs", pairs), 2)
     config = SHAPES[shape]
     rng = np.random.Generator(np.random.PCG64(seed))
-    linears: dict[str, LinearTensor] = {}
-    for name, (rows, cols) in program_of(config).matrices().items():
-        if name in program_of(config).tables():
+    program = program_of(config)
+    stacks = program.stacks()
+    linears: dict[str, Weight] = {}
+    for name, (rows, cols) in program.matrices().items():
+        if name in program.tables():
             weight = rng.standard_normal((rows, cols), np.float32)
             linears[name] = pack_int8(*quantize_int8(weight))
             continue
-        tiles, groups = tile_grid(rows, cols)
-        blocks = _random_blocks((n, tiles, groups, BLOCK_BYTES), 2, rng)
-        last = _random_blocks((tiles, groups, HALF_BYTES), 1, rng) if half else None
+        if name.endswith(".router"):
+            weight = rng.standard_normal((rows, cols), np.float32) / np.float32(cols**0.5)
+            linears[name] = DenseTensor(weight.astype(np.float16))
+            continue
+        count = (stacks[name],) if name in stacks else ()
+        grid = tile_grid(rows, cols)
+        blocks = _random_blocks((*count, n, *grid, BLOCK_BYTES), 2, rng)
         # Outputs near 1 for inputs near 1, so that no layer overflows.
-        row_scale = np.full((n + half, rows), 1 / (64 * cols**0.5), np.float32)
-        linears[name] = PairTensor(blocks, row_scale, rows, cols, last)
+        row_scale = np.full((*count, n + half, rows), 1 / (64 * cols**0.5), np.float32)
+        arrays = [blocks, row_scale]
+        if half:
+            arrays.append(_random_blocks((*count, *grid, HALF_BYTES), 1, rng))
+        if count:
+            linears[name] = Experts(tuple(arrays), rows, cols, 2 * n + half)
+        else:
+            linears[name] = linear_of(arrays, rows, cols, 2 * n + half)
     vectors = {
         name: np.ones(size, np.float32) for name, size in program_of(config).vectors().items()
     }
@@ -146,9 +160,15 @@ def _random_blocks(shape: tuple[int, ...], n_codes: int, rng: np.random.Generato
 
 
 def bytes_per_token(weights: Weights) -> int:
-    """Bytes of weights that decoding one token reads: all but the input embedding's other rows."""
-    head = "embedding" if weights.config.tie_word_embeddings else "head"
-    layers = sum(t.nbytes for name, t in weights.linears.items() if name.startswith("layers."))
+    """Bytes of weights that decoding one token reads: all but the input embedding's other rows, and
+    of experts those of the chosen."""
+    config = weights.config
+    head = "embedding" if config.tie_word_embeddings else "head"
+    layers = sum(
+        config.experts_per_token * w.expert_bytes if isinstance(w, Experts) else w.nbytes
+        for name, w in weights.linears.items()
+        if name.startswith("layers.")
+    )
     return layers + weights.linears[head].nbytes
 
 

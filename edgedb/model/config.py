@@ -51,6 +51,8 @@ _OF_TYPES = {
     "long_factors": ("longrope",),
 }
 _GROWTH_BOUNDS = {"beta": (0.0, 1e3), "every": (1, 1 << 24)}
+# Those of the C library; the largest published models have 512 experts and take 22 a token.
+MAX_EXPERTS, MAX_CHOSEN = 4096, 128
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,11 @@ class ModelConfig:
     unrotated_layers: tuple[int, ...] = ()  # whose heads do not turn
     windowed_rope: Rope | None = None  # of windowed layers; None: that of all
     query_growth: Growth | None = None
+    n_experts: int = 0  # of a layer's feed-forward; 0: it is a dense one, of intermediate_size
+    experts_per_token: int = 0
+    expert_size: int = 0  # what intermediate_size is to a dense feed-forward
+    normalized_shares: bool = False  # a token's shares in its experts add up to 1
+    dense_layers: tuple[int, ...] = ()  # those without experts
 
     def rope(self, layer: int) -> Rope | None:
         """What this layer's heads turn by."""
@@ -198,6 +205,10 @@ class ModelConfig:
         if self.windowed_layers is None or layer in self.windowed_layers:
             return self.sliding_window
         return None
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether the feed-forward of this layer is a mixture of experts."""
+        return self.n_experts > 0 and layer not in self.dense_layers
 
     @property
     def plain_context(self) -> int:
@@ -254,7 +265,7 @@ class ModelConfig:
         _refuse_unknown("feature", features, set(_FEATURES))
         _refuse_unknown("key", values, {f.name for f in dataclasses.fields(cls)} - set(_FEATURES))
         values |= features
-        for name in ("windowed_layers", "unrotated_layers"):
+        for name in ("windowed_layers", "unrotated_layers", "dense_layers"):
             if isinstance(values.get(name), list):
                 values[name] = tuple(values[name])
         if values.get("windowed_rope") is not None:
@@ -286,7 +297,7 @@ class ModelConfig:
         _check_floats("", self, _FLOAT_BOUNDS)
         if type(self.tie_word_embeddings) is not bool:
             raise FormatError("config: tie_word_embeddings must be true or false")
-        for name in ("attention_bias", "mlp_bias"):
+        for name in ("attention_bias", "mlp_bias", "normalized_shares"):
             if type(getattr(self, name)) is not bool:
                 raise FormatError(f"config: {name} must be true or false")
         if self.activation is not None and self.activation not in ACTIVATIONS:
@@ -295,6 +306,7 @@ class ModelConfig:
                 f"expected one of {', '.join(ACTIVATIONS)}"
             )
         self._check_layers()
+        self._check_experts()
         if self.n_heads % self.n_kv_heads:
             raise FormatError(
                 f"config: {self.n_heads} heads cannot share {self.n_kv_heads} key/value heads"
@@ -324,13 +336,25 @@ class ModelConfig:
         window = self.sliding_window
         if window is not None and (type(window) is not int or not 1 <= window <= 1 << 24):
             raise FormatError(f"config: sliding_window = {quoted(window)}, expected 1 to {1 << 24}")
-        for name in ("windowed_layers", "unrotated_layers"):
+        for name in ("windowed_layers", "unrotated_layers", "dense_layers"):
             layers = getattr(self, name)
             if layers is None and name == "windowed_layers":
                 continue
             numbers = isinstance(layers, tuple) and all(type(i) is int for i in layers)
             if not numbers or any(not 0 <= i < self.n_layers for i in layers):
                 raise FormatError(f"config: {name} = {quoted(layers)}, expected numbers of layers")
+
+    def _check_experts(self) -> None:
+        if type(self.n_experts) is int and self.n_experts == 0:
+            return
+        self._check_size("n_experts", MAX_EXPERTS)
+        self._check_size("experts_per_token", min(MAX_CHOSEN, self.n_experts))
+        self._check_size("expert_size", _BOUNDS["intermediate_size"][1])
+
+    def _check_size(self, name: str, most: int) -> None:
+        value = getattr(self, name)
+        if type(value) is not int or not 1 <= value <= most:
+            raise FormatError(f"config: {name} = {quoted(value)}, expected 1 to {most}")
 
 
 _FIELDS = [field.name for field in dataclasses.fields(ModelConfig)]

@@ -36,13 +36,12 @@ from ..format.tensors import (
     PLANE_BYTES,
     TILE,
     TOKENIZER_PART,
-    DenseTensor,
-    Int8Tensor,
+    Experts,
     Kind,
-    LinearTensor,
-    PairTensor,
     Part,
+    Weight,
     kind_text,
+    linear_of,
     linear_parts,
 )
 from ..strict_json import parse_json
@@ -69,7 +68,7 @@ class DbbFile:
     config: ModelConfig
     quantization: dict[str, Any]
     tokenizer: TokenizerSpec
-    linears: dict[str, LinearTensor]
+    linears: dict[str, Weight]
     vectors: dict[str, np.ndarray]
     size_bytes: int
     fingerprint: str  # of everything that decides the numbers: hyper-parameters and data
@@ -105,8 +104,12 @@ def _read(path: Path, verify: bool) -> DbbFile:
     checksums = _read_checksums(metadata, entries)
 
     program = program_of(config)
+    stacks = program.stacks()
+    if stacks and metadata["version"] != VERSIONS[-1]:
+        raise FormatError("header: a model with experts needs version 3")
     linears = {
-        name: source.linear(name, rows, cols) for name, (rows, cols) in program.matrices().items()
+        name: source.weight(name, rows, cols, stacks.get(name, 0))
+        for name, (rows, cols) in program.matrices().items()
     }
     vectors = {name: source.vector(name, n) for name, n in program.vectors().items()}
     tokenizer_data = source.tokenizer()
@@ -203,23 +206,24 @@ class _Source:
             return np.empty(0, dtype)
         return np.frombuffer(self.mapped, dtype, count, self.start + entry.begin)
 
-    def linear(self, name: str, rows: int, cols: int) -> LinearTensor:
-        parts = linear_parts(name, rows, cols, self._kind(name))
+    def weight(self, name: str, rows: int, cols: int, experts: int) -> Weight:
+        kind = self._kind(name, experts)
+        parts = linear_parts(name, rows, cols, kind, experts)
         arrays = [self.array(part) for part in parts]
         for part, array in zip(parts, arrays, strict=True):
             if part.dtype == "F32" and not part.name.endswith(".weight"):
                 _refuse_non_finite(part.name, array)
-        if parts[0].name.endswith(".blocks"):
+        if isinstance(kind, int):
             self.code_checks[parts[0].name] = _bad_block_codes
             self.code_checks[name + HALF_PART] = _bad_half_codes
-            return PairTensor(arrays[0], arrays[1], rows, cols, *arrays[2:])
-        if parts[0].name.endswith(".codes"):
-            self.code_checks[parts[0].name] = _bad_int8_codes
-            return Int8Tensor(arrays[0], arrays[1], rows, cols)
-        self.code_checks[parts[0].name] = _bad_weights
-        return DenseTensor(arrays[0])
+        else:
+            check = _bad_int8_codes if kind == "int8" else _bad_weights
+            self.code_checks[parts[0].name] = check
+        if experts:
+            return Experts(tuple(arrays), rows, cols, kind)
+        return linear_of(arrays, rows, cols, kind)
 
-    def _kind(self, name: str) -> Kind:
+    def _kind(self, name: str, experts: int) -> Kind:
         blocks, codes, weight = (f"{name}.{suffix}" for suffix in ("blocks", "codes", "weight"))
         found = [part for part in (blocks, codes, weight) if part in self.entries]
         if not found:
@@ -235,7 +239,8 @@ class _Source:
             if entry.dtype not in ("F16", "F32"):
                 raise FormatError(f"{weight}: dtype {entry.dtype}, expected F16 or F32")
             return "float16" if entry.dtype == "F16" else "float32"
-        planes = 2 * entry.shape[0] + (name + HALF_PART in self.entries)
+        pairs = entry.shape[1 if experts and len(entry.shape) > 1 else 0]
+        planes = 2 * pairs + (name + HALF_PART in self.entries)
         if not 2 <= planes <= MAX_PLANES:
             raise FormatError(f"{blocks}: {kind_text(planes)}, expected 1 to {MAX_PLANES // 2}")
         return planes

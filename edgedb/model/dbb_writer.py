@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,6 +31,7 @@ from ..format.tensors import (
     Kind,
     LinearTensor,
     Part,
+    Weight,
     kind_text,
     linear_arrays,
     linear_parts,
@@ -80,7 +81,7 @@ class DbbWriter:
         self._size = max(entry.end for entry in self._entries.values())
         self._metadata = {
             "format": "dbb",
-            "version": VERSIONS[any(part.name.endswith(HALF_PART) for part in flat)],
+            "version": _version(config, flat),
             "config": json.dumps(config.to_dict()),
             "tokenizer": json.dumps(tokenizer.to_metadata()),
         }
@@ -90,6 +91,7 @@ class DbbWriter:
             for name in filler
         }
         self._records: dict[str, dict[str, Any]] = {}
+        self._stack: list[dict[str, int]] = []  # checksums after each expert of a stack so far
         room = _RECORD_BYTES + _RECORD_BYTES_PER_LINEAR * len(self._kinds)
         self._data_start = len(self._render({"_": "x" * room}, dict.fromkeys(self._entries, 0)))
         tokenizer_hash = hashlib.sha256(tokenizer.data).hexdigest()
@@ -119,25 +121,57 @@ class DbbWriter:
         return self._records[name]
 
     def put(
-        self, name: str, tensor: LinearTensor | np.ndarray, facts: Mapping[str, Any] | None = None
+        self, name: str, tensor: Weight | np.ndarray, facts: Mapping[str, Any] | None = None
     ) -> None:
         """Store matrix ``name``, or norm ``name`` as float32 ``[n]``, with JSON ``facts`` about it.
 
         Raises ``FormatError`` when it is not what the plan said, or not finite.
         """
+        self._check_kind(name, tensor)
+        arrays = [tensor] if isinstance(tensor, np.ndarray) else linear_arrays(tensor)
+        self._write(name, arrays, dict(facts or {}))
+
+    def put_expert(self, name: str, expert: int, tensor: LinearTensor) -> None:
+        """Store one matrix of the stack ``name``: 0, 1, 2, ... in this order, then ``end_stack``. A
+        run that is interrupted between begins the stack again. Raises ``FormatError`` as ``put``.
+        """
+        self._check_kind(name, tensor)
+        if expert != len(self._stack):
+            raise ValueError(f"{name}: expert {expert} after {len(self._stack)} others")
+        before = self._stack[-1] if self._stack else {}
+        own = [part._replace(shape=part.shape[1:]) for part in self._parts[name]]
+        self._stack.append(self._write_parts(own, linear_arrays(tensor), expert, before))
+
+    def end_stack(self, name: str, facts: Mapping[str, Any] | None = None) -> None:
+        """The stack ``name`` is complete, with JSON ``facts`` about it."""
+        if len(self._stack) != self._parts[name][0].shape[0]:
+            raise ValueError(f"{name}: {len(self._stack)} experts were put")
+        self._record(name, self._stack[-1], dict(facts or {}))
+        self._stack = []
+
+    def _check_kind(self, name: str, tensor: Weight | np.ndarray) -> None:
         if name not in self._parts or name == TOKENIZER_NAME:
             raise FormatError(f"{name}: a model of this shape has no such tensor")
-        arrays = [tensor] if isinstance(tensor, np.ndarray) else linear_arrays(tensor)
         if name in self._kinds and (
             isinstance(tensor, np.ndarray) or tensor.kind != self._kinds[name]
         ):
             found = "an array" if isinstance(tensor, np.ndarray) else kind_text(tensor.kind)
             raise FormatError(f"{name}: planned as {kind_text(self._kinds[name])}, got {found}")
-        self._write(name, arrays, dict(facts or {}))
 
     def _write(self, name: str, arrays: list[np.ndarray], facts: dict[str, Any]) -> None:
-        crcs: dict[str, int] = {}
-        for part, array in zip(self._parts[name], arrays, strict=True):
+        self._record(name, self._write_parts(self._parts[name], arrays, 0, {}), facts)
+
+    def _write_parts(
+        self,
+        parts: Sequence[Part],
+        arrays: Sequence[np.ndarray],
+        index: int,
+        crcs: Mapping[str, int],
+    ) -> dict[str, int]:
+        """Write the arrays, each behind ``index`` others of its kind whose checksums are ``crcs``;
+        returns the checksums of all together."""
+        found: dict[str, int] = {}
+        for part, array in zip(parts, arrays, strict=True):
             if array.dtype != DTYPES[part.dtype] or array.shape != part.shape:
                 raise FormatError(
                     f"{part.name}: {array.dtype} {list(array.shape)}, "
@@ -146,8 +180,12 @@ class DbbWriter:
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise FormatError(f"{part.name}: NaN or infinity; the source may be damaged")
             flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-            crcs[part.name] = zlib.crc32(flat.data)
-            self._pwrite(flat, self._data_start + self._entries[part.name].begin)
+            found[part.name] = zlib.crc32(flat.data, crcs.get(part.name, 0))
+            offset = self._entries[part.name].begin + index * part.nbytes
+            self._pwrite(flat, self._data_start + offset)
+        return found
+
+    def _record(self, name: str, crcs: dict[str, int], facts: dict[str, Any]) -> None:
         line = json.dumps({"name": name, "crcs": crcs, "facts": facts})
         try:
             with open(self.journal, "a", encoding="utf-8") as journal:
@@ -334,6 +372,13 @@ def file_bytes(config: ModelConfig, tokenizer: TokenizerSpec, kinds: Mapping[str
     return max(entry.end for entry in entries.values()) + header
 
 
+def _version(config: ModelConfig, parts: Iterable[Part]) -> str:
+    """The oldest whose readers know what is in the file."""
+    if program_of(config).stacks():
+        return VERSIONS[2]
+    return VERSIONS[any(part.name.endswith(HALF_PART) for part in parts)]
+
+
 def _plan(
     config: ModelConfig, tokenizer: TokenizerSpec, kinds: Mapping[str, Kind]
 ) -> dict[str, list[Part]]:
@@ -342,8 +387,10 @@ def _plan(
     if set(kinds) != set(shapes):
         wrong = sorted(set(kinds) ^ set(shapes))[0]
         raise ValueError(f"{wrong}: kinds must name exactly the matrices of the model")
+    stacks = program_of(config).stacks()
     plan = {
-        name: linear_parts(name, rows, cols, kinds[name]) for name, (rows, cols) in shapes.items()
+        name: linear_parts(name, rows, cols, kinds[name], stacks.get(name, 0))
+        for name, (rows, cols) in shapes.items()
     }
     plan |= {name: [Part(name, "F32", (n,))] for name, n in program_of(config).vectors().items()}
     plan[TOKENIZER_NAME] = [Part(TOKENIZER_PART, "U8", (len(tokenizer.data),))]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..format.tensors import LinearTensor
+from ..format.tensors import Weight
 from ..ops import Ops
 from ..ops.sequences import MAX_ROWS, Span
 from ..ops.weights import Weights, check
@@ -29,7 +29,7 @@ class Network:
     def __init__(
         self,
         config: ModelConfig,
-        linears: Mapping[str, LinearTensor],
+        linears: Mapping[str, Weight],
         vectors: Mapping[str, np.ndarray],
         ops: Ops,
         context: int,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from ..format.packing import split_blocks
-from ..format.tensors import LinearTensor, PairTensor, kind_text
+from ..format.tensors import Experts, LinearTensor, PairTensor, Weight, kind_text
 from .dbb import DbbFile
+from .families import program_of
 
 
 def summarize(file: DbbFile) -> dict[str, Any]:
@@ -25,8 +27,9 @@ def summarize(file: DbbFile) -> dict[str, Any]:
     """
     layers = {k: v for k, v in file.linears.items() if k.startswith("layers.")}
     positions = file.linears.get("positions")
-    n_linear = sum(t.rows * t.cols for t in layers.values())
-    parameters = sum(t.rows * t.cols for t in file.linears.values())
+    sizes = program_of(file.config).sizes()
+    n_linear = sum(sizes[name] for name in layers)
+    parameters = sum(sizes.values())
     parameters += sum(norm.size for norm in file.vectors.values())
     part_bytes = {
         "linear": sum(t.nbytes for t in layers.values()),
@@ -59,7 +62,7 @@ def summarize(file: DbbFile) -> dict[str, Any]:
     }
 
 
-def _count_kinds(layers: dict[str, LinearTensor]) -> dict[str, int]:
+def _count_kinds(layers: dict[str, Weight]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for tensor in layers.values():
         kind = kind_text(tensor.kind)
@@ -67,9 +70,9 @@ def _count_kinds(layers: dict[str, LinearTensor]) -> dict[str, int]:
     return counts
 
 
-def _sparsity(layers: list[LinearTensor]) -> list[dict[str, Any]]:
+def _sparsity(layers: list[Weight]) -> list[dict[str, Any]]:
     ones: dict[int, list[int]] = {}  # plane -> set bits, weights
-    for tensor in layers:
+    for tensor in _single(layers):
         if isinstance(tensor, PairTensor):
             for pair, (blocks, _) in enumerate(tensor.terms()):
                 for i, bits in enumerate(count_bits(blocks)):
@@ -87,6 +90,15 @@ def _sparsity(layers: list[LinearTensor]) -> list[dict[str, Any]]:
         for plane in sorted(ones)
         if plane % 2 == 0
     ]
+
+
+def _single(layers: list[Weight]) -> Iterator[LinearTensor]:
+    """Every matrix, those of stacks one by one."""
+    for weight in layers:
+        if isinstance(weight, Experts):
+            yield from (weight[i] for i in range(len(weight)))
+        else:
+            yield weight
 
 
 def count_bits(blocks: np.ndarray) -> list[int]:

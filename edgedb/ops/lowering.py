@@ -7,7 +7,8 @@ recorded values, each only where what disappears has one reader, and none change
     rms_norm or layer_norm -> linear         the input is normalized as it is quantized
     activation(x) -> linear                  likewise
     activation(gate) * up -> linear          likewise
-    x + linear                               the product is added where x lies
+    activation(gates) * ups -> experts       likewise
+    x + linear, x + mix                      the product is added where x lies
     (rms_norm ->) rope -> attention          heads are normed and turned on their way to the cache
 """
 
@@ -34,10 +35,10 @@ class View:
 class Step:
     """One operation of the C library. ``value`` holds its weights' names and numbers.
 
-    op: one of ``OPERATIONS`` but ``input`` and ``slice``, or ``copy``; form: of a linear's input,
-    ``plain``, ``normed`` or ``centered`` (by ``norms[0]``), ``activated`` or ``gated`` (by
-    ``activation``); add: the product is added to what lies at ``out``; norms and ropes: of an
-    attention's q and k.
+    op: one of ``OPERATIONS`` but ``input`` and ``slice``, or ``copy``; form: of the input of a
+    linear or of experts, ``plain``, ``normed`` or ``centered`` (by ``norms[0]``), ``activated`` or
+    ``gated`` (by ``activation``); add: the product is added to what lies at ``out``; norms and
+    ropes: of an attention's q and k.
     """
 
     op: str
@@ -115,6 +116,11 @@ class _Fusing:
             return self._linear(value)
         if value.op == "attention":
             return self._attention(value)
+        if value.op == "experts" and value["own"] and (found := self._gated(value.args[0])):
+            whole, act = found
+            reads = (whole, value.args[1])
+            draft = _Draft("experts", value, reads, value, form="gated", activation=act.op)
+            return draft, [value.args[0], act]
         return _Draft(value.op, value, value.args, value), []
 
     def _add_in_place(self, drafts: dict[Value, _Draft]) -> None:
@@ -122,9 +128,9 @@ class _Fusing:
         for total in [value for value in drafts if value.op == "add"]:
             for onto, product in (total.args, total.args[::-1]):
                 draft = drafts.get(product)
-                if draft is None or draft.op != "linear" or not self._is_sole(product):
+                if draft is None or draft.op not in ("linear", "mix"):
                     continue
-                if product["bias"] is not None and product["matrix"] in self.dense:
+                if not self._is_sole(product) or self._has_dense_bias(product):
                     continue
                 order = list(drafts)
                 later = order[order.index(total) + 1 :]
@@ -135,6 +141,13 @@ class _Fusing:
                 del drafts[product]
                 drafts[total] = replace(draft, makes=total, onto=onto)
                 break
+
+    def _has_dense_bias(self, product: Value) -> bool:
+        return (
+            product.op == "linear"
+            and product["bias"] is not None
+            and product["matrix"] in self.dense
+        )
 
     def _is_sole(self, value: Value) -> bool:
         """Whether exactly one operation of the block reads it, and nothing outside."""

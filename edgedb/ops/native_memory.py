@@ -13,13 +13,15 @@ from ..format.tensors import (
     HALF_BYTES,
     INT8_BLOCK_BYTES,
     TILE,
+    Experts,
     Int8Tensor,
     LinearTensor,
     PairTensor,
+    Weight,
     tile_grid,
 )
 from .buffer import ALIGNMENT, Buffer, aligned_zeros
-from .library import array_pointer, ffi, lib, struct_pointer
+from .library import array_pointer, ffi, lib, owned, struct_pointer
 
 
 class NativeBuffer(Buffer):
@@ -53,35 +55,56 @@ class NativeMatrix:
     __slots__ = ("cols", "rows", "struct")
 
     def __init__(self, tensor: LinearTensor) -> None:
-        rows, cols = self.rows, self.cols = tensor.rows, tensor.cols
-        grid = tile_grid(rows, cols)
-        pairs, scales, half = 0, None, None
-        if isinstance(tensor, PairTensor):
-            kind, pairs = lib.EDB_PAIRS, tensor.pairs
-            data = _checked(tensor.blocks, np.uint8, (pairs, *grid, BLOCK_BYTES))
-            scales = _checked(tensor.row_scale, np.float32, ((tensor.planes + 1) // 2, rows))
-            if tensor.half is not None:
-                half = _checked(tensor.half, np.uint8, (*grid, HALF_BYTES))
-        elif isinstance(tensor, Int8Tensor):
-            kind = lib.EDB_INT8
-            data = _checked(tensor.codes, np.int8, (*grid, INT8_BLOCK_BYTES))
-            scales = _checked(tensor.scales, np.float32, (*grid, TILE))
-        elif tensor.weight.dtype == np.float16:
-            kind = lib.EDB_F16
-            data = _checked(tensor.weight, np.float16, (rows, cols))
-        else:
-            kind = lib.EDB_F32
-            data = _checked(tensor.weight, np.float32, (rows, cols))
-        fields = {
-            "kind": kind,
-            "pairs": pairs,
-            "rows": rows,
-            "cols": cols,
-            "data": array_pointer(_aligned(data)),
-            "scales": ffi.NULL if scales is None else array_pointer(scales),
-            "half": ffi.NULL if half is None else array_pointer(_aligned(half)),
-        }
-        self.struct = struct_pointer("edb_matrix *", fields)
+        self.rows, self.cols = tensor.rows, tensor.cols
+        self.struct = struct_pointer("edb_matrix *", _fields(tensor))
+
+
+class NativeExperts:
+    """The matrices of all experts as C sees them: an array of them."""
+
+    __slots__ = ("struct",)
+
+    def __init__(self, stack: Experts) -> None:
+        fields = [_fields(stack[i]) for i in range(len(stack))]
+        needed = [value for one in fields for value in one.values()]
+        self.struct = owned(ffi.new("edb_matrix[]", fields), lambda _: None, *needed)
+
+
+def native_matrix(tensor: Weight) -> NativeMatrix | NativeExperts:
+    """A weight in place if it lies on a 64-byte boundary, and copied to one if not."""
+    return NativeExperts(tensor) if isinstance(tensor, Experts) else NativeMatrix(tensor)
+
+
+def _fields(tensor: LinearTensor) -> dict[str, Any]:
+    """Of an ``edb_matrix``."""
+    rows, cols = tensor.rows, tensor.cols
+    grid = tile_grid(rows, cols)
+    pairs, scales, half = 0, None, None
+    if isinstance(tensor, PairTensor):
+        kind, pairs = lib.EDB_PAIRS, tensor.pairs
+        data = _checked(tensor.blocks, np.uint8, (pairs, *grid, BLOCK_BYTES))
+        scales = _checked(tensor.row_scale, np.float32, ((tensor.planes + 1) // 2, rows))
+        if tensor.half is not None:
+            half = _checked(tensor.half, np.uint8, (*grid, HALF_BYTES))
+    elif isinstance(tensor, Int8Tensor):
+        kind = lib.EDB_INT8
+        data = _checked(tensor.codes, np.int8, (*grid, INT8_BLOCK_BYTES))
+        scales = _checked(tensor.scales, np.float32, (*grid, TILE))
+    elif tensor.weight.dtype == np.float16:
+        kind = lib.EDB_F16
+        data = _checked(tensor.weight, np.float16, (rows, cols))
+    else:
+        kind = lib.EDB_F32
+        data = _checked(tensor.weight, np.float32, (rows, cols))
+    return {
+        "kind": kind,
+        "pairs": pairs,
+        "rows": rows,
+        "cols": cols,
+        "data": array_pointer(_aligned(data)),
+        "scales": ffi.NULL if scales is None else array_pointer(scales),
+        "half": ffi.NULL if half is None else array_pointer(_aligned(half)),
+    }
 
 
 class Scratch(threading.local):

@@ -16,7 +16,7 @@ from ..format.tensors import DenseTensor
 from .library import ffi, forget, lib, owned, pointers, status_text, struct_pointer
 from .lowering import NORMS, Step, View, lower
 from .native_context import NativeContext
-from .native_memory import NativeBuffer, NativeMatrix, cache_kind
+from .native_memory import NativeBuffer, cache_kind, native_matrix
 from .pages import PAGE, Page, PageLayout, PageTable
 from .program import OPERATIONS, Block, Program, Value
 from .selection import Floats
@@ -186,7 +186,7 @@ class _Structs:
     def __init__(self, weights: Weights, fuse: bool) -> None:
         self.fuse = fuse
         self.dense = {n for n, t in weights.linears.items() if isinstance(t, DenseTensor)}
-        self.matrices = {name: NativeMatrix(t) for name, t in weights.linears.items()}
+        self.matrices = {name: native_matrix(t) for name, t in weights.linears.items()}
         self.vectors = {name: NativeBuffer(v) for name, v in weights.vectors.items()}
         self.tables = {
             table: (NativeBuffer(found.cos), NativeBuffer(found.sin))
@@ -213,6 +213,9 @@ class _Structs:
         if step.op == "attention":
             self._fill_attention(op, step, prefix, layer)
             return
+        if step.op in ("route", "experts", "mix"):
+            _fill_experts(op, value)
+            return
         for norm in [value] if step.op in NORMS else step.norms:
             op.weight, op.eps = self.vectors[prefix + norm["weight"]].ptr, norm["eps"]
             if norm.attributes.get("bias") is not None:
@@ -237,6 +240,13 @@ class _Structs:
     def _table(self, rope: Value) -> tuple[Any, Any, int]:
         cos, sin = self.tables[rope["table"]]
         return cos.ptr, sin.ptr, len(cos.array)
+
+
+def _fill_experts(op: Any, value: Value) -> None:
+    route = value if value.op == "route" else value.args[1]
+    op.experts, op.chosen, op.normalized = route.width, route["chosen"], route["normalized"]
+    if value.op == "experts":
+        op.own, op.parts = value["own"], value["parts"]
 
 
 class _Part:

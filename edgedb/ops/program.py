@@ -21,6 +21,9 @@ The operations (``x`` is a row of a token; widths are floats a token):
     rope        every head turned by its position, halves as pairs (RoFormer, arXiv 2104.09864)
     attention   softmax(scale q k) v over the keys up to its own, at most ``window`` of them;
                 stores k and v in the layer's cache
+    route       softmax of a router's logits, zero but for the ``chosen`` largest
+    experts     W x of each expert that a route does not leave at zero, side by side
+    mix         the experts' outputs, each times its share, added in the order of experts
 """
 
 from __future__ import annotations
@@ -55,6 +58,9 @@ OPERATIONS: Mapping[str, int] = MappingProxyType(
         **dict.fromkeys(ACTIVATIONS, 1),
         "rope": 1,
         "attention": 3,
+        "route": 1,
+        "experts": 2,
+        "mix": 2,
     }
 )
 
@@ -228,6 +234,55 @@ class Recorder:
             window=window,
         )
 
+    def route(self, logits: Value, chosen: int, *, normalized: bool) -> Value:
+        """A token's share in each expert, of ``logits`` one for each: zero but for the ``chosen``
+        largest (of equal ones the first). normalized: the shares add up to 1, as if there were no
+        other experts; else they are what a softmax over all gives them."""
+        if not 1 <= chosen <= logits.width:
+            raise FormatError(f"route: {chosen} of {logits.width} experts")
+        return _value("route", (logits,), logits.width, chosen=chosen, normalized=normalized)
+
+    def experts(
+        self,
+        x: Value,
+        route: Value,
+        name: str,
+        rows: int,
+        *,
+        own: bool = False,
+        parts: int = 1,
+        bias: bool = False,
+    ) -> Value:
+        """``W x`` of each chosen expert, side by side in the order of experts; W is one of the
+        stack ``name``, ``rows`` rows each. With ``bias`` plus its ``rows`` of ``name.bias``.
+
+        own: ``x`` holds such columns for each chosen expert, else all take the same. parts: the
+        rows are so many equal parts (gate and up), and the first part of all experts comes before
+        the second.
+        """
+        chosen = route["chosen"]
+        if rows % parts or (own and x.width % chosen):
+            raise FormatError(f"experts {name}: {rows} rows in {parts} parts of {x.width} columns")
+        return _value(
+            "experts",
+            (x, route),
+            chosen * rows,
+            matrix=name,
+            bias=f"{name}.bias" if bias else None,
+            rows=rows,
+            cols=x.width // chosen if own else x.width,
+            own=own,
+            parts=parts,
+            experts=route.width,
+            chosen=chosen,
+        )
+
+    def mix(self, y: Value, route: Value) -> Value:
+        """The chosen experts' outputs ``y``, each times its share in ``route``, added up."""
+        if y.width % route["chosen"]:
+            raise FormatError(f"mix: {y.width} columns are not {route['chosen']} experts'")
+        return _value("mix", (y, route), y.width // route["chosen"])
+
 
 @dataclass(frozen=True, eq=False)
 class Block:
@@ -251,20 +306,31 @@ class Block:
 
     @cached_property
     def matrices(self) -> dict[str, tuple[int, int]]:
-        """Name -> ``(rows, cols)`` of every matrix, in the order of use."""
+        """Name -> ``(rows, cols)`` of every matrix, of a stack those of one expert's, in the order
+        of use."""
         shapes: dict[str, tuple[int, int]] = {}
         for value in self.operations:
             if value.op == "linear":
                 shapes.setdefault(value["matrix"], (value.width, value.args[0].width))
             elif value.op in LOOKUPS:
                 shapes.setdefault(value["matrix"], (value["rows"], value.width))
+            elif value.op == "experts":
+                shapes.setdefault(value["matrix"], (value["rows"], value["cols"]))
         return shapes
+
+    @cached_property
+    def stacks(self) -> dict[str, int]:
+        """Which of the matrices are stacks, one for each expert: name -> how many."""
+        return {v["matrix"]: v["experts"] for v in self.operations if v.op == "experts"}
 
     @cached_property
     def vectors(self) -> dict[str, int]:
         """Name -> length of every norm's weights and every bias, in the order of use."""
         lengths: dict[str, int] = {}
         for value in self.operations:
+            if value.op == "experts" and value["bias"] is not None:
+                lengths.setdefault(value["bias"], value["experts"] * value["rows"])
+                continue
             length = value.width // value.attributes.get("heads", 1)
             for kind in ("weight", "bias"):
                 if (name := value.attributes.get(kind)) is not None:
@@ -351,8 +417,18 @@ class Program:
         yield "", self.head
 
     def matrices(self) -> dict[str, tuple[int, int]]:
-        """Name -> ``(rows, cols)`` of every matrix of the model, in the order of a pass."""
+        """Name -> ``(rows, cols)`` of every matrix of the model, of a stack those of one expert's,
+        in the order of a pass."""
         return {p + n: shape for p, block in self.blocks() for n, shape in block.matrices.items()}
+
+    def stacks(self) -> dict[str, int]:
+        """Which of the matrices are stacks, one for each expert: name -> how many."""
+        return {p + n: count for p, block in self.blocks() for n, count in block.stacks.items()}
+
+    def sizes(self) -> dict[str, int]:
+        """Name -> weights of every matrix, of a stack of all experts together."""
+        stacks = self.stacks()
+        return {n: rows * cols * stacks.get(n, 1) for n, (rows, cols) in self.matrices().items()}
 
     def vectors(self) -> dict[str, int]:
         """Name -> length of every norm's weights and every bias, in the order of a pass."""

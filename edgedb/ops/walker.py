@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..format.tensors import Experts
+from . import experts
 from .buffer import Buffer
 from .pages import CacheLayer
 from .program import ACTIVATIONS, Block, Program, Value
@@ -69,7 +71,12 @@ class Walker:
         self.program, self._ops = program, ops
         self._tables = weights.tables
         self._vectors = weights.vectors
-        self._matrices = {name: ops.matrix(tensor) for name, tensor in weights.linears.items()}
+        self._matrices = {
+            name: [ops.matrix(weight[i]) for i in range(len(weight))]
+            if isinstance(weight, Experts)
+            else ops.matrix(weight)
+            for name, weight in weights.linears.items()
+        }
 
     def state(self) -> WalkerState:
         """What one running pass needs."""
@@ -145,4 +152,14 @@ class Walker:
         if op == "attention":
             q, k, v = args
             return ops.attention(q, k, v, where["layer"], where["position"], value)
+        if op == "route":
+            return experts.route(args[0], value["chosen"], value["normalized"])
+        if op == "experts":
+            stack = self._matrices[prefix + value["matrix"]]
+            bias = None if value["bias"] is None else self._vectors[prefix + value["bias"]]
+            x, shares = args
+            return experts.apply(value, x, shares, lambda i, x: ops.linear(stack[i], x), bias)
+        if op == "mix":
+            y, shares = args
+            return experts.mix(y, shares, value.args[1]["chosen"])
         raise NotImplementedError(f"operation {op}")

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import FormatError
-from ..format.tensors import LinearTensor
+from ..format.tensors import Experts, Weight
 from .program import Program, RopeTable
 from .selection import Floats
 
@@ -24,15 +24,17 @@ class Table(Protocol):
 
 @dataclass(frozen=True)
 class Weights:
-    """linears: every name of ``Program.matrices()``; vectors: of ``Program.vectors()``."""
+    """linears: every name of ``Program.matrices()``, ``Experts`` where that is a stack; vectors:
+    of ``Program.vectors()``."""
 
-    linears: Mapping[str, LinearTensor]
+    linears: Mapping[str, Weight]
     vectors: Mapping[str, np.ndarray]
     tables: Mapping[RopeTable, Table]
 
 
 def check(program: Program, weights: Weights) -> None:
     """Raises ``FormatError`` naming the first weight that is missing or has another shape."""
+    stacks = program.stacks()
     for name, shape in program.matrices().items():
         tensor = weights.linears.get(name)
         if tensor is None:
@@ -42,6 +44,9 @@ def check(program: Program, weights: Weights) -> None:
                 f"{name}: {tensor.rows} x {tensor.cols}, the program multiplies "
                 f"{shape[0]} x {shape[1]}"
             )
+        found = len(tensor) if isinstance(tensor, Experts) else 0
+        if found != stacks.get(name, 0):
+            raise FormatError(f"{name}: {found} experts, the program has {stacks.get(name, 0)}")
     for name, length in program.vectors().items():
         vector = weights.vectors.get(name)
         if vector is None or vector.shape != (length,):

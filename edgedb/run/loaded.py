@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from .. import arguments
 from .. import ops as operations
 from ..errors import EdgeDBError, FormatError, UnsupportedModelError
+from ..format.tensors import Experts
 from ..model.config import DEFAULT_CONTEXT, ModelConfig
 from ..model.dbb import DbbFile
 from ..model.families import program_of
@@ -59,8 +60,9 @@ class LoadedModel:
         self.tokenizer = _open_tokenizer(file)
         self.network = Network(file.config, file.linears, file.vectors, ops, self.context)
         if head == "two-stage":
-            linears = file.linears
-            self.network.two_stage = TwoStageHead(linears.get("head", linears["embedding"]), ops)
+            whole = file.linears.get("head", file.linears["embedding"])
+            assert not isinstance(whole, Experts)
+            self.network.two_stage = TwoStageHead(whole, ops)
 
     @property
     def config(self) -> ModelConfig:

@@ -288,7 +288,10 @@ enum {
     EDB_OP_LAYER_NORM = 11, /* out = each of `heads` parts of x as edb_layernorm makes it */
     EDB_OP_POSITION = 12,   /* out = row of matrix for the token's position */
     EDB_OP_RELU = 13,       /* out = x, or 0 where that is larger */
-    EDB_OP_GELU = 14        /* out = x/2 * (1 + erf(x / sqrt(2))) */
+    EDB_OP_GELU = 14,       /* out = x/2 * (1 + erf(x / sqrt(2))) */
+    EDB_OP_ROUTE = 15,      /* out = softmax of x, 0 but for the `chosen` largest; see edb_op */
+    EDB_OP_EXPERTS = 16,    /* out = W input + bias of each expert that the route y is not 0 for */
+    EDB_OP_MIX = 17         /* out = sum of x's parts, one a chosen expert, times their shares in y */
 };
 
 /*
@@ -304,8 +307,15 @@ enum {
 };
 
 /*
- * One operation; what its code does not name is ignored. Row by row (all but EMBED, LINEAR and
- * ATTENTION) `out` may be the very view of an argument; otherwise views that are written overlap no other.
+ * One operation; what its code does not name is ignored. Row by row (all but EMBED, LINEAR,
+ * ATTENTION, ROUTE, EXPERTS and MIX) `out` may be the very view of an argument; otherwise views that
+ * are written overlap no other.
+ *
+ * ROUTE takes of equal logits the first, and a NaN for infinite. EXPERTS has `experts` matrices alike
+ * and as many biases of their rows, one after the other. x is the input of every chosen expert, or,
+ * with `own`, holds columns for each; gated input has all their gates and then all their ups. Rows of
+ * a matrix are `parts` equal parts, and out has the first part of all chosen experts before the next.
+ * MIX takes `add`, as LINEAR does. Experts are in ascending order everywhere.
  *
  * ATTENTION stores its keys and values in `cache` and lets a query see the keys up to its own, at
  * most `window` of them. With q_norm and k_norm every head of x and y is normalized first; with q_cos
@@ -315,13 +325,14 @@ enum {
 typedef struct {
     int32_t code;
     int32_t input;            /* LINEAR: EDB_INPUT_... */
-    int32_t add;              /* LINEAR */
+    int32_t add;              /* LINEAR, MIX */
     int32_t heads;            /* RMS_NORM, LAYER_NORM, ROPE */
     int32_t activation;       /* EDB_INPUT_GATED, ..._ACTIVATED: EDB_OP_SILU or another */
     edb_view x, y, z, out;
     int64_t width;            /* columns of out; of one head times heads */
-    const edb_matrix *matrix; /* EMBED, POSITION [., width]; LINEAR [width, columns of the input] */
-    const float *bias;        /* LINEAR: [width] or NULL */
+    const edb_matrix *matrix; /* EMBED, POSITION [., width]; LINEAR [width, columns of the input];
+                                 EXPERTS */
+    const float *bias;        /* LINEAR: [width] or NULL; EXPERTS */
     const float *weight;      /* of every norm: [width / heads]; of a LINEAR's: [columns of x] */
     const float *shift;       /* of a LAYER_NORM, likewise; or NULL */
     float eps;                /* of every norm */
@@ -333,6 +344,9 @@ typedef struct {
     int32_t n_heads, n_kv_heads, head_dim; /* ATTENTION */
     int32_t cache;                         /* ATTENTION: which of a span's */
     int64_t window;                        /* ATTENTION: 1 or more */
+    int32_t experts, chosen; /* ROUTE, EXPERTS, MIX: 1 to 4096, and 1 to 128 of them a token */
+    int32_t normalized;      /* ROUTE: the softmax is of the chosen alone */
+    int32_t own, parts;      /* EXPERTS */
 } edb_op;
 
 typedef struct edb_program edb_program;

@@ -163,6 +163,8 @@ typedef struct {
     void (*activate)(int32_t activation, const float *x, float *out, int64_t count);
     /* out = activation(gate) * up */
     void (*gate)(int32_t activation, const float *gate, const float *up, float *out, int64_t f);
+    /* exp(x - the largest) over the sum of all those; out may be x. */
+    void (*softmax_row)(const float *x, float *out, int64_t n);
 
     /* One head: y = rotated x, which may be y itself. */
     void (*rotate)(const float *x, const float *cos, const float *sin, float *y, int64_t head_dim);
@@ -303,7 +305,7 @@ typedef struct {
 
 typedef struct {
     const edb_kernels *kernels;
-    const edb_op *op; /* all but LINEAR and ATTENTION */
+    const edb_op *op; /* any but LINEAR, EXPERTS and ATTENTION */
     edb_rows x, y, out;
     const int32_t *ids; /* EMBED */
     int64_t pos;        /* ROPE, POSITION: of the first row */

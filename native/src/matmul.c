@@ -35,16 +35,21 @@ edb_status edb_check_matrix(const edb_matrix *matrix) {
     return EDB_OK;
 }
 
+/* Whether a dense matrix reads x where it lies, rows apart by its columns. */
+static int reads_in_place(const edb_matmul_job *job) {
+    return job->input.form == EDB_INPUT_PLAIN && job->places == NULL;
+}
+
 /* Cuts scratch into the job's arrays, each on a 64-byte boundary; returns the bytes that takes. */
-static uint64_t lay_out(edb_matmul_job *job, char *scratch) {
-    uint64_t n = (uint64_t)job->n, groups = (uint64_t)job->groups, at = 0;
+uint64_t edb_matmul_lay_out(edb_matmul_job *job, char *scratch) {
+    uint64_t n = (uint64_t)job->stride, groups = (uint64_t)job->groups, at = 0;
     int quantized = !edb_is_dense(job->matrix);
     uint64_t sizes[6] = {
         quantized ? n * groups * EDB_GROUP : 0,
         quantized ? n * groups * sizeof(float) : 0,
         job->one_by_one ? n * groups * (uint64_t)job->pairs->prepared_bytes : 0,
         job->one_by_one ? n * groups * sizeof(edb_group_meta) : 0,
-        quantized || job->input.form == EDB_INPUT_PLAIN ? 0 : n * groups * EDB_GROUP * sizeof(float),
+        quantized || reads_in_place(job) ? 0 : n * groups * EDB_GROUP * sizeof(float),
         job->kernels->offsets != NULL && quantized && !job->one_by_one
             ? n * groups * sizeof(int32_t)
             : 0,
@@ -65,8 +70,13 @@ static uint64_t lay_out(edb_matmul_job *job, char *scratch) {
     return at + 63; /* the caller's scratch need not be aligned */
 }
 
-static edb_matmul_job describe(const edb_context *context, const edb_matrix *matrix,
-                               edb_input input, int64_t n) {
+/* Tokens that share a reading of a tile. */
+static int64_t tokens_together(const edb_matrix *matrix) {
+    return edb_is_dense(matrix) ? DENSE_TOKENS : EDB_TOKEN_BLOCK;
+}
+
+edb_matmul_job edb_matmul_describe(const edb_context *context, const edb_matrix *matrix,
+                                   edb_input input, int64_t n) {
     const edb_pair_kernel *pairs = matrix->kind == EDB_PAIRS ? context->pairs : NULL;
     int64_t groups = edb_ceil_div(matrix->cols, EDB_GROUP);
     int64_t parts = edb_min(edb_pool_threads(context->pool), edb_ceil_div(groups, GROUPS_APART));
@@ -76,20 +86,37 @@ static edb_matmul_job describe(const edb_context *context, const edb_matrix *mat
         .matrix = matrix,
         .input = input,
         .n = n,
+        .stride = n,
         .tiles = edb_ceil_div(matrix->rows, EDB_TILE),
         .groups = groups,
-        .token_blocks = edb_ceil_div(n, edb_is_dense(matrix) ? DENSE_TOKENS : EDB_TOKEN_BLOCK),
+        .token_blocks = edb_ceil_div(n, tokens_together(matrix)),
         .parts = n > 1 || edb_is_dense(matrix) ? 1 : parts,
         .one_by_one = pairs != NULL && n < pairs->expand_from,
     };
 }
 
+void edb_matmul_narrow(edb_matmul_job *job, int64_t first, int64_t n) {
+    job->n = n;
+    job->token_blocks = edb_ceil_div(n, tokens_together(job->matrix));
+    if (edb_is_dense(job->matrix)) {
+        job->dense += first * job->matrix->cols;
+    } else if (job->one_by_one) {
+        job->prepared += first * job->groups * job->pairs->prepared_bytes;
+        job->meta += first * job->groups;
+    } else {
+        job->q += first * EDB_GROUP;
+        job->sx += first;
+        if (job->kernels->offsets != NULL) job->offsets += first;
+    }
+}
+
 /* A last batch that is shorter than EDB_BATCH may go one by one where the others expand. */
 static uint64_t scratch_for(const edb_context *context, const edb_matrix *matrix, edb_input input,
                             int64_t n) {
-    edb_matmul_job first = describe(context, matrix, input, edb_min(n, EDB_BATCH));
-    edb_matmul_job last = describe(context, matrix, input, (n - 1) % EDB_BATCH + 1);
-    uint64_t first_bytes = lay_out(&first, NULL), last_bytes = lay_out(&last, NULL);
+    edb_matmul_job first = edb_matmul_describe(context, matrix, input, edb_min(n, EDB_BATCH));
+    edb_matmul_job last = edb_matmul_describe(context, matrix, input, (n - 1) % EDB_BATCH + 1);
+    uint64_t first_bytes = edb_matmul_lay_out(&first, NULL);
+    uint64_t last_bytes = edb_matmul_lay_out(&last, NULL);
     return first_bytes > last_bytes ? first_bytes : last_bytes;
 }
 
@@ -117,88 +144,107 @@ void edb_coarsen_to_4_bits(int8_t *q, int64_t stride, int64_t groups) {
     }
 }
 
-/* Columns column..column+count-1 of token t, quantized. */
+/* A row of activations as the caller has it; with a gate, `up` is as many columns behind it. */
+static const float *input_row(const edb_matmul_job *job, int64_t t, int64_t *up) {
+    const edb_places *places = job->places;
+    int64_t cols = job->matrix->cols;
+    if (places == NULL) {
+        *up = cols;
+        return job->input.x + t * (job->input.form == EDB_INPUT_GATED ? 2 * cols : cols);
+    }
+    *up = places->chosen * cols;
+    if (places->by_token) return places->x.x + t * places->x.stride;
+    return places->x.x + places->token[t] * places->x.stride +
+           (places->own ? places->slot[t] * cols : 0);
+}
+
+/* Columns column..column+count-1 of row t, quantized. */
 static void quantize_part(const edb_matmul_job *job, int64_t t, int64_t column, int64_t count,
                           int8_t *q, float *sx) {
     const edb_kernels *kernels = job->kernels;
-    int64_t cols = job->matrix->cols;
+    int64_t cols = job->matrix->cols, stride = job->stride, up;
     const edb_input *input = &job->input;
-    const float *x = input->x + t * cols, *shift;
+    const float *row = input_row(job, t, &up), *x = row + column, *shift;
     float scale, mean;
     switch (input->form) {
-    case EDB_INPUT_PLAIN: kernels->quantize(x + column, count, q, sx, job->n); break;
+    case EDB_INPUT_PLAIN: kernels->quantize(x, count, q, sx, stride); break;
     case EDB_INPUT_NORMED:
-        scale = kernels->norm_scale(x, cols, input->eps);
-        kernels->quantize_normed(x + column, input->weight + column, scale, count, q, sx, job->n);
+        scale = kernels->norm_scale(row, cols, input->eps);
+        kernels->quantize_normed(x, input->weight + column, scale, count, q, sx, stride);
         break;
     case EDB_INPUT_CENTERED:
-        scale = kernels->center_scale(x, cols, input->eps, &mean);
+        scale = kernels->center_scale(row, cols, input->eps, &mean);
         shift = input->shift == NULL ? NULL : input->shift + column;
-        kernels->quantize_centered(x + column, input->weight + column, shift, mean, scale, count, q,
-                                   sx, job->n);
+        kernels->quantize_centered(x, input->weight + column, shift, mean, scale, count, q, sx,
+                                   stride);
         break;
     case EDB_INPUT_ACTIVATED:
-        kernels->quantize_activated(input->activation, x + column, count, q, sx, job->n);
+        kernels->quantize_activated(input->activation, x, count, q, sx, stride);
         break;
     case EDB_INPUT_GATED:
-        x += t * cols + column;
-        kernels->quantize_gated(job->input.activation, x, x + cols, count, q, sx, job->n);
+        kernels->quantize_gated(input->activation, x, x + up, count, q, sx, stride);
         break;
+    }
+}
+
+static void prepare_quantized(const edb_matmul_job *job, int64_t t, int64_t part) {
+    int64_t group = job->groups * part / job->parts;
+    int64_t groups = job->groups * (part + 1) / job->parts - group;
+    int64_t column = group * EDB_GROUP;
+    int64_t count = edb_min(groups * EDB_GROUP, job->matrix->cols - column);
+    int64_t stride = job->stride;
+    int8_t *q = job->q + (group * stride + t) * EDB_GROUP;
+    float *sx = job->sx + group * stride + t;
+    quantize_part(job, t, column, count, q, sx);
+    if (job->pairs != NULL && job->pairs->coarsen != NULL) job->pairs->coarsen(q, stride, groups);
+    if (!job->one_by_one) {
+        if (job->kernels->offsets != NULL)
+            job->kernels->offsets(q, stride, groups, job->offsets + group * stride + t);
+        return;
+    }
+    int64_t at = t * job->groups + group;
+    job->pairs->prepare(q, sx, stride, groups, job->prepared + at * job->pairs->prepared_bytes,
+                        job->meta + at);
+}
+
+static void prepare_dense(const edb_matmul_job *job, int64_t t) {
+    int64_t cols = job->matrix->cols, up;
+    const edb_input *input = &job->input;
+    const float *x = input_row(job, t, &up);
+    float *dense = job->dense + t * cols;
+    switch (input->form) {
+    case EDB_INPUT_PLAIN: memcpy(dense, x, (size_t)cols * sizeof *dense); break;
+    case EDB_INPUT_NORMED:
+        job->kernels->rmsnorm(x, input->weight, dense, cols, input->eps);
+        break;
+    case EDB_INPUT_CENTERED:
+        job->kernels->layernorm(x, input->weight, input->shift, dense, cols, input->eps);
+        break;
+    case EDB_INPUT_ACTIVATED: job->kernels->activate(input->activation, x, dense, cols); break;
+    case EDB_INPUT_GATED: job->kernels->gate(input->activation, x, x + up, dense, cols); break;
+    }
+}
+
+void edb_matmul_prepare(const edb_matmul_job *job, int64_t row, int64_t part) {
+    if (edb_is_dense(job->matrix)) {
+        prepare_dense(job, row);
+    } else {
+        prepare_quantized(job, row, part);
     }
 }
 
 /* A task is a run of groups of one token. */
-static void prepare_quantized(void *argument, int64_t begin, int64_t end, int32_t worker) {
+static void prepare(void *argument, int64_t begin, int64_t end, int32_t worker) {
     const edb_matmul_job *job = argument;
-    const edb_kernels *kernels = job->kernels;
     (void)worker;
-    for (int64_t task = begin; task < end; task++) {
-        int64_t t = task / job->parts, part = task % job->parts;
-        int64_t group = job->groups * part / job->parts;
-        int64_t groups = job->groups * (part + 1) / job->parts - group;
-        int64_t column = group * EDB_GROUP;
-        int64_t count = edb_min(groups * EDB_GROUP, job->matrix->cols - column);
-        int8_t *q = job->q + (group * job->n + t) * EDB_GROUP;
-        float *sx = job->sx + group * job->n + t;
-        quantize_part(job, t, column, count, q, sx);
-        if (job->pairs != NULL && job->pairs->coarsen != NULL)
-            job->pairs->coarsen(q, job->n, groups);
-        if (!job->one_by_one) {
-            if (kernels->offsets != NULL)
-                kernels->offsets(q, job->n, groups, job->offsets + group * job->n + t);
-            continue;
-        }
-        int64_t at = t * job->groups + group;
-        job->pairs->prepare(q, sx, job->n, groups, job->prepared + at * job->pairs->prepared_bytes,
-                            job->meta + at);
-    }
-}
-
-static void prepare_dense(void *argument, int64_t begin, int64_t end, int32_t worker) {
-    const edb_matmul_job *job = argument;
-    int64_t cols = job->matrix->cols;
-    (void)worker;
-    for (int64_t t = begin; t < end; t++) {
-        const float *x = job->input.x + t * cols, *gate = x + t * cols;
-        if (job->input.form == EDB_INPUT_NORMED) {
-            job->kernels->rmsnorm(x, job->input.weight, job->dense + t * cols, cols,
-                                  job->input.eps);
-        } else if (job->input.form == EDB_INPUT_CENTERED) {
-            job->kernels->layernorm(x, job->input.weight, job->input.shift, job->dense + t * cols,
-                                    cols, job->input.eps);
-        } else if (job->input.form == EDB_INPUT_ACTIVATED) {
-            job->kernels->activate(job->input.activation, x, job->dense + t * cols, cols);
-        } else {
-            job->kernels->gate(job->input.activation, gate, gate + cols, job->dense + t * cols,
-                               cols);
-        }
-    }
+    for (int64_t task = begin; task < end; task++)
+        edb_matmul_prepare(job, task / job->parts, task % job->parts);
 }
 
 edb_tokens edb_tokens_from(const edb_matmul_job *job, int64_t token) {
     edb_tokens tokens = {.q = job->q + token * EDB_GROUP,
                          .sx = job->sx + token,
-                         .stride = job->n,
+                         .stride = job->stride,
                          .n = edb_min(EDB_TOKEN_BLOCK, job->n - token)};
     if (job->kernels->offsets != NULL) tokens.offsets = job->offsets + token;
     return tokens;
@@ -225,48 +271,80 @@ static void int8_tiles(void *argument, int64_t begin, int64_t end, int32_t worke
     }
 }
 
+/* Some rows for some tokens that lie together: to out, after the bias. */
+static void dense_together(const edb_matmul_job *job, int64_t row, int64_t rows, int64_t token,
+                           int64_t n) {
+    const edb_matrix *matrix = job->matrix;
+    const float *x = reads_in_place(job) ? job->input.x : job->dense;
+    float *out = job->out + token * matrix->rows;
+    for (int64_t t = 0; job->bias != NULL && t < n; t++) /* b + W x has the bits of W x + b */
+        memcpy(out + t * matrix->rows + row, job->bias + row, (size_t)rows * sizeof *out);
+    job->kernels->dense_rows(matrix, row, row + rows, x + token * matrix->cols, out, n,
+                             job->add || job->bias != NULL);
+}
+
+/* The same for places, whose outputs lie apart. */
+static void dense_apart(const edb_matmul_job *job, int64_t row, int64_t rows, int64_t token,
+                        int64_t n) {
+    float y[DENSE_TOKENS * DENSE_ROWS];
+    edb_matrix some = *job->matrix;
+    size_t element = some.kind == EDB_F16 ? 2 : 4;
+    some.data = (const char *)some.data + (size_t)(row * some.cols) * element;
+    some.rows = rows;
+    job->kernels->dense_rows(&some, 0, rows, job->dense + token * some.cols, y, n, 0);
+    for (int64_t t = 0; t < n; t++) edb_write_rows(job, token + t, row, rows, y + t * rows);
+}
+
 static void dense_tasks(void *argument, int64_t begin, int64_t end, int32_t worker) {
     const edb_matmul_job *job = argument;
-    const edb_matrix *matrix = job->matrix;
-    const float *x = job->input.form == EDB_INPUT_PLAIN ? job->input.x : job->dense;
     (void)worker;
     for (int64_t task = begin; task < end; task++) {
         int64_t row = task / job->token_blocks * DENSE_ROWS;
         int64_t token = task % job->token_blocks * DENSE_TOKENS;
-        int64_t rows = edb_min(DENSE_ROWS, matrix->rows - row);
+        int64_t rows = edb_min(DENSE_ROWS, job->matrix->rows - row);
         int64_t n = edb_min(DENSE_TOKENS, job->n - token);
-        float *out = job->out + token * matrix->rows;
-        for (int64_t t = 0; job->bias != NULL && t < n; t++) /* b + W x has the bits of W x + b */
-            memcpy(out + t * matrix->rows + row, job->bias + row, (size_t)rows * sizeof *out);
-        job->kernels->dense_rows(matrix, row, row + rows, x + token * matrix->cols, out, n,
-                                 job->add || job->bias != NULL);
+        if (job->places == NULL) {
+            dense_together(job, row, rows, token, n);
+        } else {
+            dense_apart(job, row, rows, token, n);
+        }
     }
+}
+
+/* What a task is: a tile, or a tile for one block of tokens. */
+static edb_task task_of(const edb_matmul_job *job) {
+    if (edb_is_dense(job->matrix)) return dense_tasks;
+    if (job->one_by_one) return edb_pairs_one_by_one;
+    return job->matrix->kind == EDB_PAIRS ? edb_pairs_by_expansion : int8_tiles;
+}
+
+static int64_t tasks_of_tile(const edb_matmul_job *job) {
+    return job->one_by_one ? 1 : job->token_blocks;
+}
+
+int64_t edb_matmul_tiles(const edb_matmul_job *job) {
+    return edb_is_dense(job->matrix) ? edb_ceil_div(job->matrix->rows, DENSE_ROWS) : job->tiles;
+}
+
+void edb_matmul_tile(const edb_matmul_job *job, int64_t tile, int32_t worker) {
+    int64_t each = tasks_of_tile(job);
+    task_of(job)((void *)(uintptr_t)job, tile * each, (tile + 1) * each, worker); /* only read */
 }
 
 int32_t edb_matmul_stages(const edb_context *context, const edb_matrix *matrix, edb_input input,
                           const float *bias, float *out, int32_t add, int64_t n, void *scratch,
                           edb_matmul_job *job, edb_stage *stages) {
-    *job = describe(context, matrix, input, n);
+    *job = edb_matmul_describe(context, matrix, input, n);
     job->out = out;
     job->bias = bias;
     job->add = add;
-    lay_out(job, edb_align_up(scratch));
+    edb_matmul_lay_out(job, edb_align_up(scratch));
     int32_t count = 0;
     int64_t tasks = job->n * job->parts, chunk = edb_chunk(context->pool, tasks);
-    if (!edb_is_dense(matrix)) {
-        stages[count++] = (edb_stage){prepare_quantized, job, tasks, chunk};
-    } else if (input.form != EDB_INPUT_PLAIN) {
-        stages[count++] = (edb_stage){prepare_dense, job, tasks, chunk};
-    }
-    if (edb_is_dense(matrix)) {
-        int64_t blocks = edb_ceil_div(matrix->rows, DENSE_ROWS) * job->token_blocks;
-        stages[count++] = (edb_stage){dense_tasks, job, blocks, 1};
-    } else if (job->one_by_one) {
-        stages[count++] = (edb_stage){edb_pairs_one_by_one, job, job->tiles, 1};
-    } else {
-        edb_task task = matrix->kind == EDB_PAIRS ? edb_pairs_by_expansion : int8_tiles;
-        stages[count++] = (edb_stage){task, job, job->tiles * job->token_blocks, 1};
-    }
+    if (!edb_is_dense(matrix) || !reads_in_place(job))
+        stages[count++] = (edb_stage){prepare, job, tasks, chunk};
+    stages[count++] =
+        (edb_stage){task_of(job), job, edb_matmul_tiles(job) * tasks_of_tile(job), 1};
     return count;
 }
 

@@ -14,6 +14,19 @@ typedef struct {
     int32_t activation; /* of the gate: EDB_OP_SILU ... */
 } edb_input;
 
+/*
+ * Where the rows of an experts' product lie (experts.c): place p is token[p]'s, whose `slot[p]`-th
+ * expert it is. Places are ordered by expert, then by token.
+ */
+typedef struct {
+    const int32_t *token, *slot;
+    edb_rows x, out;
+    int64_t chosen;   /* experts of a token */
+    int32_t own;      /* x holds columns for each slot, else one row for all */
+    int32_t by_token; /* activations are prepared once a token, not once a place */
+    int64_t part;     /* rows of W that lie side by side in out; those of the next slot follow */
+} edb_places;
+
 typedef struct {
     const edb_kernels *kernels;
     const edb_pair_kernel *pairs; /* NULL for other kinds */
@@ -21,16 +34,18 @@ typedef struct {
     edb_input input;
     float *out;        /* [n, rows] */
     const float *bias; /* [rows], added to W x; NULL: none */
+    const edb_places *places; /* NULL: x, out and rows of activations lie token by token */
     int64_t n, tiles, groups, token_blocks;
+    int64_t stride; /* rows of activations: n, or of all experts' places */
     int64_t parts; /* runs of groups that are prepared apart, for each token */
     int32_t add;
     int32_t one_by_one;   /* the pair kernel token by token, else expanded blocks */
-    int8_t *q;            /* [groups, n, 64] */
-    float *sx;            /* [groups, n] */
-    int32_t *offsets;     /* [groups, n], not one by one, if the set wants them */
-    uint8_t *prepared;    /* [n, groups, prepared_bytes], only one by one */
-    edb_group_meta *meta; /* [n, groups], only one by one */
-    float *dense;         /* [n, cols], what a dense matrix reads in place of q */
+    int8_t *q;            /* [groups, stride, 64] */
+    float *sx;            /* [groups, stride] */
+    int32_t *offsets;     /* [groups, stride], not one by one, if the set wants them */
+    uint8_t *prepared;    /* [stride, groups, prepared_bytes], only one by one */
+    edb_group_meta *meta; /* [stride, groups], only one by one */
+    float *dense;         /* [stride, cols], what a dense matrix reads in place of q */
 } edb_matmul_job;
 
 /* Bytes of scratch for up to n tokens, at most EDB_BATCH at once, with any form of input. */
@@ -46,11 +61,33 @@ int32_t edb_matmul_stages(const edb_context *context, const edb_matrix *matrix, 
 
 int edb_is_dense(const edb_matrix *matrix);
 
+/*
+ * What edb_matmul_stages is made of, for experts.c: a job without its pointers, scratch cut into its
+ * arrays (bytes of it; NULL only counts), and the tasks: of each row's activations, as
+ * (rows * parts), and of each tile of rows, `edb_matmul_tiles` of them.
+ */
+edb_matmul_job edb_matmul_describe(const edb_context *context, const edb_matrix *matrix,
+                                   edb_input input, int64_t n);
+uint64_t edb_matmul_lay_out(edb_matmul_job *job, char *scratch);
+void edb_matmul_prepare(const edb_matmul_job *job, int64_t row, int64_t part);
+/* The same job for `n` of its rows, from `first` on. */
+void edb_matmul_narrow(edb_matmul_job *job, int64_t first, int64_t n);
+int64_t edb_matmul_tiles(const edb_matmul_job *job);
+void edb_matmul_tile(const edb_matmul_job *job, int64_t tile, int32_t worker);
+
 /* ---- what tasks share ---- */
+
+/* edb_write_rows, of a place (experts.c). */
+void edb_write_place(const edb_matmul_job *job, int64_t place, int64_t row, int64_t rows,
+                     const float *y);
 
 /* out [+]= y + bias, every sum rounded; y, bias and out are those of row `row` on. */
 static inline void edb_write_rows(const edb_matmul_job *job, int64_t t, int64_t row, int64_t rows,
                                   const float *y) {
+    if (job->places != NULL) {
+        edb_write_place(job, t, row, rows, y);
+        return;
+    }
     float *out = job->out + t * job->matrix->rows + row;
     if (job->bias == NULL) {
         for (int64_t r = 0; r < rows; r++) out[r] = job->add ? out[r] + y[r] : y[r];
@@ -59,6 +96,11 @@ static inline void edb_write_rows(const edb_matmul_job *job, int64_t t, int64_t 
         for (int64_t r = 0; r < rows; r++)
             out[r] = job->add ? out[r] + (y[r] + bias[r]) : y[r] + bias[r];
     }
+}
+
+/* The row of prepared activations of token or place t. */
+static inline int64_t edb_prepared_row(const edb_matmul_job *job, int64_t t) {
+    return job->places != NULL && job->places->by_token ? job->places->token[t] : t;
 }
 
 /* Up to EDB_TOKEN_BLOCK tokens from this one on. */

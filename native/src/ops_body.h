@@ -317,6 +317,20 @@ static void apply_gate(int32_t activation, const float *gate, const float *up, f
     FOR_ACTIVATION(activation, gate_by(constant, gate, up, out, f))
 }
 
+/* A NaN makes all of them NaN: as the first it is the largest, and else it is in the sum. */
+static void softmax_row(const float *x, float *out, int64_t n) {
+    float largest = x[0];
+    for (int64_t i = 1; i < n; i++) largest = x[i] > largest ? x[i] : largest;
+    v16 total = v_set1(0.0f);
+    for (int64_t i = 0; i < n; i += EDB_LANES) {
+        v_store_part(out + i, v_exp(v_sub(v_load_part(x + i, n - i), v_set1(largest))), n - i);
+        total = v_add(total, v_load_part(out + i, n - i));
+    }
+    v16 sum = v_set1(v_sum(total));
+    for (int64_t i = 0; i < n; i += EDB_LANES)
+        v_store_part(out + i, v_div(v_load_part(out + i, n - i), sum), n - i);
+}
+
 static void rotate(const float *x, const float *cos, const float *sin, float *y, int64_t head_dim) {
     int64_t half = head_dim / 2;
     for (int64_t i = 0; i < half; i += EDB_LANES) {
@@ -361,5 +375,5 @@ static void widen_int8(const void *rows, float *y, int64_t n_rows, int64_t head_
     .quantize_centered = quantize_centered, .center_scale = center_scale,                 \
     .layernorm = layernorm, .quantize_activated = quantize_activated, .quantize_gated = quantize_gated, .dense_rows = dense_rows,   \
     .norm_scale = norm_scale, .rmsnorm = rmsnorm, .activate = activate,                   \
-    .gate = apply_gate, .rotate = rotate, .to_f16 = to_f16,                               \
+    .gate = apply_gate, .softmax_row = softmax_row, .rotate = rotate, .to_f16 = to_f16,   \
     .from_f16 = from_f16, .widen_int8 = widen_int8

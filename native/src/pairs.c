@@ -52,13 +52,14 @@ void edb_pairs_one_by_one(void *argument, int64_t begin, int64_t end, int32_t wo
         int64_t row = tile * EDB_TILE, rows = edb_min(EDB_TILE, matrix->rows - row);
         for (int64_t t = 0; t < job->n; t++) {
             float y[EDB_TILE] = {0}, acc[EDB_TILE];
+            int64_t prepared = edb_prepared_row(job, t) * job->groups;
             for (int64_t term = 0; term < terms; term++) {
                 int half = is_half(matrix, term);
                 const uint8_t *blocks = term_tile(job, term, tile);
                 edb_pair_tile *multiply = half ? job->pairs->half_tile : job->pairs->tile;
                 multiply(blocks, job->groups,
-                         job->prepared + t * job->groups * job->pairs->prepared_bytes,
-                         job->meta + t * job->groups, acc, fetched(job, term, terms, tile));
+                         job->prepared + prepared * job->pairs->prepared_bytes,
+                         job->meta + prepared, acc, fetched(job, term, terms, tile));
                 scale_rows(y, matrix->scales + term * matrix->rows + row, acc, rows, term == 0);
             }
             edb_write_rows(job, t, row, rows, y);

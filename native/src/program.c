@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "matmul.h"
+#include "experts.h"
 
 enum { MAX_OPS = 1 << 20, MAX_SLOTS = 1 << 12, MAX_HEADS = 1024 };
 
@@ -118,6 +118,20 @@ static edb_status check_heads(const edb_op *op) {
     return op->width / op->heads % 2 == 0 ? check_tables(op, 1) : EDB_ERR_SHAPE;
 }
 
+/* ROUTE, EXPERTS or MIX: out lies apart from what is read. */
+static edb_status check_mixture(const edb_program *p, const edb_op *op) {
+    edb_status status = edb_check_experts(op);
+    if (status != EDB_OK) return status;
+    int64_t x = op->experts, y = op->code == EDB_OP_ROUTE ? 0 : op->experts;
+    if (op->code == EDB_OP_ROUTE && op->width != op->experts) return EDB_ERR_SHAPE;
+    if (op->code == EDB_OP_EXPERTS) x = edb_experts_columns(op);
+    if (op->code == EDB_OP_MIX) x = op->width * op->chosen;
+    int fits = has_view(p, op->x, x) && has_view(p, op->out, op->width) &&
+               (y == 0 || has_view(p, op->y, y));
+    int apart = !overlap(op->out, op->width, op->x, x) && !overlap(op->out, op->width, op->y, y);
+    return fits && apart ? EDB_OK : EDB_ERR_SHAPE;
+}
+
 static edb_status check_op(const edb_program *p, const edb_op *op) {
     switch (op->code) {
     case EDB_OP_EMBED:
@@ -129,6 +143,9 @@ static edb_status check_op(const edb_program *p, const edb_op *op) {
     }
     case EDB_OP_LINEAR: return check_linear(p, op);
     case EDB_OP_ATTENTION: return check_attention(p, op);
+    case EDB_OP_ROUTE:
+    case EDB_OP_EXPERTS:
+    case EDB_OP_MIX: return check_mixture(p, op);
     case EDB_OP_RMS_NORM:
     case EDB_OP_LAYER_NORM:
     case EDB_OP_ROPE: {
@@ -266,6 +283,10 @@ static uint64_t scratch_for(const edb_context *context, const edb_program *p, in
         largest = size > largest ? size : largest;
     }
     for (int32_t i = 0; i < p->n_ops; i++) {
+        if (p->ops[i].code == EDB_OP_EXPERTS) {
+            uint64_t size = edb_experts_scratch(context, &p->ops[i], n);
+            largest = size > largest ? size : largest;
+        }
         if (p->ops[i].code != EDB_OP_ATTENTION) continue;
         for (int32_t s = 0; s < n_spans; s++) {
             edb_attention_shape shape = shape_of(&p->ops[i], &spans[s]);
@@ -292,6 +313,7 @@ typedef union {
     edb_matmul_job product;
     edb_attention_job attention;
     edb_row_job rows;
+    edb_experts_job experts;
 } any_job;
 
 typedef struct {
@@ -374,9 +396,18 @@ static void add_rows(run_state *run, const edb_op *op, int64_t row, int64_t n, i
     run->stages[run->n_stages++] = edb_row_stage(run->context, job, n);
 }
 
+static void add_experts(run_state *run, const edb_op *op) {
+    edb_experts_job *job = &next_job(run)->experts;
+    run->n_stages += edb_experts_stages(run->context, op, rows_of(run, op->x, 0),
+                                        rows_of(run, op->y, 0), rows_of(run, op->out, 0), run->n,
+                                        run->scratch, job, run->stages + run->n_stages);
+}
+
 static void add_op(run_state *run, const edb_op *op, const edb_span *spans, int32_t n_spans) {
     if (op->code == EDB_OP_LINEAR) {
         add_linear(run, op);
+    } else if (op->code == EDB_OP_EXPERTS) {
+        add_experts(run, op);
     } else if (is_positional(op)) {
         int64_t row = 0;
         for (int32_t s = 0; s < n_spans; row += spans[s++].n) {

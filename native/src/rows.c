@@ -1,7 +1,7 @@
 /* Everything of a pass that is no matrix product and no attention: one task is one token's row. */
 #include <string.h>
 
-#include "internal.h"
+#include "experts.h"
 
 /* Fewer floats than this a call are done before a second thread has begun. */
 enum { WORTH_SHARING = 16384 };
@@ -114,6 +114,8 @@ static void run_row(const edb_row_job *job, int64_t t) {
         break;
     case EDB_OP_COPY: memmove(out, x, (size_t)width * sizeof *out); break;
     case EDB_OP_ROPE: rope_row(kernels, op, job->pos + t, x, out); break;
+    case EDB_OP_ROUTE: edb_route_row(kernels, op, x, out); break;
+    case EDB_OP_MIX: edb_mix_row(op, x, y, out); break;
     default: kernels->activate(op->code, x, out, width); break;
     }
 }

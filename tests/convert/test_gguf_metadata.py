@@ -114,7 +114,8 @@ def test_rotary_scaling(changes: dict, scaling: RopeScaling) -> None:
         ({"attention.scale": 0.5}, "llama.attention.scale = 0.5"),
         ({"attention.sliding_window": 255}, "llama.attention.sliding_window = 255"),
         ({"attention.value_length": 12}, "llama.attention.value_length = 12"),
-        ({"expert_count": 8}, "llama.expert_count = 8"),
+        ({"expert_count": 8, "expert_gating_func": 2}, "llama.expert_gating_func = 2"),
+        ({"expert_count": 8, "expert_shared_count": 1}, "llama.expert_shared_count = 1"),
         ({"final_logit_softcapping": 30.0}, "llama.final_logit_softcapping"),
         ({"logit_scale": 0.5}, "llama.logit_scale = 0.5"),
         ({"rope.dimension_count": 12}, "llama.rope.dimension_count = 12"),
@@ -128,6 +129,12 @@ def test_rotary_scaling(changes: dict, scaling: RopeScaling) -> None:
 def test_what_would_change_the_numbers_is_refused_by_name(changes: dict, named: str) -> None:
     with pytest.raises(UnsupportedModelError, match=named):
         read(changes)
+
+
+def test_a_llama_with_experts_is_mixtral() -> None:
+    config, unknown = read({"expert_count": 4, "expert_used_count": 3})
+    assert (config.model_type, config.n_experts, config.experts_per_token) == ("mixtral", 4, 3)
+    assert (config.expert_size, config.normalized_shares, unknown) == (160, True, [])
 
 
 def test_what_changes_nothing_is_accepted() -> None:

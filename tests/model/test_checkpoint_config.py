@@ -125,6 +125,58 @@ def test_mistral() -> None:
     assert read(**mistral, num_key_value_heads=None).n_kv_heads == 32
 
 
+QWEN3_MOE: dict[str, Any] = {
+    "model_type": "qwen3_moe",
+    "num_experts": 16,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+}
+
+
+def test_experts() -> None:
+    config = read(**QWEN3_MOE, norm_topk_prob=True, mlp_only_layers=[1], decoder_sparse_step=2)
+    assert (config.n_experts, config.experts_per_token, config.expert_size) == (16, 3, 24)
+    assert config.normalized_shares and [i for i in range(7) if config.has_experts(i)] == [3, 5]
+    shapes, stacks = program_of(config).matrices(), program_of(config).stacks()
+    assert shapes["layers.0.mlp_down"] == (4096, 11008)
+    assert shapes["layers.3.experts_gate_up"] == (48, 4096)
+    assert shapes["layers.3.router"] == (16, 4096)
+    assert stacks["layers.3.experts_down"] == 16 and "layers.2.experts_down" not in stacks
+    renamed = {"num_local_experts": 16, **QWEN3_MOE, "num_experts": 16}
+    assert read(**renamed) == read(**QWEN3_MOE)
+
+
+def test_defaults_of_experts() -> None:
+    for name, count, chosen in (("mixtral", 8, 2), ("qwen3_moe", 128, 8), ("olmoe", 64, 8)):
+        config = read_config(LLAMA_2_7B | {"model_type": name})[0].config
+        assert (config.n_experts, config.experts_per_token) == (count, chosen)
+        assert config.normalized_shares == (name == "mixtral")
+        assert config.dense_layers == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"num_experts": 0.5}, "n_experts = 0.5"),
+        ({"num_experts": 4097}, "n_experts = 4097, expected 1 to 4096"),
+        ({"num_experts_per_tok": 17}, "experts_per_token = 17, expected 1 to 16"),
+        ({"num_experts_per_tok": 0}, "experts_per_token = 0"),
+        ({"moe_intermediate_size": 0}, "expert_size = 0"),
+        ({"num_local_experts": 8}, "num_local_experts = 8, but num_experts = 16"),
+        ({"decoder_sparse_step": 0}, "decoder_sparse_step = 0"),
+        ({"mlp_only_layers": ["1"]}, "mlp_only_layers"),
+        ({"norm_topk_prob": 1}, "normalized_shares"),
+        ({"n_shared_experts": 1}, "every token goes to.*n_shared_experts = 1"),
+        ({"n_group": 4}, "groups.*n_group = 4"),
+        ({"scoring_func": "sigmoid"}, "softmax.*scoring_func"),
+        ({"routed_scaling_factor": 2.5}, "scaled shares.*routed_scaling_factor"),
+    ],
+)
+def test_experts_of_another_kind_are_refused_by_name(changes: dict, named: str) -> None:
+    with pytest.raises(EdgeDBError, match=named):
+        read(**QWEN3_MOE | changes)
+
+
 @pytest.mark.parametrize("window", [0, 4096.5, True, "none"])
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2"])
 def test_a_window_that_is_none_is_refused(model_type: str, window: object) -> None:

@@ -55,8 +55,8 @@ def test_a_file_without_a_config_is_refused(raw: object) -> None:
 def test_unknown_keys_in_a_file_are_refused() -> None:
     with pytest.raises(FormatError, match="unknown key 'sliding_window'"):
         changed(sliding_window=4096)  # a feature, which is not where version 1 looks
-    with pytest.raises(FormatError, match="unknown feature 'experts'"):
-        changed(version=2, features={"experts": 4})
+    with pytest.raises(FormatError, match="unknown feature 'states'"):
+        changed(version=2, features={"states": 4})
     with pytest.raises(UnsupportedModelError, match="version 3"):
         changed(version=3)
     with pytest.raises(FormatError, match=r"rope_scaling\.beta_fast"):

@@ -269,8 +269,8 @@ def change(tensor, **values):
         (lambda h: h["__metadata__"].pop("tokenizer"), ["metadata 'tokenizer' is missing"]),
         (lambda h: h["__metadata__"].pop("checksums"), ["metadata 'checksums' is missing"]),
         (
-            lambda h: h["__metadata__"].update(version="3"),
-            ["version '3'; this edgedb reads 1 and 2"],
+            lambda h: h["__metadata__"].update(version="4"),
+            ["version '4'; this edgedb reads 1, 2, 3"],
         ),
         (lambda h: h["__metadata__"].update(version=1), ["'version' is not a string"]),
         (lambda h: h["__metadata__"].update(format="pt"), ["format is 'pt'"]),

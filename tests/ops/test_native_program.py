@@ -15,7 +15,14 @@ from kernels import EVERYWHERE, ISAS, KINDS, assert_same_bits, ops_of, random
 from operations import Tables
 
 from edgedb.errors import FormatError, NativeError
-from edgedb.format.tensors import Int8Tensor, LinearTensor, PairTensor
+from edgedb.format.tensors import (
+    Experts,
+    Int8Tensor,
+    LinearTensor,
+    PairTensor,
+    Weight,
+    linear_arrays,
+)
 from edgedb.model.config import ModelConfig
 from edgedb.model.families import program_of
 from edgedb.model.kvcache import KVCache
@@ -41,12 +48,25 @@ def small(tensor: LinearTensor) -> LinearTensor:
     return tensor
 
 
+def experts_like(tensor: Weight, count: int) -> Experts:
+    """As many of them, each scaled by something else."""
+    found = []
+    for array in linear_arrays(tensor):
+        factors = np.linspace(0.5, 1.5, count).reshape(-1, *[1] * array.ndim)
+        stacked = np.repeat(array[None], count, axis=0)
+        found.append((stacked * factors).astype("f") if array.dtype == np.float32 else stacked)
+    return Experts(tuple(found), tensor.rows, tensor.cols, tensor.kind)
+
+
 def weights_of(program: Program) -> Weights:
     """Every kind of matrix in every place."""
     kinds = itertools.cycle(KINDS.values())
-    linears: dict[str, LinearTensor] = {}
+    linears: dict[str, Weight] = {}
+    stacks = program.stacks()
     for name, shape in program.matrices().items():  # 7 kinds and 4 matrices a layer: all meet
         linears[name] = small(next(kinds)(*shape))
+        if name in stacks:
+            linears[name] = experts_like(linears[name], stacks[name])
     rng = random(4)
     vectors = {k: rng.uniform(0, 0.1, n).astype("f") for k, n in program.vectors().items()}
     return Weights(linears, vectors, {t: Tables(t, CAPACITY) for t in program.ropes()})
@@ -177,10 +197,25 @@ def no_gates(m: Recorder, x: Value) -> Value:
     return x + m.linear(m.activation("relu", m.linear(x, "up3", 50)), "down4", 36, bias=True)
 
 
+def mixture(m: Recorder, x: Value) -> Value:
+    x = x + m.linear(attend(m, x), "out", 36)
+    h = m.rms_norm(x, "norm")
+    route = m.route(m.linear(h, "router", 7), 3, normalized=True)
+    gate, up = m.experts(h, route, "gate_up", 150, parts=2).split(225, 225)
+    return x + m.mix(m.experts(m.silu(gate) * up, route, "down", 36, own=True), route)
+
+
+def mixture_of_two_with_biases(m: Recorder, x: Value) -> Value:
+    h = attend(m, x)
+    route = m.route(m.linear(h, "router", 33, bias=True), 2, normalized=False)
+    up = m.silu(m.experts(h, route, "up", 70, bias=True))
+    return m.mix(m.experts(up, route, "down", 36, own=True, bias=True), route) + x
+
+
 LAYERS = [
     norms_behind, parallel, head_norms_and_a_window, norms_over_all_heads, no_rope,
     queries_read_twice, the_stream_read_again, gates_the_other_way,
-    layer_norms, gelu_gates, no_gates, queries_that_grow,
+    layer_norms, gelu_gates, no_gates, queries_that_grow, mixture, mixture_of_two_with_biases,
 ]  # fmt: skip
 
 

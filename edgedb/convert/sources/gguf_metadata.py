@@ -57,7 +57,10 @@ def config_of(
     asks for something else, ``FormatError`` for one that is missing or impossible.
     """
     architecture = metadata.get("general.architecture", "?")
+    mixed = bool(metadata.get(f"{architecture}.expert_count"))
     found = [item for item in FAMILIES.items() if item[1].architecture == architecture]
+    # Mixtral calls itself llama: where experts are counted, whoever knows what that means.
+    found.sort(key=lambda item: ("expert_count" in item[1].metadata.fields) is not mixed)
     if not found:
         known = ", ".join(
             family.architecture for family in FAMILIES.values() if family.architecture
@@ -76,9 +79,11 @@ def config_of(
         if key not in own:
             raise FormatError(f"{name}: the GGUF metadata do not say {prefix}{key}")
     own.setdefault("attention.key_length", _head_dim(name, own))
+    own.setdefault("attention.head_count_kv", own["attention.head_count"])
     unknown = _GENERAL.check(rest) + family.metadata.check(own, prefix)
     fields = family.metadata.fields
     config = {fields[key]: value for key, value in own.items() if key in fields}
+    config |= family.implied
     config |= {
         "model_type": model_type,
         "vocab_size": vocab_size,

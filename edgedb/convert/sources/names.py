@@ -1,7 +1,8 @@
 """What checkpoints call the tensors: edgedb's names, without ``layers.{i}.``, and theirs.
 
 A tensor of several parts is their rows, one after the other; ``{i}`` stands for the layer. A bias
-is called like its matrix, with ``.bias`` in place of ``.weight``.
+is called like its matrix, with ``.bias`` in place of ``.weight``, where it has no names of its own.
+Of a stack ``{e}`` stands for the expert; without it a part has a first axis of experts.
 """
 
 from __future__ import annotations
@@ -63,6 +64,19 @@ _FUSED: Names = {
     "mlp_gate_up": (_LAYER + "mlp.gate_up_proj.weight",),
 }
 
+
+def _experts(block: str, router: str, gate: str, up: str, down: str) -> Names:
+    """A mixture of experts, each in tensors of its own."""
+    expert = _LAYER + block + "experts.{e}."
+    return {
+        "router": (f"{_LAYER}{block}{router}.weight",),
+        "experts_gate_up": (f"{expert}{gate}.weight", f"{expert}{up}.weight"),
+        "experts_down": (f"{expert}{down}.weight",),
+    }
+
+
+_EXPERTS = _experts("mlp.", "gate", "gate_proj", "up_proj", "down_proj")
+
 # model_type -> names in Hugging Face's safetensors
 HUGGING_FACE: Mapping[str, Names] = {
     "gpt2": _GPT2,
@@ -70,11 +84,14 @@ HUGGING_FACE: Mapping[str, Names] = {
     "llama": _LLAMA,
     "ministral3": _LLAMA,
     "mistral": _LLAMA,
+    "mixtral": {**_LLAMA, **_experts("block_sparse_moe.", "gate", "w1", "w3", "w2")},
     "olmo2": {**_LLAMA, **_Q_K_NORMS, **_NORMS_BEHIND},
+    "olmoe": {**_LLAMA, **_Q_K_NORMS, **_EXPERTS},
     "opt": _OPT,
     "phi3": {**_LLAMA, **_FUSED},
     "qwen2": _LLAMA,
     "qwen3": {**_LLAMA, **_Q_K_NORMS},
+    "qwen3_moe": {**_LLAMA, **_Q_K_NORMS, **_EXPERTS},
     "smollm3": _LLAMA,
 }
 
@@ -98,6 +115,11 @@ _GGUF_NORMS_BEHIND: Names = {
     "attn_post_norm": (_BLOCK + "post_attention_norm.weight",),
     "mlp_post_norm": (_BLOCK + "post_ffw_norm.weight",),
 }
+_GGUF_EXPERTS: Names = {
+    "router": (_BLOCK + "ffn_gate_inp.weight",),
+    "experts_gate_up": tuple(_BLOCK + f"ffn_{x}_exps.weight" for x in ("gate", "up")),
+    "experts_down": (_BLOCK + "ffn_down_exps.weight",),
+}
 
 _GGUF_OLDER: Names = {
     **_GGUF_LLAMA,
@@ -116,22 +138,26 @@ GGUF: Mapping[str, Names] = {
     "granite": _GGUF_LLAMA,
     "llama": _GGUF_LLAMA,
     "ministral3": _GGUF_LLAMA,
+    "mixtral": {**_GGUF_LLAMA, **_GGUF_EXPERTS},
     "olmo2": {**_GGUF_LLAMA, **_GGUF_Q_K_NORMS, **_GGUF_NORMS_BEHIND},
+    "olmoe": {**_GGUF_LLAMA, **_GGUF_Q_K_NORMS, **_GGUF_EXPERTS},
     "phi3": {**_GGUF_LLAMA, **_GGUF_FUSED},
     "qwen2": _GGUF_LLAMA,
     "qwen3": {**_GGUF_LLAMA, **_GGUF_Q_K_NORMS},
+    "qwen3_moe": {**_GGUF_LLAMA, **_GGUF_Q_K_NORMS, **_GGUF_EXPERTS},
     "smollm3": _GGUF_LLAMA,
 }
 
 
 def stored_names(names: Names, name: str) -> list[str]:
-    """What a checkpoint calls the parts of tensor ``name`` of a model, in row order."""
+    """What a checkpoint calls the parts of tensor ``name`` of a model, in row order; of a stack
+    with an ``{e}`` where the expert's number stands, if each expert has tensors of its own."""
     layer, kind = split_layer(name)
     matrix = kind.removesuffix(".bias")
-    parts = names[matrix]
-    if matrix != kind:
+    parts = names.get(kind) or names[matrix]
+    if kind not in names:
         parts = tuple(part.removesuffix(".weight") + ".bias" for part in parts)
-    return [part.format(i=layer) for part in parts]
+    return [part.format(i=layer, e="{e}") for part in parts]
 
 
 def split_layer(name: str) -> tuple[str, str]:

@@ -70,14 +70,19 @@ class Source(abc.ABC):
         return stored_names(self.all_names[self._model_type], name)
 
     def tensor(self, name: str, rows: slice | None = None) -> Float32:
-        """A weight matrix ``[rows, cols]`` or a norm ``[n]`` by its edgedb name, float32.
+        """A weight matrix ``[rows, cols]`` or a norm ``[n]`` by its edgedb name, float32; of a
+        stack all experts' ``[experts, rows, cols]``, of which ``expert`` reads one.
 
         ``rows`` limits what is read (embedding and head of a large vocabulary do not fit in
         memory at once); it works for tensors that the checkpoint stores in one piece.
         """
         shapes = self.stored_shapes()
         parts = self.stored_names(name)
+        stack = self._stack_of(name)
         layout = self._layout(name)
+        if stack and rows is None:
+            experts = [self.expert(name, i) for i in range(stack)]
+            return np.concatenate(experts) if name.endswith(".bias") else np.stack(experts)
         if layout is not None:
             whole = [self.read_stored(part, 0, shapes[part][0]) for part in parts]
             found = layout.read(np.concatenate(whole), self.config)[rows or slice(None)]
@@ -85,10 +90,31 @@ class Source(abc.ABC):
             read = [self.read_stored(part, 0, shapes[part][0]) for part in parts]
             found = read[0] if len(read) == 1 else np.concatenate(read)
         else:
-            if len(parts) != 1:
+            if len(parts) != 1 or stack:
                 raise ValueError(f"{name}: rows of a fused tensor cannot be read on their own")
             start, stop, _ = rows.indices(shapes[parts[0]][0])
             found = self.read_stored(parts[0], start, stop)
+        return self._folded(name, found)
+
+    def expert(self, name: str, expert: int) -> Float32:
+        """One expert's matrix ``[rows, cols]`` of a stack, or its ``[rows]`` of the stack's biases,
+        float32."""
+        parts = [self._of_expert(part, expert) for part in self.stored_names(name)]
+        found = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        layout = self._layout(name)
+        return self._folded(name, found if layout is None else layout.read(found, self.config))
+
+    def _of_expert(self, part: str, expert: int) -> Float32:
+        stored = part.format(e=expert)
+        if stored != part:
+            return self.read_stored(stored, 0, self.stored_shapes()[stored][0])
+        return self.read_stored(stored, expert, expert + 1)[0]
+
+    def _stack_of(self, name: str) -> int:
+        """How many experts a tensor is of, or 0."""
+        return program_of(self.config).stacks().get(name.removesuffix(".bias"), 0)
+
+    def _folded(self, name: str, found: Float32) -> Float32:
         kind = split_layer(name)[1].removesuffix(".bias")
         if kind in self._fold.orders:
             found = found[self._fold.orders[kind]]
@@ -151,15 +177,12 @@ class Source(abc.ABC):
         shapes = self.stored_shapes()
         wanted: dict[str, tuple[int, ...]] = {}
         program = program_of(self.config)
-        for name, (rows, cols) in program.matrices().items():
-            part_rows = self._part_rows(name, rows)
-            layout = self._layout(name)
-            for part, n_rows in zip(self.stored_names(name), part_rows, strict=True):
-                wanted[part] = (n_rows, cols) if layout is None else layout.stored((n_rows, cols))
-        for name, rows in program.vectors().items():
-            part_rows = self._part_rows(name, rows)
-            for part, n_rows in zip(self.stored_names(name), part_rows, strict=True):
-                wanted[part] = (n_rows,)
+        stacks = program.stacks()
+        for name, matrix in program.matrices().items():
+            wanted |= self._wanted(name, stacks.get(name, 0), *matrix)
+        for name, length in program.vectors().items():
+            count = stacks.get(name.removesuffix(".bias"), 0)
+            wanted |= self._wanted(name, count, length // (count or 1))
         (embedding,), (head,) = self.stored_names("embedding"), self.stored_names("head")
         if head in shapes:
             wanted[head] = wanted[embedding]
@@ -184,6 +207,20 @@ class Source(abc.ABC):
             self.config = dataclasses.replace(self.config, tie_word_embeddings=False)
             self.config_dict = {**self.config_dict, "tie_word_embeddings": False}
 
+    def _wanted(self, name: str, experts: int, rows: int, *cols: int) -> dict[str, tuple[int, ...]]:
+        """Checkpoint names and shapes of the parts of a tensor, or of so many ``experts``'."""
+        wanted: dict[str, tuple[int, ...]] = {}
+        parts, layout = self.stored_names(name), self._layout(name)
+        for part, n_rows in zip(parts, self._part_rows(name, rows, len(parts)), strict=True):
+            own = (n_rows, *cols)
+            if layout is not None:
+                own = layout.stored(own)
+            if "{e}" in part:
+                wanted |= {part.format(e=i): own for i in range(experts)}
+            else:
+                wanted[part] = (experts, *own) if experts else own
+        return wanted
+
     def take_tokenizer(self, found: TokenizerSpec) -> None:
         """Make ``tokenizer_spec`` of what the checkpoint says about its tokenizer."""
         self.tokenizer_spec = runnable(found, self.config.vocab_size, self.path.name)
@@ -203,15 +240,13 @@ class Source(abc.ABC):
         )
 
     def _has(self, name: str) -> bool:
-        return self.stored_names(name)[0] in self.stored_shapes()
+        return self.stored_names(name)[0].format(e=0) in self.stored_shapes()
 
-    def _part_rows(self, name: str, rows: int) -> tuple[int, ...]:
+    def _part_rows(self, name: str, rows: int, parts: int) -> tuple[int, ...]:
         """How the ``rows`` of a tensor are shared between its parts."""
         kind = split_layer(name)[1].removesuffix(".bias")
         if len(self.stored_names(name)) == 1:
             return (rows,)
         if kind == "attn_qkv":
             return (self.config.q_size, self.config.kv_size, self.config.kv_size)
-        if kind == "mlp_gate_up":
-            return (self.config.intermediate_size,) * 2
-        return (rows,)
+        return (rows // parts,) * parts  # one, or gate and up

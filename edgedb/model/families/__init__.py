@@ -13,7 +13,22 @@ from ...display import quoted
 from ...errors import FormatError, UnsupportedModelError
 from ...ops.program import Block, Program, Recorder, distinct
 from ..config import DEFAULT_CONTEXT, ModelConfig
-from . import gpt2, granite, llama, ministral3, mistral, olmo2, opt, phi3, qwen2, qwen3, smollm3
+from . import (
+    gpt2,
+    granite,
+    llama,
+    ministral3,
+    mistral,
+    mixtral,
+    olmo2,
+    olmoe,
+    opt,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+)
 from .family import Family, Fold
 
 __all__ = ["FAMILIES", "Family", "Fold", "family_of", "program_of"]
@@ -25,11 +40,14 @@ FAMILIES: Mapping[str, Family] = {
     "llama": llama.FAMILY,
     "ministral3": ministral3.FAMILY,
     "mistral": mistral.FAMILY,
+    "mixtral": mixtral.FAMILY,
     "olmo2": olmo2.FAMILY,
+    "olmoe": olmoe.FAMILY,
     "opt": opt.FAMILY,
     "phi3": phi3.FAMILY,
     "qwen2": qwen2.FAMILY,
     "qwen3": qwen3.FAMILY,
+    "qwen3_moe": qwen3_moe.FAMILY,
     "smollm3": smollm3.FAMILY,
 }
 
@@ -68,7 +86,7 @@ def program_of(config: ModelConfig) -> Program:
         Block(final),
         Block(family.head(m, config, m.input(final.width))),
     )
-    n_weights = sum(rows * cols for rows, cols in program.matrices().values())
+    n_weights = sum(program.sizes().values())
     beside = program.session_bytes(min(config.max_position_embeddings, DEFAULT_CONTEXT))
     if beside > _FREE_BYTES + _BYTES_PER_WEIGHT * n_weights:
         raise FormatError(

@@ -21,7 +21,8 @@ class DbbKind(Kind):
 
     def prepare(self, folder: Path) -> None:
         bpe, pieces = models.specs()
-        wanted = [(bpe, models.CONFIG), (pieces, models.CONFIG), (pieces, models.FEATURES)]
+        configs = (models.CONFIG, models.FEATURES, models.EXPERTS)
+        wanted = [(bpe, models.CONFIG), *((pieces, config) for config in configs)]
         self.raw = [
             models.write(folder / f"base{i}.dbb", spec, config)
             for i, (spec, config) in enumerate(wanted)

@@ -35,6 +35,7 @@ CONFIG: dict[str, Any] = {
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 5},
+    "mixtral": {"num_local_experts": 3, "num_experts_per_tok": 2},
     "granite": {
         "attention_multiplier": 0.3,
         "embedding_multiplier": 2.0,
@@ -50,6 +51,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         }
     },
     "olmo2": {},
+    "olmoe": {"num_experts": 3, "num_experts_per_tok": 2},
     "phi3": {
         "original_max_position_embeddings": 16,
         "partial_rotary_factor": 0.75,
@@ -62,6 +64,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "qwen2": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0},
     "qwen3": {"use_sliding_window": False},
+    "qwen3_moe": {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
     "gpt2": {"n_embd": 32, "n_head": 4, "n_inner": 64, "n_layer": 1, "n_positions": 64},
     "opt": {"ffn_dim": 64, "activation_function": "relu"},
     "smollm3": {"no_rope_layers": [0]},
@@ -89,9 +92,15 @@ def checkpoint(family: str, vocab_size: int) -> tuple[dict[str, Any], dict[str, 
             tensors[name] = np.concatenate(
                 [tensors.pop(f"{room}{part}_proj.weight") for part in parts]
             )
-    if family == "qwen3":
+    if family in ("qwen3", "qwen3_moe"):
         for name in "qk":
             tensors[f"{attention}{name}_norm.weight"] = np.ones(config["head_dim"], np.float32)
+    if count := config.get("num_experts", config.get("num_local_experts")):
+        _divide(tensors, family, count, config.get("moe_intermediate_size", 64))
+    if family == "olmoe":
+        for name in "qk":
+            rows = len(tensors[f"{attention}{name}_proj.weight"])
+            tensors[f"{attention}{name}_norm.weight"] = np.ones(rows, np.float32)
     if family == "olmo2":
         behind = tensors.pop(f"{layer}input_layernorm.weight")
         tensors[f"{layer}post_feedforward_layernorm.weight"] = behind
@@ -99,6 +108,20 @@ def checkpoint(family: str, vocab_size: int) -> tuple[dict[str, Any], dict[str, 
             rows = len(tensors[f"{attention}{name}_proj.weight"])
             tensors[f"{attention}{name}_norm.weight"] = np.ones(rows, np.float32)
     return config, tensors
+
+
+def _divide(tensors: dict[str, np.ndarray], family: str, count: int, size: int) -> None:
+    """Experts of ``size`` in the place of the feed-forward."""
+    mlp = "model.layers.0.mlp."
+    gate, up, down = (tensors.pop(f"{mlp}{x}_proj.weight") for x in ("gate", "up", "down"))
+    parts = {"gate_proj": gate[:size], "up_proj": up[:size], "down_proj": down[:, :size]}
+    if family == "mixtral":
+        mlp = "model.layers.0.block_sparse_moe."
+        parts = dict(zip(("w1", "w3", "w2"), parts.values(), strict=True))
+    tensors[f"{mlp}gate.weight"] = gate[:count].copy()
+    for expert in range(count):
+        for name, part in parts.items():
+            tensors[f"{mlp}experts.{expert}.{name}.weight"] = (1 + expert) * part
 
 
 def _older(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

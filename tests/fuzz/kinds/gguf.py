@@ -35,6 +35,7 @@ _MORE: tuple[tuple[str, int, Any], ...] = (
     ("llama.attention.causal", BOOL, False),
     ("llama.attention.sliding_window", U32, 13),
     ("llama.expert_count", U32, 8),
+    ("llama.expert_used_count", U32, 0),
     ("general.alignment", U32, 64),
     ("general.alignment", U32, 0),
     ("split.count", U32, 2),
@@ -66,6 +67,18 @@ def _hyper_parameters() -> list[list[Any]]:
         ["tokenizer.chat_template", STRING, models.TEMPLATE],
         ["tokenizer.ggml.bos_token_id", U32, 1],
         ["tokenizer.ggml.eos_token_id", U32, 2],
+    ]
+
+
+def _experts(config: dict[str, Any]) -> list[list[Any]]:
+    count = config.get("num_experts", config.get("num_local_experts"))
+    if count is None:
+        return []
+    size = config.get("moe_intermediate_size", config["intermediate_size"])
+    return [
+        ["llama.expert_count", U32, count],
+        ["llama.expert_used_count", U32, config["num_experts_per_tok"]],
+        ["llama.expert_feed_forward_length", U32, size],
     ]
 
 
@@ -113,12 +126,13 @@ class GGUFKind(Kind):
         self.bases = []
         for tokenizer, vocab_size in (_bpe(), _sentencepiece()):
             for family in _FAMILIES:
-                _, arrays = exporting.checkpoint(family, vocab_size)
+                config, arrays = exporting.checkpoint(family, vocab_size)
                 tensors = [
                     [checkpoints.gguf_name(name, family), list(array.shape), 0, array.tobytes()]
-                    for name, array in arrays.items()
+                    for name, array in checkpoints.stacked(arrays).items()
                 ]
-                about = json.dumps(_hyper_parameters()).replace("llama", _prefix(family))
+                of_family = _hyper_parameters() + _experts(config)
+                about = json.dumps(of_family).replace("llama", _prefix(family))
                 self.bases.append((json.loads(about) + tokenizer, tensors))
 
     def make(self, rng: Random) -> Files:

@@ -40,6 +40,16 @@ FEATURES = replace(
     sliding_window=5,
     windowed_layers=(1,),
 )
+EXPERTS = replace(
+    CONFIG,
+    model_type="qwen3_moe",
+    n_layers=2,
+    n_experts=3,
+    experts_per_token=2,
+    expert_size=20,
+    normalized_shares=True,
+    dense_layers=(1,),
+)
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
     " | trim + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -51,6 +61,9 @@ KINDS: dict[str, StoredAs] = {
     "attn_out": "float16",
     "mlp_gate_up": 2,
     "mlp_down": "float32",
+    "router": "float16",
+    "experts_gate_up": 3,
+    "experts_down": "int8",
     "head": "int8",
 }
 # What users type, and what has made tokenizers fail.
@@ -80,8 +93,14 @@ def write(path: Path, spec: TokenizerSpec, config: ModelConfig = CONFIG) -> byte
     program = program_of(config)
     kinds = {name: KINDS[name.rpartition(".")[2]] for name in program.matrices()}
     with DbbWriter(path, config, spec, kinds) as writer:
+        stacks = program.stacks()
         for name, shape in program.matrices().items():
-            writer.put(name, random_linear(kinds[name], *shape, rng))
+            if name not in stacks:
+                writer.put(name, random_linear(kinds[name], *shape, rng))
+                continue
+            for expert in range(stacks[name]):
+                writer.put_expert(name, expert, random_linear(kinds[name], *shape, rng))
+            writer.end_stack(name)
         for name, size in program.vectors().items():
             writer.put(name, np.ones(size, np.float32))
         writer.finish({"group": 64})
