@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,54 @@ def write_model(path: Path, fingerprint: str = "", stop_after: int | None = None
             writer.put(name, content(name), {"error": 0.25})
         if stop_after is None:
             writer.finish({"group": 64, "teacher": "none"})
+    return path
+
+
+EXPERTS = replace(
+    CONFIG,
+    model_type="qwen3_moe",
+    n_experts=3,
+    experts_per_token=2,
+    expert_size=34,
+    normalized_shares=True,
+    dense_layers=(1,),
+)
+_KIND_OF: dict[str, Kind] = {
+    "attn_qkv": 2,
+    "attn_out": 2,
+    "router": "float16",
+    "experts_gate_up": 3,
+    "experts_down": "int8",
+    "mlp_gate_up": 4,
+    "mlp_down": 2,
+    "embedding": "int8",
+    "head": "int8",
+}
+EXPERT_KINDS: dict[str, Kind] = {
+    name: _KIND_OF[name.rpartition(".")[2]] for name in program_of(EXPERTS).matrices()
+}
+
+
+def write_experts(path: Path, fingerprint: str = "", stop_after: int | None = None) -> Path:
+    """A small model whose first layer has experts, or only its first ``stop_after`` matrices, and
+    of the stack behind them one expert."""
+    program, rng = program_of(EXPERTS), np.random.default_rng(0)
+    shapes, stacks = program.matrices(), program.stacks()
+    kinds = EXPERT_KINDS
+    with DbbWriter(path, EXPERTS, TOKENIZER, kinds, fingerprint=fingerprint) as writer:
+        for name in writer.remaining[:stop_after]:
+            if name not in shapes:
+                writer.put(name, np.ones(program.vectors()[name], np.float32))
+            elif name not in stacks:
+                writer.put(name, random_linear(kinds[name], *shapes[name], rng))
+            else:
+                for i in range(stacks[name]):
+                    writer.put_expert(name, i, random_linear(kinds[name], *shapes[name], rng))
+                writer.end_stack(name, {"error": 0.5})
+        if stop_after is None:
+            writer.finish({"group": 64})
+        elif (name := writer.remaining[0]) in stacks:
+            writer.put_expert(name, 0, random_linear(kinds[name], *shapes[name], rng))
     return path
 
 

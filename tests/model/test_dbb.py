@@ -6,7 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dbb_files import CONFIG, KINDS, TOKENIZER, content, edit_file, seal, write_model
+from dbb_files import (
+    CONFIG,
+    KINDS,
+    TOKENIZER,
+    content,
+    edit_file,
+    seal,
+    write_experts,
+    write_model,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -494,3 +503,78 @@ def _edit_json(header: dict, key: str, edit) -> None:
     value = json.loads(header["__metadata__"][key])
     edit(value)
     header["__metadata__"][key] = json.dumps(value)
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory):
+    return write_experts(tmp_path_factory.mktemp("experts") / "model.dbb")
+
+
+def test_experts_are_read_as_they_were_written(experts):
+    file = read_dbb(experts)
+    stack = file.linears["layers.0.experts_gate_up"]
+    assert (len(stack), stack.rows, stack.cols, stack.kind) == (3, 68, 24, 3)
+    assert "layers.1.experts_gate_up" not in file.linears
+    one = stack[1]
+    assert one.half is not None and np.shares_memory(one.half, stack.arrays[2])
+    assert sum(stack[i].nbytes for i in range(3)) == stack.nbytes == 3 * stack.expert_bytes
+    with pytest.raises(IndexError):
+        stack[3]
+
+
+STACK = "layers.0.experts_gate_up"
+
+
+def fewer(header, name):
+    """Two experts where there were three; what is left over is a tensor of its own."""
+    entry = header[name]
+    begin, end = entry["data_offsets"]
+    middle = begin + (end - begin) // 3 * 2
+    entry["shape"][0], entry["data_offsets"][1] = 2, middle
+    rest = {"dtype": "U8", "shape": [end - middle], "data_offsets": [middle, end]}
+    header["rest"] = rest
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda h: fewer(h, f"{STACK}.blocks"), ["rest"]),
+        (lambda h: h["__metadata__"].update(version="2"), ["experts needs version 3"]),
+        (lambda h: h[f"{STACK}.blocks"]["shape"].insert(0, 1), ["1 to 5 sizes"]),
+        (
+            lambda h: h.update(surprise=h.pop(f"{STACK}.row_scale")),
+            ["surprise: no checksum"],
+        ),
+        (
+            lambda h: h["layers.0.router.weight"].update(shape=[24, 3]),
+            ["layers.0.router.weight: shape [24, 3], expected [3, 24]"],
+        ),
+        (lambda h: config_with(h, n_experts=2), ["layers.0.router.weight: shape [3, 24]"]),
+        (lambda h: config_with(h, n_experts=4), ["expected [4, 24]"]),
+        (lambda h: config_with(h, experts_per_token=4), ["experts_per_token = 4"]),
+        (lambda h: config_with(h, dense_layers=[2]), ["dense_layers"]),
+        (lambda h: config_with(h, dense_layers="x"), ["dense_layers"]),
+        (lambda h: config_with(h, dense_layers=[0, 1]), ["layers.0.mlp_gate_up: missing"]),
+        (lambda h: config_with(h, normalized_shares=1), ["normalized_shares"]),
+        (lambda h: config_with(h, n_experts=1 << 40), ["n_experts"]),
+    ],
+)
+def test_hostile_experts(experts, tmp_path, edit, words):
+    refused(edit_file(experts, tmp_path / "bad.dbb", edit), *words)
+
+
+def config_with(header, **features):
+    config = json.loads(header["__metadata__"]["config"])
+    config["features"] |= features
+    header["__metadata__"]["config"] = json.dumps(config)
+
+
+def test_a_damaged_expert_is_found(experts, tmp_path):
+    raw = bytearray(experts.read_bytes())
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:start])
+    begin, _ = header[f"{STACK}.half"]["data_offsets"]
+    raw[start + begin + 600] ^= 1
+    path = tmp_path / "bad.dbb"
+    path.write_bytes(raw)
+    refused(path, f"{STACK}.half: checksum")

@@ -11,7 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dbb_files import CONFIG, KINDS, TOKENIZER, content, write_model
+from dbb_files import (
+    CONFIG,
+    EXPERT_KINDS,
+    EXPERTS,
+    KINDS,
+    TOKENIZER,
+    content,
+    random_linear,
+    write_experts,
+    write_model,
+)
 
 from edgedb.errors import EdgeDBError, FormatError
 from edgedb.model import dbb_writer
@@ -264,3 +274,29 @@ def test_damaged_lines_of_a_journal_are_ignored(model, tmp_path, line):
         journal.write(line + "\n")
     write_model(path)
     assert path.read_bytes() == model.read_bytes()
+
+
+def test_a_stack_that_was_interrupted_begins_again(tmp_path):
+    path = tmp_path / "model.dbb"
+    write_experts(path, "f", stop_after=4)  # up to and with one expert of experts_gate_up
+    assert not path.exists()
+    with DbbWriter(path, EXPERTS, TOKENIZER, EXPERT_KINDS, fingerprint="f") as writer:
+        assert len(writer.done) == 4 and writer.remaining[0] == "layers.0.experts_gate_up"
+    write_experts(path, "f")
+    assert len(read_dbb(path).linears["layers.0.experts_gate_up"]) == 3
+
+
+def test_experts_are_put_in_order(tmp_path):
+    stack = "layers.0.experts_down"
+    kinds = dict.fromkeys(program_of(EXPERTS).matrices(), 2)
+    matrix = random_linear(2, 24, 34)
+    with DbbWriter(tmp_path / "model.dbb", EXPERTS, TOKENIZER, kinds) as writer:
+        writer.put_expert(stack, 0, matrix)
+        with pytest.raises(ValueError, match="expert 2 after 1 others"):
+            writer.put_expert(stack, 2, matrix)
+        with pytest.raises(ValueError, match="1 experts were put"):
+            writer.end_stack(stack)
+        with pytest.raises(FormatError, match=r"experts_down: planned as 1 pair, got int8"):
+            writer.put_expert(stack, 1, random_linear("int8", 24, 34))
+        with pytest.raises(FormatError, match="expected"):
+            writer.put_expert(stack, 1, random_linear(2, 25, 34))

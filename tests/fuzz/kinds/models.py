@@ -15,6 +15,7 @@ from edgedb.model.families import program_of
 from edgedb.run.engine import Model
 from edgedb.text.spec import TokenizerSpec
 
+from ... import dbb_files
 from ...dbb_files import random_linear
 from ...tiny_tokenizers import byte_level_bpe, sentencepiece_bpe
 
@@ -40,16 +41,7 @@ FEATURES = replace(
     sliding_window=5,
     windowed_layers=(1,),
 )
-EXPERTS = replace(
-    CONFIG,
-    model_type="qwen3_moe",
-    n_layers=2,
-    n_experts=3,
-    experts_per_token=2,
-    expert_size=20,
-    normalized_shares=True,
-    dense_layers=(1,),
-)
+EXPERTS = replace(dbb_files.EXPERTS, vocab_size=CONFIG.vocab_size)
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
     " | trim + '<|im_end|>' + '\n' }}{% endfor %}"
