@@ -34,10 +34,10 @@ def test_the_exact_stream_is_the_teachers(source: TinySource) -> None:
         prefix = f"layers.{layer}."
         vectors = {n: source.tensor(prefix + n) for n in program.kinds[0].vectors}
         weights = {n: source.tensor(prefix + n) for n in program.kinds[0].matrices}
-        want = forward.layer(layer, want, vectors, lambda name, x, w=weights: w[name])
+        want = forward.layer(layer, want, vectors, lambda name, x, _, w=weights: w[name])
         asked = []
 
-        def replace(name: str, needs: Needs, asked: list[str] = asked) -> np.ndarray:
+        def replace(name: str, needs: Needs, _: int | None, asked: list[str] = asked) -> np.ndarray:
             asked.append(name)
             return source.tensor(name) * np.float32(0.9)
 
@@ -51,7 +51,7 @@ def test_the_exact_stream_is_the_teachers(source: TinySource) -> None:
 def test_nothing_is_missing_where_weights_are_exact(source: TinySource) -> None:
     inputs = LayerInputs(source, some_ids(source))
 
-    def replace(name: str, needs: Needs) -> np.ndarray:
+    def replace(name: str, needs: Needs, expert: int | None) -> np.ndarray:
         assert needs.missing is not None
         assert np.abs(needs.missing).max() < 1e-4
         return source.tensor(name)
@@ -92,7 +92,9 @@ def test_outputs_are_nearer_to_the_teachers_than_with_its_weights(source: TinySo
     for corrected in (False, True):
         inputs = LayerInputs(source, ids)
 
-        def replace(name: str, needs: Needs, corrected: bool = corrected) -> np.ndarray:
+        def replace(
+            name: str, needs: Needs, _: int | None, corrected: bool = corrected
+        ) -> np.ndarray:
             missing = needs.missing if corrected else None
             weight = source.tensor(name)
             return fit(weight, 2, hessians=needs.hessians, missing=missing).quantized
@@ -111,7 +113,7 @@ def test_what_a_product_is_added_to_is_met(source: TinySource) -> None:
     x = embedded(source, some_ids(source))
     met: dict[str, list[Meeting]] = {}
 
-    def weights_at(name: str, here: list[Meeting]) -> list[np.ndarray]:
+    def weights_at(name: str, here: list[Meeting], expert: int | None) -> list[np.ndarray]:
         met[name] = list(here)
         return [source.tensor("layers.0." + name)] * 2
 

@@ -77,7 +77,7 @@ def test_the_start_is_the_exporters_fit(family: str, tmp_path: Path) -> None:
     expected.hidden = drifted.numpy()
     modules = matrices_of(trial.layer)
 
-    def compare(name: str, needs: calibrate.Needs) -> np.ndarray:
+    def compare(name: str, needs: calibrate.Needs, expert: int | None) -> np.ndarray:
         found = fit(
             source.tensor(name), MIXED.get(name, 2), hessians=needs.hessians, missing=needs.missing
         )
