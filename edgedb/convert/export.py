@@ -25,8 +25,10 @@ from ..format.tensors import GROUP, Kind, LinearTensor
 from ..model.dbb_writer import DbbWriter
 from ..model.families import program_of
 from ..model.layer_map import layer_map
+from ..text.spec import TokenizerSpec
 from . import calibrate, sample
 from .budget import Budget, choose
+from .compaction import compacted
 from .fdb import Method, fit
 from .plan import is_router, plan_text, write_plan_file
 from .resumption import SavedState
@@ -72,10 +74,11 @@ def export(
     except OSError as error:
         raise EdgeDBError(f"{out}: {error.strerror}") from None
     state = SavedState(out, key)
+    tokenizer = compacted(source.tokenizer_spec)
     if options.budgeted:
-        options = _planned(source, options, state, threads, console, plan_file)
+        options = _planned(source, tokenizer, options, state, threads, console, plan_file)
     kinds = options.kinds(config)
-    with DbbWriter(out, config, source.tokenizer_spec, kinds, fingerprint=key) as writer:
+    with DbbWriter(out, config, tokenizer, kinds, fingerprint=key) as writer:
         job = _Job(source, options, kinds, writer, state, threads, console)
         job.run()
         record = {
@@ -96,6 +99,7 @@ def export(
 
 def _planned(
     source: Source,
+    tokenizer: TokenizerSpec,
     options: Options,
     state: SavedState,
     threads: int | None,
@@ -130,7 +134,7 @@ def _planned(
             )
             budget = Budget(options.bits, options.size_bytes)
             fixed = options.fixed(source.config)
-            kinds = choose(costs, budget, source.config, source.tokenizer_spec, fixed)
+            kinds = choose(costs, budget, source.config, tokenizer, fixed)
             state.plan = plan_text(kinds)
             state.save(calibration, 0, ())
     usual = float(state.plan.partition(",")[0])  # a chosen plan says first what most have

@@ -23,7 +23,7 @@ HALF_PLANE_BYTES = PLANE_BYTES // 2  # the one plane of a half block
 HALF_BYTES = BLOCK_BYTES // 2  # and 64 bytes of c1
 MAX_PLANES = 16
 HALF_PART = ".half"  # what the name of an array of half blocks ends with
-TOKENIZER_PART = "tokenizer.file"  # the array that holds the tokenizer's own file
+TOKENIZER = "tokenizer."  # what the names of a tokenizer's arrays begin with
 
 # How one matrix is stored: an int is the number of planes, one bit a weight each. What people type
 # and see counts pairs of them: ``planes_of`` and ``kind_text`` are between the two.
@@ -189,6 +189,11 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
 }
+
+
+def type_of(array: np.ndarray) -> str:
+    """safetensors' name of an array's type, which must be one of ``DTYPES``."""
+    return next(name for name, dtype in DTYPES.items() if dtype == array.dtype)
 
 
 def tile_grid(rows: int, cols: int) -> tuple[int, int]:

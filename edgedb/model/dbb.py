@@ -35,7 +35,7 @@ from ..format.tensors import (
     MAX_PLANES,
     PLANE_BYTES,
     TILE,
-    TOKENIZER_PART,
+    TOKENIZER,
     Experts,
     Kind,
     Part,
@@ -45,6 +45,8 @@ from ..format.tensors import (
     linear_parts,
 )
 from ..strict_json import parse_json
+from ..text.piece_tables import ARRAYS as TABLES
+from ..text.piece_tables import PieceTables
 from ..text.spec import TokenizerSpec
 from .config import ModelConfig
 from .families import program_of
@@ -112,12 +114,14 @@ def _read(path: Path, verify: bool) -> DbbFile:
         for name, (rows, cols) in program.matrices().items()
     }
     vectors = {name: source.vector(name, n) for name, n in program.vectors().items()}
-    tokenizer_data = source.tokenizer()
+    tokenizer_data, tables = source.tokenizer()
     source.check_rest()
     if verify:
         source.verify(checksums)
+    if tables is not None:
+        tables.check()
     tokenizer = _decode(
-        "tokenizer", metadata, lambda raw: TokenizerSpec.from_metadata(raw, tokenizer_data)
+        "tokenizer", metadata, lambda raw: TokenizerSpec.from_metadata(raw, tokenizer_data, tables)
     )
     identity = json.dumps([config.to_dict(), sorted(checksums.items())], sort_keys=True)
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()
@@ -250,14 +254,25 @@ class _Source:
         _refuse_non_finite(name, weight)
         return weight
 
-    def tokenizer(self) -> bytes:
-        entry = self.entries.get(TOKENIZER_PART)
-        size = entry.end - entry.begin if entry else 0
-        if size > MAX_TOKENIZER_BYTES:
+    def tokenizer(self) -> tuple[bytes, PieceTables | None]:
+        """Its own file, and the tables of its pieces if there are any."""
+        file = self._at_most(Part(TOKENIZER + "file", "U8", (MAX_TOKENIZER_BYTES,))).tobytes()
+        if not any(TOKENIZER + name in self.entries for name in TABLES):
+            return file, None
+        arrays = {
+            name: self._at_most(Part(TOKENIZER + name, *table)) for name, table in TABLES.items()
+        }
+        return file, PieceTables(**arrays)
+
+    def _at_most(self, part: Part) -> np.ndarray:
+        """A view of tensor ``part.name``, whose sizes may be smaller than those of ``part``."""
+        entry = self.entries.get(part.name)
+        shape = entry.shape if entry else part.shape
+        if len(shape) != len(part.shape) or any(map(int.__gt__, shape, part.shape)):
             raise FormatError(
-                f"{TOKENIZER_PART}: {size} bytes, expected at most {MAX_TOKENIZER_BYTES}"
+                f"{part.name}: shape {list(shape)}, expected at most {list(part.shape)}"
             )
-        return self.array(Part(TOKENIZER_PART, "U8", (size,))).tobytes()
+        return self.array(part._replace(shape=shape))
 
     def check_rest(self) -> None:
         """Whatever no part of the model asked for must be filler: a few zero bytes."""

@@ -27,7 +27,7 @@ from ..format.container import VERSIONS, Entry, lay_out, render_header
 from ..format.tensors import (
     DTYPES,
     HALF_PART,
-    TOKENIZER_PART,
+    TOKENIZER,
     Kind,
     LinearTensor,
     Part,
@@ -35,6 +35,7 @@ from ..format.tensors import (
     kind_text,
     linear_arrays,
     linear_parts,
+    type_of,
 )
 from ..text.spec import TokenizerSpec
 from .config import ModelConfig
@@ -94,14 +95,15 @@ class DbbWriter:
         self._stack: list[dict[str, int]] = []  # checksums after each expert of a stack so far
         room = _RECORD_BYTES + _RECORD_BYTES_PER_LINEAR * len(self._kinds)
         self._data_start = len(self._render({"_": "x" * room}, dict.fromkeys(self._entries, 0)))
-        tokenizer_hash = hashlib.sha256(tokenizer.data).hexdigest()
-        plan = [fingerprint, self._metadata, tokenizer_hash, list(self._entries), self._data_start]
+        arrays = tokenizer.arrays()
+        hashes = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays.values()]
+        plan = [fingerprint, self._metadata, hashes, list(self._entries), self._data_start]
         self._key = hashlib.sha256(json.dumps(plan).encode()).hexdigest()
         self._fd = -1
         try:
             self._open()
             if TOKENIZER_NAME not in self._records:
-                self._write(TOKENIZER_NAME, [np.frombuffer(tokenizer.data, np.uint8)], {})
+                self._write(TOKENIZER_NAME, list(arrays.values()), {})
         except BaseException:
             self.close()
             raise
@@ -393,5 +395,8 @@ def _plan(
         for name, (rows, cols) in shapes.items()
     }
     plan |= {name: [Part(name, "F32", (n,))] for name, n in program_of(config).vectors().items()}
-    plan[TOKENIZER_NAME] = [Part(TOKENIZER_PART, "U8", (len(tokenizer.data),))]
+    plan[TOKENIZER_NAME] = [
+        Part(TOKENIZER + name, type_of(array), array.shape)
+        for name, array in tokenizer.arrays().items()
+    ]
     return plan

@@ -37,7 +37,7 @@ def summarize(file: DbbFile) -> dict[str, Any]:
         "head": file.linears["head"].nbytes if "head" in file.linears else 0,
         **({"positions": positions.nbytes} if positions else {}),
         "norms": sum(norm.nbytes for norm in file.vectors.values()),
-        "tokenizer": len(file.tokenizer.data),
+        "tokenizer": sum(array.nbytes for array in file.tokenizer.arrays().values()),
     }
     part_bytes["other"] = file.size_bytes - sum(part_bytes.values())
     return {

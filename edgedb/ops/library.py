@@ -49,11 +49,13 @@ _ELEMENTS = {
     np.dtype(np.float64): "double[]",
     np.dtype(np.float32): "float[]",
     np.dtype(np.int32): "int32_t[]",
+    np.dtype(np.int64): "int64_t[]",
 }
 
 
 def array_pointer(array: np.ndarray) -> Any:
-    """Pointer to a C-contiguous array, typed if it holds floats, doubles or int32."""
+    """Pointer to a C-contiguous array, typed if it holds floats, doubles or signed integers of
+    4 or 8 bytes."""
     return ffi.from_buffer(_ELEMENTS.get(array.dtype, "char[]"), array)
 
 

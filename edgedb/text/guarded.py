@@ -1,4 +1,5 @@
-"""Encoding text in which a message may spell control tokens, with the package tokenizers.
+"""Encoding text in which a message may spell control tokens, with the package tokenizers or what
+stands in for it.
 
 The package reads all control tokens in a text, or those that are not flagged as special, but not
 only those at some places. Where a message spells one, the text is therefore spelled another way:
@@ -13,12 +14,16 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Encoding, Tokenizer
 
 from ..errors import EdgeDBError
 from .quotation import Quoted, any_of, joined, own_matches, sources
 from .tokenizer_json import encode
+
+if TYPE_CHECKING:
+    from .merging import MergingTokenizer, Reading
 
 _SEPARATE = "\x02"
 _OUTSIDE = "\U0010ffff"  # is in no vocabulary
@@ -30,7 +35,10 @@ class GuardedEncoder:
     """Encodes quoted text. Used by one thread at a time."""
 
     def __init__(
-        self, library: Tokenizer, special: Collection[int], markers: Collection[int]
+        self,
+        library: Tokenizer | MergingTokenizer,
+        special: Collection[int],
+        markers: Collection[int],
     ) -> None:
         """``special`` and ``markers`` are the added tokens of ``library`` that are control tokens,
         with and without the flag."""
@@ -82,7 +90,7 @@ class GuardedEncoder:
         raise EdgeDBError("the tokenizer reads a control token in every spelling of this text")
 
     def _forged(
-        self, encoding: Encoding, text: str, refused: Collection[int]
+        self, encoding: Encoding | Reading, text: str, refused: Collection[int]
     ) -> list[tuple[int, int]]:
         """Where ``encoding`` of ``text`` has tokens of ``refused`` that the template did not write;
         only those of two characters or more, which can be cut."""

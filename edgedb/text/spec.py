@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from ..errors import FormatError
+import numpy as np
 
-Kind = Literal["sentencepiece", "tokenizers"]
+from ..errors import FormatError
+from .piece_tables import PieceTables
+
+Kind = Literal["sentencepiece", "tokenizers", "bpe"]
 Prefix = Literal["always", "first"]
-KINDS = ("sentencepiece", "tokenizers")
+KINDS = ("sentencepiece", "tokenizers", "bpe")
 MAX_TEMPLATE_CHARS = 1 << 17  # the longest of 74 published ones has 17,000
 
 _METADATA_KEYS = (
@@ -23,7 +26,9 @@ _MAX_SPECIAL_TOKENS = 1 << 16
 class TokenizerSpec:
     """Everything a model file says about its tokenizer.
 
-    ``data`` is the tokenizer's own file: a SentencePiece model or a ``tokenizer.json``.
+    ``data`` is the tokenizer's own file: a SentencePiece model or a ``tokenizer.json``; of kind
+    ``bpe`` a ``tokenizer.json`` without vocabulary and merges, which are ``tables`` (None
+    otherwise).
     ``special_tokens`` are the names a chat template may use (``bos_token``, ``eos_token``, ...).
     ``prefix``: where a SentencePiece model puts a space before a text, whether it also puts one
     behind every special token (``always``).
@@ -37,9 +42,15 @@ class TokenizerSpec:
     chat_template: str | None = None
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     prefix: Prefix = "always"
+    tables: PieceTables | None = None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a model file holds beside ``to_metadata``: ``data`` as ``file``, and the tables."""
+        tables = {} if self.tables is None else self.tables.arrays()
+        return {"file": np.frombuffer(self.data, np.uint8), **tables}
 
     def to_metadata(self) -> dict[str, Any]:
-        """The file's ``tokenizer`` entry: plain JSON values, without ``data``."""
+        """The file's ``tokenizer`` entry: plain JSON values, without the arrays."""
         return {
             "kind": self.kind,
             "bos_id": self.bos_id,
@@ -51,7 +62,9 @@ class TokenizerSpec:
         }
 
     @classmethod
-    def from_metadata(cls, raw: object, data: bytes) -> TokenizerSpec:
+    def from_metadata(
+        cls, raw: object, data: bytes, tables: PieceTables | None = None
+    ) -> TokenizerSpec:
         """Read ``to_metadata``'s form from a file, trusting nothing (``FormatError``)."""
         if not isinstance(raw, Mapping):
             raise FormatError("tokenizer: expected a JSON object")
@@ -62,6 +75,10 @@ class TokenizerSpec:
         eos_ids, special = raw.get("eos_ids", []), raw.get("special_tokens", {})
         if kind not in KINDS:
             raise FormatError(f"tokenizer: kind {kind!r}, expected {' or '.join(KINDS)}")
+        if (kind == "bpe") != (tables is not None):
+            raise FormatError(
+                "tokenizer: tables of pieces belong to the kind bpe, and it needs them"
+            )
         if raw.get("bos_id") is not None and not _is_id(raw["bos_id"]):
             raise FormatError(f"tokenizer: bos_id {raw['bos_id']!r} is not a token id")
         if not isinstance(eos_ids, (list, tuple)) or not all(map(_is_id, eos_ids)):
@@ -91,6 +108,7 @@ class TokenizerSpec:
             chat_template=template,
             special_tokens=dict(special),
             prefix=raw.get("prefix", "always"),
+            tables=tables,
         )
 
 

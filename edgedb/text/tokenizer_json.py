@@ -13,13 +13,14 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import EdgeDBError, FormatError, UnsupportedModelError
 from ..strict_json import parse_json
 from .bounded_regex import check_regex
 from .charsmap import check_charsmap
+from .piece_tables import PieceTables, model_of
 
 if TYPE_CHECKING:
     import tokenizers
@@ -31,6 +32,7 @@ MAX_PARTS = 32  # normalizers, or pre-tokenizers, or ...; published files have u
 MAX_NESTING = 4
 MAX_ADDED_TOKENS = 1 << 17
 MAX_ADDED_CHARS = 1024
+MAX_IDS = 1 << 21
 MAX_STRING_CHARS = 256  # of a pattern or a replacement
 MAX_PARSED_BYTES = 1 << 24  # without the model; Gemma 3's 6,415 added tokens are 1.2 MB
 _MODEL_KEY = re.compile(rb'"model"[ \t\r\n]*:')
@@ -67,10 +69,16 @@ def join_parts(document: Mapping[str, Any], model_json: bytes) -> bytes:
     return json.dumps(dict(document)).encode()[:-1] + b', "model": ' + model_json + b"}"
 
 
-def encode(
-    tokenizer: tokenizers.Tokenizer, text: str, *, add_special_tokens: bool = False
-) -> tokenizers.Encoding:
-    """``text`` as ids and where they are from. Raises ``EdgeDBError`` if the tokenizer fails."""
+def with_tables(data: bytes, tables: PieceTables) -> bytes:
+    """The whole file of ``data``, whose model is without its vocabulary and merges."""
+    document = parsed(data)
+    settings = document.pop("model")
+    return join_parts(document, json.dumps(model_of(tables, settings)).encode())
+
+
+def encode(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> Any:
+    """``text`` as ids and where they are from, by a tokenizer of the package or one that stands in
+    for it. Raises ``EdgeDBError`` if the tokenizer fails."""
     return _guarded(
         lambda: tokenizer.encode(str.__str__(text), add_special_tokens=add_special_tokens),
         lambda reason: EdgeDBError(f"the tokenizer fails at this text ({reason})"),
@@ -90,7 +98,7 @@ def _split(data: bytes) -> tuple[dict[str, Any], bytes] | None:
         if left < 0:
             break
         try:
-            document = _parsed(data[: key.start()].rstrip().removesuffix(b",") + b"}")
+            document = parsed(data[: key.start()].rstrip().removesuffix(b",") + b"}")
         except FormatError:
             continue  # the word is inside of something
         end = len(data.rstrip()) - 1
@@ -99,14 +107,15 @@ def _split(data: bytes) -> tuple[dict[str, Any], bytes] | None:
 
 
 def _whole(data: bytes) -> tuple[dict[str, Any], bytes]:
-    document = _parsed(data)
+    document = parsed(data)
     model = document.pop("model", None)
     if not isinstance(model, dict):
         raise _damaged("it has no model")
     return document, json.dumps(model).encode()
 
 
-def _parsed(data: bytes) -> dict[str, Any]:
+def parsed(data: bytes) -> dict[str, Any]:
+    """The document ``data``, if it is not too large."""
     if len(data) > MAX_PARSED_BYTES:
         raise _damaged(f"more than {MAX_PARSED_BYTES} bytes, and the model is not its last entry")
     try:
@@ -122,23 +131,63 @@ def _parsed(data: bytes) -> dict[str, Any]:
 def _open(document: dict[str, Any], model_json: bytes) -> tokenizers.Tokenizer:
     import tokenizers
 
-    _check_normalizer(document.get("normalizer"))
-    _check_pre_tokenizer(document.get("pre_tokenizer"))
-    _check_post_processor(document.get("post_processor"))
-    _check_decoder(document.get("decoder"))
-    added = [
-        tokenizers.AddedToken(token["content"], **{flag: token[flag] for flag in _FLAGS})
-        for token in _added_tokens(document.get("added_tokens"))
-    ]
-    shell = {key: document.get(key) for key in _KEYS}
-    shell |= {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}
-    opened = _guarded(lambda: tokenizers.Tokenizer.from_str(json.dumps(shell)), _damaged)
+    opened = open_shell(document, {"type": "BPE", "vocab": {}, "merges": []})
     model = tokenizers.models.BPE()  # of whatever type: the state brings its own
     _guarded(lambda: model.__setstate__(model_json), _damaged)
     opened.model = model
     _check_model(opened.model)
-    _guarded(lambda: opened.add_tokens(added), _damaged)
+    add_tokens(opened, added_tokens(document))
     return opened
+
+
+def open_shell(document: Mapping[str, Any], model: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """A tokenizer with what ``document`` does to a text before its model, and after it; with
+    another ``model``, and no added tokens."""
+    import tokenizers
+
+    _check_normalizer(document.get("normalizer"))
+    _check_pre_tokenizer(document.get("pre_tokenizer"))
+    _check_post_processor(document.get("post_processor"))
+    _check_decoder(document.get("decoder"))
+    shell = {key: document.get(key) for key in _KEYS} | {"model": model, "added_tokens": []}
+    return _guarded(lambda: tokenizers.Tokenizer.from_str(json.dumps(shell)), _damaged)
+
+
+def added_tokens(document: Mapping[str, Any]) -> list[tokenizers.AddedToken]:
+    """The added tokens of ``document``, checked."""
+    import tokenizers
+
+    return [
+        tokenizers.AddedToken(token["content"], **{flag: token[flag] for flag in _FLAGS})
+        for token in _added_tokens(document.get("added_tokens"))
+    ]
+
+
+def added_ids(document: Mapping[str, Any]) -> list[int]:
+    """The id that ``document`` gives to each of its added tokens."""
+    ids: list[Any] = [token.get("id") for token in _added_tokens(document.get("added_tokens"))]
+    if not all(type(i) is int and 0 <= i < MAX_IDS for i in ids):
+        raise _damaged("an added token without an id")
+    return ids
+
+
+def add_tokens(library: tokenizers.Tokenizer, tokens: Sequence[tokenizers.AddedToken]) -> None:
+    """Add ``tokens`` to ``library``, whatever it says of them."""
+    _guarded(lambda: library.add_tokens(list(tokens)), _damaged)
+
+
+def model_without_tables(document: Mapping[str, Any]) -> tokenizers.models.BPE:
+    """What ``document`` says of its model, whose vocabulary and merges are elsewhere."""
+    import tokenizers
+
+    settings = document.get("model")
+    if not isinstance(settings, dict) or settings.get("type") != "BPE":
+        raise _damaged("a model that is no BPE")
+    model = tokenizers.models.BPE()
+    state = json.dumps({**settings, "vocab": {}, "merges": []}).encode()
+    _guarded(lambda: model.__setstate__(state), _damaged)
+    _check_model(model)
+    return model
 
 
 def _damaged(reason: str) -> FormatError:

@@ -9,19 +9,23 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EdgeDBError, UnsupportedModelError
+from ..ops.merges import can_merge
 from .quotation import Quoted
-from .tokenizer_json import encode, open_tokenizer_json
+from .tokenizer_json import encode, open_tokenizer_json, with_tables
 from .vocabulary import MARKER, Vocabulary, bytes_of_piece
 
 if TYPE_CHECKING:
+    import tokenizers
+
     from .guarded import GuardedEncoder
+    from .merging import MergingTokenizer
     from .spec import TokenizerSpec
 
 
 class TokenizersVocabulary(Vocabulary):
     def __init__(self, spec: TokenizerSpec) -> None:
         super().__init__(spec)
-        self._model = open_tokenizer_json(spec.data)
+        self._model = _open(spec)
         added = self._model.get_added_tokens_decoder()
         self.vocab_size = max(self._model.get_vocab_size(), *(i + 1 for i in added), 0)
         self._flag_ends(added)
@@ -89,6 +93,16 @@ class TokenizersVocabulary(Vocabulary):
             return bytes([BYTE_OF_CHARACTER[c] for c in piece])
         except KeyError:
             return piece.encode("utf-8")
+
+
+def _open(spec: TokenizerSpec) -> tokenizers.Tokenizer | MergingTokenizer:
+    if spec.tables is None:
+        return open_tokenizer_json(spec.data)
+    if can_merge():
+        from .merging import MergingTokenizer
+
+        return MergingTokenizer(spec.data, spec.tables)
+    return open_tokenizer_json(with_tables(spec.data, spec.tables))
 
 
 def _byte_level_alphabet() -> dict[str, int]:

@@ -263,6 +263,33 @@ edb_status edb_select(const float *logits, int64_t n, int64_t k, int32_t *ids, f
 edb_status edb_softmax_weights(const float *logits, int64_t n, double top, double temperature,
                                double *weights);
 
+/* ---- from text to tokens ---- */
+
+/*
+ * What neighbouring pieces of a vocabulary make together: pair i, of the piece whose run it is in and
+ * of rights[i], makes results[i]. ends [n_pieces], ascending up to n_merges: run p is the pairs from
+ * ends[p - 1] (0 for the first) to ends[p], whose rights [n_merges] ascend. ranks, results
+ * [n_merges]: the lower rank is joined first.
+ */
+typedef struct {
+    int64_t n_merges;
+    int32_t n_pieces;
+    const int32_t *ends;
+    const int32_t *rights, *ranks, *results;
+} edb_merges;
+
+/* Bytes of scratch that edb_merge needs for words with these ends; 0 if an argument is invalid. */
+size_t edb_merge_scratch_bytes(const int64_t *ends, int64_t n_words);
+
+/*
+ * Joins the pieces of each word in place, of all neighbours that make a piece always those of the
+ * lowest rank, the leftmost first. ids [ends[n_words - 1]], ends [n_words] ascending, at most 2^28.
+ * EDB_ERR_RANGE if an id is no piece, or the table is not as edb_merges says: then ids and ends hold
+ * anything. Uses the calling thread only.
+ */
+edb_status edb_merge(const edb_merges *merges, int32_t *ids, int64_t *ends, int64_t n_words,
+                     void *scratch, size_t scratch_bytes);
+
 /* ---- a whole model ---- */
 
 /*

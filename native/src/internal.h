@@ -43,6 +43,7 @@ enum {
 /* Larger sizes are refused, which keeps every product of two sizes far inside 63 bits. */
 #define EDB_MAX_DIM    ((int64_t)1 << 26)
 #define EDB_MAX_TOKENS ((int64_t)1 << 24)
+#define EDB_MAX_SYMBOLS ((int64_t)1 << 28) /* of a text */
 
 /* What a pair kernel needs of one group of activations beside its prepared bytes. */
 typedef struct {

@@ -257,6 +257,53 @@ static void programs(void) {
     free_matrix(&back);
 }
 
+/* Piece 0 and itself make piece 1, unless the table says nonsense. */
+static void merges(void) {
+    int32_t ends[] = {1, 1}, rights[] = {0}, ranks[] = {0}, results[] = {1};
+    const edb_merges good = {1, 2, ends, rights, ranks, results};
+    edb_merges bad = good;
+    int32_t ids[] = {0, 0, 0, 0};
+    int64_t words[] = {1, 4};
+    size_t bytes = edb_merge_scratch_bytes(words, 2);
+    CHECK(bytes > 0 && bytes <= sizeof scratch);
+    CHECK(edb_merge_scratch_bytes(NULL, 2) == 0 && edb_merge_scratch_bytes(words, 0) == 0);
+#define MERGE(size) edb_merge(&bad, ids, words, 2, scratch, size)
+    CHECK(MERGE(bytes - 1) == EDB_ERR_SCRATCH);
+    CHECK(edb_merge(NULL, ids, words, 2, scratch, bytes) == EDB_ERR_NULL);
+    CHECK(edb_merge(&bad, NULL, words, 2, scratch, bytes) == EDB_ERR_NULL);
+    CHECK(edb_merge(&bad, ids, words, 0, scratch, bytes) == EDB_ERR_SHAPE);
+    bad.rights = NULL;
+    CHECK(MERGE(bytes) == EDB_ERR_NULL);
+    bad = good;
+    bad.n_pieces = 0;
+    CHECK(MERGE(bytes) == EDB_ERR_SHAPE);
+    bad = good;
+    words[0] = 5; /* the second word ends before the first */
+    CHECK(edb_merge_scratch_bytes(words, 2) == 0 && MERGE(bytes) == EDB_ERR_SHAPE);
+    words[0] = 1;
+    words[1] = INT64_MAX;
+    CHECK(edb_merge_scratch_bytes(words, 2) == 0 && MERGE(bytes) == EDB_ERR_SHAPE);
+    words[1] = 4;
+    ids[3] = 2;
+    CHECK(MERGE(bytes) == EDB_ERR_RANGE);
+    ids[3] = -1;
+    CHECK(MERGE(bytes) == EDB_ERR_RANGE);
+    ids[3] = 0;
+    CHECK(ids[0] == 0 && words[0] == 1 && words[1] == 4);
+    CHECK(MERGE(bytes) == EDB_OK);
+    CHECK(words[0] == 1 && words[1] == 3 && ids[0] == 0 && ids[1] == 1 && ids[2] == 0);
+    int32_t *const fields[] = {ends, ends, ranks, results, results};
+    const int32_t values[] = {-1, 9, -1, 2, -1};
+    for (int i = 0; i < 5; i++) {
+        int32_t was = *fields[i];
+        words[1] = 3;
+        ids[1] = ids[2] = 0;
+        *fields[i] = values[i];
+        CHECK(MERGE(bytes) == EDB_ERR_RANGE);
+        *fields[i] = was;
+    }
+}
+
 static void creation(void) {
     edb_pool *pool;
     edb_context *other;
@@ -284,6 +331,7 @@ int main(void) {
     tokens();
     attention();
     programs();
+    merges();
     creation();
     free(out);
     free(x);

@@ -21,6 +21,7 @@ from real_tokenizers import real
 from texts import TRICKY, random_texts
 
 import edgedb
+from edgedb.convert.compaction import compacted
 from edgedb.convert.export import export
 from edgedb.convert.sources import open_source
 from edgedb.convert.sources.gguf_file import open_parts
@@ -29,6 +30,7 @@ from edgedb.convert.storage import Options
 from edgedb.errors import EdgeDBError
 from edgedb.text.spec import TokenizerSpec
 from edgedb.text.tokenizer import Tokenizer, load_tokenizer
+from edgedb.text.tokenizer_json import with_tables
 
 GOLDEN = ROOT / "tests" / "golden" / "tekken.json"
 TEXTS = (*TRICKY, *random_texts(11, 150))
@@ -118,11 +120,25 @@ def test_a_folder_with_a_tokenizer_json(
     ids = {"bos_token_id": None, "eos_token_id": None}  # the tokenizer's own files say them
     model = exported(folder_of(tmp_path / "m", size, *files, **ids))
     spec = model.tokenizer_spec
-    assert (spec.bos_id, spec.eos_ids, spec.add_bos) == (bos, (eos,), bos is not None)
+    assert (spec.kind, spec.bos_id, spec.eos_ids) == ("bpe", bos, (eos,))
+    assert spec.add_bos == (bos is not None)
     assert model.tokenizer.encode("Hello") == library.encode("Hello").ids
     same_ids(model.tokenizer, library, form)
     with pytest.raises(EdgeDBError, match="lone surrogate at character 1"):
         model.tokenizer.encode("a\udcffb")
+
+
+def test_a_vocabulary_of_262_144_opens_without_the_package_reading_it() -> None:
+    """Gemma 3, through the tables alone: the way of a checkpoint is that of the others."""
+    data = real("gemma3", "tokenizer.json").read_bytes()
+    spec = compacted(TokenizerSpec("tokenizers", data, 2, (1, 106), True))
+    assert spec.tables is not None
+    assert sum(array.nbytes for array in spec.arrays().values()) < len(data) / 2
+    tokenizer = load_tokenizer(spec)
+    library = tokenizers.Tokenizer.from_buffer(data)
+    assert (tokenizer.vocab_size, len(spec.tables)) == (262145, 262144)
+    assert tokenizer.encode("Hello") == library.encode("Hello").ids
+    same_ids(tokenizer, library)
 
 
 def test_the_same_from_gguf(tmp_path: Path) -> None:
@@ -130,6 +146,7 @@ def test_the_same_from_gguf(tmp_path: Path) -> None:
     data = real("qwen3", "tokenizer.json").read_bytes()
     spec = read_back(tmp_path / "m.gguf", gguf_metadata(data, "qwen2", eos_token_id=151645))
     assert (spec.bos_id, spec.eos_ids[0], spec.add_bos) == (None, 151645, False)
+    assert compacted(spec).kind == "bpe"
     same_ids(load_tokenizer(spec), tokenizers.Tokenizer.from_buffer(data), "NFC")
 
 
@@ -157,8 +174,9 @@ def test_tekken(tmp_path: Path) -> None:
     golden = golden_ids(file)
     model = exported(folder_of(tmp_path / "m", 131072, file))
     spec = model.tokenizer_spec
-    assert (spec.bos_id, spec.eos_ids, spec.add_bos) == (1, (2,), True)
-    data = gguf_metadata(spec.data, "tekken", bos_token_id=1, eos_token_id=2)
+    assert (spec.kind, spec.bos_id, spec.eos_ids, spec.add_bos) == ("bpe", 1, (2,), True)
+    whole = with_tables(spec.data, spec.tables)
+    data = gguf_metadata(whole, "tekken", bos_token_id=1, eos_token_id=2)
     again = read_back(tmp_path / "m.gguf", data)
     assert (again.bos_id, again.eos_ids, again.add_bos) == (1, (2,), True)
     for tokenizer in (model.tokenizer, load_tokenizer(again)):
@@ -230,7 +248,9 @@ def test_vocabularies_of_llama_cpp(name: str) -> None:
     path = real("llama.cpp", f"ggml-vocab-{name}.gguf")
     texts = path.with_suffix(".gguf.inp").read_bytes().decode()
     lines = path.with_suffix(".gguf.out").read_text().splitlines()
-    tokenizer = load_tokenizer(tokenizer_spec(path.name, open_parts(path)[0].metadata))
+    spec = compacted(tokenizer_spec(path.name, open_parts(path)[0].metadata))
+    assert spec.kind == ("sentencepiece" if name in ("llama-spm", "phi-3") else "bpe")
+    tokenizer = load_tokenizer(spec)
     cases = zip(texts.split("\n__ggml_vocab_test__\n"), lines, strict=False)
     for number, (text, line) in enumerate(cases):
         ids = tokenizer.encode(text, add_bos=False)

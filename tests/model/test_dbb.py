@@ -28,6 +28,8 @@ from edgedb.model.dbb import read_dbb
 from edgedb.model.dbb_writer import DbbWriter
 from edgedb.model.families import program_of
 from edgedb.model.summary import summarize
+from edgedb.text.piece_tables import tables_of
+from edgedb.text.spec import TokenizerSpec
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,54 @@ def test_safetensors_reads_it(model):
         blocks = file.get_tensor("layers.0.attn_out.blocks")
         np.testing.assert_array_equal(blocks, content("layers.0.attn_out").blocks)
         assert file.get_tensor("tokenizer.file").tobytes() == TOKENIZER.data
+
+
+@pytest.fixture(scope="module")
+def with_tables(tmp_path_factory) -> Path:
+    """A model whose tokenizer has its vocabulary in tables."""
+    tables = tables_of({"vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]})
+    spec = TokenizerSpec("bpe", b"{}", tables=tables)
+    with DbbWriter(tmp_path_factory.mktemp("m") / "tables.dbb", CONFIG, spec, KINDS) as writer:
+        for name in writer.remaining:
+            writer.put(name, content(name))
+        path = writer.finish({})
+    file = read_dbb(path)
+    assert file.tokenizer == spec
+    assert not file.tokenizer.tables.merges.flags.writeable
+    assert sum(summarize(file)["bytes"].values()) == path.stat().st_size
+    return path
+
+
+def test_tables_of_pieces_are_checked(with_tables, model, tmp_path):
+    def kind(header):
+        text = header["__metadata__"]["tokenizer"]
+        header["__metadata__"]["tokenizer"] = text.replace('"bpe"', '"tokenizers"')
+
+    def shape(header):
+        header["tokenizer.piece_ends"]["shape"] = [3, 1]
+
+    def type_(header):
+        header["tokenizer.piece_ends"]["dtype"] = "F32"
+
+    def missing(header):
+        header.pop("tokenizer.whole")  # which has no bytes
+
+    def other(header):
+        text = header["__metadata__"]["tokenizer"]
+        header["__metadata__"]["tokenizer"] = text.replace('"sentencepiece"', '"bpe"')
+
+    def outside(body, document):
+        begin = document["tokenizer.merges"]["data_offsets"][0]
+        body[begin : begin + 4] = (3).to_bytes(4, "little")
+
+    path = tmp_path / "m.dbb"
+    refused(edit_file(with_tables, path, kind), "tables of pieces belong to the kind bpe")
+    refused(edit_file(model, path, other), "the kind bpe, and it needs them")
+    refused(edit_file(with_tables, path, shape), "tokenizer.piece_ends: shape [3, 1]")
+    refused(edit_file(with_tables, path, type_), "tokenizer.piece_ends: dtype F32, expected I32")
+    refused(edit_file(with_tables, path, missing), "whole: missing")
+    for verify in (True, False):
+        refused(edit_file(with_tables, path, data=outside), "tokenizer.merges", verify=verify)
 
 
 def test_tied_model_has_no_head(tmp_path):

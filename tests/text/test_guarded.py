@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from edgedb import EdgeDBError
+from edgedb.convert.compaction import compacted
+from edgedb.ops.merges import can_merge
 from edgedb.text.quotation import OTHERS, TEMPLATE, Quoted
 from edgedb.text.spec import TokenizerSpec
 from edgedb.text.tokenizer import Tokenizer, load_tokenizer
@@ -81,7 +83,13 @@ LIBRARIES: dict[str, Any] = {
 }
 
 
-def load(name: str, **flags: bool) -> Tokenizer:
+# The same with their vocabulary and merges as a model file has them.
+TABLES = "tables of "
+KINDS = [*LIBRARIES, *(TABLES + name for name in LIBRARIES if name != "unigram" and can_merge())]
+
+
+def load(kind: str, **flags: bool) -> Tokenizer:
+    name = kind.removeprefix(TABLES)
     library = LIBRARIES[name]()
     library.add_special_tokens(
         [AddedToken(text, normalized=False, **flags) for text in ("<unk>", "<s>", "</s>")]
@@ -98,6 +106,9 @@ def load(name: str, **flags: bool) -> Tokenizer:
     spec = TokenizerSpec(
         "tokenizers", library.to_str().encode(), ends[0], (ends[1],), chat_template=TURN
     )
+    if kind != name:
+        spec = compacted(spec)
+        assert spec.kind == "bpe"
     return load_tokenizer(spec)
 
 
@@ -106,7 +117,7 @@ def control(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     return [tokenizer.token_bytes(i, skip_special=False).decode() for i in ids if i in wanted]
 
 
-@pytest.fixture(params=LIBRARIES)
+@pytest.fixture(params=KINDS)
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return load(request.param)
 

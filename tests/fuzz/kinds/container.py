@@ -64,10 +64,12 @@ class Container:
             key = rng.choice(list(self.texts))
             self.texts[key] = mutators.document(rng, self.texts[key])
 
-    def change_data(self, rng: Random) -> None:
-        """Other bytes in some of the arrays; the sizes stay, mostly."""
-        for _ in range(rng.choice((1, 1, 2, 5))):
-            entry = self.entries[rng.choice(list(self.entries))]
+    def change_data(self, rng: Random, names: list[str] | None = None) -> None:
+        """Other bytes in some of the arrays, or in those of these ``names``; the sizes stay,
+        mostly."""
+        some = list(self.entries)
+        for name in names or [rng.choice(some) for _ in range(rng.choice((1, 1, 2, 5)))]:
+            entry = self.entries[name]
             begin, end = entry["data_offsets"]
             changed = mutators.data(rng, bytes(self.body[begin:end]))
             if len(changed) == end - begin or rng.random() < 0.05:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import edgedb
+from edgedb.convert.compaction import compacted
 from edgedb.format.tensors import Kind as StoredAs
 from edgedb.model.config import ModelConfig, RopeScaling
 from edgedb.model.dbb_writer import DbbWriter
@@ -72,11 +73,15 @@ TEXTS = (
 
 
 def specs() -> list[TokenizerSpec]:
-    """One tokenizer of each kind."""
+    """One tokenizer of each kind; the last is the first with its vocabulary in tables."""
     names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
     bpe = TokenizerSpec("tokenizers", byte_level_bpe(), 1, (2,), False, TEMPLATE, names)
     pieces = sentencepiece_bpe()
-    return [bpe, TokenizerSpec("sentencepiece", pieces, 1, (2,), True, TEMPLATE, {})]
+    return [
+        bpe,
+        TokenizerSpec("sentencepiece", pieces, 1, (2,), True, TEMPLATE, {}),
+        compacted(bpe),
+    ]
 
 
 def write(path: Path, spec: TokenizerSpec, config: ModelConfig = CONFIG) -> bytes:
