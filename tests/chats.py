@@ -15,11 +15,12 @@ _SLOW = """
 import time
 from edgedb.cli.commands import main
 from edgedb.model.network import Network
-forward = Network.forward
-def slow(self, tokens, *arguments, **options):
-    time.sleep(0.01 if len(tokens) == 1 else 0.005 * len(tokens))
-    return forward(self, tokens, *arguments, **options)
-Network.forward = slow
+read = Network.read
+def slow(self, readings, state):
+    n = sum(len(reading.tokens) for reading in readings)
+    time.sleep(0.01 if n == 1 else 0.005 * n)
+    return read(self, readings, state)
+Network.read = slow
 main(prog_name="edgedb")
 """
 FIVE = ["--max-tokens", "5", "--temperature", "0"]

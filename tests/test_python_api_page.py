@@ -52,8 +52,8 @@ def test_every_option_is_there() -> None:
 
 
 def test_the_formula_of_a_session(tiny_model: Path) -> None:
-    lines = re.findall(r"^    (cache|scratch|ids) +(.*?)(?:  .*)?$", TEXT, re.MULTILINE)
-    assert [name for name, _ in lines] == ["cache", "scratch", "ids"]
+    lines = re.findall(r"^    (cache|logits|ids|scratch) +(.*?)(?:  .*)?$", TEXT, re.MULTILINE)
+    assert [name for name, _ in lines] == ["cache", "logits", "ids", "scratch"]
     model = edgedb.load(tiny_model, context=333)
     c = model.config
     sizes = {
@@ -68,4 +68,6 @@ def test_the_formula_of_a_session(tiny_model: Path) -> None:
         "intermediate": c.intermediate_size,
         "vocabulary": c.vocab_size,
     }
-    assert model.session().size_bytes == sum(eval(formula, sizes) for _, formula in lines)
+    *session, scratch = (eval(formula, sizes) for _, formula in lines)
+    assert model.session().size_bytes == sum(session)
+    assert model.scratch_bytes == scratch

@@ -6,12 +6,13 @@ What is computed is said in ``families``, how in ``edgedb.ops``. Here ids go in,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from ..format.tensors import Weight
 from ..ops import Ops
+from ..ops.buffer import Buffer
 from ..ops.sequences import MAX_ROWS, Span
 from ..ops.weights import Weights, check
 from .config import ModelConfig
@@ -21,6 +22,24 @@ from .kvcache import KVCache
 from .rope import RopeTables
 
 LogitsWanted = Literal["last", "all"] | Needed
+Wanted = LogitsWanted | Literal["hidden"] | None
+
+
+class Reading(NamedTuple):
+    """One sequence's part of a pass: ``tokens`` at its cache's end, and what is ``wanted`` of them.
+
+    Logits of the last one go to ``out``, float32 ``[1, vocab]``.
+    """
+
+    cache: KVCache
+    tokens: Sequence[int]
+    wanted: Wanted
+    out: Buffer | None = None
+
+    @property
+    def of_each(self) -> bool:
+        """Whether something is wanted of each token, not of the last one."""
+        return self.wanted in ("all", "hidden")
 
 
 class Network:
@@ -66,16 +85,7 @@ class Network:
         The array is the state's own buffer: the next call overwrites it. The caller checks that
         ids are in the vocabulary and that the cache has room.
         """
-        n = len(tokens)
-        self._read(tokens, [cache], n, state)
-        if logits is None:
-            return None
-        if logits == "all":
-            return self._bound.logits(state, 0, n)
-        # The head is half of a small model's bytes: read it for the last token only.
-        if isinstance(logits, Needed) and self.two_stage is not None:
-            return self.two_stage.logits(self._bound.hidden(state, n - 1, 1), logits)
-        return self._bound.logits(state, n - 1, 1)[0]
+        return self.read([Reading(cache, tokens, logits)], state)[0]
 
     def step(self, tokens: Sequence[int], caches: Sequence[KVCache], state: Any) -> np.ndarray:
         """Read one token of each of several sequences (1 to ``MAX_ROWS``) in one pass.
@@ -83,26 +93,86 @@ class Network:
         Returns float32 logits ``(n, vocab)``: each row has the bits that ``forward`` gives for its
         sequence alone. The array is the state's own buffer.
         """
-        self._read(tokens, caches, 1, state)
+        self._run([Reading(c, [t], None) for c, t in zip(caches, tokens, strict=True)], state)
         return self._bound.logits(state, 0, len(tokens))
 
-    def _read(self, tokens: Sequence[int], caches: Sequence[KVCache], n: int, state: Any) -> None:
-        """Read ``n`` tokens at the end of each of ``caches``, and count them."""
-        for cache in caches:
-            cache.reserve(n)
+    def read(self, readings: Sequence[Reading], state: Any) -> list[np.ndarray | None]:
+        """Several sequences in one pass, at most ``MAX_ROWS`` tokens together.
+
+        Returns what each of them wants, with the bits that it gets alone: as ``forward`` does, and
+        with "hidden" as ``hidden``. Of one sequence it is the state's own buffer, or ``out``; of
+        several it is a copy, or ``out``.
+        """
+        self._run(readings, state)
+        if len(readings) == 1:
+            return [self._alone(readings[0], state)]
+        results: list[np.ndarray | None] = []
+        rows: list[int] = []  # whose logits are wanted
+        start = 0
+        for reading in readings:
+            end = start + len(reading.tokens)
+            found = None
+            if reading.wanted == "hidden":
+                found = self._bound.hidden(state, start, end - start).array.copy()
+            elif reading.wanted is not None:
+                rows += range(start if reading.wanted == "all" else end - 1, end)
+            results.append(found)
+            start = end
+        if not rows:
+            return results
+        self._bound.gather(state, rows)
+        logits, row = self._bound.logits(state, 0, len(rows)), 0
+        for i, reading in enumerate(readings):
+            if reading.wanted is None or reading.wanted == "hidden":
+                continue
+            n = len(reading.tokens) if reading.wanted == "all" else 1
+            own = logits[row : row + n] if n > 1 or reading.wanted == "all" else logits[row]
+            if reading.out is not None and reading.wanted != "all":
+                reading.out.array[0] = own
+                results[i] = reading.out.array[0]
+            else:
+                results[i] = own.copy()
+            row += n
+        return results
+
+    def _alone(self, reading: Reading, state: Any) -> np.ndarray | None:
+        """What the only sequence of a pass wants of it."""
+        wanted, n = reading.wanted, len(reading.tokens)
+        if wanted is None:
+            return None
+        if wanted == "hidden":
+            return self._bound.hidden(state, 0, n).array
+        if wanted == "all":
+            return self._bound.logits(state, 0, n)
+        # The head is half of a small model's bytes: read it for the last token only.
+        if isinstance(wanted, Needed) and self.two_stage is not None:
+            return self.two_stage.logits(self._bound.hidden(state, n - 1, 1), wanted)
+        return self._bound.logits(state, n - 1, 1, reading.out)[0]
+
+    def _run(self, readings: Sequence[Reading], state: Any) -> None:
+        """One pass, and count what was read."""
+        spans: list[Span] = []
+        tokens: list[int] = []
+        end = 0
+        for cache, part, _, _ in readings:
+            cache.reserve(len(part))
+            spans.append(Span(cache, cache.length, len(part)))
+            tokens += part
+            end = max(end, cache.length + len(part))
         for table in self._tables.values():
-            table.cover(n + max(cache.length for cache in caches))
-        self._bound.read(state, tokens, [Span(cache, cache.length, n) for cache in caches])
-        for cache in caches:
-            cache.length += n
+            table.cover(end)
+        self._bound.read(state, tokens, spans)
+        for cache, part, _, _ in readings:
+            cache.length += len(part)
 
     def hidden(self, tokens: Sequence[int], cache: KVCache, state: Any) -> np.ndarray:
         """Read ``tokens`` as ``forward`` does; float32 ``(n, hidden)`` after the final norm.
 
         The array is the state's own buffer: the next call overwrites it.
         """
-        self.forward(tokens, cache, state, logits=None)
-        return self._bound.hidden(state, 0, len(tokens)).array
+        found = self.read([Reading(cache, tokens, "hidden")], state)[0]
+        assert found is not None, "it was asked for"
+        return found
 
     def passes(
         self, tokens: Sequence[int], cache: KVCache, state: Any, wanted: Literal["all"] | None

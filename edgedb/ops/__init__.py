@@ -85,8 +85,12 @@ class BoundProgram(Protocol):
         """Rows ``start`` to ``start + n`` of the pass through ``final``. A pass gives either these
         or logits, once."""
 
-    def logits(self, state: Any, start: int, n: int) -> Floats:
-        """The same rows through ``final`` and ``head``: ``[n, vocabulary]``, the state's own."""
+    def gather(self, state: Any, rows: Sequence[int]) -> None:
+        """Move rows of the pass, in ascending order, to its beginning."""
+
+    def logits(self, state: Any, start: int, n: int, out: Buffer | None = None) -> Floats:
+        """The same rows through ``final`` and ``head``: ``[n, vocabulary]``, the state's own; of
+        one row into ``out``, if there is one."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from .library import (
     status_text,
     text_of,
 )
-from .native_memory import Scratch
+from .native_memory import ThreadScratch
 
 # Beyond this many cores decoding has long met the memory's limit and only the joins get dearer.
 MAX_DEFAULT_THREADS = 16
@@ -40,7 +40,7 @@ class NativeContext:
         self._start()
         self.isa = text_of(lib.edb_context_isa(self.context))
         self.kernel = text_of(lib.edb_context_kernel(self.context))
-        self.scratch = Scratch()
+        self.scratch = ThreadScratch()
         _running.add(self)
 
     def _start(self) -> None:

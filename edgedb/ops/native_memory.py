@@ -107,8 +107,8 @@ def _fields(tensor: LinearTensor) -> dict[str, Any]:
     }
 
 
-class Scratch(threading.local):
-    """Memory that one thread's operations work in; grows when one asks for more."""
+class Scratch:
+    """Memory that operations work in, one at a time; grows when one asks for more."""
 
     def __init__(self) -> None:
         self.grow(1 << 16)
@@ -116,6 +116,10 @@ class Scratch(threading.local):
     def grow(self, size: int) -> None:
         # Both at once: Ctrl-C may come between any two steps.
         self.memory = array_pointer(aligned_zeros((size,), np.uint8)), size
+
+
+class ThreadScratch(Scratch, threading.local):
+    """Each thread's own."""
 
 
 def _checked(array: np.ndarray, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:

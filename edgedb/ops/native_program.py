@@ -13,10 +13,11 @@ import numpy as np
 
 from ..errors import NativeError
 from ..format.tensors import DenseTensor
+from .buffer import Buffer
 from .library import ffi, forget, lib, owned, pointers, status_text, struct_pointer
 from .lowering import NORMS, Step, View, lower
 from .native_context import NativeContext
-from .native_memory import NativeBuffer, cache_kind, native_matrix
+from .native_memory import NativeBuffer, Scratch, cache_kind, native_matrix
 from .pages import PAGE, Page, PageLayout, PageTable
 from .program import OPERATIONS, Block, Program, Value
 from .selection import Floats
@@ -69,6 +70,7 @@ class NativeState:
         self.final = _Slots(program.final.widths, MAX_ROWS, x)
         self.last = _Slots(program.logits_of.widths, 1, x)
         self.all: _Slots | None = None
+        self.scratch = Scratch()
 
     @property
     def size_bytes(self) -> int:
@@ -83,7 +85,9 @@ class _Slots:
     def __init__(self, widths: list[int], rows: int, x: NativeBuffer | None = None) -> None:
         self._own = [NativeBuffer.zeros((rows, width)) for width in widths[x is not None :]]
         self.buffers = self._own if x is None else [x, *self._own]
-        self._pointers = pointers([buffer.ptr for buffer in self.buffers])
+        self._lent: list[Any] = [None]
+        found = [buffer.ptr for buffer in self.buffers]
+        self._pointers = owned(pointers(found), forget, self._lent)
 
     @property
     def size_bytes(self) -> int:
@@ -94,6 +98,12 @@ class _Slots:
         x = self.buffers[0]
         self._pointers[0] = x.ptr + row * x.width
         return self._pointers
+
+    def lend(self, slot: int, buffer: Buffer | None) -> Buffer:
+        """Have ``buffer`` in the place of a slot, or the slot's own again; which it is."""
+        self._lent[0] = found = buffer or self.buffers[slot]
+        self._pointers[slot] = found.ptr
+        return found
 
 
 class NativeProgram:
@@ -120,29 +130,40 @@ class NativeProgram:
         """``first`` and all layers for ``ids``, the rows of ``spans``."""
         state.ids.array[: len(ids)] = ids
         slots = state.body.from_row(0)
-        self._run(self.body, slots, len(ids), state.ids.ptr, _spans(spans), len(spans))
+        self._run(state, self.body, slots, len(ids), state.ids.ptr, _spans(spans), len(spans))
 
     def hidden(self, state: NativeState, start: int, n: int) -> NativeBuffer:
         """Rows ``start`` to ``start + n`` of the residual stream through ``final``. They lie where
         that stream lay: a pass gives either them or logits, once."""
-        self._run(self.final, state.final.from_row(start), n)
+        self._run(state, self.final, state.final.from_row(start), n)
         return NativeBuffer(state.body.buffers[0].array[start : start + n])
 
-    def logits(self, state: NativeState, start: int, n: int) -> Floats:
+    def gather(self, state: NativeState, rows: Sequence[int]) -> None:
+        """Move rows of the pass, in ascending order, to its beginning."""
+        if rows[-1] != len(rows) - 1:
+            x = state.body.buffers[0].array
+            x[: len(rows)] = x[list(rows)]
+
+    def logits(self, state: NativeState, start: int, n: int, out: Buffer | None = None) -> Floats:
         """The same rows through ``final`` and ``head``, ``[n, vocabulary]``: the state's own array,
-        which the next call overwrites."""
-        if n == 1:
-            slots = state.last
-        else:
+        which the next call overwrites; of one row ``out``, if there is one."""
+        slots, output = state.last, self.logits_of.output
+        if n > 1:
             if state.all is None:
                 state.all = _Slots(self.logits_of.widths, MAX_ROWS, state.body.buffers[0])
             slots = state.all
-        self._run(self.logits_of, slots.from_row(start), n)
-        rows: Floats = slots.buffers[self.logits_of.output].array[:n]
+        rows: Floats = slots.buffers[output].array[:n]
+        if n == 1 and output:
+            rows = slots.lend(output, out).array
+        self._run(state, self.logits_of, slots.from_row(start), n)
+        if out is not None and rows is not out.array:
+            out.array[...] = rows
+            return out.array
         return rows
 
     def _run(
         self,
+        state: NativeState,
         part: _Part,
         slots: Any,
         n: int,
@@ -151,15 +172,15 @@ class NativeProgram:
         n_spans: int = 0,
     ) -> None:
         context, program = self._context.context, part.program
-        memory = self._context.scratch.memory
+        memory = state.scratch.memory
         status = lib.edb_program_run(context, program, ids, slots, n, spans, n_spans, *memory)
         if status:
             if status != lib.EDB_ERR_SCRATCH:
                 raise NativeError(f"a pass of {n} tokens: {status_text(status)}")
             # For full caches at once, so that a growing conversation asks only here.
             size = lib.edb_program_scratch_bytes(context, program, n, spans, n_spans)
-            self._context.scratch.grow(size)
-            self._run(part, slots, n, ids, spans, n_spans)
+            state.scratch.grow(size)
+            self._run(state, part, slots, n, ids, spans, n_spans)
 
 
 def _spans(spans: Sequence[Span]) -> Any:

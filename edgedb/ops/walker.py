@@ -101,9 +101,17 @@ class Walker:
         """Rows ``start`` to ``start + n`` of the residual stream through ``final``."""
         return self._ops.wrap(self._run(self.program.final, "", state.x[start : start + n]))
 
-    def logits(self, state: WalkerState, start: int, n: int) -> Floats:
+    def gather(self, state: WalkerState, rows: Sequence[int]) -> None:
+        """Move rows of the pass, in ascending order, to its beginning."""
+        state.x = state.x[list(rows)]
+
+    def logits(self, state: WalkerState, start: int, n: int, out: Buffer | None = None) -> Floats:
         """The same rows through ``final`` and ``head``, ``[n, vocabulary]``."""
-        return self._run(self.program.head, "", self.hidden(state, start, n).array)
+        found = self._run(self.program.head, "", self.hidden(state, start, n).array)
+        if out is None:
+            return found
+        out.array[...] = found
+        return out.array
 
     def _run(self, block: Block, prefix: str, x: Floats | None = None, **where: Any) -> Floats:
         found: dict[Value, Any] = {}

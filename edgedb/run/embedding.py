@@ -10,6 +10,8 @@ import numpy as np
 from ..errors import ContextFullError, EdgeDBError
 from ..ops.sequences import MAX_ROWS
 from .loaded import LoadedModel
+from .loop import Turn
+from .schedule import Place
 
 
 def embed(model: LoadedModel, texts: Sequence[str]) -> np.ndarray:
@@ -27,13 +29,16 @@ def embed(model: LoadedModel, texts: Sequence[str]) -> np.ndarray:
                 f"text {number} has {len(tokens)} tokens, more than the context of {model.context}"
             )
     out = np.empty((len(ids), model.config.hidden_size), np.float32)
-    cache = model.network.cache(model.context, model.kv_dtype)
-    state = model.network.state()
+    cache, place = model.network.cache(model.context, model.kv_dtype), Place()
     for row, tokens in zip(out, ids, strict=True):
         cache.truncate(0)
         total = np.zeros(model.config.hidden_size, np.float64)
-        for start in range(0, len(tokens), MAX_ROWS):
-            for hidden in model.network.hidden(tokens[start : start + MAX_ROWS], cache, state):
+        while (at := cache.length) < len(tokens):
+            part = tokens[at : at + MAX_ROWS]
+            turn = Turn(cache, part, "hidden", place, is_stream=False, most=MAX_ROWS)
+            model.loop.run(turn)
+            assert turn.result is not None, "it was asked for"
+            for hidden in turn.result:
                 total += hidden
         length = math.sqrt(math.fsum((total * total).tolist()))
         if not 0 < length < math.inf:

@@ -18,6 +18,7 @@ from ..model.network import Network
 from ..text.messages import Message
 from ..text.spec import TokenizerSpec
 from ..text.tokenizer import Tokenizer, load_tokenizer
+from .loop import Loop
 from .session_file import BEYOND
 
 _BOS = arguments.optional(arguments.flag)
@@ -63,6 +64,7 @@ class LoadedModel:
             whole = file.linears.get("head", file.linears["embedding"])
             assert not isinstance(whole, Experts)
             self.network.two_stage = TwoStageHead(whole, ops)
+        self.loop = Loop(self.network)
 
     @property
     def config(self) -> ModelConfig:
@@ -79,6 +81,11 @@ class LoadedModel:
         """Of all that the keys of a saved session depend on."""
         longer = self.config.plain_context < self.context
         return self.file.fingerprint + (BEYOND if longer else "")
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of what passes work in, for all sessions together."""
+        return int(self.loop.state.size_bytes)
 
     @property
     def tokenizer_spec(self) -> TokenizerSpec:

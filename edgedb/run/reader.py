@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,12 +10,19 @@ import numpy as np
 
 from ..errors import ContextFullError, EdgeDBError
 from ..model.head import Needed
+from ..model.network import Wanted
 from ..ops.selection import Floats, Ids
 from ..ops.sequences import MAX_ROWS
 from .loaded import LoadedModel
+from .loop import Turn
 from .pace import Pace
 from .request import Progress
+from .schedule import Place
 from .speculative import DEFAULT_LOOKUP, Ahead, Lookup
+
+
+def _none() -> None:
+    return None
 
 
 class Reader:
@@ -28,7 +35,9 @@ class Reader:
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
         self.cache = model.network.cache(model.context, model.kv_dtype)
-        self._state = model.network.state()
+        self._out = model.ops.buffer((1, model.config.vocab_size))
+        self._place = Place()
+        self._turn: Callable[[], Turn | None] = _none  # handed in, and maybe still under way
         self._ids = np.zeros(model.context, np.int32)
         self.length = 0  # tokens in _ids
         self._logits: Floats | None = None  # after the last token; None until it is read
@@ -45,10 +54,13 @@ class Reader:
     @property
     def size_bytes(self) -> int:
         """Bytes of memory once the context is full."""
-        return self.cache.size_bytes + self._state.size_bytes + self._ids.nbytes
+        return self.cache.size_bytes + self._out.array.nbytes + self._ids.nbytes
 
     def settle(self) -> None:
         """Forget what an interrupted use had begun; the tokens stay."""
+        turn = self._turn()
+        while turn is not None and not turn.is_done and not self.model.loop.withdraw(turn):
+            turn.wait(0.001)
         self.cache.truncate(self.length)
         self._lookup = self._ahead = None
 
@@ -111,9 +123,11 @@ class Reader:
             self.read()
         self.append(ids)
         out = np.empty((len(ids), self.model.config.vocab_size), np.float32)
-        for start, logits in self.model.network.passes(ids, self.cache, self._state, "all"):
-            assert logits is not None, "they were asked for"
-            out[start : start + len(logits)] = logits
+        start = 0
+        while start < len(ids):
+            turn = self._run(ids[start : start + MAX_ROWS], "all")
+            out[start : start + turn.n] = turn.result
+            start += turn.n
         if len(ids):
             self._logits, self._partial = out[-1].copy(), None
         return out
@@ -141,19 +155,45 @@ class Reader:
             if at == end - 1 and (self._take_guess() or self._read_with_guesses(wanted)):
                 break
             # How the tokens are cut into batches changes no bit of the result.
-            n = min(end - at, MAX_ROWS if cancelled is None else self._pace.batch)
-            started = time.perf_counter()
-            logits = self.model.network.forward(
+            most = MAX_ROWS if cancelled is None else self._pace.batch
+            n = min(end - at, most)
+            turn = self._run(
                 self._ids[at : at + n].tolist(),
-                self.cache,
-                self._state,
-                logits=(wanted or "last") if at + n == end else None,
+                (wanted or "last") if at + n == end else None,
+                most=most,
+                cancelled=cancelled,
+                is_stream=at == end - 1,
             )
-            self._logits, self._partial = logits, wanted
-            self._pace.measured(n, time.perf_counter() - started)
+            if turn.is_withdrawn:
+                continue
+            self._logits, self._partial = turn.result, wanted
+            self._pace.measured(turn.rows, turn.seconds)
             if progress is not None:
                 progress(self.cache.length - start, end - start)
         return self._logits
+
+    def _run(
+        self,
+        tokens: Sequence[int],
+        wanted: Wanted,
+        *,
+        most: int = MAX_ROWS,
+        cancelled: Callable[[], bool] | None = None,
+        is_stream: bool = False,
+    ) -> Turn:
+        """Have the loop read ``tokens``, or the first of them; or none, after a cancel."""
+        turn = Turn(
+            self.cache,
+            tokens,
+            wanted,
+            self._place,
+            is_stream=is_stream,
+            most=most,
+            out=self._out,
+        )
+        self._turn = weakref.ref(turn)
+        self.model.loop.run(turn, cancelled)
+        return turn
 
     @contextmanager
     def guessing(self, most: int | None) -> Iterator[Lookup | None]:
@@ -165,6 +205,7 @@ class Reader:
             yield self._lookup
         finally:
             self._lookup = self._ahead = None
+            self.model.loop.leave(self._place)
 
     def _read_with_guesses(self, wanted: Needed | None) -> bool:
         """Read the last token and, in the same pass, guesses of those behind it."""
@@ -174,12 +215,10 @@ class Reader:
         room = min(MAX_ROWS - 1, self.cache.capacity - self.length)
         guesses = self._lookup.draft(self.ids, room)
         batch = [int(self._ids[at]), *guesses]
-        started = time.perf_counter()
-        logits = self.model.network.forward(
-            batch, self.cache, self._state, logits="all" if guesses else wanted or "last"
-        )
+        turn = self._run(batch, "all" if guesses else wanted or "last", is_stream=True)
+        logits = turn.result
         assert logits is not None, "they were asked for"
-        self._lookup.measured(len(guesses), time.perf_counter() - started)
+        self._lookup.measured(len(guesses), turn.seconds)
         if guesses:
             self.cache.truncate(at + 1)  # what follows stays in its place until it is taken
             self._ahead = Ahead(guesses, logits[1:])

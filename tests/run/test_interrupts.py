@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import edgedb
 from edgedb.run.speculative import Lookup, find_continuation
 
 PACKAGE = Path(edgedb.__file__).parent
-FILES = ("session.py", "reader.py", "kvcache.py", "speculative.py", "network.py")
+FILES = ("session.py", "reader.py", "kvcache.py", "speculative.py", "network.py", "loop.py")
 PROMPT = [5, 9, 40, 17, 23, 8, 60, 61, 62, 5, 9, 40, 17]
 
 
@@ -32,7 +33,9 @@ class Lines:
         return self._line if ours or path.name == "contextlib.py" else None
 
     def _line(self, frame: FrameType, event: str, arg: Any) -> Any:
-        if event in ("line", "return"):
+        # Python looks for signals behind a call, so never between a lock of C's and its `with`.
+        source = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        if event in ("line", "return") and not source.lstrip().startswith("with gate.lock"):
             self.seen.append((frame.f_code.co_filename, frame.f_lineno, event))
             if len(self.seen) - 1 == self._at:
                 raise KeyboardInterrupt

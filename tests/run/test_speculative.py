@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import edgedb
 from edgedb import EdgeDBError
+from edgedb.model.network import Reading
 from edgedb.ops import library
 from edgedb.run.speculative import Lookup, find_continuation
 
@@ -32,13 +33,13 @@ def model(tiny_model: Path) -> edgedb.Model:
 def passes(model: edgedb.Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the forward passes; a guess never seems to cost anything."""
     seen: list[int] = []
-    forward = type(model.network).forward
+    read = type(model.network).read
 
-    def counted(self: Any, tokens: list[int], *arguments: Any, **options: Any) -> Any:
-        seen.append(len(tokens))
-        return forward(self, tokens, *arguments, **options)
+    def counted(self: Any, readings: list[Reading], state: Any) -> Any:
+        seen.append(sum(len(reading.tokens) for reading in readings))
+        return read(self, readings, state)
 
-    monkeypatch.setattr(type(model.network), "forward", counted)
+    monkeypatch.setattr(type(model.network), "read", counted)
     measured = Lookup.measured
     monkeypatch.setattr(Lookup, "measured", lambda self, n, seconds: measured(self, n, 1e-9))
     return seen

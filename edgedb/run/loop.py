@@ -1,0 +1,257 @@
+"""The engine's loop: sessions of any threads hand in what they want read, one thread computes.
+
+There is no thread of its own. Whoever hands in a turn while nobody computes becomes the leader: it
+takes what waits, runs passes until its own turn is done, and leaves the lead to another one that
+waits. So a stream that is alone calls the network as if nobody else could come, and nothing has to
+be woken, stopped or started again around a fork or the end of the process.
+
+Whatever may be interrupted is: a leader that Ctrl-C takes away has its turns done again by the next
+one, with the same bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..gate import gate
+from ..model.kvcache import KVCache
+from ..model.network import Network, Reading, Wanted
+from ..ops.buffer import Buffer
+from .schedule import Place, Times, plan
+
+# How often who waits looks whether it should do something else: lead, or be cancelled.
+_LOOK_SECONDS = 0.04
+# Streams that come back within this share of a pass go into the next one together.
+_GATHER_SHARE, _GATHER_LEAST = 0.1, 0.0005
+
+
+class Turn:
+    """What one sequence wants of a pass, and what it got."""
+
+    def __init__(
+        self,
+        cache: KVCache,
+        tokens: Sequence[int],
+        wanted: Wanted,
+        place: Place,
+        *,
+        is_stream: bool,
+        most: int,
+        out: Buffer | None = None,
+    ) -> None:
+        """``wanted`` of the last of ``tokens``; ``out`` float32 ``[1, vocab]`` takes its logits.
+        ``is_stream`` and ``most``: see ``schedule.Waiting``."""
+        self.cache, self.tokens, self.wanted, self.place = cache, tokens, wanted, place
+        self.is_stream, self.most, self.out = is_stream, most, out
+        self.start = cache.length
+        self.n = 0  # tokens that were read
+        self.result: np.ndarray | None = None
+        self.rows, self.seconds = 0, 0.0  # of the whole pass
+        self.error: Exception | None = None
+        self.is_done = self.is_withdrawn = False
+        self._thread = threading.get_ident()
+        self._bell = threading.Lock()
+        self._bell.acquire(blocking=False)
+
+    def reading(self, n: int) -> Reading:
+        """What a pass is told of it, if that reads ``n`` of its tokens."""
+        whole = Reading(self.cache, self.tokens, self.wanted, self.out)
+        if n == len(self.tokens):
+            return whole
+        return whole._replace(tokens=self.tokens[:n], wanted=self.wanted if whole.of_each else None)
+
+    def wait(self, seconds: float) -> None:
+        """Until ``ring``, or so long."""
+        self._bell.acquire(timeout=seconds)
+
+    def ring(self) -> None:
+        """End its ``wait``, or the next one."""
+        with contextlib.suppress(RuntimeError):  # it has rung already
+            self._bell.release()
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether the calling thread handed it in."""
+        return self._thread == threading.get_ident()
+
+
+class _Lead:
+    """The right to compute: it lasts as long as this is alive."""
+
+    __slots__ = ("__weakref__", "thread", "turn")
+
+    def __init__(self, turn: Turn) -> None:
+        self.turn, self.thread = turn, threading.get_ident()
+
+
+class Loop:
+    """Computes turns of many threads. ``state`` is the scratch of whatever pass is running."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self.state = network.state()
+        self._times = Times()
+        self._waiting: list[weakref.ref[Turn]] = []  # in order of arrival
+        self._computing: list[weakref.ref[Turn]] = []
+        self._absent: weakref.WeakSet[Place] = weakref.WeakSet()  # streams that will come back
+        self._last_seconds = 0.0
+        self._leader: Callable[[], _Lead | None] = _nobody
+        self._lock = threading.Lock()
+        _alive.add(self)
+
+    def run(self, turn: Turn, cancelled: Callable[[], bool] | None = None) -> None:
+        """Returns when ``turn`` is done; or withdrawn, if it was ``cancelled`` while it waited.
+
+        Raises what the pass raised.
+        """
+        lead = self._hand_in(turn)
+        try:
+            if lead is not None:
+                self._compute(turn, lead)
+            while not turn.is_done:
+                if cancelled is not None and cancelled() and self.withdraw(turn):
+                    break
+                if lead is None:
+                    turn.wait(_LOOK_SECONDS)
+                lead = self._hand_in(turn, lead)
+                if lead is not None:
+                    self._compute(turn, lead)
+        finally:
+            led, lead = lead is not None, None
+        if led:
+            self._hand_over()
+        if turn.error is not None:
+            raise turn.error
+
+    def withdraw(self, turn: Turn) -> bool:
+        """Take back ``turn`` unless it is being computed."""
+        with gate.lock, self._lock:
+            if any(one() is turn for one in self._computing) and self._leader() is not None:
+                return False
+            turn.is_withdrawn = True
+            self._waiting = [one for one in self._waiting if one() is not turn]
+            return True
+
+    def leave(self, place: Place) -> None:
+        """Nobody waits for this one any longer."""
+        with gate.lock, self._lock:
+            self._absent.discard(place)
+            self._call_leader()
+
+    def _hand_in(self, turn: Turn, lead: _Lead | None = None) -> _Lead | None:
+        """Have ``turn`` wait, if it does not yet; the lead, if it has it or nobody else has."""
+        with gate.lock, self._lock:
+            self._absent.discard(turn.place)
+            leader = self._leader()
+            if leader is not None and leader is lead:
+                return lead
+            if leader is not None and leader.thread == threading.get_ident():
+                leader = None  # interrupted, and something still holds what is left of it
+            if leader is None and self._computing:  # who computed was interrupted: again
+                self._waiting, self._computing = [*self._computing, *self._waiting], []
+            both = (*self._waiting, *self._computing)
+            if not any(one() is turn for one in both):
+                self._waiting.append(weakref.ref(turn))
+            if leader is not None:
+                self._call_leader()
+                return None
+            lead = _Lead(turn)
+            self._leader = weakref.ref(lead)
+            return lead
+
+    def _call_leader(self) -> None:
+        """The last one that it waits for is there."""
+        if not self._absent and (leader := self._leader()) is not None:
+            leader.turn.ring()
+
+    def _hand_over(self) -> None:
+        with gate.lock, self._lock:
+            for one in self._waiting:
+                if (turn := one()) is not None:
+                    turn.ring()
+                    return
+
+    def _compute(self, own: Turn, lead: _Lead) -> None:
+        """One pass over what waits."""
+        if self._absent:
+            own.wait(max(_GATHER_LEAST, _GATHER_SHARE * self._last_seconds))
+        with gate.lock, self._lock:
+            self._absent.clear()
+            waiting = (one() for one in self._waiting)
+            turns = [t for t in waiting if t and not (t.is_done or t.is_withdrawn)]
+            chosen = [(turns[i], n) for i, n in plan(turns, self._times)]
+            picked = {id(turn) for turn, _ in chosen}
+            self._computing = [weakref.ref(turn) for turn, _ in chosen]
+            self._waiting = [weakref.ref(turn) for turn in turns if id(turn) not in picked]
+        chosen = [(turn, n) for turn, n in chosen if self._is_ready(turn, n)]
+        readings = [turn.reading(n) for turn, n in chosen]
+        rows = sum(n for _, n in chosen)
+        error: Exception | None = None
+        results: list[np.ndarray | None] = [None] * len(chosen)
+        started = time.perf_counter()
+        try:
+            if readings:
+                results = self._network.read(readings, self.state)
+            if len(results) == 1 and results[0] is not None and readings[0].of_each:
+                results = [results[0].copy()]  # it is the state's own
+        except Exception as caught:
+            error = caught
+        seconds = time.perf_counter() - started
+        with gate.lock, self._lock:
+            if self._leader() is not lead:
+                return  # a signal handler came between and did it all
+            if readings and error is None:
+                self._times.measured(rows, seconds)
+                self._last_seconds = seconds
+            for (turn, n), result in zip(chosen, results, strict=True):
+                turn.n, turn.result, turn.rows, turn.seconds = n, result, rows, seconds
+                turn.error = error
+                self._absent.add(turn.place)
+                turn.is_done = True
+                if turn is not own:
+                    turn.ring()
+            self._computing = []
+
+    def _is_ready(self, turn: Turn, n: int) -> bool:
+        """Whether there is memory for ``n`` tokens; if not, that is for ``turn`` alone."""
+        try:
+            turn.cache.truncate(turn.start)  # where another leader had begun
+            turn.cache.reserve(n)
+        except Exception as error:
+            turn.error, turn.is_done = error, True
+            turn.ring()
+            return False
+        return True
+
+    def _restart(self) -> None:
+        """In a forked child: of other threads' turns nothing will come."""
+        self._lock = threading.Lock()
+        self._absent = weakref.WeakSet()
+        leader = self._leader()
+        if leader is None or leader.thread != threading.get_ident():
+            self._leader = _nobody
+            mine = [one for one in (*self._computing, *self._waiting) if (t := one()) and t.is_mine]
+            self._waiting, self._computing = mine, []
+
+
+def _nobody() -> None:
+    return None
+
+
+_alive: weakref.WeakSet[Loop] = weakref.WeakSet()
+
+
+def _restart_all() -> None:
+    for loop in list(_alive):
+        loop._restart()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_restart_all)

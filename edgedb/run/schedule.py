@@ -1,0 +1,120 @@
+"""Who reads how much in the next pass: streams first, prompts share what is left.
+
+A pass takes longer the more rows it has. How long is measured, and prompts get so many rows that
+no stream's token takes more than ``SLOWEST`` times as long as without them. Among prompts it goes
+round: each may read ``QUANTUM`` tokens before the next one's turn comes (deficit round robin).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from ..ops.sequences import MAX_ROWS
+
+SLOWEST = 2.0  # times as long as without prompts
+QUANTUM = 32  # tokens of a prompt, before another one's come
+_FORGET = 0.3  # weight of a new measurement
+_OLD = 32  # passes after which the streams' own time is measured again
+
+
+class Place:
+    """What the scheduler knows of a sequence from one of its turns to the next."""
+
+    __slots__ = ("__weakref__", "deficit")
+
+    def __init__(self) -> None:
+        self.deficit = 0  # tokens that it may read before it is another one's turn
+
+
+class Waiting(Protocol):
+    """Who waits to be read."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """To be read next: of a stream all at once, of a prompt as many as fit."""
+
+    @property
+    def is_stream(self) -> bool: ...
+
+    @property
+    def most(self) -> int:
+        """Rows that a pass may have with it, if it is a prompt: it wants to be asked in between."""
+
+    @property
+    def place(self) -> Place: ...
+
+
+class Times:
+    """How long passes take, by their rows."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+        self._measured_at: dict[int, int] = {}
+        self._passes = 0
+
+    def measured(self, rows: int, seconds: float) -> None:
+        """A pass of ``rows`` took so long."""
+        old = self._seconds.get(rows, seconds)
+        self._seconds[rows] = old + _FORGET * (seconds - old)
+        self._measured_at[rows] = self._passes
+        self._passes += 1
+
+    def expected(self, rows: int) -> float:
+        """Seconds of a pass: between what was measured in a straight line, beyond as if every row
+        took the same time. 0 before anything was measured."""
+        known = self._seconds
+        if rows in known or not known:
+            return known.get(rows, 0.0)
+        below = max((n for n in known if n < rows), default=None)
+        above = min((n for n in known if n > rows), default=None)
+        if below is None or above is None:
+            nearest = above if below is None else below
+            assert nearest is not None, "something was measured"
+            return known[nearest] * (rows / nearest if below is not None else 1.0)
+        share = (rows - below) / (above - below)
+        return known[below] + share * (known[above] - known[below])
+
+    def room(self, streams: int, most: int) -> int:
+        """Rows, up to ``most``, that may come to those of ``streams``; 0 where the streams' own
+        time is not known well enough: then it is measured first."""
+        if not streams:
+            return most
+        if self._passes - self._measured_at.get(streams, -_OLD) >= _OLD:
+            return 0
+        limit = SLOWEST * self.expected(streams)
+        fits: Callable[[int], bool] = lambda n: self.expected(streams + n) <= limit  # noqa: E731
+        return max(1, next((n for n in range(most, 0, -1) if fits(n)), 1)) if most else 0
+
+
+def plan(waiting: Sequence[Waiting], times: Times) -> list[tuple[int, int]]:
+    """The next pass, at most ``MAX_ROWS``: which of ``waiting``, in order of arrival, and how many
+    of its tokens. Never empty; deficits are brought forward."""
+    chosen: list[tuple[int, int]] = []
+    rows = 0
+    for i, one in enumerate(waiting):
+        if one.is_stream and rows + len(one.tokens) <= MAX_ROWS:
+            chosen.append((i, len(one.tokens)))
+            rows += len(one.tokens)
+    prompts = [i for i, one in enumerate(waiting) if not one.is_stream]
+    if not prompts:
+        return chosen
+    most = min(MAX_ROWS - rows, *(waiting[i].most for i in prompts), MAX_ROWS)
+    room = times.room(rows, most)
+    taken = dict.fromkeys(prompts, 0)
+    # Who has a deficit left was interrupted in its turn and goes on with it.
+    queue = sorted(prompts, key=lambda i: waiting[i].place.deficit <= 0)
+    while room > 0 and queue:
+        i = queue.pop(0)
+        place, left = waiting[i].place, len(waiting[i].tokens) - taken[i]
+        if place.deficit <= 0:
+            place.deficit = QUANTUM
+        n = min(room, left, place.deficit)
+        taken[i] += n
+        place.deficit -= n
+        room -= n
+        if n == left:
+            place.deficit = 0
+        else:
+            queue.append(i)
+    return chosen + [(i, n) for i, n in taken.items() if n]
