@@ -151,6 +151,7 @@ def model_info(info: dict[str, Any]) -> None:
     _table(
         [
             ("model", f"{config['model_type']}, {info['parameters'] / 1e6:,.1f}M parameters"),
+            ("family", info["description"]),
             ("layers", f"{config['n_layers']}"),
             ("hidden", f"{config['hidden_size']}, feed-forward {config['intermediate_size']}"),
             (
@@ -159,7 +160,6 @@ def model_info(info: dict[str, Any]) -> None:
             ),
             ("vocabulary", f"{config['vocab_size']:,} ({info['tokenizer']['kind']})"),
             ("context", f"{config['max_position_embeddings']:,} tokens, {rope}"),
-            *([("features", _features(config))] if config.get("features") else []),
             ("chat template", "yes" if info["tokenizer"]["chat_template"] else "no"),
             ("bits a weight", f"{bits['linear']:.2f} linear layers, {bits['file']:.2f} whole file"),
         ]
@@ -188,17 +188,6 @@ def model_info(info: dict[str, Any]) -> None:
 
 def _zeros(row: dict[str, Any]) -> list[str]:
     return [f"{b} {row[b]:.1%}" for b in ("b1", "b2") if row[b] is not None]
-
-
-def _features(config: dict[str, Any]) -> str:
-    """What a model has beside Llama."""
-    features = config["features"]
-    words = [name.replace("_", " ") for name, value in features.items() if value is True]
-    if window := features.get("sliding_window"):
-        layers = features.get("windowed_layers")
-        of = "every layer" if layers is None else f"{len(layers)} of {config['n_layers']} layers"
-        words.append(f"a window of {window:,} tokens in {of}")
-    return ", ".join(words)
 
 
 def runtime_info(info: dict[str, Any]) -> None:

@@ -10,20 +10,21 @@ import numpy as np
 from ..format.packing import split_blocks
 from ..format.tensors import Experts, LinearTensor, PairTensor, Weight, kind_text
 from .dbb import DbbFile
+from .description import describe
 from .families import program_of
 
 
 def summarize(file: DbbFile) -> dict[str, Any]:
     """Describe ``file``; reads every plane once to count its bits.
 
-    Keys: ``path``; ``size_bytes``; ``parameters``; ``config``; ``quantization`` (provenance, as the
-    exporter wrote it); ``tokenizer`` (without its file); ``bits_per_weight`` of the ``linear``
-    layers (embedding and head apart) and of the whole ``file``; ``bytes`` of ``linear``,
-    ``embedding``, ``head``, ``positions`` (where they are learned), ``norms``, ``tokenizer`` and
-    ``other`` (header, filler), which add up to the file; ``kinds`` (how many matrices are stored
-    how); ``plan`` (planes or kind of every matrix by name); ``sparsity``, for every pair the share
-    of zero bits in planes ``b1`` and ``b2`` (None: all have half a pair there) and the ``weights``
-    that have such a pair.
+    Keys: ``path``; ``size_bytes``; ``parameters``; ``config``; ``description`` (its pass in words);
+    ``quantization`` (provenance, as the exporter wrote it); ``tokenizer`` (without its file);
+    ``bits_per_weight`` of the ``linear`` layers (embedding and head apart) and of the whole
+    ``file``; ``bytes`` of ``linear``, ``embedding``, ``head``, ``positions`` (where they are
+    learned), ``norms``, ``tokenizer`` and ``other`` (header, filler), which add up to the file;
+    ``kinds`` (how many matrices are stored how); ``plan`` (planes or kind of every matrix by name);
+    ``sparsity``, for every pair the share of zero bits in planes ``b1`` and ``b2`` (None: all have
+    half a pair there) and the ``weights`` that have such a pair.
     """
     layers = {k: v for k, v in file.linears.items() if k.startswith("layers.")}
     positions = file.linears.get("positions")
@@ -45,6 +46,7 @@ def summarize(file: DbbFile) -> dict[str, Any]:
         "size_bytes": file.size_bytes,
         "parameters": parameters,
         "config": file.config.to_dict(),
+        "description": describe(file.config),
         "bits_per_weight": {
             "linear": 8 * part_bytes["linear"] / n_linear,
             "file": 8 * file.size_bytes / parameters,
