@@ -130,6 +130,12 @@ _GGUF_NAMES_OF = {
         "post_attention_layernorm": "post_attention_norm",
         "post_feedforward_layernorm": "post_ffw_norm",
     },
+    "gpt_oss": {
+        **_GGUF_EXPERTS,
+        "mlp.router": "ffn_gate_inp",
+        "post_attention_layernorm": "post_attention_norm",
+        "self_attn.sinks": "attn_sinks",
+    },
     "mixtral": {
         "block_sparse_moe.gate": "ffn_gate_inp",
         "block_sparse_moe.experts.w1": "ffn_gate_exps",
@@ -201,10 +207,25 @@ def interleave(weight: np.ndarray, head_dim: int) -> np.ndarray:
 
 
 def stacked(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same with the tensors of a layer's experts as one, ``experts.3.w1`` as ``experts.w1``."""
+    """The same with the tensors of a layer's experts as one, ``experts.3.w1`` as ``experts.w1``;
+    those of gpt-oss by rows, gate and up apart."""
     experts: dict[str, dict[int, np.ndarray]] = {}
     found = {}
     for name, tensor in tensors.items():
+        kind = "bias" if name.endswith("_bias") else "weight"
+        rows = tensor.swapaxes(1, 2) if tensor.ndim == 3 else tensor
+        if re.search(r"experts\.gate_up_proj", name):
+            block = name[: name.index("gate_up")]
+            found[f"{block}gate_proj.{kind}"] = np.ascontiguousarray(rows[:, ::2])
+            found[f"{block}up_proj.{kind}"] = np.ascontiguousarray(rows[:, 1::2])
+            continue
+        if re.search(r"experts\.down_proj(_bias)?$", name):
+            block = name[: name.index("down_proj")]
+            found[f"{block}down_proj.{kind}"] = np.ascontiguousarray(rows)
+            continue
+        if name.endswith(".sinks"):
+            found[f"{name}.weight"] = tensor
+            continue
         block, expert, rest = re.fullmatch(r"(.*\.experts\.)?(?:(\d+)\.)?(.*)", name).groups("")  # type: ignore[union-attr]
         if block and expert:
             experts.setdefault(block + rest, {})[int(expert)] = tensor

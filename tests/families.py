@@ -16,6 +16,7 @@ from edgedb.model.families import FAMILIES
 # folder -> variants that are supported
 SUPPORTED: dict[str, tuple[str, ...]] = {
     "gpt2": (),
+    "gpt_oss": ("v4",),
     "granite": ("v4",),
     "llama": ("v4", "linear", "yarn"),
     "llama_bias": ("v4",),
@@ -34,6 +35,7 @@ SUPPORTED: dict[str, tuple[str, ...]] = {
 NOT_IN_GGUF = {("qwen2", "window")}
 # Where GGUF cannot say what a folder has: settings that it can.
 IN_GGUF: dict[str, dict[str, Any]] = {
+    "gpt_oss": {"swiglu_limit": 7.0},
     "smollm3": {"no_rope_layers": None, "no_rope_layer_interval": 4},
 }
 # Families from before Llama, of which GGUF says less; matrices of GPT-2 that are stored transposed.
@@ -102,6 +104,8 @@ def write_family_gguf(folder: Path, path: Path) -> Path:
         writer.add_expert_used_count(config["num_experts_per_tok"])
         if "moe_intermediate_size" in config:
             writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    if config["model_type"] == "gpt_oss":
+        writer.add_sliding_window(config["sliding_window"])
     moved = FAMILIES[config["model_type"]].interleaved
     for name, tensor in stacked(load_file(folder / "model.safetensors")).items():
         if (moved and ".q_proj." in name) or (moved and ".k_proj." in name):

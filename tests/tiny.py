@@ -18,6 +18,13 @@ _EXPERTS = {"n_experts": 5, "experts_per_token": 2, "expert_size": 36}
 # One of each family, with everything that its program may have: what differs from a plain Llama.
 FAMILY_CHANGES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_kv_heads": 4, "activation": "gelu"},
+    "gpt_oss": {
+        **_EXPERTS,
+        "normalized_shares": True,
+        "gate_limit": 0.5,
+        "sliding_window": 5,
+        "windowed_layers": (0,),
+    },
     "granite": {},
     "llama": {
         "attention_bias": True,

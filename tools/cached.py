@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .decoder import Decoder, in_type
-from .interpreter import Attend, Turns
+from .interpreter import Attend, Turns, softmax_beside
 
 
 class CachedPass:
@@ -75,11 +75,13 @@ def _attend(
     v: Tensor,
     scale: float,
     window: int | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     """Of one token of each sequence; ``unseen`` says which of ``places`` are none of its keys."""
     keys.index_copy_(2, position, k.transpose(1, 2))
     values.index_copy_(2, position, v.transpose(1, 2))
     n, _, n_kv_heads, head_dim = k.shape
     scores = q.reshape(n, n_kv_heads, -1, head_dim) @ keys[:, :, places].transpose(-1, -2) * scale
-    weights = scores.masked_fill(unseen, -torch.inf).softmax(-1, dtype=torch.float32)
+    scores = scores.masked_fill(unseen, -torch.inf)
+    weights = softmax_beside(scores.flatten(1, 2)[:, :, None], sinks).view_as(scores)
     return (weights.to(q.dtype) @ values[:, :, places]).reshape(q.shape)

@@ -31,8 +31,17 @@ class Turns(NamedTuple):
 class Attend(Protocol):
     """How ``attention`` is interpreted: over whole sequences, or with a cache."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
-        """q ``[batch, tokens, n_heads, head_dim]``, k and v with ``n_kv_heads``; as q."""
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        window: int | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """q ``[batch, tokens, n_heads, head_dim]``, k and v with ``n_kv_heads``; as q. sinks:
+        ``[n_heads]``, scores of keys whose values are zero."""
 
 
 class Step(NamedTuple):
@@ -148,7 +157,13 @@ def _rope(own: Mapping[str, Any], where: Where, x: Tensor) -> Tensor:
 
 def _attention(own: Mapping[str, Any], where: Where, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (x.to(v.dtype).unflatten(-1, (-1, own["head_dim"])) for x in (q, k, v))
-    return where.attend(q, k, v, own["scale"], own["window"]).flatten(-2)
+    sinks = None if own["sinks"] is None else where.weights[own["sinks"]]
+    return where.attend(q, k, v, own["scale"], own["window"], sinks).flatten(-2)
+
+
+def _clamped_gate(own: Mapping[str, Any], where: Where, gate: Tensor, up: Tensor) -> Tensor:
+    gate, up = gate.clamp(max=own["limit"]), up.clamp(-own["limit"], own["limit"])
+    return gate * torch.sigmoid(own["alpha"] * gate) * (up + 1)
 
 
 def _route(own: Mapping[str, Any], where: Where, logits: Tensor) -> Tensor:
@@ -202,13 +217,16 @@ OPERATIONS: Mapping[str, Callable[..., Tensor]] = {
     "relu": _relu,
     "rope": _rope,
     "attention": _attention,
+    "clamped_gate": _clamped_gate,
     "route": _route,
     "experts": _experts,
     "mix": _mix,
 }
 
 
-def whole_sequences(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+def whole_sequences(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, sinks: Tensor | None = None
+) -> Tensor:
     """Each query sees the keys of its own sequence up to its own, at most ``window`` of them."""
     n, shared = q.shape[1], q.shape[2] // k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -218,8 +236,20 @@ def whole_sequences(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int |
         places = torch.arange(n, device=q.device)
         distance = places[:, None] - places
         seen = (distance >= 0) & (distance < window)
+    if sinks is not None:
+        seen = q.new_ones(n, n, dtype=torch.bool).tril() if seen is None else seen
+        scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~seen, -torch.inf)
+        return (softmax_beside(scores, sinks).to(v.dtype) @ v).transpose(1, 2)
     out = F.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None, scale=scale)
     return out.transpose(1, 2)
+
+
+def softmax_beside(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """Of ``scores [batch, n_heads, queries, keys]`` beside a sink for each head, float32."""
+    if sinks is None:
+        return scores.softmax(-1, dtype=torch.float32)
+    beside = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+    return torch.cat((scores, beside), dim=-1).softmax(-1, dtype=torch.float32)[..., :-1]
 
 
 @lru_cache(maxsize=8)

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ops import experts
-from ..ops.functions import SLOPES
+from ..ops.functions import SLOPES, clamped_gate_slopes
 from ..ops.program import ACTIVATIONS, Block, Value
-from .forward import Float32Program, attention_weights, softmax
+from .forward import Float32Program, attention_weights, sinks_of, softmax
 
 Float32 = NDArray[np.float32]
 
@@ -98,8 +98,12 @@ class Adjoint:
             heads = g.reshape(*g.shape[:2], value["heads"], -1)
             return [self.forward.turned(heads, value["table"], back=True).reshape(g.shape)]
         if op == "attention":
-            rows = [_attention(value, *row) for row in zip(*args, g, strict=True)]
+            sinks = sinks_of(value, vectors)
+            rows = [_attention(value, sinks, *row) for row in zip(*args, g, strict=True)]
             return [np.stack(part) for part in zip(*rows, strict=True)]
+        if op == "clamped_gate":
+            slopes = clamped_gate_slopes(args[0], args[1], value["alpha"], value["limit"])
+            return [g * slope for slope in slopes]
         if op == "route":
             return [_route(value, args[0], g)]
         if op == "mix":
@@ -125,7 +129,7 @@ def _rms_norm(value: Value, x: Float32, g: Float32, weight: Float32) -> Float32:
 
 
 def _attention(
-    value: Value, q: Float32, k: Float32, v: Float32, g: Float32
+    value: Value, sinks: Float32 | None, q: Float32, k: Float32, v: Float32, g: Float32
 ) -> tuple[Float32, Float32, Float32]:
     """Of one sequence ``[tokens, width]``, one key/value head at a time, as the pass itself."""
     n, dim = len(q), value["head_dim"]
@@ -133,7 +137,7 @@ def _attention(
     queries, mixed = (x.reshape(n, value["n_kv_heads"], -1, dim) for x in (q, g))
     keys, values = (x.reshape(n, -1, dim) for x in (k, v))
     out = [np.empty_like(x) for x in (queries, keys, values)]
-    for head, weights in enumerate(attention_weights(value, q, k)):  # [queries a head, n, n]
+    for head, weights in enumerate(attention_weights(value, q, k, sinks)):  # [queries a head, n, n]
         gradient = mixed[:, head].swapaxes(0, 1)
         out[2][:, head] = np.einsum("hij,hid->jd", weights, gradient, optimize=True)
         scores = gradient @ values[:, head].T

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..model.rope import RopeTables
 from ..ops import experts
-from ..ops.functions import FUNCTIONS
+from ..ops.functions import FUNCTIONS, clamped_gate
 from ..ops.program import ACTIVATIONS, Block, Program, RopeTable, Value
 
 Float32 = NDArray[np.float32]
@@ -173,7 +173,10 @@ class Float32Program:
             heads = args[0].reshape(*args[0].shape[:2], value["heads"], -1)
             return self.turned(heads, value["table"]).reshape(args[0].shape)
         if op == "attention":
-            return np.stack([_attention(value, *rows) for rows in zip(*args, strict=True)])
+            sinks = sinks_of(value, vectors)
+            return np.stack([_attention(value, sinks, *rows) for rows in zip(*args, strict=True)])
+        if op == "clamped_gate":
+            return clamped_gate(args[0], args[1], value["alpha"], value["limit"])
         if op == "route":
             return experts.route(args[0], value["chosen"], value["normalized"])
         if op in ("experts", "mix"):
@@ -278,19 +281,26 @@ def layer_norm(x: Float32, weight: Float32, shift: Float32 | np.float32, eps: fl
     return centered / np.sqrt(variance + np.float32(eps)) * weight + shift
 
 
-def _attention(value: Value, q: Float32, k: Float32, v: Float32) -> Float32:
+def sinks_of(value: Value, vectors: Mapping[str, Float32]) -> Float32 | None:
+    """The scores of an attention's sinks, ``[n_heads]``."""
+    return None if value["sinks"] is None else vectors[value["sinks"]]
+
+
+def _attention(value: Value, sinks: Float32 | None, q: Float32, k: Float32, v: Float32) -> Float32:
     """Of one sequence ``[tokens, width]``, one key/value head at a time."""
     n, dim = len(q), value["head_dim"]
     values = v.reshape(n, -1, dim)
     mixed = np.empty(
         (n, value["n_kv_heads"], value["n_heads"] // value["n_kv_heads"], dim), q.dtype
     )
-    for head, weights in enumerate(attention_weights(value, q, k)):
+    for head, weights in enumerate(attention_weights(value, q, k, sinks)):
         mixed[:, head] = (weights @ values[:, head]).swapaxes(0, 1)
     return mixed.reshape(n, -1)
 
 
-def attention_weights(value: Value, q: Float32, k: Float32) -> Iterator[Float32]:
+def attention_weights(
+    value: Value, q: Float32, k: Float32, sinks: Float32 | None
+) -> Iterator[Float32]:
     """What each query makes of each key, ``[queries a head, tokens, tokens]`` for every key/value
     head in turn."""
     n, dim = len(q), value["head_dim"]
@@ -302,7 +312,12 @@ def attention_weights(value: Value, q: Float32, k: Float32) -> Iterator[Float32]
     for head, group in enumerate(np.ascontiguousarray(queries)):
         scores = group @ (keys[head].T * np.float32(value["scale"]))
         scores += unseen
-        yield softmax(scores)
+        if sinks is None:
+            yield softmax(scores)
+            continue
+        beside = sinks.reshape(value["n_kv_heads"], -1)[head][:, None, None]
+        beside = np.broadcast_to(beside, (*scores.shape[:-1], 1))
+        yield softmax(np.concatenate([scores, beside], axis=-1))[..., :-1]
 
 
 def softmax(scores: Float32) -> Float32:

@@ -235,12 +235,9 @@ ROPE_KEYS = {
         honoured=_ROPE.honoured
         | names(
             "attention_factor beta_fast beta_slow factor mscale mscale_all_dim "
-            "original_max_position_embeddings"
+            "original_max_position_embeddings truncate"
         ),
-        refused={
-            **_ROPE.refused,
-            "truncate": needs("a rotary scaling that is not cut to whole channels", only(True)),
-        },
+        refused=_ROPE.refused,
         harmless=names("finetuned"),
     ),
     "longrope": Keys(

@@ -95,6 +95,7 @@ def _yarn(settings: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, Any
         "beta_fast": rope.get("beta_fast", 32.0),
         "beta_slow": rope.get("beta_slow", 1.0),
         "original_max_position_embeddings": original_context(settings, rope),
+        "truncate": rope.get("truncate", True),
     }
     if "attention_factor" in rope:
         return {**values, "attention_factor": rope["attention_factor"]}

@@ -49,6 +49,7 @@ _OF_TYPES = {
     "attention_factor": ("yarn", "longrope"),
     "short_factors": ("longrope",),
     "long_factors": ("longrope",),
+    "truncate": ("yarn",),
 }
 _GROWTH_BOUNDS = {"beta": (0.0, 1e3), "every": (1, 1 << 24)}
 # Those of the C library; the largest published models have 512 experts and take 22 a token.
@@ -77,10 +78,13 @@ class RopeScaling:
     attention_factor: float = 1.0  # what cosines and sines are multiplied by
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
+    truncate: bool = True  # yarn's bounds are whole channels
 
     def to_dict(self) -> dict[str, Any]:
         """``from_dict`` reads it back; what only some types have is there only for them."""
         values = dataclasses.asdict(self)
+        if self.truncate:  # as all files have it that do not say
+            del values["truncate"]
         return {k: values[k] for k in values if self.type in _OF_TYPES.get(k, ROPE_TYPES)}
 
     @classmethod
@@ -120,6 +124,8 @@ class RopeScaling:
                 for f in factors
             ):
                 raise FormatError(f"config: rope_scaling.{name}, expected numbers of 0.25 to 1e6")
+        if type(self.truncate) is not bool:
+            raise FormatError("config: rope_scaling.truncate must be true or false")
         if self.type == "yarn" and self.beta_fast <= self.beta_slow:
             raise FormatError("config: rope_scaling needs beta_fast above beta_slow")
         if self.type == "llama3" and self.high_freq_factor <= self.low_freq_factor:
@@ -191,6 +197,8 @@ class ModelConfig:
     expert_size: int = 0  # what intermediate_size is to a dense feed-forward
     normalized_shares: bool = False  # a token's shares in its experts add up to 1
     dense_layers: tuple[int, ...] = ()  # those without experts
+    gate_alpha: float = 1.702  # of a clamped gate, gpt-oss's
+    gate_limit: float = 7.0
 
     def rope(self, layer: int) -> Rope | None:
         """What this layer's heads turn by."""
@@ -347,6 +355,7 @@ class ModelConfig:
     def _check_experts(self) -> None:
         if type(self.n_experts) is int and self.n_experts == 0:
             return
+        _check_floats("", self, {"gate_alpha": (1e-3, 1e3), "gate_limit": (1e-3, 1e6)})
         self._check_size("n_experts", MAX_EXPERTS)
         self._check_size("experts_per_token", min(MAX_CHOSEN, self.n_experts))
         self._check_size("expert_size", _BOUNDS["intermediate_size"][1])

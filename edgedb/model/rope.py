@@ -119,7 +119,7 @@ def _yarn_bounds(dim: int, rope: Rope) -> tuple[float, float]:
     """Up to which pair of channels frequencies stay, and from which on they are divided.
 
     A pair stays if the original context saw ``beta_fast`` turns of it or more (arXiv 2309.00071,
-    section 3.2); as in transformers, bounds are whole numbers.
+    section 3.2); as in transformers, bounds are whole numbers, unless scaling says otherwise.
     """
 
     def pair(turns: float) -> float:
@@ -127,8 +127,10 @@ def _yarn_bounds(dim: int, rope: Rope) -> tuple[float, float]:
         ratio = math.log(length / (2 * math.pi * turns)) / math.log(rope.theta)
         return dim * ratio / 2
 
-    first = max(math.floor(pair(rope.scaling.beta_fast)), 0)
-    last = min(math.ceil(pair(rope.scaling.beta_slow)), dim - 1)
+    first, last = pair(rope.scaling.beta_fast), pair(rope.scaling.beta_slow)
+    if rope.scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, dim - 1)
     return first, last if last != first else last + 0.001
 
 

@@ -109,3 +109,21 @@ SLOPES: Mapping[str, Callable[[Reals], Reals]] = {
     "gelu": _gelu_slope,
     "relu": _relu_slope,
 }
+
+
+def clamped_gate(gate: Reals, up: Reals, alpha: float, limit: float) -> Reals:
+    """``Recorder.clamped_gate``."""
+    a, b = gate.dtype.type(alpha), gate.dtype.type(limit)
+    g, u = np.minimum(gate, b), np.clip(up, -b, b)
+    with np.errstate(over="ignore"):  # exp may overflow to infinity: the gate is then 0
+        out: Reals = g / (1 + np.exp(-a * g)) * (u + 1)
+    return out
+
+
+def clamped_gate_slopes(gate: Reals, up: Reals, alpha: float, limit: float) -> tuple[Reals, Reals]:
+    """How ``clamped_gate`` changes with its gate, and with ``up``."""
+    g, u = np.minimum(gate, limit), np.clip(up, -limit, limit)
+    with np.errstate(over="ignore"):
+        share = np.reciprocal(1 + np.exp(-alpha * g))
+    of_gate = (u + 1) * share * (1 + alpha * g * (1 - share))
+    return np.where(gate < limit, of_gate, 0), np.where(np.abs(up) < limit, g * share, 0)

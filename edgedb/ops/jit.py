@@ -21,6 +21,7 @@ from ..gate import gate
 from . import jit_layers, jit_matmul
 from .buffer import Buffer, aligned_zeros
 from .cores import usable_cpus
+from .functions import clamped_gate
 from .pages import CacheLayer, PageLayout, PageTable
 from .program import Program, Value
 from .reference import ReferenceOps, store
@@ -205,17 +206,30 @@ class NumbaOps(NumpySelection):
             jit_layers.rope(x, _read_only(cos), _read_only(sin), out)
         return out
 
+    def clamped_gate(self, gate: Floats, up: Floats, alpha: float, limit: float) -> Floats:
+        return clamped_gate(gate, up, alpha, limit)  # of few columns beside the products
+
     def attention(
-        self, q: Floats, k: Floats, v: Floats, cache: CacheLayer, position: int, value: Value
+        self,
+        q: Floats,
+        k: Floats,
+        v: Floats,
+        cache: CacheLayer,
+        position: int,
+        value: Value,
+        sinks: Floats | None,
     ) -> Floats:
         if cache.dtype == np.int8:  # right, and not fast
-            return _REFERENCE.attention(q, k, v, cache, position, value)
+            return _REFERENCE.attention(q, k, v, cache, position, value, sinks)
         n = len(q)
         store(cache, k, v, position)
         k_cache, v_cache = (_as_bits(rows) for rows in cache.rows(position + n))
         out = np.empty_like(q)
         scale, window = np.float32(value["scale"]), value["window"] or position + n
-        arguments = (TOKENS_PER_TASK, q, k_cache, v_cache, out, position, scale, window)
+        if sinks is None:
+            sinks = np.full(value["n_heads"], -np.inf, np.float32)
+        sinks = _read_only(sinks)
+        arguments = (TOKENS_PER_TASK, q, k_cache, v_cache, sinks, out, position, scale, window)
         if self.threads > 1 and value.width * n * min(window, position + n) > 1 << 17:
             with gate.lock, _POOL:
                 numba.set_num_threads(self.threads)

@@ -87,11 +87,12 @@ def _scores(q, k_cache, kv, begin, length, first, last, heads, scale, scores):
 
 
 @jit()
-def _softmax(row):
-    peak = row[0]
+def _softmax(row, sink):
+    """Beside a score of a key that is not there, or minus infinity."""
+    peak = max(row[0], sink)
     for j in range(row.size):
         peak = max(peak, row[j])
-    total = np.float32(0)
+    total = np.float32(math.exp(np.float32(sink - peak)))
     for j in range(row.size):
         row[j] = math.exp(np.float32(row[j] - peak))
         total += row[j]
@@ -100,7 +101,7 @@ def _softmax(row):
 
 
 @jit()
-def _attend(task, tokens, q, k_cache, v_cache, out, position, scale, window):
+def _attend(task, tokens, q, k_cache, v_cache, sinks, out, position, scale, window):
     """One key/value head and one run of ``tokens`` queries, whose keys are widened together."""
     n_kv, _, head_dim = k_cache.shape
     heads = out.shape[1] // (n_kv * head_dim)
@@ -116,7 +117,7 @@ def _attend(task, tokens, q, k_cache, v_cache, out, position, scale, window):
         for h in range(heads):
             row = scores[(t - first) * heads + h]
             row[:opens] = 0
-            _softmax(row[opens : position + t + 1 - begin])
+            _softmax(row[opens : position + t + 1 - begin], sinks[kv * heads + h])
             out[t, (kv * heads + h) * head_dim : (kv * heads + h + 1) * head_dim] = 0
     values = np.empty((KEYS, head_dim), np.float32)
     for start in range(begin, length, KEYS):
@@ -138,15 +139,15 @@ def _attend(task, tokens, q, k_cache, v_cache, out, position, scale, window):
 
 
 @jit()
-def attention(tokens, q, k_cache, v_cache, out, position, scale, window):
+def attention(tokens, q, k_cache, v_cache, sinks, out, position, scale, window):
     for task in range(k_cache.shape[0] * ((q.shape[0] + tokens - 1) // tokens)):
-        _attend(task, tokens, q, k_cache, v_cache, out, position, scale, window)
+        _attend(task, tokens, q, k_cache, v_cache, sinks, out, position, scale, window)
 
 
 @jit(parallel=True)
-def attention_parallel(tokens, q, k_cache, v_cache, out, position, scale, window):
+def attention_parallel(tokens, q, k_cache, v_cache, sinks, out, position, scale, window):
     for task in prange(k_cache.shape[0] * ((q.shape[0] + tokens - 1) // tokens)):
-        _attend(task, tokens, q, k_cache, v_cache, out, position, scale, window)
+        _attend(task, tokens, q, k_cache, v_cache, sinks, out, position, scale, window)
 
 
 _ROOT_HALF = math.sqrt(0.5)

@@ -229,11 +229,13 @@ class _Structs:
             return
         if "matrix" in numbers:
             op.matrix = self.matrices[prefix + numbers["matrix"]].struct
-        if step.op == "linear" and value["bias"] is not None:
+        if step.op in ("linear", "experts") and value["bias"] is not None:
             op.bias = self.vectors[prefix + value["bias"]].ptr
         if step.op == "attention":
             self._fill_attention(op, step, prefix, layer)
             return
+        if step.op == "clamped_gate":
+            op.alpha, op.limit = value["alpha"], value["limit"]
         if step.op in ("route", "experts", "mix"):
             _fill_experts(op, value)
             return
@@ -249,6 +251,8 @@ class _Structs:
         op.n_heads, op.n_kv_heads = value["n_heads"], value["n_kv_heads"]
         op.head_dim, op.cache = value["head_dim"], layer
         op.scale = np.float32(value["scale"])
+        if value["sinks"] is not None:
+            op.sinks = self.vectors[prefix + value["sinks"]].ptr
         op.window = _NO_WINDOW if value["window"] is None else value["window"]
         if step.norms:
             q_norm, k_norm = (self.vectors[prefix + norm["weight"]] for norm in step.norms)

@@ -19,8 +19,9 @@ The operations (``x`` is a row of a token; widths are floats a token):
     relu        x, or 0 where that is larger
     gelu_tanh   x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))
     rope        every head turned by its position, halves as pairs (RoFormer, arXiv 2104.09864)
-    attention   softmax(scale q k) v over the keys up to its own, at most ``window`` of them;
-                stores k and v in the layer's cache
+    attention   softmax(scale q k) v over the keys up to its own, at most ``window`` of them, and
+                over a sink that has a score and no value; stores k and v in the layer's cache
+    clamped_gate  (up + 1) * gate * sigmoid(alpha gate), gate at most ``limit``, up within it
     route       softmax of a router's logits, zero but for the ``chosen`` largest
     experts     W x of each expert that a route does not leave at zero, side by side
     mix         the experts' outputs, each times its share, added in the order of experts
@@ -58,6 +59,7 @@ OPERATIONS: Mapping[str, int] = MappingProxyType(
         **dict.fromkeys(ACTIVATIONS, 1),
         "rope": 1,
         "attention": 3,
+        "clamped_gate": 2,
         "route": 1,
         "experts": 2,
         "mix": 2,
@@ -210,9 +212,11 @@ class Recorder:
         *,
         scale: float | None = None,
         window: int | None = None,
+        sinks: str | None = None,
     ) -> Value:
         """Heads' outputs side by side. ``scale``: by default ``1 / sqrt(head_dim)``; ``window``:
-        how many keys a query sees, its own included; None: all."""
+        how many keys a query sees, its own included; None: all; ``sinks``: name of a score for
+        each head that takes part in the softmax, as of a key whose value is zero."""
         head_dim = self._head_dim
         if scale is None:
             scale = float(np.float32(1) / np.sqrt(np.float32(head_dim)))  # each step in float32
@@ -232,7 +236,15 @@ class Recorder:
             head_dim=head_dim,
             scale=scale,
             window=window,
+            sinks=sinks,
         )
+
+    def clamped_gate(self, gate: Value, up: Value, alpha: float, limit: float) -> Value:
+        """gpt-oss's gate: ``(u + 1) g / (1 + exp(-alpha g))``, g being ``gate`` or ``limit`` if
+        that is less, u ``up`` within ``limit`` both ways."""
+        if gate.width != up.width:
+            raise FormatError(f"clamped_gate: {gate.width} columns and {up.width}")
+        return _value("clamped_gate", (gate, up), up.width, alpha=alpha, limit=limit)
 
     def route(self, logits: Value, chosen: int, *, normalized: bool) -> Value:
         """A token's share in each expert, of ``logits`` one for each: zero but for the ``chosen``
@@ -330,6 +342,10 @@ class Block:
         for value in self.operations:
             if value.op == "experts" and value["bias"] is not None:
                 lengths.setdefault(value["bias"], value["experts"] * value["rows"])
+                continue
+            if value.op == "attention":
+                if value["sinks"] is not None:
+                    lengths.setdefault(value["sinks"], value["n_heads"])
                 continue
             length = value.width // value.attributes.get("heads", 1)
             for kind in ("weight", "bias"):

@@ -17,7 +17,7 @@ from ..format.packing import gather_rows, levels, unpack_int8
 from ..format.tensors import GROUP, DenseTensor, Int8Tensor, LinearTensor, PairTensor
 from .activations import quantize
 from .buffer import Buffer, aligned_zeros
-from .functions import FUNCTIONS
+from .functions import FUNCTIONS, clamped_gate
 from .narrow_cache import pack_rows, unpack_rows
 from .pages import CacheLayer, PageLayout, PageTable
 from .program import Program, Value
@@ -160,8 +160,18 @@ class ReferenceOps(NumpySelection):
         c, s = cos[:, None], sin[:, None]
         return np.concatenate([first * c - second * s, second * c + first * s], axis=-1)
 
+    def clamped_gate(self, gate: Floats, up: Floats, alpha: float, limit: float) -> Floats:
+        return clamped_gate(gate, up, alpha, limit)
+
     def attention(
-        self, q: Floats, k: Floats, v: Floats, cache: CacheLayer, position: int, value: Value
+        self,
+        q: Floats,
+        k: Floats,
+        v: Floats,
+        cache: CacheLayer,
+        position: int,
+        value: Value,
+        sinks: Floats | None,
     ) -> Floats:
         n, n_kv_heads, head_dim = len(q), value["n_kv_heads"], value["head_dim"]
         length = position + n
@@ -180,6 +190,12 @@ class ReferenceOps(NumpySelection):
             for h in range(heads_per_kv):
                 scores = (q[:, kv, h] @ keys.T) * scale
                 scores[hidden] = -np.inf
-                p = np.exp(scores - scores.max(axis=1, keepdims=True))
-                out[:, kv, h] = (p @ values) / p.sum(axis=1, keepdims=True)
+                largest = scores.max(axis=1, keepdims=True)
+                if sinks is not None:
+                    largest = np.maximum(largest, sinks[kv * heads_per_kv + h])
+                p = np.exp(scores - largest)
+                total = p.sum(axis=1, keepdims=True)
+                if sinks is not None:
+                    total += np.exp(sinks[kv * heads_per_kv + h] - largest)
+                out[:, kv, h] = (p @ values) / total
         return out.reshape(n, -1)

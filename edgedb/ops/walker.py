@@ -50,9 +50,20 @@ class Operations(Protocol):
         with channel ``i + dim / 2``."""
 
     def attention(
-        self, q: Floats, k: Floats, v: Floats, cache: CacheLayer, position: int, value: Value
+        self,
+        q: Floats,
+        k: Floats,
+        v: Floats,
+        cache: CacheLayer,
+        position: int,
+        value: Value,
+        sinks: Floats | None,
     ) -> Floats:
-        """Store k and v at ``position`` and on, and attend to what ``value`` lets q see."""
+        """Store k and v at ``position`` and on, and attend to what ``value`` lets q see; ``sinks``
+        is a score for each head, or None."""
+
+    def clamped_gate(self, gate: Floats, up: Floats, alpha: float, limit: float) -> Floats:
+        """See ``Recorder.clamped_gate``."""
 
 
 class WalkerState:
@@ -159,7 +170,10 @@ class Walker:
             return ops.rope(per_head, table.cos[rows], table.sin[rows]).reshape(args[0].shape)
         if op == "attention":
             q, k, v = args
-            return ops.attention(q, k, v, where["layer"], where["position"], value)
+            sinks = None if value["sinks"] is None else self._vectors[prefix + value["sinks"]]
+            return ops.attention(q, k, v, where["layer"], where["position"], value, sinks)
+        if op == "clamped_gate":
+            return ops.clamped_gate(args[0], args[1], value["alpha"], value["limit"])
         if op == "route":
             return experts.route(args[0], value["chosen"], value["normalized"])
         if op == "experts":

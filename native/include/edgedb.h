@@ -318,7 +318,9 @@ enum {
     EDB_OP_GELU = 14,       /* out = x/2 * (1 + erf(x / sqrt(2))) */
     EDB_OP_ROUTE = 15,      /* out = softmax of x, 0 but for the `chosen` largest; see edb_op */
     EDB_OP_EXPERTS = 16,    /* out = W input + bias of each expert that the route y is not 0 for */
-    EDB_OP_MIX = 17         /* out = sum of x's parts, one a chosen expert, times their shares in y */
+    EDB_OP_MIX = 17,        /* out = sum of x's parts, one a chosen expert, times their shares in y */
+    EDB_OP_CLAMPED_GATE = 18 /* out = (u + 1) * g / (1 + exp(-alpha g)), g = min(x, limit), u = y
+                                within limit both ways */
 };
 
 /*
@@ -374,6 +376,8 @@ typedef struct {
     int32_t experts, chosen; /* ROUTE, EXPERTS, MIX: 1 to 4096, and 1 to 128 of them a token */
     int32_t normalized;      /* ROUTE: the softmax is of the chosen alone */
     int32_t own, parts;      /* EXPERTS */
+    const float *sinks;      /* ATTENTION: [n_heads], scores of keys whose values are 0; or NULL */
+    float alpha, limit;      /* CLAMPED_GATE; limit above 0 */
 } edb_op;
 
 typedef struct edb_program edb_program;

@@ -260,6 +260,14 @@ static float *out_row(const edb_attention_job *job, int64_t kv_head, int64_t row
     return head_of(job->out, row / heads, kv_head * heads + row % heads, job->shape.head_dim);
 }
 
+/* The output of a row of a head, from what it found in all its keys. */
+static void finish(const edb_attention_job *job, int64_t kv_head, int64_t row, float *found) {
+    int64_t heads = heads_per_kv(&job->shape), head_dim = job->shape.head_dim;
+    if (job->sinks != NULL)
+        job->kernels->sink_found(found, job->sinks[kv_head * heads + row % heads], head_dim);
+    job->kernels->finish_found(found, out_row(job, kv_head, row), head_dim);
+}
+
 /* What row `row` of a head found in a block, where rows are few. */
 static float *found_in_block(const edb_attention_job *job, int64_t kv_head, int64_t block,
                              int64_t row) {
@@ -321,7 +329,7 @@ static void join_blocks(void *argument, int64_t begin, int64_t end, int32_t work
         for (int64_t block = first + 1; block * EDB_PAGE < keys; block++)
             job->kernels->merge_found(found, found_in_block(job, kv_head, block, row),
                                       shape->head_dim);
-        job->kernels->finish_found(found, out_row(job, kv_head, row), shape->head_dim);
+        finish(job, kv_head, row, found);
     }
 }
 
@@ -357,8 +365,7 @@ static void attend_many(void *argument, int64_t begin, int64_t end, int32_t work
             }
         }
         for (int64_t row = first * heads; row < last * heads; row++)
-            job->kernels->finish_found(found + (row - first * heads) * size,
-                                       out_row(job, kv_head, row), shape->head_dim);
+            finish(job, kv_head, row, found + (row - first * heads) * size);
     }
 }
 

@@ -166,6 +166,20 @@ static void merge_found(float *a, const float *b, int64_t head_dim) {
     }
 }
 
+static void sink_found(float *found, float score, int64_t head_dim) {
+    float largest = found[0] > score ? found[0] : score;
+    v16 of_found = v_exp(v_sub(v_set1(found[0]), v_set1(largest)));
+    v16 of_sink = v_exp(v_sub(v_set1(score), v_set1(largest)));
+    float total[EDB_LANES];
+    v_store(total, v_fma(v_set1(found[1]), of_found, of_sink));
+    found[0] = largest;
+    found[1] = total[0];
+    found += EDB_FOUND_HEADER;
+    for (int64_t d = 0; d < head_dim; d += EDB_LANES)
+        v_store_part(found + d, v_mul(v_load_part(found + d, head_dim - d), of_found),
+                     head_dim - d);
+}
+
 static void finish_found(const float *found, float *out, int64_t head_dim) {
     v16 total = v_set1(found[1]);
     for (int64_t d = 0; d < head_dim; d += EDB_LANES) {
@@ -175,5 +189,6 @@ static void finish_found(const float *found, float *out, int64_t head_dim) {
 }
 
 /* Everything above that belongs in an edb_kernels. */
-#define ATTENTION_KERNELS \
-    .attend = attend, .merge_found = merge_found, .finish_found = finish_found
+#define ATTENTION_KERNELS                                                   \
+    .attend = attend, .merge_found = merge_found, .sink_found = sink_found, \
+    .finish_found = finish_found

@@ -164,6 +164,8 @@ typedef struct {
     void (*activate)(int32_t activation, const float *x, float *out, int64_t count);
     /* out = activation(gate) * up */
     void (*gate)(int32_t activation, const float *gate, const float *up, float *out, int64_t f);
+    void (*clamped_gate)(const float *gate, const float *up, float alpha, float limit, float *out,
+                         int64_t f);
     /* exp(x - the largest) over the sum of all those; out may be x. */
     void (*softmax_row)(const float *x, float *out, int64_t n);
 
@@ -181,6 +183,8 @@ typedef struct {
     void (*merge_found)(float *a, const float *b, int64_t head_dim);
     /* The attention's output: the weighted sum over the sum of weights. */
     void (*finish_found)(const float *found, float *out, int64_t head_dim);
+    /* found += a key of this score whose value is 0. */
+    void (*sink_found)(float *found, float score, int64_t head_dim);
 
     /* The ways to multiply pairs, the fastest measured first; NULL ends the list. */
     const edb_pair_kernel *pairs[EDB_MAX_PAIR_KERNELS + 1];
@@ -331,6 +335,7 @@ typedef struct {
     int64_t n, pos;
     float scale;    /* of the scores */
     int64_t window; /* keys that a query sees, its own included */
+    const float *sinks; /* [n_heads]; NULL: none */
     char *scratch;  /* see edb_attention_stages */
     int64_t first_block, blocks; /* of keys that some query sees */
 } edb_attention_job;

@@ -317,6 +317,18 @@ static void apply_gate(int32_t activation, const float *gate, const float *up, f
     FOR_ACTIVATION(activation, gate_by(constant, gate, up, out, f))
 }
 
+static void clamped_gate(const float *gate, const float *up, float alpha, float limit, float *out,
+                         int64_t f) {
+    v16 most = v_set1(limit), least = v_set1(-limit), one = v_set1(1.0f), zero = v_set1(0.0f);
+    for (int64_t i = 0; i < f; i += EDB_LANES) {
+        v16 g = v_min(most, v_load_part(gate + i, f - i)); /* in this order NaN stays NaN */
+        v16 u = v_min(most, v_max(least, v_load_part(up + i, f - i)));
+        v16 e = v_exp(v_sub(zero, v_mul(v_set1(alpha), g)));
+        v16 y = v_mul(v_div(g, v_add(one, e)), v_add(u, one));
+        v_store_part(out + i, y, f - i);
+    }
+}
+
 /* A NaN makes all of them NaN: as the first it is the largest, and else it is in the sum. */
 static void softmax_row(const float *x, float *out, int64_t n) {
     float largest = x[0];
@@ -376,4 +388,5 @@ static void widen_int8(const void *rows, float *y, int64_t n_rows, int64_t head_
     .layernorm = layernorm, .quantize_activated = quantize_activated, .quantize_gated = quantize_gated, .dense_rows = dense_rows,   \
     .norm_scale = norm_scale, .rmsnorm = rmsnorm, .activate = activate,                   \
     .gate = apply_gate, .softmax_row = softmax_row, .rotate = rotate, .to_f16 = to_f16,   \
+    .clamped_gate = clamped_gate,                                                         \
     .from_f16 = from_f16, .widen_int8 = widen_int8

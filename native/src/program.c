@@ -93,6 +93,7 @@ static edb_status check_attention(const edb_program *p, const edb_op *op) {
     edb_attention_shape shape = {op->n_heads, op->n_kv_heads, op->head_dim, EDB_F32, 1};
     edb_status status = edb_check_shape(&shape);
     if (status == EDB_OK) status = check_tables(op, 0);
+    if (status == EDB_OK) status = check_floats(op->sinks, 0);
     if (status == EDB_OK) status = check_floats(op->q_norm, op->k_norm != NULL);
     if (status == EDB_OK) status = check_floats(op->k_norm, op->q_norm != NULL);
     if (status != EDB_OK) return status;
@@ -153,6 +154,11 @@ static edb_status check_op(const edb_program *p, const edb_op *op) {
         if (status != EDB_OK) return status;
         break;
     }
+    case EDB_OP_CLAMPED_GATE:
+        if (!(op->limit > 0)) return EDB_ERR_RANGE;
+        if (!has_view(p, op->y, op->width) || !is_apart_or_same(op->y, op->out, op->width))
+            return EDB_ERR_SHAPE;
+        break;
     case EDB_OP_ADD:
     case EDB_OP_MUL:
         if (!has_view(p, op->y, op->width) || !is_apart_or_same(op->y, op->out, op->width))
@@ -378,7 +384,8 @@ static void add_attention(run_state *run, const edb_op *op, const edb_span *span
                                .n = span->n,
                                .pos = span->pos,
                                .scale = op->scale,
-                               .window = op->window};
+                               .window = op->window,
+                               .sinks = op->sinks};
     run->n_stages += edb_store_stages(run->context, job, run->stages + run->n_stages);
     run->n_stages += edb_attention_stages(job, run->scratch, run->stages + run->n_stages);
 }

@@ -114,6 +114,9 @@ static void run_row(const edb_row_job *job, int64_t t) {
         break;
     case EDB_OP_COPY: memmove(out, x, (size_t)width * sizeof *out); break;
     case EDB_OP_ROPE: rope_row(kernels, op, job->pos + t, x, out); break;
+    case EDB_OP_CLAMPED_GATE:
+        kernels->clamped_gate(x, y, op->alpha, op->limit, out, width);
+        break;
     case EDB_OP_ROUTE: edb_route_row(kernels, op, x, out); break;
     case EDB_OP_MIX: edb_mix_row(op, x, y, out); break;
     default: kernels->activate(op->code, x, out, width); break;

@@ -39,6 +39,8 @@ LAYERS: dict[str, Callable[[Recorder, Value], Value]] = {
     "attention": lambda m, x: m.attention(
         m.linear(x, "q", 32), m.linear(x, "k", 16), x.split(8, 16)[1]
     ),
+    "attention beside sinks": lambda m, x: m.attention(x, x, m.silu(x), sinks="sinks"),
+    "clamped_gate": lambda m, x: m.clamped_gate(x, m.silu(x), 1.7, 0.8),
     "route": lambda m, x: m.route(m.linear(x, "router", 5), 2, normalized=True),
     "route of all": lambda m, x: m.route(m.linear(x, "router", 5), 3, normalized=False),
     "experts": lambda m, x: m.experts(x, routed(m, x), "w", 6, parts=2),

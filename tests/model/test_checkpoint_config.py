@@ -133,6 +133,27 @@ QWEN3_MOE: dict[str, Any] = {
 }
 
 
+def test_yarn_between_whole_channels() -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    whole, exact = (read(rope_scaling=yarn | {"truncate": cut}) for cut in (True, False))
+    assert read(rope_scaling=yarn) == whole != exact
+    assert "truncate" not in whole.rope_scaling.to_dict()
+    assert ModelConfig.from_dict(exact.to_dict()) == exact
+    with pytest.raises(FormatError, match="truncate must be true or false"):
+        read(rope_scaling=yarn | {"truncate": 1})
+
+
+def test_gpt_oss() -> None:
+    config = read(model_type="gpt_oss", num_hidden_layers=3)
+    assert [config.window(i) for i in range(3)] == [128, None, 128]
+    assert (config.n_experts, config.experts_per_token, config.gate_limit) == (128, 4, 7.0)
+    assert (config.rope_scaling.factor, config.rope_scaling.truncate) == (32.0, False)
+    quantized = {"quant_method": "mxfp4", "modules_to_not_convert": []}
+    assert read(model_type="gpt_oss", quantization_config=quantized).n_layers == 32
+    with pytest.raises(UnsupportedModelError, match="quantized in another way than MXFP4"):
+        read(model_type="gpt_oss", quantization_config={"quant_method": "gptq"})
+
+
 def test_experts() -> None:
     config = read(**QWEN3_MOE, norm_topk_prob=True, mlp_only_layers=[1], decoder_sparse_step=2)
     assert (config.n_experts, config.experts_per_token, config.expert_size) == (16, 3, 24)
@@ -330,7 +351,6 @@ def test_what_changes_nothing_is_accepted() -> None:
         ({"quantization_config": {"bits": 4}}, "already quantized: export the checkpoint it was"),
         ({"quantization": {"bits": 4}}, "already quantized"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "dynamic"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": False}}, "truncate"),
         ({"rope_scaling": {"rope_type": ["yarn"]}}, "yarn"),
         ({"rope_interleaved": True}, "rope_interleaved"),
         ({"logits_scaling": 8.0}, "logits_scaling"),

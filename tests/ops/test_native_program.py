@@ -208,14 +208,20 @@ def mixture(m: Recorder, x: Value) -> Value:
 def mixture_of_two_with_biases(m: Recorder, x: Value) -> Value:
     h = attend(m, x)
     route = m.route(m.linear(h, "router", 33, bias=True), 2, normalized=False)
-    up = m.silu(m.experts(h, route, "up", 70, bias=True))
-    return m.mix(m.experts(up, route, "down", 36, own=True, bias=True), route) + x
+    gate, up = m.experts(h, route, "up", 70, parts=2, bias=True).split(70, 70)
+    gated = m.clamped_gate(gate, up, 1.7, 0.05)
+    return m.mix(m.experts(gated, route, "down", 36, own=True, bias=True), route) + x
+
+
+def sinks(m: Recorder, x: Value) -> Value:
+    return x + m.linear(attend(m, x, sinks="sinks", window=40), "out", 36)
 
 
 LAYERS = [
     norms_behind, parallel, head_norms_and_a_window, norms_over_all_heads, no_rope,
     queries_read_twice, the_stream_read_again, gates_the_other_way,
     layer_norms, gelu_gates, no_gates, queries_that_grow, mixture, mixture_of_two_with_biases,
+    sinks,
 ]  # fmt: skip
 
 

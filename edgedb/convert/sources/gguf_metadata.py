@@ -84,11 +84,14 @@ def config_of(
     fields = family.metadata.fields
     config = {fields[key]: value for key, value in own.items() if key in fields}
     config |= family.implied
+    rope = _rope_scaling(own, tables)
+    if rope is not None:
+        rope |= family.implied.get("rope_scaling", {})
     config |= {
         "model_type": model_type,
         "vocab_size": vocab_size,
         "tie_word_embeddings": tied,
-        "rope_scaling": _rope_scaling(own, tables),
+        "rope_scaling": rope or {"rope_type": "default"},
     }
     if config.get("sliding_window") == 0:  # none, in GGUF
         config["sliding_window"] = None

@@ -77,10 +77,26 @@ class Neighbours(Layout):
         return np.concatenate([turned.reshape(n, *stored.shape[1:]), stored[n:]])
 
 
+@dataclass(frozen=True)
+class Alternating(Layout):
+    """Rows of gate and of up in turn, where edgedb has all gates and then all ups; ``transposed``:
+    they are columns. So gpt-oss."""
+
+    transposed: bool = False
+
+    def stored(self, shape: Shape) -> Shape:
+        return shape[::-1] if self.transposed else shape
+
+    def read(self, stored: Float32, config: ModelConfig) -> Float32:
+        rows = stored.T if self.transposed else stored
+        return np.ascontiguousarray(np.concatenate([rows[::2], rows[1::2]]))
+
+
 Layouts = Mapping[str, Layout]  # by edgedb's name, without layer
 
 # model_type -> layouts in Hugging Face's safetensors
 HUGGING_FACE: Mapping[str, Layouts] = {
+    "gpt_oss": {"experts_gate_up": Alternating(transposed=True), "experts_down": Transposed()},
     "gpt2": dict.fromkeys(("attn_qkv", "attn_out", "mlp_up", "mlp_down"), Transposed()),
     "opt": {"positions": Behind(2)},
 }

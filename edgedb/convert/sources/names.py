@@ -75,11 +75,21 @@ def _experts(block: str, router: str, gate: str, up: str, down: str) -> Names:
     }
 
 
+_GPT_OSS: Names = {
+    **_LLAMA,
+    "attn_sinks": (_LAYER + "self_attn.sinks",),
+    "router": (_LAYER + "mlp.router.weight",),
+    "experts_gate_up": (_LAYER + "mlp.experts.gate_up_proj",),
+    "experts_gate_up.bias": (_LAYER + "mlp.experts.gate_up_proj_bias",),
+    "experts_down": (_LAYER + "mlp.experts.down_proj",),
+    "experts_down.bias": (_LAYER + "mlp.experts.down_proj_bias",),
+}
 _EXPERTS = _experts("mlp.", "gate", "gate_proj", "up_proj", "down_proj")
 
 # model_type -> names in Hugging Face's safetensors
 HUGGING_FACE: Mapping[str, Names] = {
     "gpt2": _GPT2,
+    "gpt_oss": _GPT_OSS,
     "granite": _LLAMA,
     "llama": _LLAMA,
     "ministral3": _LLAMA,
@@ -135,6 +145,12 @@ _GGUF_FUSED: Names = {
 # model_type -> names in GGUF
 GGUF: Mapping[str, Names] = {
     "gpt2": _GGUF_OLDER,
+    "gpt_oss": {
+        **_GGUF_LLAMA,
+        **_GGUF_EXPERTS,
+        "attn_sinks": (_BLOCK + "attn_sinks.weight",),
+        "mlp_norm": (_BLOCK + "post_attention_norm.weight",),
+    },
     "granite": _GGUF_LLAMA,
     "llama": _GGUF_LLAMA,
     "ministral3": _GGUF_LLAMA,

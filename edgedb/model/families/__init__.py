@@ -15,6 +15,7 @@ from ...ops.program import Block, Program, Recorder, distinct
 from ..config import DEFAULT_CONTEXT, ModelConfig
 from . import (
     gpt2,
+    gpt_oss,
     granite,
     llama,
     ministral3,
@@ -36,6 +37,7 @@ __all__ = ["FAMILIES", "Family", "Fold", "family_of", "program_of"]
 # model_type of config.json -> family
 FAMILIES: Mapping[str, Family] = {
     "gpt2": gpt2.FAMILY,
+    "gpt_oss": gpt_oss.FAMILY,
     "granite": granite.FAMILY,
     "llama": llama.FAMILY,
     "ministral3": ministral3.FAMILY,

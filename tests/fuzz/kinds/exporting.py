@@ -65,12 +65,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0},
     "qwen3": {"use_sliding_window": False},
     "qwen3_moe": {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    "gpt_oss": {
+        "num_key_value_heads": 4,
+        "num_local_experts": 3,
+        "num_experts_per_tok": 2,
+        "sliding_window": 5,
+    },
     "gpt2": {"n_embd": 32, "n_head": 4, "n_inner": 64, "n_layer": 1, "n_positions": 64},
     "opt": {"ffn_dim": 64, "activation_function": "relu"},
     "smollm3": {"no_rope_layers": [0]},
 }
 # Those whose tensors have other names, and shapes, than Llama's.
-_OLDER = ("gpt2", "opt")
+_OLDER = ("gpt2", "gpt_oss", "opt")
 _METHODS = ("dense32", "dense32", "dense16", "int8", "rtn")
 
 
@@ -133,7 +139,11 @@ def _older(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
     program, names = families.program_of(fold.config), HUGGING_FACE[family]
     rng = np.random.default_rng(0)
     tensors: dict[str, np.ndarray] = {}
-    vectors = {name: (length,) for name, length in program.vectors().items()}
+    stacks = program.stacks()
+    vectors = {
+        name: (length // stacks.get(name.removesuffix(".bias"), 1),)
+        for name, length in program.vectors().items()
+    }
     for name, shape in {**program.matrices(), **vectors}.items():
         layout = layouts.HUGGING_FACE.get(family, {}).get(
             split_layer(name)[1].removesuffix(".bias")
@@ -142,6 +152,8 @@ def _older(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
         own = (shape[0] // len(parts), *shape[1:])
         if layout is not None:
             own = layout.stored(own)
+        if (count := stacks.get(name.removesuffix(".bias"))) is not None:
+            own = (count, *own)
         tensors |= {part: rng.normal(0, 0.1, own).astype(np.float32) for part in parts}
     return config, tensors
 
