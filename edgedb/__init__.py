@@ -64,6 +64,10 @@ _LAZY = {
 }
 
 
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__doc__", "__version__"])
+
+
 def __getattr__(name: str) -> Any:
     # `edgedb --help` and the exporter need neither the engine nor its imports.
     if name in _LAZY:

@@ -54,9 +54,7 @@ def draw(log: Path, out: Path) -> None:
     try:
         import matplotlib
     except ImportError:
-        raise EdgeDBError(
-            "curves need matplotlib: pip install 'edgedb-llm[train]', or pip install matplotlib"
-        ) from None
+        raise EdgeDBError("curves need matplotlib: pip install matplotlib") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -218,11 +218,7 @@ def model(chat: Chat, argument: str) -> None:
             mark = "*" if path.resolve() == current.resolve() else " "
             chat.screen.note(f"  {mark} {path} ({reports.size(path.stat().st_size)})")
         return
-    path = find_model(argument)
-    beside = current.with_name(path.name if path.suffix else f"{path.name}.dbb")
-    if not os.path.exists(path) and len(path.parts) == 1 and os.path.exists(beside):
-        path = beside
-    chat.conversation.use(chat.open_model(path))
+    chat.conversation.use(chat.open_model(find_model(argument, current)))
     chat.screen.note(reports.banner(chat.conversation))
 
 

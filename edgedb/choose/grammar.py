@@ -123,7 +123,7 @@ def _llguidance() -> Any:
         import llguidance
     except ImportError:
         raise EdgeDBError(
-            "json_schema, regex and grammar need llguidance: pip install 'edgedb-llm[grammar]'"
+            "json_schema, regex and grammar need llguidance: pip install llguidance"
         ) from None
     return llguidance
 

@@ -135,7 +135,8 @@ def sampling_settings() -> dict[str, Setting]:
 
 def suggestion(word: str, known: Sequence[str], mark: str = "") -> str:
     """`` (did you mean ...?)`` or nothing."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    longer = [name for name in known if len(word) > 2 and name.startswith(word)]
+    near = longer or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {mark}{near[0]}?" if near else ""
 
 

@@ -18,11 +18,21 @@ from .measure import bench, evaluate
 from .options import OneLineErrors
 from .talk import chat, generate
 
+# What other programs call a command of this one.
+_ELSEWHERE = {"run": "chat", "complete": "generate", "quantize": "convert", "show": "info"}
+
 
 class _Commands(OneLineErrors, click.Group):
     """Warnings of edgedb become one line, as its errors do."""
 
     prefix = "edgedb"
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] in _ELSEWHERE and args[0] not in self.commands:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {_ELSEWHERE[args[0]]!r}?")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         with warnings.catch_warnings():

@@ -89,9 +89,16 @@ def _one_line_usage() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption) and error.ctx:
+            known = [
+                name for param in error.ctx.command.get_params(error.ctx) for name in param.opts
+            ]
+            longer = [name for name in known if name.startswith(error.option_name)]
+            if longer:
+                error = click.NoSuchOption(error.option_name, possibilities=longer, ctx=error.ctx)
         message = one_line(error.format_message())
         error.format_message = lambda: message  # type: ignore[method-assign]
-        raise
+        raise error from None
 
 
 def together(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
@@ -230,10 +237,10 @@ def take_loader(options: dict[str, Any]) -> Callable[[str | Path | None], Model]
     chosen = {name: options.pop(name) for name in _LOADING}
 
     def open_model(path: str | Path | None) -> Model:
-        from ..hub.modelfiles import default_model, find_model
+        from ..hub.modelfiles import default_model
         from ..run.engine import load
 
-        return load(default_model() if path is None else find_model(str(path)), **chosen)
+        return load(default_model() if path is None else str(path), **chosen)
 
     return open_model
 

@@ -45,7 +45,7 @@ def convert_with_tools(arguments: list[str]) -> None:
             "python -m tools.export takes the same arguments"
         )
     if importlib.util.find_spec("torch") is None:
-        raise EdgeDBError("--train needs PyTorch: pip install 'edgedb-llm[train]'")
+        raise EdgeDBError("--train needs PyTorch: pip install torch")
     path = os.pathsep.join(filter(None, [str(_CHECKOUT), os.environ.get("PYTHONPATH", "")]))
     command = [sys.executable, "-m", "tools.export", *arguments]
     status = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode

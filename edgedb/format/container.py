@@ -91,8 +91,8 @@ def read_header(
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER_BYTES:
         raise FormatError(
-            f"header: claims {length} bytes, more than the {MAX_HEADER_BYTES} allowed; "
-            f"the file is damaged or not a {_noun(kind)}"
+            f"not a {_noun(kind)}, or damaged: its header would have {length} bytes, more than the "
+            f"{MAX_HEADER_BYTES} allowed"
         )
     start = 8 + length
     if start > size:

@@ -60,25 +60,36 @@ def remark(fingerprint: str) -> str | None:
     return _REMARKS.get(fingerprint)
 
 
-def find_model(name: str) -> Path:
-    """``name`` as a path, or as the name of a file in one of the ``folders``.
+def find_model(name: str, beside: Path | None = None) -> Path:
+    """``name`` as a path, or as the name of a file in one of the ``folders`` or that of ``beside``.
 
-    A name that is neither comes back as it is: opening it says what is wrong.
+    Raises ``EdgeDBError`` that says where it was looked for and what is there. What can be no name
+    comes back as it is: opening it says what is wrong.
     """
     # Unlike those of Path, these functions answer for every name, one that is too long included.
     path = Path(os.path.expanduser(name))
     if os.path.exists(path) or len(path.parts) != 1:
         return path
-    for folder in folders():
+    places = _places(beside)
+    for folder in places:
         for candidate in (folder / name, folder / f"{name}.dbb"):
             if os.path.isfile(candidate):
                 return candidate
-    return path
+    if path.suffix not in ("", ".dbb"):
+        return path
+    there = [known.stem for known in known_models(beside)]
+    raise EdgeDBError(
+        f"{name}: no such file, and no model of this name in {', '.join(map(str, places))}; "
+        + (f"there: {', '.join(there)}" if there else "no model is there")
+    )
+
+
+def _places(beside: Path | None) -> list[Path]:
+    return [*folders(), *([beside.parent] if beside is not None else [])]
 
 
 def known_models(beside: Path | None = None) -> list[Path]:
     """Model files in the ``folders`` and in the folder of ``beside``, each once, by name."""
-    places = [*folders(), *([beside.parent] if beside is not None else [])]
-    files = (path for place in places for path in sorted(place.glob("*.dbb")))
+    files = (path for place in _places(beside) for path in sorted(place.glob("*.dbb")))
     found = {os.path.realpath(path): path for path in files if os.path.isfile(path)}
     return sorted(found.values(), key=lambda path: path.name)

@@ -1,5 +1,5 @@
 """A model in memory and what is done with it: sessions, requests, answers, guessed tokens, saved
 sessions.
 
-May ask: choose, model, ops, format, text.
+May ask: choose, model, ops, format, text, hub.
 """

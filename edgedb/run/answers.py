@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Protocol, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 from ..arguments import flag, optional, whole
 from ..text.messages import Message
 from ..text.transcript import encode_keeping
 from .completion import Chunk, Completion, collect
 from .loaded import LoadedModel, Prompt
-from .request import Request
+from .request import AnswerOptions, Request
+
+if TYPE_CHECKING:
+    import sys
+
+    if sys.version_info >= (3, 11):
+        from typing import Unpack
+    else:
+        from typing_extensions import Unpack
 
 
 class Answering(Protocol):
@@ -40,21 +48,41 @@ class Answers:
 
     @overload
     def generate(
-        self, prompt: Prompt, *, stream: Literal[False] = False, n: None = None, **options: Any
+        self,
+        prompt: Prompt,
+        *,
+        stream: Literal[False] = False,
+        n: None = None,
+        **options: Unpack[AnswerOptions],
     ) -> Completion: ...
 
     @overload
     def generate(
-        self, prompt: Prompt, *, stream: Literal[False] = False, n: int, **options: Any
+        self,
+        prompt: Prompt,
+        *,
+        stream: Literal[False] = False,
+        n: int,
+        **options: Unpack[AnswerOptions],
     ) -> list[Completion]: ...
 
     @overload
     def generate(
-        self, prompt: Prompt, *, stream: Literal[True], n: int | None = None, **options: Any
+        self,
+        prompt: Prompt,
+        *,
+        stream: Literal[True],
+        n: int | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> Iterator[Chunk]: ...
 
     def generate(
-        self, prompt: Prompt, *, stream: bool = False, n: int | None = None, **options: Any
+        self,
+        prompt: Prompt,
+        *,
+        stream: bool = False,
+        n: int | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> Completion | list[Completion] | Iterator[Chunk]:
         """Continue ``prompt``, a text or token ids.
 
@@ -72,7 +100,7 @@ class Answers:
         *,
         stream: Literal[False] = False,
         n: None = None,
-        **options: Any,
+        **options: Unpack[AnswerOptions],
     ) -> Completion: ...
 
     @overload
@@ -82,7 +110,7 @@ class Answers:
         *,
         stream: Literal[False] = False,
         n: int,
-        **options: Any,
+        **options: Unpack[AnswerOptions],
     ) -> list[Completion]: ...
 
     @overload
@@ -92,7 +120,7 @@ class Answers:
         *,
         stream: Literal[True],
         n: int | None = None,
-        **options: Any,
+        **options: Unpack[AnswerOptions],
     ) -> Iterator[Chunk]: ...
 
     def chat(
@@ -105,7 +133,7 @@ class Answers:
         documents: Sequence[Mapping[str, Any]] | None = None,
         continue_final_message: bool | str = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-        **options: Any,
+        **options: Unpack[AnswerOptions],
     ) -> Completion | list[Completion] | Iterator[Chunk]:
         """Answer a list of ``{"role": ..., "content": ...}``; otherwise like ``generate``.
 
@@ -127,7 +155,7 @@ class Answers:
 
 
 def _answer(
-    session: Answering, ids: list[int], stream: bool, n: int | None, options: dict[str, Any]
+    session: Answering, ids: list[int], stream: bool, n: int | None, options: AnswerOptions
 ) -> Completion | list[Completion] | Iterator[Chunk]:
     stream, n = flag("stream", stream), optional(whole(1))("n", n)
     request = Request.of(**options)

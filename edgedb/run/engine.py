@@ -7,18 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import arguments
 from .. import ops as operations
+from ..hub.modelfiles import find_model
 from ..model.dbb import read_dbb
 from .answers import Answers
 from .completion import Chunk
 from .embedding import embed
 from .loaded import LoadedModel, Prompt
+from .request import AnswerOptions
 from .session import Session
+
+if TYPE_CHECKING:
+    import sys
+
+    if sys.version_info >= (3, 11):
+        from typing import Unpack
+    else:
+        from typing_extensions import Unpack
 
 _TEXTS = arguments.each(arguments.text, "a text or a list of texts", alone=str)
 
@@ -36,6 +46,8 @@ def load(
 ) -> Model:
     """Open a ``.dbb`` file; the weights stay in the file and are read through a memory map.
 
+    ``path``: also the name of a model in ``models`` of this folder, in the user's data or in
+    ``$EDGEDB_MODELS``, without ``.dbb`` if you like.
     ``threads``, ``backend`` and ``isa`` are those of ``edgedb.ops.create``. ``context`` is the
     number of positions a session can hold (default: the model's own, at most 8,192), ``kv_dtype``
     the cache's type. ``head="two-stage"`` leaves out logits that no choice of a token depends on,
@@ -44,7 +56,9 @@ def load(
     Raises ``FormatError`` for a damaged file, ``UnsupportedModelError`` for a model this version
     cannot run, ``NativeError`` if a forced backend cannot run.
     """
-    file = read_dbb(path, verify=arguments.flag("verify", verify))
+    file = read_dbb(
+        find_model(path) if isinstance(path, str) else path, verify=arguments.flag("verify", verify)
+    )
     return Model(file, operations.create(backend, isa, threads), context, kv_dtype, head)
 
 
@@ -76,7 +90,7 @@ class Model(LoadedModel, Answers):
         """
         return embed(self, _TEXTS("texts", texts))
 
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Chunk]:
+    def stream(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> Iterator[Chunk]:
         """``generate(..., stream=True)``."""
         return self.generate(prompt, stream=True, **options)
 

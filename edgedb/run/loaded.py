@@ -66,6 +66,14 @@ class LoadedModel:
             self.network.two_stage = TwoStageHead(whole, ops)
         self.loop = Loop(self.network)
 
+    def __repr__(self) -> str:
+        config, ops = self.config, self.ops
+        runs = " ".join(filter(None, (ops.name, ops.isa)))
+        return (
+            f"<{type(self).__name__} {self.file.path.name}: {config.model_type}, "
+            f"{config.n_layers} layers, context {self.context}, {runs}, threads {ops.threads}>"
+        )
+
     @property
     def config(self) -> ModelConfig:
         """Hyper-parameters."""

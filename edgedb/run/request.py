@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypedDict
 
 from ..arguments import Rule, each, function, instance, optional, token_id, unicode, whole, words
 from ..choose.grammar import Grammar
 from ..choose.penalties import breaker_mask, special_mask
 from ..choose.sampling import Processor, Sampler, SamplingParams
+from ..choose.settings import suggestion
 from ..errors import EdgeDBError
 from ..ops.sequences import MAX_ROWS
 from .loaded import LoadedModel
@@ -29,6 +30,46 @@ RULES: dict[str, Rule[Any]] = {
     "progress": optional(function),
     "cancelled": optional(function),
 }
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of ``SamplingParams`` as options of a call, so that editors complete them."""
+
+    temperature: float
+    top_k: int
+    typical_p: float
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_window: int
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    dry_breakers: Sequence[str]
+    mirostat: int
+    mirostat_tau: float
+    mirostat_eta: float
+    logit_bias: Mapping[int, float]
+    seed: int | None
+
+
+class AnswerOptions(SamplingOptions, total=False):
+    """The options of ``Session.stream``, which describes them."""
+
+    max_tokens: int | None
+    stop: str | Sequence[str] | None
+    stop_ids: Sequence[int] | None
+    params: SamplingParams | None
+    logprobs: int | None
+    processors: Processor | Sequence[Processor] | None
+    json_schema: str | Mapping[str, Any] | None
+    regex: str | None
+    grammar: str | None
+    prompt_lookup: int | None
+    progress: Progress | None
+    cancelled: Callable[[], bool] | None
 
 
 @dataclass(frozen=True)
@@ -58,6 +99,10 @@ class Request:
         wanted = [(kind, source) for kind, source in forms.items() if source is not None]
         if len(wanted) > 1:
             raise EdgeDBError("give only one of json_schema, regex and grammar")
+        sampling = [field.name for field in fields(SamplingParams)]
+        for name in options.keys() - set(sampling):
+            hint = suggestion(name, [*sampling, *RULES, "json_schema"])
+            raise TypeError(f"there is no option {name!r}{hint}")
         params = replace(given.pop("params") or SamplingParams(), **options)
         return cls(**given, params=params, grammar=Grammar(*wanted[0]) if wanted else None)
 

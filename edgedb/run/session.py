@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,8 +28,16 @@ from .completion import Chunk, Completion, FinishReason, Stats, TokenLogprobs, c
 from .loaded import LoadedModel, Prompt
 from .logprobs import token_logprobs
 from .reader import Reader
-from .request import RULES, Progress, Request
+from .request import RULES, Progress, Request, SamplingOptions
 from .session_file import read_session, write_session
+
+if TYPE_CHECKING:
+    import sys
+
+    if sys.version_info >= (3, 11):
+        from typing import Unpack
+    else:
+        from typing_extensions import Unpack
 
 _SAMPLER = optional(instance(Sampler, "a Sampler"))
 
@@ -166,7 +174,7 @@ class Session(Answers):
         prompt_lookup: int | None = None,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
-        **sampling: Any,
+        **sampling: Unpack[SamplingOptions],
     ) -> Iterator[Chunk]:
         """Make the session hold exactly ``prompt``, a text or ids, then continue it.
 

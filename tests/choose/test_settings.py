@@ -114,4 +114,5 @@ def test_every_sampling_option_can_be_set_and_explains_itself() -> None:
 
 def test_suggestions() -> None:
     assert suggestion("temprature", ["temperature", "seed"]) == "; did you mean temperature?"
+    assert suggestion("temp", ["top_p", "temperature"]) == "; did you mean temperature?"
     assert suggestion("xyz", ["temperature"]) == ""

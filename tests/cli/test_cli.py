@@ -355,3 +355,11 @@ def test_help_texts_in_the_documentation() -> None:
         DOCS.write_text(current, encoding="utf-8")
     else:
         assert current == text
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"), [("run model.dbb", "'chat'"), ("chat --temp 1", "'--temperature'")]
+)
+def test_words_of_other_programs_are_understood(line: str, meant: str) -> None:
+    done = CliRunner().invoke(cli.main, line.split())
+    assert done.exit_code == 2 and f"Did you mean {meant}?" in done.stderr

@@ -34,3 +34,8 @@ def test_reference_checkpoint(shared: Path) -> None:
     tokenizer = load_tokenizer(source.tokenizer_spec)
     ids = reference["ids"].tolist()
     assert tokenizer.encode(tokenizer.decode(ids)) == ids
+
+
+def test_the_name_of_a_model_on_the_hub_is_told_how_to_get_it() -> None:
+    with pytest.raises(EdgeDBError, match="hf download owner/name --local-dir name"):
+        open_source("owner/name")

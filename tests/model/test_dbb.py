@@ -273,7 +273,7 @@ def test_checksum_digits_are_lower_case(model, tmp_path):
 def test_oversized_header(model, tmp_path, length):
     path = tmp_path / "huge.dbb"
     path.write_bytes(length.to_bytes(8, "little") + model.read_bytes()[8:])
-    refused(path, f"claims {length} bytes")
+    refused(path, "not a .dbb file", f"have {length} bytes")
 
 
 def test_header_longer_than_the_file(model, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import edgedb
 from edgedb import EdgeDBError
 from edgedb.ops.selection import NumpySelection
-from edgedb.run.request import Request
+from edgedb.run.request import RULES, AnswerOptions, Request, SamplingOptions
 
 PROMPT = [5, 9, 2, 40, 17, 23, 8]
 
@@ -160,3 +160,14 @@ class Watched(NumpySelection):
     def largest(self, logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         self.seen.append(logits.copy())
         return super().largest(logits, k)
+
+
+def test_an_unknown_option_is_told_the_one_that_was_meant(model: edgedb.Model) -> None:
+    with pytest.raises(TypeError, match="no option 'temp'; did you mean temperature"):
+        model.generate(PROMPT, temp=0.5)  # type: ignore[call-overload]
+
+
+def test_the_typed_options_are_all_that_there_are() -> None:
+    sampling = {field.name for field in dataclasses.fields(edgedb.SamplingParams)}
+    assert set(SamplingOptions.__annotations__) == sampling
+    assert set(AnswerOptions.__annotations__) == sampling | RULES.keys() | {"json_schema"}

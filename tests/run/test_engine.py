@@ -210,3 +210,12 @@ def test_a_message_is_never_more_than_text(tiny_model: Path) -> None:
         session = model.session()
         session.chat([{"role": "user", "content": content}], max_tokens=0)
         assert session.tokens == ids
+
+
+def test_a_model_says_what_it_is_and_is_found_by_its_name(
+    model: edgedb.Model, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert repr(model).startswith("<Model tiny.dbb: llama, 2 layers, context 64, ")
+    monkeypatch.setenv("EDGEDB_MODELS", str(tiny_model.parent))
+    assert edgedb.load("tiny").file.path == tiny_model
+    assert set(edgedb.__all__) <= set(dir(edgedb)) and "Any" not in dir(edgedb)

@@ -31,7 +31,7 @@ def _open(path: Path) -> Source:
 
         return HuggingFaceSource(path)
     if not os.path.isfile(path):
-        raise EdgeDBError(f"{path}: no such file or directory")
+        raise EdgeDBError(f"{path}: no such file or directory{_download(path)}")
     with path.open("rb") as file:
         magic = file.read(4)
     if magic != b"GGUF":
@@ -42,3 +42,10 @@ def _open(path: Path) -> Source:
     from .gguf import GGUFSource
 
     return GGUFSource(path)
+
+
+def _download(path: Path) -> str:
+    """How to get it, if it may be the name of a model on the hub."""
+    if path.is_absolute() or len(path.parts) != 2 or path.suffix in (".gguf", ".safetensors"):
+        return ""
+    return f"; to download that model: hf download {path} --local-dir {path.name}"

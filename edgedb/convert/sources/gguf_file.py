@@ -36,9 +36,7 @@ try:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
     from gguf.quants import dequantize
 except ImportError:  # an optional dependency of the exporter
-    raise UnsupportedModelError(
-        "reading GGUF needs the package gguf: pip install 'edgedb-llm[convert]'"
-    ) from None
+    raise UnsupportedModelError("reading GGUF needs the package gguf: pip install gguf") from None
 
 # Bounds of plausibility. The largest published vocabularies have 262,144 tokens and twice as many
 # merges, the largest models 2,000 tensors (experts are one).
