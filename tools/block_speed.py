@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgedb.measure.benchmark import SHAPES
+from edgedb.measure.shapes import SHAPES
 from edgedb.model.config import ModelConfig
 from edgedb.model.families import program_of
 

@@ -17,7 +17,7 @@ from edgedb.cli.options import OneLineErrors
 from edgedb.measure.benchmark import Machine
 
 from . import plot, report
-from .cases import MODELS, Case, Paths, case
+from .cases import GROUPS, MODELS, Case, Paths, case
 from .commit import commit_of
 from .extras import run_extras
 from .results import Results
@@ -36,7 +36,8 @@ class _Command(OneLineErrors):
     "--models",
     default="smollm2,1.1b,7b,other",
     show_default=True,
-    help="What to measure; `other` is the first token, a busy core, an idle chat, numba's start.",
+    help="What to measure: names of models, `small` for the shapes of 0.6B to 4B, or `other`: the "
+    "first token, a busy core, an idle chat, numba's start.",
 )
 @click.option("--rounds", type=int, help="Rounds of each model.  [default: 10, 7, 5, 5]")
 @click.option("--minutes", type=float, help="Begin no round that would end later than this.")
@@ -63,9 +64,11 @@ def main(
     are kept.
     """
     paths = Paths(ROOT, ROOT / ".cache" / "peers")
-    wanted = [name.strip() for name in models.split(",")]
+    named = [name.strip() for name in models.split(",")]
+    wanted = [model for name in named for model in GROUPS.get(name, (name,))]
     if unknown := set(wanted) - {*MODELS, EXTRAS}:
-        raise click.UsageError(f"unknown: {', '.join(unknown)}; choose of {', '.join(MODELS)}")
+        known = ", ".join([*MODELS, *GROUPS, EXTRAS])
+        raise click.UsageError(f"unknown: {', '.join(unknown)}; choose of {known}")
     # The models in the report's order, whatever order they are given in.
     cases = {
         name: _sized(case(model, paths), quick, rounds)

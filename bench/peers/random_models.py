@@ -1,4 +1,4 @@
-"""Models of a known shape with random weights, as files of both engines.
+"""Models of a known shape with random weights, as files of llama.cpp's.
 
 Random bits cost a kernel what trained ones cost. Scales are those of a matrix that keeps its
 input's size, so that activations stay finite and normal.
@@ -13,10 +13,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from edgedb.measure.benchmark import SHAPES, random_weights
+from edgedb.errors import EdgeDBError
+from edgedb.measure.shapes import SHAPES
 from edgedb.model.config import ModelConfig
-from edgedb.model.dbb_writer import DbbWriter
-from edgedb.text.spec import TokenizerSpec
+from edgedb.model.families import FAMILIES, program_of
 
 Q = gguf.GGMLQuantizationType
 
@@ -25,32 +25,26 @@ Q = gguf.GGMLQuantizationType
 _POOL_BYTES = 128 << 20
 
 
-def write_dbb(path: Path, shape: str, pairs: int) -> None:
-    """A ``.dbb`` of ``pairs`` pairs a weight; int8 embedding and head. No tokenizer."""
-    weights = random_weights(shape, pairs)
-    kinds = {name: tensor.kind for name, tensor in weights.linears.items()}
-    tokenizer = TokenizerSpec("tokenizers", b"{}", None, (2,))
-    with DbbWriter(path, weights.config, tokenizer, kinds) as writer:
-        for name in list(writer.remaining):
-            writer.put(name, weights.linears.get(name) or weights.vectors[name])
-        writer.finish({"group": 64, "method": "random weights"})
-
-
 def write_gguf(path: Path, shape: str, layers: str) -> None:
     """A GGUF with every layer's matrices in format ``layers`` (``TQ2_0``, ``Q2_K``, ``Q4_0``).
 
-    The head is Q6_K and the embedding Q4_0, as llama-quantize picks them for these formats (its
-    Q2_K gives some matrices more bits: this one is smaller and faster). No tokenizer.
+    The head is Q6_K, and an embedding that is none Q4_0, as llama-quantize picks them for these
+    formats (its Q2_K gives some matrices more bits: this one is smaller and faster). No tokenizer.
     """
     config = SHAPES[shape]
+    architecture = FAMILIES[config.model_type].architecture
+    if architecture is None or program_of(config).stacks():
+        raise EdgeDBError(f"{shape} is not written as GGUF")
     partial = path.with_name(path.name + ".partial")
-    writer = gguf.GGUFWriter(partial, "llama")
+    writer = gguf.GGUFWriter(partial, architecture)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_block_count(config.n_layers)
     writer.add_head_count(config.n_heads)
     writer.add_head_count_kv(config.n_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.norm_eps)
@@ -75,30 +69,58 @@ def write_gguf(path: Path, shape: str, layers: str) -> None:
             n_blocks = _POOL_BYTES // block_bytes
             pools[kind] = random_blocks(kind, n_blocks, config.hidden_size, rng).reshape(-1)
         n_bytes = n_rows * row_bytes(kind, cols)
-        n_starts = (len(pools[kind]) - n_bytes) // block_bytes + 1
-        start = int(rng.integers(n_starts)) * block_bytes
-        writer.write_tensor_data(pools[kind][start : start + n_bytes])
+        writer.write_tensor_data(_cut(pools[kind], n_bytes, block_bytes, rng))
     writer.close()
     os.replace(partial, path)
+
+
+def _cut(pool: np.ndarray, n_bytes: int, block_bytes: int, rng: np.random.Generator) -> np.ndarray:
+    """``n_bytes`` of whole blocks from somewhere in ``pool``; more than it holds, over again."""
+    n_starts = max(len(pool) - n_bytes, 0) // block_bytes + 1
+    start = int(rng.integers(n_starts)) * block_bytes
+    return np.resize(pool[start : start + n_bytes], n_bytes)
 
 
 def _matrices(config: ModelConfig, layers: Q) -> Iterator[tuple[str, Q, int, int]]:
     """``(GGUF name, format, rows, columns)`` of every tensor; one row for a vector."""
     d, f = config.hidden_size, config.intermediate_size
-    kv = config.n_kv_heads * config.head_dim
-    yield "token_embd.weight", Q.Q4_0, config.vocab_size, d
-    for i in range(config.n_layers):
-        yield f"blk.{i}.attn_norm.weight", Q.F32, 1, d
-        yield f"blk.{i}.attn_q.weight", layers, d, d
-        yield f"blk.{i}.attn_k.weight", layers, kv, d
-        yield f"blk.{i}.attn_v.weight", layers, kv, d
-        yield f"blk.{i}.attn_output.weight", layers, d, d
-        yield f"blk.{i}.ffn_norm.weight", Q.F32, 1, d
-        yield f"blk.{i}.ffn_gate.weight", layers, f, d
-        yield f"blk.{i}.ffn_up.weight", layers, f, d
-        yield f"blk.{i}.ffn_down.weight", layers, d, f
+    q, kv = config.q_size, config.kv_size
+    tied = config.tie_word_embeddings
+    yield "token_embd.weight", fitting(Q.Q6_K if tied else Q.Q4_0, d), config.vocab_size, d
+    for i, kind in enumerate(program_of(config).layers):
+        for name, rows, cols in (
+            ("attn_q", q, d),
+            ("attn_k", kv, d),
+            ("attn_v", kv, d),
+            ("attn_output", d, q),
+            ("ffn_gate", f, d),
+            ("ffn_up", f, d),
+            ("ffn_down", d, f),
+        ):
+            yield f"blk.{i}.{name}.weight", fitting(layers, cols), rows, cols
+        for name, length in program_of(config).kinds[kind].vectors.items():
+            yield f"blk.{i}.{_NORMS[name]}.weight", Q.F32, 1, length
     yield "output_norm.weight", Q.F32, 1, d
-    yield "output.weight", Q.Q6_K, config.vocab_size, d
+    if not tied:
+        yield "output.weight", fitting(Q.Q6_K, d), config.vocab_size, d
+
+
+# What norms are called in GGUF.
+_NORMS = {
+    "attn_norm": "attn_norm",
+    "attn_post_norm": "post_attention_norm",
+    "mlp_norm": "ffn_norm",
+    "mlp_post_norm": "post_ffw_norm",
+    "q_norm": "attn_q_norm",
+    "k_norm": "attn_k_norm",
+}
+
+
+def fitting(kind: Q, cols: int) -> Q:
+    """``kind``, or what llama-quantize takes where its blocks of 256 do not fit a row."""
+    if cols % gguf.GGML_QUANT_SIZES[kind][0] == 0:
+        return kind
+    return Q.Q8_0 if kind == Q.Q6_K else Q.Q4_0
 
 
 def row_bytes(kind: Q, cols: int) -> int:
@@ -124,6 +146,8 @@ def random_blocks(kind: Q, n: int, cols: int, rng: np.random.Generator) -> np.nd
 
     if kind == Q.Q4_0:  # scale, 32 levels of -8..7
         scale(0, 4)
+    elif kind == Q.Q8_0:  # scale, 32 levels of -128..127
+        scale(0, 64)
     elif kind == Q.TQ2_0:  # 256 ternary digits, scale
         digits = rng.integers(0, 3, (n, 256), np.uint8).reshape(n, 4, 64)
         blocks[:, :64] = digits[:, 0] | digits[:, 1] << 2 | digits[:, 2] << 4 | digits[:, 3] << 6

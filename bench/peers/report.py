@@ -33,7 +33,8 @@ def markdown(header: Mapping[str, Any], results: Mapping[str, Results]) -> str:
         "just before and after each decoding; a measurement during which other processes were",
         "busy is repeated. llama.cpp: -march=native, OpenMP, flash attention on (faster here than",
         "off), weights repacked where it can, float16 cache. In the models of random weights, all",
-        "its layers' matrices are of the named format, its head is Q6_K, ours int8.",
+        "its layers' matrices are of the named format (Q4_0 where 256 do not divide a row); its",
+        "head is Q6_K (there Q8_0), ours int8.",
     ]
     lines += ["", f"Still disturbed when measured last: {header['disturbed']} measurements."]
     lines += ["", "## Targets", "", *_targets(targets(results))]

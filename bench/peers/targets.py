@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from .cases import AVX2_PAIR, LLAMA_1B, LLAMA_7B, NUMBA, ONE_PAIR, SMOLLM2, peer
+from .cases import (
+    AVX2_PAIR,
+    LLAMA_1B,
+    LLAMA_7B,
+    NUMBA,
+    ONE_PAIR,
+    QWEN_30B,
+    SMALL,
+    SMOLLM2,
+    peer,
+)
 from .results import Key, Results, Spread
 
 EXTRAS = "other"  # the "model" of figures that are no race
@@ -40,6 +50,11 @@ def targets(results: Mapping[str, Results]) -> list[Target]:
     return [
         *_seven_billion(big),
         *_one_billion(small),
+        *[
+            line
+            for model, share in (*((model, 0.90) for model in SMALL), (QWEN_30B, 0.85))
+            for line in _of_the_limit(model, results.get(model, empty), share)
+        ],
         *_smollm2(results.get(SMOLLM2, empty)),
         *_extras(results.get(EXTRAS, empty)),
     ]
@@ -100,6 +115,10 @@ def _one_billion(found: Results) -> list[Target]:
         _against(found, ONE_PAIR, tq2, "decode", 2, 1.7),
     ]
     return _named(LLAMA_1B, lines)
+
+
+def _of_the_limit(model: str, found: Results, share: float) -> list[Target]:
+    return _named(model, [_limit(found, threads, share) for threads in (1, 2)])
 
 
 def _smollm2(found: Results) -> list[Target]:

@@ -167,6 +167,9 @@ def choices(
 @click.argument("model", required=False)
 @click.option("--shape", help="Random weights in the shape of a known model, made in memory.")
 @click.option(
+    "--file", help="Make those of --shape in this file, if it is not there, and read it instead."
+)
+@click.option(
     "--pairs", type=float, default=1, show_default=True, help="Plane pairs for --shape: 1, 1.5, ..."
 )
 @click.option(
@@ -190,7 +193,8 @@ def choices(
 def bench(model: str | None, output: str, threads: tuple[int, ...] | None, **options: Any) -> None:
     """Measure the speed of a model.
 
-    Give MODEL, a .dbb file, or --shape llama-2-7b, llama-1.1b or smollm2-135m.
+    Give MODEL, a .dbb file, or --shape: smollm2-135m, qwen3-0.6b, llama-3.2-1b,
+    llama-1.1b, qwen3-4b, llama-2-7b or qwen3-30b-a3b (8.7 GB at one pair).
 
     pp512 reads a prompt of 512 tokens at once, tg64 decodes 64 tokens one by one: tokens a second,
     mean and standard deviation.

@@ -1,5 +1,5 @@
 """Quality and speed of a model, and what runs it here: the figures behind ``edgedb eval``,
 ``edgedb bench`` and ``edgedb info``.
 
-May ask: run, model, ops, format.
+May ask: run, model, ops, format, text.
 """

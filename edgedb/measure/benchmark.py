@@ -14,7 +14,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,35 +25,13 @@ from .. import __version__, arguments
 from ..display import NAME_CHARS, one_line
 from ..errors import EdgeDBError
 from ..files import SOURCE_TREE
-from ..format.packing import pack_int8, quantize_int8
-from ..format.tensors import (
-    BLOCK_BYTES,
-    HALF_BYTES,
-    MAX_PLANES,
-    TILE,
-    DenseTensor,
-    Experts,
-    Weight,
-    linear_of,
-    planes_of,
-    tile_grid,
-)
-from ..model.config import ModelConfig
 from ..model.dbb import read_dbb
 from ..model.families import program_of
 from ..model.network import Network
 from ..ops import Ops, create
 from ..ops.cores import usable_cpus
 from ..ops.sequences import MAX_ROWS
-
-SHAPES = {
-    "llama-2-7b": ModelConfig("llama", 32000, 4096, 11008, 32, 32, 32, 128, 4096),
-    "llama-1.1b": ModelConfig("llama", 32000, 2048, 5632, 22, 32, 4, 64, 2048),
-    "smollm2-135m": ModelConfig(
-        "llama", 49152, 576, 1536, 30, 9, 3, 64, 8192, rope_theta=1e5, tie_word_embeddings=True
-    ),
-}
-
+from .shapes import Weights, bytes_per_token, random_weights, write_random
 
 _COUNTS = arguments.each(arguments.whole(1), "a list of token counts")
 
@@ -100,78 +78,6 @@ class Machine:
         )
 
 
-@dataclass(frozen=True)
-class Weights:
-    """What a forward pass needs of a model; a ``DbbFile`` has the same three."""
-
-    config: ModelConfig
-    linears: Mapping[str, Weight]
-    vectors: Mapping[str, np.ndarray]
-
-
-_PLANES = arguments.rule(f"1 to {MAX_PLANES // 2} in steps of a half", planes_of)
-
-
-def random_weights(shape: str, pairs: float = 1, seed: int = 0) -> Weights:
-    """A model of a known shape with random planes and codes; int8 embedding and head.
-
-    Random bytes cost the kernels what real ones cost: nothing skips or branches on values.
-    """
-    shape = arguments.choice(*SHAPES)("shape", shape)
-    n, half = divmod(_PLANES("pairs", pairs), 2)
-    config = SHAPES[shape]
-    rng = np.random.Generator(np.random.PCG64(seed))
-    program = program_of(config)
-    stacks = program.stacks()
-    linears: dict[str, Weight] = {}
-    for name, (rows, cols) in program.matrices().items():
-        if name in program.tables():
-            weight = rng.standard_normal((rows, cols), np.float32)
-            linears[name] = pack_int8(*quantize_int8(weight))
-            continue
-        if name.endswith(".router"):
-            weight = rng.standard_normal((rows, cols), np.float32) / np.float32(cols**0.5)
-            linears[name] = DenseTensor(weight.astype(np.float16))
-            continue
-        count = (stacks[name],) if name in stacks else ()
-        grid = tile_grid(rows, cols)
-        blocks = _random_blocks((*count, n, *grid, BLOCK_BYTES), 2, rng)
-        # Outputs near 1 for inputs near 1, so that no layer overflows.
-        row_scale = np.full((*count, n + half, rows), 1 / (64 * cols**0.5), np.float32)
-        arrays = [blocks, row_scale]
-        if half:
-            arrays.append(_random_blocks((*count, *grid, HALF_BYTES), 1, rng))
-        if count:
-            linears[name] = Experts(tuple(arrays), rows, cols, 2 * n + half)
-        else:
-            linears[name] = linear_of(arrays, rows, cols, 2 * n + half)
-    vectors = {
-        name: np.ones(size, np.float32) for name, size in program_of(config).vectors().items()
-    }
-    return Weights(config, linears, vectors)
-
-
-def _random_blocks(shape: tuple[int, ...], n_codes: int, rng: np.random.Generator) -> np.ndarray:
-    """Random bytes, of which the last ``64 * n_codes`` of a block are valid codes."""
-    blocks = rng.integers(0, 256, shape, np.uint8)
-    codes = blocks[..., -TILE * n_codes :].view(np.int8)
-    np.maximum(codes // 2, -63, out=codes)  # keeps c1 + c2 in -127..127
-    return blocks
-
-
-def bytes_per_token(weights: Weights) -> int:
-    """Bytes of weights that decoding one token reads: all but the input embedding's other rows, and
-    of experts those of the chosen."""
-    config = weights.config
-    head = "embedding" if config.tie_word_embeddings else "head"
-    layers = sum(
-        config.experts_per_token * w.expert_bytes if isinstance(w, Experts) else w.nbytes
-        for name, w in weights.linears.items()
-        if name.startswith("layers.")
-    )
-    return layers + weights.linears[head].nbytes
-
-
 class Decoder:
     """A model on a backend that reads random tokens; nothing is sampled."""
 
@@ -206,6 +112,7 @@ def run(
     *,
     shape: str | None = None,
     pairs: float = 1,
+    file: str | os.PathLike[str] | None = None,
     prompt: Sequence[int] = (128, 512),
     decode: Sequence[int] = (64, 128),
     repetitions: int = 5,
@@ -217,7 +124,8 @@ def run(
 ) -> list[BenchRow]:
     """Measure every test at every thread count (default: the backend's own).
 
-    Give either ``model`` (a ``.dbb``) or ``shape`` (a key of ``SHAPES``). With ``all_kernels``,
+    Give either ``model`` (a ``.dbb``) or ``shape`` (a key of ``SHAPES``), whose random weights are
+    made in memory, or in ``file``, where they are read from and stay. With ``all_kernels``,
     decoding is also measured with the other kernels of the instruction set, unless EDGEDB_KERNEL
     forces one.
     """
@@ -225,13 +133,16 @@ def run(
         raise EdgeDBError("give either a model file or --shape")
     repetitions = arguments.whole(1)("repetitions", repetitions)
     prompt, decode, threads = _COUNTS("prompt", prompt), _COUNTS("decode", decode), tuple(threads)
-    if shape is not None:
+    if shape is not None and file is None:
         name, weights = shape, random_weights(shape, pairs)
     else:
+        if shape is not None:
+            assert file is not None
+            model = write_random(file, shape, pairs)
         assert model is not None
-        file = read_dbb(model)
-        name = one_line(Path(model).stem, NAME_CHARS)
-        weights = Weights(file.config, file.linears, file.vectors)
+        opened = read_dbb(model)
+        name = shape or one_line(Path(model).stem, NAME_CHARS)
+        weights = Weights(opened.config, opened.linears, opened.vectors)
     longest = max([*prompt, *decode], default=1)
     if longest > weights.config.max_position_embeddings:
         raise EdgeDBError(
@@ -274,7 +185,8 @@ def _measure(
 ) -> Iterator[BenchRow]:
     decoder = Decoder(weights, ops, max([*prompt, *decode, 8]))
     linears = [t for key, t in weights.linears.items() if key.startswith("layers.")]
-    n_weights = sum(t.rows * t.cols for t in linears)
+    sizes = program_of(weights.config).sizes()
+    n_weights = sum(size for key, size in sizes.items() if key.startswith("layers."))
     tests = [(f"pp{n}", n, decoder.read_prompt) for n in prompt]
     tests += [(f"tg{n}", n, decoder.decode) for n in decode]
     for test, n, body in tests:

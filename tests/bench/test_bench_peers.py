@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from places import ROOT
 
-from bench.peers import random_models, report, worker
+from bench.peers import cases, random_models, report, worker
 from bench.peers.cases import (
     LLAMA_1B,
     LLAMA_7B,
@@ -29,8 +29,8 @@ from bench.peers.results import Key, Results
 from bench.peers.runner import Journal, cpus_for, run_case
 from bench.peers.targets import BUSY, EXTRAS, Target, targets
 from edgedb import EdgeDBError
-from edgedb.measure import benchmark
-from edgedb.model.dbb import read_dbb
+from edgedb.measure.shapes import SHAPES
+from edgedb.model.config import ModelConfig
 
 HEADER = {"cpu": "A CPU", "cores": 2, "system": "Linux", "commit": "abc"}
 HEADER |= {
@@ -203,30 +203,40 @@ def test_decoding_ends_in_time() -> None:
     assert worker.run(engine, {**request, "test": "prompt", "warm": 0})["n"] == 5
 
 
-SMALL = benchmark.ModelConfig("llama", 96, 256, 512, 2, 4, 2, 64, 128)
+SMALL = ModelConfig("llama", 96, 256, 512, 2, 4, 2, 64, 128)
+# Rows that are no multiple of 256, heads of another size than hidden / heads, one table.
+ODD = ModelConfig("qwen3", 96, 288, 512, 2, 4, 2, 64, 128, tie_word_embeddings=True)
 
 
 @pytest.mark.parametrize("layers", ["TQ2_0", "Q2_K", "Q4_0"])
+@pytest.mark.parametrize("config", [SMALL, ODD])
 def test_random_gguf_files_are_valid(
-    layers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: ModelConfig, layers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(benchmark.SHAPES, "small", SMALL)
-    monkeypatch.setattr(random_models, "_POOL_BYTES", 1 << 20)
+    monkeypatch.setitem(SHAPES, "small", config)
+    monkeypatch.setattr(random_models, "_POOL_BYTES", 1 << 17)
     random_models.write_gguf(tmp_path / "a.gguf", "small", layers)
     tensors = {t.name: t for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
-    assert len(tensors) == 3 + 9 * SMALL.n_layers
-    for name, kind in (("blk.1.ffn_down.weight", layers), ("output.weight", "Q6_K")):
+    more = (3, 9) if config is SMALL else (2, 11)
+    assert len(tensors) == more[0] + more[1] * config.n_layers
+    head = ("output.weight", "Q6_K") if config is SMALL else ("token_embd.weight", "Q8_0")
+    up = layers if config is SMALL else "Q4_0"
+    for name, kind in (("blk.1.ffn_down.weight", layers), ("blk.0.ffn_up.weight", up), head):
         assert tensors[name].tensor_type.name == kind
         weight = gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type)
         # A matrix that keeps the size of what it multiplies.
-        assert 0.2 < weight.std() * SMALL.hidden_size**0.5 < 5, name
+        assert 0.2 < weight.std() * config.hidden_size**0.5 < 5, name
     one, two = (tensors[f"blk.{i}.ffn_up.weight"].data for i in range(2))
     assert not np.array_equal(one, two)
 
 
-def test_random_dbb_files_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(benchmark.SHAPES, "small", SMALL)
-    random_models.write_dbb(tmp_path / "a.dbb", "small", 2)
-    file = read_dbb(tmp_path / "a.dbb")
-    assert file.config == SMALL
-    assert file.linears["layers.0.attn_qkv"].kind == 4
+def test_a_matrix_larger_than_the_pool_takes_it_again() -> None:
+    pool, rng = np.arange(32, dtype=np.uint8), np.random.default_rng(0)
+    assert random_models._cut(pool, 80, 4, rng).tolist() == [*range(32), *range(32), *range(16)]
+    starts = {random_models._cut(pool, 24, 4, rng)[0] for _ in range(50)}
+    assert starts == {0, 4, 8}
+
+
+def test_every_random_case_has_a_shape() -> None:
+    assert {shape for shape, _ in cases._RANDOM.values()} <= SHAPES.keys()
+    assert set(cases.GROUPS["small"]) <= cases.MODELS.keys()

@@ -8,13 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from edgedb import EdgeDBError
-from edgedb.format.tensors import PairTensor
 from edgedb.measure import benchmark
-from edgedb.model.families import program_of
 from edgedb.ops import library
 
 
@@ -65,35 +62,11 @@ def test_reports_name_machine_and_commit(rows: list[benchmark.BenchRow]) -> None
         benchmark.report(rows, "yaml")
 
 
-def test_random_weights_keep_the_format(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = benchmark.ModelConfig("llama", 300, 96, 136, 2, 4, 2, 24, 128)
-    monkeypatch.setitem(benchmark.SHAPES, "small", small)
-    weights = benchmark.random_weights("small", pairs=2.5)
-    assert set(weights.linears) == set(program_of(small).matrices())
-    tensor = weights.linears["layers.1.mlp_gate_up"]
-    assert isinstance(tensor, PairTensor) and tensor.planes == 5
-    assert tensor.half is not None and tensor.half[..., 512:].view(np.int8).min() >= -127
-    codes = tensor.blocks[..., -128:].view(np.int8).astype(int)
-    assert np.abs(codes[..., :64] + codes[..., 64:]).max() <= 127
-    rows = benchmark.run(None, shape="small", prompt=[4], decode=[2], repetitions=1, threads=[1])
-    assert [r.test for r in rows] == ["pp4", "tg2"]
-    assert rows[0].model == "small"
-
-
-def test_known_shapes_have_their_published_sizes() -> None:
-    def n_weights(name: str) -> float:
-        return sum(r * c for r, c in program_of(benchmark.SHAPES[name]).matrices().values())
-
-    assert n_weights("llama-2-7b") == pytest.approx(6.738e9, rel=1e-3)
-    assert n_weights("llama-1.1b") == pytest.approx(1.100e9, rel=1e-3)
-    assert n_weights("smollm2-135m") == pytest.approx(134.5e6, rel=1e-3)
-
-
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
         ({"model": None}, "either"),
-        ({"model": None, "shape": "gpt-5"}, "shape = .gpt-5.: expected llama-2-7b"),
+        ({"model": None, "shape": "gpt-5"}, "shape = .gpt-5.: expected .*qwen3-4b"),
         ({"model": None, "shape": "llama-1.1b", "repetitions": 0}, "repetitions"),
     ],
 )

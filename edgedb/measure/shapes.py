@@ -1,0 +1,157 @@
+"""Shapes of known models, and models of these shapes with random weights.
+
+Random bytes cost the kernels what real ones cost: nothing skips or branches on values.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .. import arguments
+from ..errors import EdgeDBError
+from ..format.tensors import (
+    BLOCK_BYTES,
+    HALF_BYTES,
+    INT8_BLOCK_BYTES,
+    MAX_PLANES,
+    TILE,
+    DenseTensor,
+    Experts,
+    Int8Tensor,
+    Kind,
+    Weight,
+    linear_of,
+    planes_of,
+    tile_grid,
+)
+from ..model.config import ModelConfig, RopeScaling
+from ..model.dbb import read_dbb
+from ..model.dbb_writer import DbbWriter
+from ..model.families import program_of
+from ..text.spec import TokenizerSpec
+
+SHAPES = {
+    "llama-2-7b": ModelConfig("llama", 32000, 4096, 11008, 32, 32, 32, 128, 4096),
+    "llama-1.1b": ModelConfig("llama", 32000, 2048, 5632, 22, 32, 4, 64, 2048),
+    "smollm2-135m": ModelConfig(
+        "llama", 49152, 576, 1536, 30, 9, 3, 64, 8192, rope_theta=1e5, tie_word_embeddings=True
+    ),
+    "llama-3.2-1b": ModelConfig(
+        "llama", 128256, 2048, 8192, 16, 32, 8, 64, 131072, rope_theta=5e5,
+        rope_scaling=RopeScaling("llama3", 32.0), tie_word_embeddings=True,
+    ),
+    "qwen3-0.6b": ModelConfig(
+        "qwen3", 151936, 1024, 3072, 28, 16, 8, 128, 40960, 1e-6, 1e6, tie_word_embeddings=True
+    ),
+    "qwen3-4b": ModelConfig(
+        "qwen3", 151936, 2560, 9728, 36, 32, 8, 128, 40960, 1e-6, 1e6, tie_word_embeddings=True
+    ),
+    "qwen3-30b-a3b": ModelConfig(
+        "qwen3_moe", 151936, 2048, 6144, 48, 32, 4, 128, 40960, 1e-6, 1e6,
+        n_experts=128, experts_per_token=8, expert_size=768, normalized_shares=True,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a forward pass needs of a model; a ``DbbFile`` has the same three."""
+
+    config: ModelConfig
+    linears: Mapping[str, Weight]
+    vectors: Mapping[str, np.ndarray]
+
+
+_PLANES = arguments.rule(f"1 to {MAX_PLANES // 2} in steps of a half", planes_of)
+
+
+def random_weights(shape: str, pairs: float = 1, seed: int = 0) -> Weights:
+    """A model of a known shape with random planes and codes, in memory; int8 embedding and head."""
+    config, kinds = _planned(shape, pairs)
+    rng = np.random.Generator(np.random.PCG64(seed))
+    linears = {name: _random(config, name, kind, rng) for name, kind in kinds.items()}
+    return Weights(config, linears, dict(_vectors(config)))
+
+
+def write_random(path: str | os.PathLike[str], shape: str, pairs: float = 1, seed: int = 0) -> Path:
+    """The same as a file, one matrix after another: in memory there is one at a time, of experts
+    those of a layer. It has no tokenizer, so that it only can be measured. A file that is there
+    already stays as it is; raises ``EdgeDBError`` if it is another.
+    """
+    config, kinds = _planned(shape, pairs)
+    rng = np.random.Generator(np.random.PCG64(seed))
+    if (path := Path(path)).exists():
+        found = read_dbb(path, verify=False)
+        if found.config != config or {k: t.kind for k, t in found.linears.items()} != kinds:
+            raise EdgeDBError(f"{path} is not {shape} at {pairs:g} pairs; name another file")
+        return path
+    tokenizer = TokenizerSpec("tokenizers", b"{}", None, (2,))
+    vectors = dict(_vectors(config))
+    with DbbWriter(path, config, tokenizer, kinds, fingerprint="random") as writer:
+        for name in writer.remaining:
+            made = vectors[name] if name in vectors else _random(config, name, kinds[name], rng)
+            writer.put(name, made)
+        return writer.finish({"group": 64, "method": "random weights"})
+
+
+def bytes_per_token(weights: Weights) -> int:
+    """Bytes of weights that decoding one token reads: all but the input embedding's other rows, and
+    of experts those of the chosen."""
+    config = weights.config
+    head = "embedding" if config.tie_word_embeddings else "head"
+    layers = sum(
+        config.experts_per_token * w.expert_bytes if isinstance(w, Experts) else w.nbytes
+        for name, w in weights.linears.items()
+        if name.startswith("layers.")
+    )
+    return layers + weights.linears[head].nbytes
+
+
+def _planned(shape: str, pairs: float) -> tuple[ModelConfig, dict[str, Kind]]:
+    """How every matrix is stored: as the exporter does it."""
+    config = SHAPES[arguments.choice(*SHAPES)("shape", shape)]
+    planes: Kind = _PLANES("pairs", pairs)
+    program = program_of(config)
+    kinds = dict.fromkeys(program.matrices(), planes) | dict.fromkeys(program.tables(), "int8")
+    return config, {k: "float16" if k.endswith(".router") else kind for k, kind in kinds.items()}
+
+
+def _vectors(config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
+    for name, size in program_of(config).vectors().items():
+        yield name, np.ones(size, np.float32)
+
+
+def _random(config: ModelConfig, name: str, kind: Kind, rng: np.random.Generator) -> Weight:
+    """Outputs are near 1 for inputs near 1, so that no layer overflows."""
+    program = program_of(config)
+    rows, cols = program.matrices()[name]
+    grid = tile_grid(rows, cols)
+    if kind == "int8":
+        codes = rng.integers(-127, 128, (*grid, INT8_BLOCK_BYTES), np.int8)
+        return Int8Tensor(codes, np.full((*grid, TILE), 1 / 73, np.float32), rows, cols)
+    if not isinstance(kind, int):
+        weight = rng.standard_normal((rows, cols), np.float32) / np.float32(cols**0.5)
+        return DenseTensor(weight.astype(np.float16))
+    n, half = divmod(kind, 2)
+    count = (program.stacks()[name],) if name in program.stacks() else ()
+    blocks = _random_blocks((*count, n, *grid, BLOCK_BYTES), 2, rng)
+    row_scale = np.full((*count, n + half, rows), 1 / (64 * cols**0.5), np.float32)
+    arrays = [blocks, row_scale]
+    if half:
+        arrays.append(_random_blocks((*count, *grid, HALF_BYTES), 1, rng))
+    return (
+        Experts(tuple(arrays), rows, cols, kind) if count else linear_of(arrays, rows, cols, kind)
+    )
+
+
+def _random_blocks(shape: tuple[int, ...], n_codes: int, rng: np.random.Generator) -> np.ndarray:
+    """Random bytes, of which the last ``64 * n_codes`` of a block are valid codes."""
+    blocks = rng.integers(0, 256, shape, np.uint8)
+    codes = blocks[..., -TILE * n_codes :].view(np.int8)
+    np.maximum(codes // 2, -63, out=codes)  # keeps c1 + c2 in -127..127
+    return blocks
