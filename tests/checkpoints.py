@@ -113,8 +113,31 @@ _GGUF_EXPERTS = {
     "mlp.experts.up_proj": "ffn_up_exps",
     "mlp.experts.down_proj": "ffn_down_exps",
 }
+_GGUF_NO_GATE = {"mlp.dense_h_to_4h": "ffn_up", "mlp.dense_4h_to_h": "ffn_down"}
 # model_type -> names that mean something else there, or that it alone has
 _GGUF_NAMES_OF = {
+    "bloom": {
+        "transformer.word_embeddings": "token_embd",
+        "transformer.word_embeddings_layernorm": "token_embd_norm",
+        "transformer.ln_f": "output_norm",
+        "self_attention.query_key_value": "attn_qkv",
+        "self_attention.dense": "attn_output",
+        **_GGUF_NO_GATE,
+    },
+    "gpt_neox": {
+        "gpt_neox.embed_in": "token_embd",
+        "gpt_neox.final_layer_norm": "output_norm",
+        "embed_out": "output",
+        "attention.query_key_value": "attn_qkv",
+        "attention.dense": "attn_output",
+        **_GGUF_NO_GATE,
+    },
+    "phi": {
+        "model.final_layernorm": "output_norm",
+        "self_attn.dense": "attn_output",
+        "mlp.fc1": "ffn_up",
+        "mlp.fc2": "ffn_down",
+    },
     "gpt2": {
         "transformer.wte": "token_embd",
         "transformer.wpe": "position_embd",

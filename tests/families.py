@@ -15,7 +15,10 @@ from edgedb.model.families import FAMILIES
 
 # folder -> variants that are supported
 SUPPORTED: dict[str, tuple[str, ...]] = {
+    "bloom": (),
+    "cohere2": ("v4",),
     "gpt2": (),
+    "gpt_neox": ("v4", "sequential"),
     "gpt_oss": ("v4",),
     "granite": ("v4",),
     "llama": ("v4", "linear", "yarn"),
@@ -26,11 +29,13 @@ SUPPORTED: dict[str, tuple[str, ...]] = {
     "olmo2": ("v4",),
     "olmoe": ("v4",),
     "opt": (),
+    "phi": ("v4",),
     "phi3": ("v4", "long", "window"),
     "qwen2": ("v4", "window"),
     "qwen3": ("v4",),
     "qwen3_moe": ("v4",),
     "smollm3": ("v4",),
+    "stablelm": ("v4",),
 }
 NOT_IN_GGUF = {("qwen2", "window")}
 # Where GGUF cannot say what a folder has: settings that it can.
@@ -38,8 +43,7 @@ IN_GGUF: dict[str, dict[str, Any]] = {
     "gpt_oss": {"swiglu_limit": 7.0},
     "smollm3": {"no_rope_layers": None, "no_rope_layer_interval": 4},
 }
-# Families from before Llama, of which GGUF says less; matrices of GPT-2 that are stored transposed.
-OLDER = ("gpt2",)
+# Matrices of GPT-2 that are stored transposed.
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 CASES = [(name, variant) for name, found in SUPPORTED.items() for variant in ("", *found)]
 
@@ -73,6 +77,8 @@ def write_family_gguf(folder: Path, path: Path) -> Path:
     writer = gguf.GGUFWriter(path, architecture)
     aliases = FAMILIES[config["model_type"]].aliases
     config |= {name: config[key] for key, name in aliases.items() if key in config}
+    config.setdefault("intermediate_size", 4 * config["hidden_size"])
+    config.setdefault("max_position_embeddings", 2048)
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     writer.add_block_count(config["num_hidden_layers"])
@@ -80,8 +86,10 @@ def write_family_gguf(folder: Path, path: Path) -> Path:
     writer.add_embedding_length(config["hidden_size"])
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(heads)
-    if config["model_type"] in OLDER:
-        writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    eps = config.get("layer_norm_epsilon", config.get("layer_norm_eps"))
+    if eps is not None:
+        writer.add_layer_norm_eps(eps)
+        _add_older(writer, config, head_dim)
     else:
         writer.add_head_count_kv(config["num_key_value_heads"])
         writer.add_key_length(head_dim)
@@ -110,6 +118,8 @@ def write_family_gguf(folder: Path, path: Path) -> Path:
     for name, tensor in stacked(load_file(folder / "model.safetensors")).items():
         if (moved and ".q_proj." in name) or (moved and ".k_proj." in name):
             tensor = interleave(tensor, head_dim)
+        if ".query_key_value." in name:
+            tensor = np.concatenate([_of_each_head(tensor, heads, i) for i in range(3)])
         if name.endswith(CONV1D):
             tensor = np.ascontiguousarray(tensor.T)
         writer.add_tensor(gguf_name(name, config["model_type"]), tensor)
@@ -118,6 +128,36 @@ def write_family_gguf(folder: Path, path: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _of_each_head(tensor: np.ndarray, heads: int, part: int) -> np.ndarray:
+    """Queries, keys or values (``part`` 0 to 2) of rows that go by head."""
+    size = len(tensor) // heads // 3
+    begins = [(3 * head + part) * size for head in range(heads)]
+    return np.concatenate([tensor[begin : begin + size] for begin in begins])
+
+
+def _add_older(writer: Any, config: dict[str, Any], head_dim: int) -> None:
+    if "num_key_value_heads" in config:
+        writer.add_head_count_kv(config["num_key_value_heads"])
+    rope = config.get("rope_parameters") or {}
+    theta = rope.get("rope_theta", config.get("rope_theta"))
+    if theta is not None:
+        writer.add_rope_freq_base(theta)
+        shares = (
+            rope.get("partial_rotary_factor"),
+            *map(config.get, ("rotary_pct", "partial_rotary_factor")),
+        )
+        share = next((one for one in shares if one is not None), 1.0)
+        writer.add_rope_dimension_count(int(share * head_dim))
+    if "use_parallel_residual" in config:
+        writer.add_parallel_residual(config["use_parallel_residual"])
+    if config["model_type"] == "cohere2":
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+        writer.add_logit_scale(config["logit_scale"])
+        writer.add_sliding_window(config["sliding_window"])
+        writer.add_sliding_window_pattern([i % 3 != 2 for i in range(3)])
 
 
 def _add_scaling(writer: Any, rope: dict[str, Any], theta: float, head_dim: int) -> None:

@@ -17,6 +17,14 @@ _EXPERTS = {"n_experts": 5, "experts_per_token": 2, "expert_size": 36}
 
 # One of each family, with everything that its program may have: what differs from a plain Llama.
 FAMILY_CHANGES: dict[str, dict[str, Any]] = {
+    "bloom": {"n_kv_heads": 4},
+    "cohere2": {"sliding_window": 5, "windowed_layers": (1,), "unrotated_layers": (0,)},
+    "gpt_neox": {
+        "n_kv_heads": 4,
+        "attention_bias": True,
+        "parallel": True,
+        "rotary_dim": 4,
+    },
     "gpt2": {"n_kv_heads": 4, "activation": "gelu"},
     "gpt_oss": {
         **_EXPERTS,
@@ -39,6 +47,7 @@ FAMILY_CHANGES: dict[str, dict[str, Any]] = {
     "olmo2": {"attention_bias": True},
     "olmoe": _EXPERTS,
     "opt": {"n_kv_heads": 4},
+    "phi": {"n_kv_heads": 4, "rotary_dim": 8},
     "phi3": {
         "sliding_window": 7,
         "rotary_dim": 12,
@@ -54,6 +63,7 @@ FAMILY_CHANGES: dict[str, dict[str, Any]] = {
     "qwen3": {},
     "qwen3_moe": {**_EXPERTS, "normalized_shares": True, "dense_layers": (0,)},
     "smollm3": {"attention_bias": True, "unrotated_layers": (1,)},
+    "stablelm": {"attention_bias": True, "rotary_dim": 4},
 }
 
 
@@ -127,9 +137,10 @@ def log_probabilities(source: TinySource, ids: np.ndarray) -> np.ndarray:
         weights = {n: source.tensor(f"layers.{i}.{n}") for n in block.matrices}
         x = forward.values(block, x, vectors, weights)[block.output]
     vectors = {n: source.tensor(n) for n in program.final.vectors}
-    (head,) = program.head.matrices
     last = forward.values(program.final, x, vectors, {})[program.final.output]
-    logits = last @ source.tensor(head).T.astype(np.float64)
+    vectors = {n: source.tensor(n) for n in program.head.vectors}
+    weights = {n: source.tensor(n) for n in program.head.matrices}
+    logits = forward.values(program.head, last, vectors, weights)[program.head.output]
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 

@@ -280,7 +280,7 @@ class BlockRun:
         where = ends.around(self.turns)
         seen = Hessians()
         for x in states.batches():
-            seen.add(ends.leave(x, where)[0])
+            seen.add(ends.last(x, where))
         plain = ends.tables()
         for name, table in tables.items():
             weight = plain[name].detach().float().cpu()
@@ -295,10 +295,10 @@ class BlockRun:
         where = ends.around(self.turns)
         file = self.folder / "goals.npy"
         with torch.no_grad():
-            goals = states.to(file, lambda x: ends.leave(x, where)[0])
+            goals = states.to(file, lambda x: ends.last(x, where))
         began = time.monotonic()
         task = self.progress.add_task("Scales", total=self.options.scales.steps, note="")
-        walk = Walk(self.student, self.ids, goals, where.weights[ends.head_name])
+        walk = Walk(self.student, self.ids, goals, ends.head_of(where))
         before, after = train_scales(
             walk,
             self.options.scales,

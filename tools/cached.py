@@ -7,8 +7,9 @@ CUDA graph and replayed at the next position.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,13 +55,14 @@ class CachedPass:
     def _attends(self, position: Tensor, reach: int) -> Iterator[Attend]:
         """Each layer's attention, which stores keys and values and sees those stored so far."""
         earliest = (reach - 1) // self.BUCKET * self.BUCKET  # that is read with this reach
-        seen: dict[int, tuple[slice, Tensor]] = {}
+        seen: dict[int, tuple[slice, Tensor, Tensor]] = {}
         for attention, keys, values in zip(self._attentions, self._keys, self._values, strict=True):
             window = attention["window"] or reach
             if window not in seen:
                 begin = max(0, earliest - window + 1)
                 distance = position - torch.arange(begin, reach, device=position.device)
-                seen[window] = slice(begin, reach), (distance < 0) | (distance >= window)
+                unseen = (distance < 0) | (distance >= window)
+                seen[window] = slice(begin, reach), distance, unseen
             yield partial(_attend, keys, values, position, *seen[window])
 
 
@@ -69,19 +71,24 @@ def _attend(
     values: Tensor,
     position: Tensor,
     places: slice,
+    distance: Tensor,
     unseen: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    scale: float,
-    window: int | None,
+    own: Mapping[str, Any],
     sinks: Tensor | None,
 ) -> Tensor:
-    """Of one token of each sequence; ``unseen`` says which of ``places`` are none of its keys."""
+    """Of one token of each sequence; ``unseen`` says which of ``places`` are none of its keys, and
+    ``distance`` how far they are behind it."""
     keys.index_copy_(2, position, k.transpose(1, 2))
     values.index_copy_(2, position, v.transpose(1, 2))
     n, _, n_kv_heads, head_dim = k.shape
-    scores = q.reshape(n, n_kv_heads, -1, head_dim) @ keys[:, :, places].transpose(-1, -2) * scale
+    queries = q.reshape(n, n_kv_heads, -1, head_dim)
+    scores = queries @ keys[:, :, places].transpose(-1, -2) * own["scale"]
+    if own["slopes"] is not None:
+        slopes = torch.tensor(own["slopes"], device=q.device).reshape(n_kv_heads, -1, 1)
+        scores = scores - (slopes * distance).to(scores.dtype)
     scores = scores.masked_fill(unseen, -torch.inf)
     weights = softmax_beside(scores.flatten(1, 2)[:, :, None], sinks).view_as(scores)
     return (weights.to(q.dtype) @ values[:, :, places]).reshape(q.shape)

@@ -126,17 +126,17 @@ class Ends(Part):
     def __init__(self, config: ModelConfig, make: MatrixFactory = dense) -> None:
         """``make`` makes the matrices that are no tables; all weights are undefined.
 
-        Raises ``UnsupportedModelError`` for a model whose head is not one matrix and no more.
+        Raises ``UnsupportedModelError`` for a model whose head is not one product and no more.
         """
         super().__init__()
         self.config, self.program = config, program_of(config)
         first, final, head = self.program.first, self.program.final, self.program.head
-        if [v.op for v in head.operations] != ["input", "linear"] or head.vectors:
+        if [v.op for v in head.operations] != ["input", "linear"]:
             raise UnsupportedModelError(
                 f"{config.model_type}: the loss multiplies with the head and no more, "
                 "and this model's logits take more; convert it without training"
             )
-        (self.head_name,) = head.matrices
+        (self.head_name,), self._head_bias = head.matrices, next(iter(head.vectors), None)
         self._tables = tuple(self.program.tables())
 
         def make_any(name: str, rows: int, cols: int) -> nn.Module | nn.Parameter:
@@ -173,11 +173,32 @@ class Ends(Part):
         return interpret(self._first, where, ids)
 
     def leave(self, x: Tensor, where: Where) -> tuple[Tensor, Tensor]:
-        """What the last layer gives to the head's input, of the same shape, and the head."""
+        """What the last layer gives to what the head multiplies, and the head."""
+        head = self.head_of(where)
+        return before(head, self.last(x, where)), head
+
+    def last(self, x: Tensor, where: Where) -> Tensor:
+        """What the last layer gives through the final norm, of the same shape."""
+        return interpret(self._final, where, x)
+
+    def head_of(self, where: Where) -> Tensor:
+        """``[vocabulary, hidden]``; a bias is one more column (see ``before``)."""
         head = where.weights[self.head_name]
         assert isinstance(head, Tensor)
+        if self._head_bias is not None:
+            bias = where.weights[self._head_bias]
+            assert isinstance(bias, Tensor)
+            return torch.cat((head, bias[:, None].to(head.dtype)), dim=1)
         # Never the parameter itself: FSDP hooks every output, and on a leaf hooks would pile up.
-        return interpret(self._final, where, x), head.view_as(head) if head.is_leaf else head
+        return head.view_as(head) if head.is_leaf else head
+
+
+def before(head: Tensor, x: Tensor) -> Tensor:
+    """``x`` as ``head`` multiplies it: a bias is a last column, of an input that is always 1, so
+    that a loss which multiplies with the head and no more knows none."""
+    if x.shape[-1] == head.shape[1]:
+        return x
+    return torch.cat((x, x.new_ones(*x.shape[:-1], 1)), dim=-1)
 
 
 class Decoder(Ends):
@@ -194,6 +215,7 @@ class Decoder(Ends):
         """Ids int64 ``[batch, tokens]`` to the head's input, float32 ``[batch, tokens, hidden]``.
 
         With it comes the head ``[vocabulary, hidden]``: the embedding itself where they are tied.
+        With a bias both are one column wider (see ``before``).
         turns: of the tokens' positions, where those are not ``0 .. tokens - 1``. attends: each
         layer's attention, where it is not over whole sequences.
         """

@@ -32,16 +32,10 @@ class Attend(Protocol):
     """How ``attention`` is interpreted: over whole sequences, or with a cache."""
 
     def __call__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        scale: float,
-        window: int | None,
-        sinks: Tensor | None,
+        self, q: Tensor, k: Tensor, v: Tensor, own: Mapping[str, Any], sinks: Tensor | None
     ) -> Tensor:
-        """q ``[batch, tokens, n_heads, head_dim]``, k and v with ``n_kv_heads``; as q. sinks:
-        ``[n_heads]``, scores of keys whose values are zero."""
+        """q ``[batch, tokens, n_heads, head_dim]``, k and v with ``n_kv_heads``; as q. own: the
+        operation's attributes; sinks: ``[n_heads]``, scores of keys whose values are zero."""
 
 
 class Step(NamedTuple):
@@ -158,7 +152,7 @@ def _rope(own: Mapping[str, Any], where: Where, x: Tensor) -> Tensor:
 def _attention(own: Mapping[str, Any], where: Where, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (x.to(v.dtype).unflatten(-1, (-1, own["head_dim"])) for x in (q, k, v))
     sinks = None if own["sinks"] is None else where.weights[own["sinks"]]
-    return where.attend(q, k, v, own["scale"], own["window"], sinks).flatten(-2)
+    return where.attend(q, k, v, own, sinks).flatten(-2)
 
 
 def _clamped_gate(own: Mapping[str, Any], where: Where, gate: Tensor, up: Tensor) -> Tensor:
@@ -225,22 +219,28 @@ OPERATIONS: Mapping[str, Callable[..., Tensor]] = {
 
 
 def whole_sequences(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, sinks: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, own: Mapping[str, Any], sinks: Tensor | None = None
 ) -> Tensor:
     """Each query sees the keys of its own sequence up to its own, at most ``window`` of them."""
+    window, slopes = own["window"], own["slopes"]
     n, shared = q.shape[1], q.shape[2] // k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
     seen = None
-    if window is not None and window < n:
+    if slopes is not None or (window is not None and window < n):
         places = torch.arange(n, device=q.device)
         distance = places[:, None] - places
-        seen = (distance >= 0) & (distance < window)
+        seen = (distance >= 0) & (distance < (window or n))
+        if slopes is not None:
+            lost = torch.tensor(slopes, device=q.device)[:, None, None] * distance
+            seen = torch.where(seen, -lost, -torch.inf).to(q.dtype)
     if sinks is not None:
         seen = q.new_ones(n, n, dtype=torch.bool).tril() if seen is None else seen
-        scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~seen, -torch.inf)
+        scores = q @ k.transpose(-1, -2) * own["scale"]
+        scores = scores.masked_fill(~seen, -torch.inf) if slopes is None else scores + seen
         return (softmax_beside(scores, sinks).to(v.dtype) @ v).transpose(1, 2)
-    out = F.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None, scale=scale)
+    causal = seen is None
+    out = F.scaled_dot_product_attention(q, k, v, seen, is_causal=causal, scale=own["scale"])
     return out.transpose(1, 2)
 
 

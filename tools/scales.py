@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .block_training import project_matrices, weight_size
 from .dad import IGNORE, LossOptions, distillation_loss
-from .decoder import Decoder, Layer
+from .decoder import Decoder, Layer, before
 from .fixed import Fixed
 from .interpreter import Where
 from .layerwise import load_whole, matrices_of, save_whole
@@ -141,7 +141,7 @@ class Walk:
     def loss(self, x: Tensor, where: Where, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """The mean KL, with a gradient to ``x``, and without one."""
         hidden, head = self.student.leave(x, where)
-        goal = self.goals.take(rows)
+        goal = before(self.goal_head, self.goals.take(rows))
         unknown = torch.full(goal.shape[:2], IGNORE, device=goal.device)
         options = LossOptions()
         loss, tokens = distillation_loss(hidden, head, goal, self.goal_head, unknown, options)

@@ -29,6 +29,6 @@ def head_hessians(student: Decoder, ids: Tensor) -> list[NDArray[np.float32]]:
 
     seen = torch.zeros(student.config.hidden_size, student.config.hidden_size)
     for window in ids:
-        rows = student(window[None])[0][0].float()
+        rows = student(window[None])[0][0].float()[:, : len(seen)]  # without that of a bias
         seen += (rows.t() @ rows / rows.shape[0] / len(ids)).cpu()
     return [np.ascontiguousarray(seen.numpy()[part, part]) for part in panels(len(seen))]

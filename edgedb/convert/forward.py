@@ -309,8 +309,11 @@ def attention_weights(
     distance = np.arange(n)[:, None] - np.arange(n)
     hidden = (distance < 0) | (distance >= (value["window"] or n))
     unseen = np.where(hidden, np.float32(-np.inf), np.float32(0))
+    slopes = value["slopes"] and np.array(value["slopes"], np.float32).reshape(keys.shape[0], -1)
     for head, group in enumerate(np.ascontiguousarray(queries)):
         scores = group @ (keys[head].T * np.float32(value["scale"]))
+        if slopes is not None:
+            scores -= slopes[head][:, None, None] * distance.astype(np.float32)
         scores += unseen
         if sinks is None:
             yield softmax(scores)

@@ -117,19 +117,27 @@ def _from_the_end(
     """The gradient of the last layer's output ``hidden [sequences, tokens, width]``."""
     final = forward.program.final
     vectors = {name: source.tensor(name) for name in final.vectors}
-    (name,) = forward.program.head.matrices
-    head = _finite(source, name)
+    block = forward.program.head
+    (name,) = block.matrices
+    weights = {name: _finite(source, name)}
+    of_head = {name: source.tensor(name) for name in block.vectors}
+
+    def seen_by_head(_: str, x: Float32, gradient: Float32) -> None:
+        seen("head", x, gradient)
+
     out = np.empty_like(hidden)
     for i, row in enumerate(hidden):
         x = forward.final(row[None], vectors)
         gradient = np.empty_like(x)
         for at in range(0, len(row), _CHUNK_TOKENS):
             part = slice(at, at + _CHUNK_TOKENS)
-            surprise = softmax(x[0, part] @ head.T)
+            logits = forward.values(block, x[:, part], of_head, weights)[block.output]
+            surprise = softmax(logits[0])
             drawn = draw(surprise, random)
             surprise[np.arange(len(drawn)), drawn] -= 1
-            gradient[0, part] = surprise @ head
-            seen("head", x[:, part], surprise[None])
+            gradient[:, part] = adjoint.block(
+                block, x[:, part], surprise[None], of_head, weights, seen_by_head
+            )
         out[i] = adjoint.block(final, row[None], gradient, vectors, {})[0]
     return out
 

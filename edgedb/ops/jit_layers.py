@@ -101,7 +101,7 @@ def _softmax(row, sink):
 
 
 @jit()
-def _attend(task, tokens, q, k_cache, v_cache, sinks, out, position, scale, window):
+def _attend(task, tokens, q, k_cache, v_cache, sinks, out, position, scale, window, slopes):
     """One key/value head and one run of ``tokens`` queries, whose keys are widened together."""
     n_kv, _, head_dim = k_cache.shape
     heads = out.shape[1] // (n_kv * head_dim)
@@ -116,6 +116,10 @@ def _attend(task, tokens, q, k_cache, v_cache, sinks, out, position, scale, wind
         opens = max(0, position + t + 1 - window) - begin
         for h in range(heads):
             row = scores[(t - first) * heads + h]
+            if slopes.size:
+                for j in range(row.size):
+                    distance = position + t - begin - j
+                    row[j] -= slopes[kv * heads + h] * np.float32(distance)
             row[:opens] = 0
             _softmax(row[opens : position + t + 1 - begin], sinks[kv * heads + h])
             out[t, (kv * heads + h) * head_dim : (kv * heads + h + 1) * head_dim] = 0
@@ -139,15 +143,15 @@ def _attend(task, tokens, q, k_cache, v_cache, sinks, out, position, scale, wind
 
 
 @jit()
-def attention(tokens, q, k_cache, v_cache, sinks, out, position, scale, window):
+def attention(tokens, q, k_cache, v_cache, sinks, out, position, scale, window, slopes):
     for task in range(k_cache.shape[0] * ((q.shape[0] + tokens - 1) // tokens)):
-        _attend(task, tokens, q, k_cache, v_cache, sinks, out, position, scale, window)
+        _attend(task, tokens, q, k_cache, v_cache, sinks, out, position, scale, window, slopes)
 
 
 @jit(parallel=True)
-def attention_parallel(tokens, q, k_cache, v_cache, sinks, out, position, scale, window):
+def attention_parallel(tokens, q, k_cache, v_cache, sinks, out, position, scale, window, slopes):
     for task in prange(k_cache.shape[0] * ((q.shape[0] + tokens - 1) // tokens)):
-        _attend(task, tokens, q, k_cache, v_cache, sinks, out, position, scale, window)
+        _attend(task, tokens, q, k_cache, v_cache, sinks, out, position, scale, window, slopes)
 
 
 _ROOT_HALF = math.sqrt(0.5)

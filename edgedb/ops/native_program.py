@@ -214,6 +214,8 @@ class _Structs:
             for table, found in weights.tables.items()
         }
 
+        self.slopes: dict[tuple[float, ...], NativeBuffer] = {}
+
     def fill(self, op: Any, step: Step, prefix: str, layer: int) -> None:
         """Write ``step`` into the struct ``op``."""
         value, numbers = step.value, step.value.attributes
@@ -254,6 +256,9 @@ class _Structs:
         if value["sinks"] is not None:
             op.sinks = self.vectors[prefix + value["sinks"]].ptr
         op.window = _NO_WINDOW if value["window"] is None else value["window"]
+        if value["slopes"] is not None:
+            slopes = NativeBuffer(np.array(value["slopes"], np.float32))
+            op.slopes = self.slopes.setdefault(value["slopes"], slopes).ptr
         if step.norms:
             q_norm, k_norm = (self.vectors[prefix + norm["weight"]] for norm in step.norms)
             op.q_norm, op.k_norm, op.eps = q_norm.ptr, k_norm.ptr, step.norms[0]["eps"]

@@ -19,8 +19,9 @@ The operations (``x`` is a row of a token; widths are floats a token):
     relu        x, or 0 where that is larger
     gelu_tanh   x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))
     rope        every head turned by its position, halves as pairs (RoFormer, arXiv 2104.09864)
-    attention   softmax(scale q k) v over the keys up to its own, at most ``window`` of them, and
-                over a sink that has a score and no value; stores k and v in the layer's cache
+    attention   softmax(scale q k - slope distance) v over the keys up to its own, at most
+                ``window`` of them, and over a sink that has a score and no value; stores k and v
+                in the layer's cache
     clamped_gate  (up + 1) * gate * sigmoid(alpha gate), gate at most ``limit``, up within it
     route       softmax of a router's logits, zero but for the ``chosen`` largest
     experts     W x of each expert that a route does not leave at zero, side by side
@@ -212,11 +213,14 @@ class Recorder:
         *,
         scale: float | None = None,
         window: int | None = None,
+        slopes: tuple[float, ...] | None = None,
         sinks: str | None = None,
     ) -> Value:
         """Heads' outputs side by side. ``scale``: by default ``1 / sqrt(head_dim)``; ``window``:
-        how many keys a query sees, its own included; None: all; ``sinks``: name of a score for
-        each head that takes part in the softmax, as of a key whose value is zero."""
+        how many keys a query sees, its own included; None: all; ``slopes``: for each head, what a
+        score loses for each position between query and key (ALiBi, arXiv 2108.12409); ``sinks``:
+        name of a score for each head that takes part in the softmax, as of a key whose value is
+        zero."""
         head_dim = self._head_dim
         if scale is None:
             scale = float(np.float32(1) / np.sqrt(np.float32(head_dim)))  # each step in float32
@@ -227,6 +231,8 @@ class Recorder:
                 f"attention: q, k, v of {q.width}, {k.width}, {v.width} columns are not heads "
                 f"of {head_dim}"
             )
+        if slopes is not None and len(slopes) != n_heads:
+            raise FormatError(f"attention: {len(slopes)} slopes for {n_heads} heads")
         return _value(
             "attention",
             (q, k, v),
@@ -236,6 +242,7 @@ class Recorder:
             head_dim=head_dim,
             scale=scale,
             window=window,
+            slopes=slopes,
             sinks=sinks,
         )
 
@@ -385,6 +392,8 @@ def _attribute(value: Value, key: str) -> str:
         return str(content)
     if isinstance(content, RopeTable):
         shown = _rope_text(content)
+    elif isinstance(content, tuple):
+        shown = f"{max(content):.6g} to {min(content):.6g}"
     else:
         shown = f"{content:.6g}" if isinstance(content, float) else str(content)
     return f"{key}={shown}"

@@ -189,6 +189,9 @@ class ReferenceOps(NumpySelection):
             keys, values = (_widened(rows[kv, :length], head_dim) for rows in cached)
             for h in range(heads_per_kv):
                 scores = (q[:, kv, h] @ keys.T) * scale
+                if value["slopes"] is not None:
+                    slope = np.float32(value["slopes"][kv * heads_per_kv + h])
+                    scores -= slope * distance.astype(np.float32)
                 scores[hidden] = -np.inf
                 largest = scores.max(axis=1, keepdims=True)
                 if sinks is not None:

@@ -61,9 +61,11 @@ class LoadedModel:
         self.tokenizer = _open_tokenizer(file)
         self.network = Network(file.config, file.linears, file.vectors, ops, self.context)
         if head == "two-stage":
-            whole = file.linears.get("head", file.linears["embedding"])
+            block = self.network.program.head
+            whole = file.linears[next(iter(block.matrices))]
             assert not isinstance(whole, Experts)
-            self.network.two_stage = TwoStageHead(whole, ops)
+            bias = file.vectors.get(next(iter(block.vectors), ""))
+            self.network.two_stage = TwoStageHead(whole, ops, bias)
         self.loop = Loop(self.network)
 
     def __repr__(self) -> str:

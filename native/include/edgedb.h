@@ -370,6 +370,7 @@ typedef struct {
     const float *cos, *sin;   /* ROPE, ATTENTION: [positions, head_dim / 2]; there NULL: no turn */
     const float *q_cos, *q_sin; /* ATTENTION: likewise, of the queries */
     const float *q_norm, *k_norm; /* ATTENTION: [head_dim] or NULL */
+    const float *slopes; /* ATTENTION: [n_heads], what a score loses for each position; or NULL */
     int32_t n_heads, n_kv_heads, head_dim; /* ATTENTION */
     int32_t cache;                         /* ATTENTION: which of a span's */
     int64_t window;                        /* ATTENTION: 1 or more */

@@ -235,6 +235,7 @@ static void attend_block(const edb_attention_job *job, int64_t kv_head, int64_t 
     const char *k = keys.k, *v = keys.v;
     keys.head_dim = shape->head_dim;
     keys.scale = job->scale;
+    keys.leans = job->slopes != NULL;
     for (int64_t row = first; row < last;) {
         int64_t begin = -1;
         for (keys.rows = 0; keys.rows < EDB_ATTEND_ROWS && row < last; row++) {
@@ -243,8 +244,10 @@ static void attend_block(const edb_attention_job *job, int64_t kv_head, int64_t 
             if (from >= end) continue; /* the token sees nothing of this block */
             if (keys.rows > 0 && from != begin) break;
             begin = from;
-            keys.q[keys.rows] =
-                head_of(job->q, t, kv_head * heads + row % heads, shape->head_dim);
+            int64_t head = kv_head * heads + row % heads;
+            keys.q[keys.rows] = head_of(job->q, t, head, shape->head_dim);
+            keys.slope[keys.rows] = keys.leans ? job->slopes[head] : 0.0f;
+            keys.away[keys.rows] = job->pos + t - key - from;
             keys.keys[keys.rows] = end - from;
             keys.found[keys.rows++] = found + (row - first) * found_size(shape);
         }

@@ -3,6 +3,7 @@
  * Keys are taken in blocks of EDB_PAGE, each apart:
  *
  *   scores[j] = (q . k[j]) / sqrt(head_dim)       16 lanes over the head, tree of v_sum
+ *   scores[j] += slope * (position of key j - that of q)   where heads have slopes, fused
  *   p[j] = exp(scores[j] - max), total = sum p    lane j mod 16, tree of v_sum
  *   sum[d] = sum_j p[j] * v[j][d]                 one fused multiply-add a key, j ascending
  *
@@ -51,6 +52,16 @@ static EDB_INLINE void score_keys(const edb_attend *job, int is_f16, int rows, i
     }
     for (int j = 0; j < keys; j++)
         for (int r = 0; r < rows; r++) scores[r][key + j] = dots[j * rows + r] * job->scale;
+}
+
+/* Each score less slope for each position that its key, the first of them `away`, lies behind. */
+static void lean(float *scores, int64_t keys, float slope, int64_t away) {
+    static const float lanes[EDB_LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    for (int64_t j = 0; j < keys; j += EDB_LANES) {
+        v16 behind = v_add(v_load(lanes), v_set1((float)(j - away))); /* exact, at most 0 */
+        v16 score = v_load_part(scores + j, keys - j);
+        v_store_part(scores + j, v_fma(v_set1(slope), behind, score), keys - j);
+    }
 }
 
 /* scores -> p in place, zeros up to a whole vector; found: its largest and its total. */
@@ -122,6 +133,8 @@ static EDB_INLINE void attend_rows(const edb_attend *job, int is_f16, int rows) 
     }
     for (; key < most; key++) score_keys(job, is_f16, rows, 1, key, scores);
 
+    for (int r = 0; job->leans && r < rows; r++)
+        lean(scores[r], job->keys[r], job->slope[r], job->away[r]);
     for (int r = 0; r < rows; r++) softmax(scores[r], job->keys[r], job->found[r]);
 
     for (; d + many * EDB_LANES <= job->head_dim; d += many * EDB_LANES)

@@ -99,6 +99,9 @@ typedef struct {
     const float *q[EDB_ATTEND_ROWS];
     int64_t keys[EDB_ATTEND_ROWS]; /* of the block that each query sees: ascending, at least 1 */
     float *found[EDB_ATTEND_ROWS]; /* written */
+    int32_t leans;                 /* a score loses slope for each position that its key is away */
+    float slope[EDB_ATTEND_ROWS];
+    int64_t away[EDB_ATTEND_ROWS]; /* how far the query is behind the first key of the block */
 } edb_attend;
 
 /* Quantized activations of n tokens, group-major; `stride` tokens lie between two groups. */
@@ -334,6 +337,7 @@ typedef struct {
     int64_t offset; /* bytes, of this layer's keys and values in a page */
     int64_t n, pos;
     float scale;    /* of the scores */
+    const float *slopes; /* [n_heads], what a score loses for each position; NULL: nothing */
     int64_t window; /* keys that a query sees, its own included */
     const float *sinks; /* [n_heads]; NULL: none */
     char *scratch;  /* see edb_attention_stages */

@@ -96,6 +96,7 @@ static edb_status check_attention(const edb_program *p, const edb_op *op) {
     if (status == EDB_OK) status = check_floats(op->sinks, 0);
     if (status == EDB_OK) status = check_floats(op->q_norm, op->k_norm != NULL);
     if (status == EDB_OK) status = check_floats(op->k_norm, op->q_norm != NULL);
+    if (status == EDB_OK) status = check_floats(op->slopes, 0);
     if (status != EDB_OK) return status;
     int64_t q = (int64_t)op->n_heads * op->head_dim, kv = (int64_t)op->n_kv_heads * op->head_dim;
     if (op->width != q || op->window < 1 || op->cache < 0 || op->cache >= MAX_OPS)
@@ -384,6 +385,7 @@ static void add_attention(run_state *run, const edb_op *op, const edb_span *span
                                .n = span->n,
                                .pos = span->pos,
                                .scale = op->scale,
+                               .slopes = op->slopes,
                                .window = op->window,
                                .sinks = op->sinks};
     run->n_stages += edb_store_stages(run->context, job, run->stages + run->n_stages);

@@ -46,6 +46,9 @@ LAYERS: dict[str, Callable[[Recorder, Value], Value]] = {
     "experts": lambda m, x: m.experts(x, routed(m, x), "w", 6, parts=2),
     "experts with their own": lambda m, x: m.experts(x, routed(m, x), "w", 6, own=True, bias=True),
     "mix": lambda m, x: m.mix(x, routed(m, m.silu(x))),
+    "attention of slopes": lambda m, x: m.attention(
+        m.linear(x, "q", 32), m.linear(x, "k", 16), m.linear(x, "v", 16), slopes=(0.5, 0.3, 0.1, 0)
+    ),
     "attention in a window": lambda m, x: m.attention(x, x, m.silu(x), scale=0.7, window=3),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,9 @@ def of_the_exporter(source: Source, ids: list[int]) -> np.ndarray:
 
         x = forward.layer(i, x, own, weight_at)
     assert seen == [name for name in program.matrices() if name.startswith("layers.")]
-    (head,) = program.head.matrices
-    logits: np.ndarray = forward.final(x, vectors)[0] @ source.tensor(head).T
-    return logits
+    weights = {name: source.tensor(name) for name in program.head.matrices}
+    last = forward.final(x, vectors)
+    return forward.values(program.head, last, vectors, weights)[program.head.output][0]
 
 
 def of_training(source: Source, ids: list[int]) -> np.ndarray:
@@ -196,14 +197,18 @@ FEATURES = {
         "sliding_window",
         "windowed_layers",
     },
+    "cohere2": {"sliding_window", "windowed_layers", "unrotated_layers"},
+    "gpt_neox": {"attention_bias", "parallel", "rotary_dim"},
     "llama_bias": {"attention_bias", "mlp_bias"},
     "ministral3": {"query_growth"},
     "mistral": {"sliding_window"},
     "mixtral": {*_EXPERTS, "normalized_shares"},
     "olmoe": _EXPERTS,
+    "phi": {"rotary_dim"},
     "phi3": {"rotary_dim"},
     "qwen3_moe": {*_EXPERTS, "normalized_shares"},
     "smollm3": {"unrotated_layers"},
+    "stablelm": {"attention_bias", "rotary_dim"},
 }
 MINISTRAL = {
     "factor": 8.0,
@@ -233,8 +238,11 @@ NEUTRAL: dict[str, dict[str, Any]] = {
     "window off by one": {"sliding_window": 14},
     "rope theta 5e5": {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}},
     "rope theta 1e6": {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}},
-    "tanh in GELU": {"activation_function": "gelu"},
-    "ReLU": {"activation_function": "gelu"},
+    "tanh in GELU": {"hidden_act": "gelu"},
+    "exact GELU": {"hidden_act": "gelu_new"},
+    "parallel residual": {"use_parallel_residual": False},
+    "logit_scale": {"logit_scale": 1.0},
+    "ReLU": {"hidden_act": "gelu"},
     "NoPE layers": {"no_rope_layers": [1, 1, 1]},
     "yarn": {
         "original_max_position_embeddings": 16,
@@ -257,6 +265,10 @@ NEUTRAL: dict[str, dict[str, Any]] = {
     "norm_topk_prob": {"norm_topk_prob": False},
     "olmoe norm_topk_prob": {"norm_topk_prob": True},
 }
+
+
+# The same for what no setting of a checkpoint says.
+UNSAID: dict[str, dict[str, Any]] = {"NoPE in full layers": {"unrotated_layers": ()}}
 
 
 def without(read: Callable[..., np.ndarray], tensor: str) -> Callable[..., np.ndarray]:
@@ -290,6 +302,10 @@ def test_a_feature_that_is_left_out_shows(
     neutral = NEUTRAL.get(f"{name} {feature}", NEUTRAL.get(feature))
     if neutral is not None:
         got = [logits_of(opened(families, tmp_path, name, **neutral), ids, interpreter)]
+    elif feature in UNSAID:
+        source = opened(families, tmp_path, name)
+        source.config = replace(source.config, **UNSAID[feature])
+        got = [logits_of(source, ids, interpreter)]
     else:
         source = opened(families, tmp_path, name)
         stored = [n for n in source.stored_shapes() if re.sub(r"\.\d+(?=\.)", "", n) == feature]

@@ -97,6 +97,19 @@ def test_same_token_as_the_full_head(
 
 
 @pytest.mark.usefixtures("always_prune")
+def test_a_bias_counts_in_the_choice_and_is_added_last() -> None:
+    tensor, x = peaked(1000, 65, 2, 1, 0.003), activations(1, 65)[0] * np.float32(1e-3)
+    full, _ = run(tensor, x, None)
+    bias = random(2).normal(0, np.ptp(full) / 2, 1000).astype(np.float32)
+    out = OPS.buffer((1, 1000))
+    read = TwoStageHead(tensor, OPS, bias).fill(OPS.wrap(x[None]), out, Needed(3, math.inf))
+    assert 1 <= read < 16
+    left = out.array[0] == -np.inf
+    assert_same_bits(out.array[0][~left], (full + bias)[~left])
+    assert not left[np.argsort(full + bias)[-3:]].any()
+
+
+@pytest.mark.usefixtures("always_prune")
 @pytest.mark.parametrize("params", PARAMS, ids=range(len(PARAMS)))
 def test_ties_go_to_the_lowest_id(params: SamplingParams) -> None:
     """Equal rows in many tiles, the best ones among them."""

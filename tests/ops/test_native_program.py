@@ -189,6 +189,15 @@ def gelu_gates(m: Recorder, x: Value) -> Value:
     return x + m.linear(m.gelu_tanh(m.linear(x, "up", 50)), "down2", 36)
 
 
+def slopes(m: Recorder, x: Value) -> Value:
+    q, k, v = (m.linear(x, name, width) for name, width in (("q", 36), ("k", 18), ("v", 18)))
+    return x + m.attention(q, k, v, slopes=(0.5, 0.03))
+
+
+def slopes_in_a_window(m: Recorder, x: Value) -> Value:
+    return x + m.linear(attend(m, x, slopes=(0.25, 0.01), window=300), "out", 36)
+
+
 def no_gates(m: Recorder, x: Value) -> Value:
     up, plain = m.linear(attend(m, x), "up", 80).split(50, 30)
     x = x + m.linear(m.activation("gelu", up), "down", 36)  # of a slice: not fused
@@ -221,7 +230,7 @@ LAYERS = [
     norms_behind, parallel, head_norms_and_a_window, norms_over_all_heads, no_rope,
     queries_read_twice, the_stream_read_again, gates_the_other_way,
     layer_norms, gelu_gates, no_gates, queries_that_grow, mixture, mixture_of_two_with_biases,
-    sinks,
+    sinks, slopes, slopes_in_a_window,
 ]  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def test_weights_have_the_names_of_the_program(name: str, tied: bool) -> None:
     source = family_source(name, tied=tied)
     program, teacher = program_of(source.config), load_teacher(source)
     matrices, tables = dict(teacher.matrices()), teacher.tables()
-    assert list(tables) == (["embedding"] if tied else ["embedding", "head"])
+    assert list(tables) == program.tables() and ("head" in tables) is not tied
     assert [*matrices] == [name for name in program.matrices() if name not in tables]
     assert [name for name, _ in teacher.vectors()] == [*program.vectors()]
     for name, weight in (*teacher.vectors(), *tables.items()):
@@ -55,12 +55,21 @@ def test_a_head_that_is_more_than_a_matrix_is_refused(monkeypatch: pytest.Monkey
     for head in (
         m.linear(m.silu(m.input(64)), "embedding", 96),
         m.silu(m.linear(m.input(64), "embedding", 96)),
-        m.linear(m.input(64), "embedding", 96, bias=True),
     ):
         other = replace(program, head=Block(head))
         monkeypatch.setattr(decoder, "program_of", lambda _, other=other: other)
         with pytest.raises(UnsupportedModelError, match="llama: the loss multiplies with the head"):
             Decoder(config)
+
+
+def test_a_bias_of_the_head_is_a_column_of_it() -> None:
+    teacher = load_teacher(family_source("phi", tied=False)).requires_grad_()
+    hidden, head = teacher(torch.tensor([[1, 2, 3]]))
+    assert hidden.shape[-1] == head.shape[1] == 65
+    logits = hidden[..., :64] @ teacher.tables()["head"].t() + dict(teacher.vectors())["head.bias"]
+    torch.testing.assert_close(logits, teacher.logits(torch.tensor([[1, 2, 3]])))
+    logits.sum().backward()
+    assert (dict(teacher.vectors())["head.bias"].grad == 3).all()
 
 
 def test_another_type_is_for_matrices_alone() -> None:

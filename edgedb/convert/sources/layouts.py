@@ -66,14 +66,16 @@ class ByHead(Layout):
 
 
 class Neighbours(Layout):
-    """q, k, v of a rotary embedding that turns channels 2i and 2i + 1 of a head: the even ones come
-    first here, then the odd ones. A score does not see the order of channels, as long as q and k
-    have the same."""
+    """q, k, v of a rotary embedding that turns channels 2i and 2i + 1 of a head: of those that turn
+    the even ones come first here, then the odd ones. A score does not see the order of channels, as
+    long as q and k have the same."""
 
     def read(self, stored: Float32, config: ModelConfig) -> Float32:
         n = config.q_size + config.kv_size
         heads = stored[:n].reshape(n // config.head_dim, config.head_dim, *stored.shape[1:])
-        turned = np.concatenate([heads[:, ::2], heads[:, 1::2]], axis=1)
+        dim = config.rotary_dim or config.head_dim
+        parts = (heads[:, :dim:2], heads[:, 1:dim:2], heads[:, dim:])
+        turned = np.concatenate(parts, axis=1)
         return np.concatenate([turned.reshape(n, *stored.shape[1:]), stored[n:]])
 
 
@@ -97,9 +99,12 @@ Layouts = Mapping[str, Layout]  # by edgedb's name, without layer
 # model_type -> layouts in Hugging Face's safetensors
 HUGGING_FACE: Mapping[str, Layouts] = {
     "gpt_oss": {"experts_gate_up": Alternating(transposed=True), "experts_down": Transposed()},
+    "bloom": {"attn_qkv": ByHead()},
+    "cohere2": {"attn_qkv": Neighbours()},
+    "gpt_neox": {"attn_qkv": ByHead()},
     "gpt2": dict.fromkeys(("attn_qkv", "attn_out", "mlp_up", "mlp_down"), Transposed()),
     "opt": {"positions": Behind(2)},
 }
 
 # model_type -> layouts in GGUF
-GGUF: Mapping[str, Layouts] = {}
+GGUF: Mapping[str, Layouts] = {"cohere2": {"attn_qkv": Neighbours()}}

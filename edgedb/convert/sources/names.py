@@ -85,9 +85,45 @@ _GPT_OSS: Names = {
     "experts_down.bias": (_LAYER + "mlp.experts.down_proj_bias",),
 }
 _EXPERTS = _experts("mlp.", "gate", "gate_proj", "up_proj", "down_proj")
+_BLOOM: Names = {
+    "embedding": ("transformer.word_embeddings.weight",),
+    "embedding_norm": ("transformer.word_embeddings_layernorm.weight",),
+    "attn_norm": (_H + "input_layernorm.weight",),
+    "attn_qkv": (_H + "self_attention.query_key_value.weight",),
+    "attn_out": (_H + "self_attention.dense.weight",),
+    "mlp_norm": (_H + "post_attention_layernorm.weight",),
+    "mlp_up": (_H + "mlp.dense_h_to_4h.weight",),
+    "mlp_down": (_H + "mlp.dense_4h_to_h.weight",),
+    "final_norm": ("transformer.ln_f.weight",),
+    "head": ("lm_head.weight",),
+}
+_NEOX = "gpt_neox.layers.{i}."
+_GPT_NEOX: Names = {
+    "embedding": ("gpt_neox.embed_in.weight",),
+    "attn_norm": (_NEOX + "input_layernorm.weight",),
+    "attn_qkv": (_NEOX + "attention.query_key_value.weight",),
+    "attn_out": (_NEOX + "attention.dense.weight",),
+    "mlp_norm": (_NEOX + "post_attention_layernorm.weight",),
+    "mlp_up": (_NEOX + "mlp.dense_h_to_4h.weight",),
+    "mlp_down": (_NEOX + "mlp.dense_4h_to_h.weight",),
+    "final_norm": ("gpt_neox.final_layer_norm.weight",),
+    "head": ("embed_out.weight",),
+}
+_PHI: Names = {
+    **_LLAMA,
+    "attn_out": (_LAYER + "self_attn.dense.weight",),
+    "mlp_up": (_LAYER + "mlp.fc1.weight",),
+    "mlp_down": (_LAYER + "mlp.fc2.weight",),
+    "final_norm": ("model.final_layernorm.weight",),
+}
 
 # model_type -> names in Hugging Face's safetensors
 HUGGING_FACE: Mapping[str, Names] = {
+    "bloom": _BLOOM,
+    "cohere2": _LLAMA,
+    "gpt_neox": _GPT_NEOX,
+    "phi": _PHI,
+    "stablelm": _LLAMA,
     "gpt2": _GPT2,
     "gpt_oss": _GPT_OSS,
     "granite": _LLAMA,
@@ -144,6 +180,11 @@ _GGUF_FUSED: Names = {
 
 # model_type -> names in GGUF
 GGUF: Mapping[str, Names] = {
+    "bloom": {**_GGUF_OLDER, "embedding_norm": ("token_embd_norm.weight",)},
+    "cohere2": _GGUF_LLAMA,
+    "gpt_neox": _GGUF_OLDER,
+    "phi": {**_GGUF_LLAMA, "mlp_up": (_BLOCK + "ffn_up.weight",)},
+    "stablelm": _GGUF_LLAMA,
     "gpt2": _GGUF_OLDER,
     "gpt_oss": {
         **_GGUF_LLAMA,

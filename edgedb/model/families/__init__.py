@@ -14,7 +14,10 @@ from ...errors import FormatError, UnsupportedModelError
 from ...ops.program import Block, Program, Recorder, distinct
 from ..config import DEFAULT_CONTEXT, ModelConfig
 from . import (
+    bloom,
+    cohere2,
     gpt2,
+    gpt_neox,
     gpt_oss,
     granite,
     llama,
@@ -24,11 +27,13 @@ from . import (
     olmo2,
     olmoe,
     opt,
+    phi,
     phi3,
     qwen2,
     qwen3,
     qwen3_moe,
     smollm3,
+    stablelm,
 )
 from .family import Family, Fold
 
@@ -36,7 +41,10 @@ __all__ = ["FAMILIES", "Family", "Fold", "family_of", "program_of"]
 
 # model_type of config.json -> family
 FAMILIES: Mapping[str, Family] = {
+    "bloom": bloom.FAMILY,
+    "cohere2": cohere2.FAMILY,
     "gpt2": gpt2.FAMILY,
+    "gpt_neox": gpt_neox.FAMILY,
     "gpt_oss": gpt_oss.FAMILY,
     "granite": granite.FAMILY,
     "llama": llama.FAMILY,
@@ -46,11 +54,13 @@ FAMILIES: Mapping[str, Family] = {
     "olmo2": olmo2.FAMILY,
     "olmoe": olmoe.FAMILY,
     "opt": opt.FAMILY,
+    "phi": phi.FAMILY,
     "phi3": phi3.FAMILY,
     "qwen2": qwen2.FAMILY,
     "qwen3": qwen3.FAMILY,
     "qwen3_moe": qwen3_moe.FAMILY,
     "smollm3": smollm3.FAMILY,
+    "stablelm": stablelm.FAMILY,
 }
 
 

@@ -21,7 +21,7 @@ def fold(settings: Settings, config: ModelConfig) -> Fold:
     ``eps``.
     """
     embedding, residual, scores, logits = (
-        _positive(settings, key)
+        positive(settings, key)
         for key in (
             "embedding_multiplier",
             "residual_multiplier",
@@ -42,7 +42,7 @@ def fold(settings: Settings, config: ModelConfig) -> Fold:
     )
 
 
-def _positive(settings: Settings, key: str) -> float:
+def positive(settings: Settings, key: str) -> float:
     value = settings[key]
     if type(value) not in (int, float) or not 1e-6 < value < 1e6:
         raise FormatError(f"config.json: {key} = {value!r}, expected a positive number")

@@ -71,12 +71,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
         "sliding_window": 5,
     },
+    "bloom": {"n_head": 4, "n_layer": 1},
+    "cohere2": {"sliding_window": 5, "layer_types": ["sliding_attention"]},
+    "gpt_neox": {"rotary_pct": 0.5, "use_parallel_residual": True},
+    "phi": {"partial_rotary_factor": 0.5},
+    "stablelm": {"partial_rotary_factor": 0.5},
     "gpt2": {"n_embd": 32, "n_head": 4, "n_inner": 64, "n_layer": 1, "n_positions": 64},
     "opt": {"ffn_dim": 64, "activation_function": "relu"},
     "smollm3": {"no_rope_layers": [0]},
 }
 # Those whose tensors have other names, and shapes, than Llama's.
-_OLDER = ("gpt2", "gpt_oss", "opt")
+_OLDER = ("bloom", "cohere2", "gpt2", "gpt_neox", "gpt_oss", "opt", "phi", "stablelm")
 _METHODS = ("dense32", "dense32", "dense16", "int8", "rtn")
 
 
@@ -133,8 +138,11 @@ def _divide(tensors: dict[str, np.ndarray], family: str, count: int, size: int) 
 def _older(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Whatever the family's program asks for."""
     family = config["model_type"]
-    aliased = set(families.FAMILIES[family].aliases.values())
-    config = {k: v for k, v in config.items() if k not in {"rms_norm_eps", "rope_theta", *aliased}}
+    aliases = families.FAMILIES[family].aliases
+    left_out = {"rms_norm_eps", "rope_theta"}
+    left_out |= {name for key, name in aliases.items() if key in FAMILIES[family]}
+    config = {key: value for key, value in config.items() if key not in left_out}
+    config["num_key_value_heads"] = 4  # a key for every query: all parts have as many rows
     fold, _ = read_config(config)
     program, names = families.program_of(fold.config), HUGGING_FACE[family]
     rng = np.random.default_rng(0)
