@@ -67,8 +67,9 @@ def reference(source: Path, variant: str = "") -> tuple[list[int], np.ndarray, l
     return stored["ids"].tolist(), logits, greedy
 
 
-def write_family_gguf(folder: Path, path: Path) -> Path:
-    """The checkpoint in ``folder`` as llama.cpp's converter writes it."""
+def write_family_gguf(folder: Path, path: Path, *, experts: Any = None) -> Path:
+    """The checkpoint in ``folder`` as llama.cpp's converter writes it; ``experts``: GGUF's type of
+    their matrices, if not float32."""
     import gguf
 
     config = json.loads((folder / "config.json").read_text())
@@ -122,7 +123,10 @@ def write_family_gguf(folder: Path, path: Path) -> Path:
             tensor = np.concatenate([_of_each_head(tensor, heads, i) for i in range(3)])
         if name.endswith(CONV1D):
             tensor = np.ascontiguousarray(tensor.T)
-        writer.add_tensor(gguf_name(name, config["model_type"]), tensor)
+        stored, kind = gguf_name(name, config["model_type"]), None
+        if experts is not None and stored.endswith("_exps.weight"):
+            tensor, kind = gguf.quantize(tensor, experts), experts
+        writer.add_tensor(stored, tensor, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -13,6 +13,7 @@ from ...model.families import family_of
 from . import layouts
 from .folder import exists, read_json
 from .huggingface_tokenizer import tokenizer_spec
+from .mxfp4 import Mxfp4Tensors
 from .names import HUGGING_FACE, Names
 from .safetensors import SafetensorsFile
 from .source import Float32, Source
@@ -21,7 +22,8 @@ _MASKS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.mask
 _SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
 
 
-Stored = tuple[SafetensorsFile, str]  # what holds a tensor, and under which name
+# What holds a tensor, and under which name.
+Stored = tuple[SafetensorsFile | Mxfp4Tensors, str]
 
 
 class HuggingFaceSource(Source):
@@ -35,9 +37,10 @@ class HuggingFaceSource(Source):
         settings = read_json(path / "config.json", required=True)
         family_of(settings.get("model_type", "?"))  # before any file that only it would have
         self._shards = {file.name: SafetensorsFile(file) for file in _shard_files(path)}
-        self._stored = {
-            name: (shard, name) for shard in self._shards.values() for name in shard.shapes
-        }
+        plain = {name: (shard, name) for shard in self._shards.values() for name in shard.shapes}
+        packed = Mxfp4Tensors(plain)
+        self._stored: dict[str, Stored] = {name: (packed, name) for name in packed.shapes}
+        self._stored |= {name: plain[name] for name in plain.keys() - packed.parts()}
         self._stored = _with_base(self._stored, self.all_names[settings["model_type"]])
         self.read_config("config.json", settings, [])
         self.check()

@@ -68,7 +68,7 @@ class SafetensorsFile:
         if not sound:
             raise FormatError(f"{self.path.name}: tensor {name} has a damaged header")
         item_bytes = np.dtype(_DTYPES.get(dtype, "u1")).itemsize
-        if dtype in _DTYPES and stop - start != math.prod(shape) * item_bytes:
+        if dtype in (*_DTYPES, "U8") and stop - start != math.prod(shape) * item_bytes:
             raise FormatError(f"{self.path.name}: tensor {name} has a size unlike its shape")
         self.shapes[name] = tuple(shape)
         self._where[name] = (dtype, data_start + start)
@@ -83,11 +83,27 @@ class SafetensorsFile:
 
     def read(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows ``start`` to ``stop`` (first axis) of one tensor, as float32."""
-        dtype, offset = self._where[name]
+        dtype, _ = self._where[name]
         if reason := self.unreadable(name):
             raise UnsupportedModelError(f"{self.path.name}: tensor {name} {reason}")
+        raw = self._rows(name, np.dtype(_DTYPES[dtype]), start, stop)
+        if dtype == "BF16":
+            # A bfloat16 is the upper half of the float32 with the same value.
+            return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return raw.astype(np.float32, copy=False)
+
+    def no_bytes(self, name: str) -> str | None:
+        """Why ``read_bytes`` cannot give this tensor, or None."""
+        dtype, _ = self._where[name]
+        return None if dtype == "U8" else f"is {dtype}, expected bytes"
+
+    def read_bytes(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Rows ``start`` to ``stop`` (first axis) of a tensor of bytes."""
+        return self._rows(name, np.dtype(np.uint8), start, stop)
+
+    def _rows(self, name: str, stored: np.dtype[Any], start: int, stop: int) -> NDArray[Any]:
+        _, offset = self._where[name]
         row_size = math.prod(self.shapes[name][1:])
-        stored = np.dtype(_DTYPES[dtype])
         raw = np.fromfile(
             self.path,
             dtype=stored,
@@ -96,9 +112,4 @@ class SafetensorsFile:
         )
         if raw.size != (stop - start) * row_size:
             raise FormatError(f"{self.path.name}: tensor {name} is cut off; the file has changed")
-        if dtype == "BF16":
-            # A bfloat16 is the upper half of the float32 with the same value.
-            values = (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        else:
-            values = raw.astype(np.float32, copy=False)
-        return values.reshape(stop - start, *self.shapes[name][1:])
+        return raw.reshape(stop - start, *self.shapes[name][1:])
