@@ -53,8 +53,8 @@ def inputs(value: Value, x: Floats, tokens: Indices, slots: Indices) -> Floats:
 
 def put(value: Value, out: Floats, tokens: Indices, slots: Indices, y: Floats) -> None:
     """Write ``y [places, rows]`` of an expert to where it belongs in ``out [n, chosen * rows]``."""
-    parts, chosen = value["parts"], value["chosen"]
-    out.reshape(len(out), parts, chosen, -1)[tokens, :, slots] = y.reshape(len(y), parts, -1)
+    parts, chosen, part = value["parts"], value["chosen"], value["rows"] // value["parts"]
+    out.reshape(len(out), parts, chosen, part)[tokens, :, slots] = y.reshape(len(y), parts, part)
 
 
 def taken(value: Value, out: Floats, tokens: Indices, slots: Indices) -> Floats:
