@@ -167,7 +167,9 @@ def test_unknown_ids_take_no_memory(model: edgedb.Model) -> None:
     assert grown < 100_000
 
 
-@pytest.mark.parametrize("name", ["threads", "isa", "context", "kv_dtype", "head", "verify"])
+@pytest.mark.parametrize(
+    "name", ["threads", "isa", "context", "kv_dtype", "head", "cache_tokens", "verify"]
+)
 def test_options_of_load(tiny_model: Path, name: str) -> None:
     for value in WEIRD:
         options: dict[str, Any] = {"backend": "numpy", name: value}
@@ -186,6 +188,7 @@ def test_options_of_load_that_were_seen_to_go_wrong(tiny_model: Path) -> None:
         ("threads", 0),
         ("kv_dtype", ["float16"]),
         ("head", 1),
+        ("cache_tokens", 255),
         ("verify", "yes"),
         ("backend", "cuda"),
         ("backend", ["numpy"]),

@@ -42,6 +42,7 @@ def load(
     context: int | None = None,
     kv_dtype: str = "float16",
     head: str = "full",
+    cache_tokens: int | None = None,
     verify: bool = True,
 ) -> Model:
     """Open a ``.dbb`` file; the weights stay in the file and are read through a memory map.
@@ -51,7 +52,9 @@ def load(
     ``threads``, ``backend`` and ``isa`` are those of ``edgedb.ops.create``. ``context`` is the
     number of positions a session can hold (default: the model's own, at most 8,192), ``kv_dtype``
     the cache's type. ``head="two-stage"`` leaves out logits that no choice of a token depends on,
-    in a head of two pairs or more: the same text, rarely faster (``docs/head.md``). ``verify``
+    in a head of two pairs or more: the same text, rarely faster (``docs/head.md``).
+    ``cache_tokens`` bounds what all sessions hold together, in positions: an answer begins when
+    there is room for all of it, and what is left keeps beginnings of earlier ones. ``verify``
     compares the data with the file's checksums.
     Raises ``FormatError`` for a damaged file, ``UnsupportedModelError`` for a model this version
     cannot run, ``NativeError`` if a forced backend cannot run.
@@ -59,7 +62,8 @@ def load(
     file = read_dbb(
         find_model(path) if isinstance(path, str) else path, verify=arguments.flag("verify", verify)
     )
-    return Model(file, operations.create(backend, isa, threads), context, kv_dtype, head)
+    ops = operations.create(backend, isa, threads)
+    return Model(file, ops, context, kv_dtype, head, cache_tokens)
 
 
 class Model(LoadedModel, Answers):

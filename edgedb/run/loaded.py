@@ -15,10 +15,13 @@ from ..model.families import program_of
 from ..model.head import HEADS, TwoStageHead
 from ..model.kvcache import KV_DTYPES
 from ..model.network import Network
+from ..ops.pages import PAGE
 from ..text.messages import Message
 from ..text.spec import TokenizerSpec
 from ..text.tokenizer import Tokenizer, load_tokenizer
+from .admission import Admission
 from .loop import Loop
+from .prefixes import Prefixes
 from .session_file import BEYOND
 
 _BOS = arguments.optional(arguments.flag)
@@ -38,6 +41,7 @@ class LoadedModel:
         context: int | None,
         kv_dtype: str,
         head: str = "full",
+        cache_tokens: int | None = None,
     ) -> None:
         self.file = file
         self.ops = ops
@@ -67,6 +71,9 @@ class LoadedModel:
             bias = file.vectors.get(next(iter(block.vectors), ""))
             self.network.two_stage = TwoStageHead(whole, ops, bias)
         self.loop = Loop(self.network)
+        self.prefixes = Prefixes()
+        room = arguments.optional(arguments.whole(PAGE))("cache_tokens", cache_tokens)
+        self.admission = Admission(self.prefixes, room)
 
     def __repr__(self) -> str:
         config, ops = self.config, self.ops

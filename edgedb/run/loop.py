@@ -24,7 +24,7 @@ from ..gate import gate
 from ..model.kvcache import KVCache
 from ..model.network import Network, Reading, Wanted
 from ..ops.buffer import Buffer
-from .schedule import Place, Times, plan
+from .schedule import Place, Schedule
 
 # How often who waits looks whether it should do something else: lead, or be cancelled.
 _LOOK_SECONDS = 0.04
@@ -97,7 +97,7 @@ class Loop:
     def __init__(self, network: Network) -> None:
         self._network = network
         self.state = network.state()
-        self._times = Times()
+        self._schedule = Schedule()
         self._waiting: list[weakref.ref[Turn]] = []  # in order of arrival
         self._computing: list[weakref.ref[Turn]] = []
         self._absent: weakref.WeakSet[Place] = weakref.WeakSet()  # streams that will come back
@@ -124,16 +124,15 @@ class Loop:
                 if lead is not None:
                     self._compute(turn, lead)
         finally:
-            led, lead = lead is not None, None
-        if led:
-            self._hand_over()
+            if lead is not None:
+                self._hand_over(lead)
         if turn.error is not None:
             raise turn.error
 
     def withdraw(self, turn: Turn) -> bool:
         """Take back ``turn`` unless it is being computed."""
         with gate.lock, self._lock:
-            if any(one() is turn for one in self._computing) and self._leader() is not None:
+            if self._others_lead() and any(one() is turn for one in self._computing):
                 return False
             turn.is_withdrawn = True
             self._waiting = [one for one in self._waiting if one() is not turn]
@@ -149,30 +148,36 @@ class Loop:
         """Have ``turn`` wait, if it does not yet; the lead, if it has it or nobody else has."""
         with gate.lock, self._lock:
             self._absent.discard(turn.place)
-            leader = self._leader()
-            if leader is not None and leader is lead:
+            if lead is not None and self._leader() is lead:
                 return lead
-            if leader is not None and leader.thread == threading.get_ident():
-                leader = None  # interrupted, and something still holds what is left of it
-            if leader is None and self._computing:  # who computed was interrupted: again
+            others_lead = self._others_lead()
+            if not others_lead and self._computing:  # who computed was interrupted: again
                 self._waiting, self._computing = [*self._computing, *self._waiting], []
             both = (*self._waiting, *self._computing)
             if not any(one() is turn for one in both):
                 self._waiting.append(weakref.ref(turn))
-            if leader is not None:
+            if others_lead:
                 self._call_leader()
                 return None
             lead = _Lead(turn)
             self._leader = weakref.ref(lead)
             return lead
 
+    def _others_lead(self) -> bool:
+        """Whether another thread has the lead. What is left of an interrupted one of this thread,
+        because somebody keeps the exception, is none."""
+        leader = self._leader()
+        return leader is not None and leader.thread != threading.get_ident()
+
     def _call_leader(self) -> None:
         """The last one that it waits for is there."""
         if not self._absent and (leader := self._leader()) is not None:
             leader.turn.ring()
 
-    def _hand_over(self) -> None:
+    def _hand_over(self, lead: _Lead) -> None:
         with gate.lock, self._lock:
+            if self._leader() is lead:
+                self._leader = _nobody
             for one in self._waiting:
                 if (turn := one()) is not None:
                     turn.ring()
@@ -186,7 +191,7 @@ class Loop:
             self._absent.clear()
             waiting = (one() for one in self._waiting)
             turns = [t for t in waiting if t and not (t.is_done or t.is_withdrawn)]
-            chosen = [(turns[i], n) for i, n in plan(turns, self._times)]
+            chosen = [(turns[i], n) for i, n in self._schedule.plan(turns)]
             picked = {id(turn) for turn, _ in chosen}
             self._computing = [weakref.ref(turn) for turn, _ in chosen]
             self._waiting = [weakref.ref(turn) for turn in turns if id(turn) not in picked]
@@ -208,7 +213,7 @@ class Loop:
             if self._leader() is not lead:
                 return  # a signal handler came between and did it all
             if readings and error is None:
-                self._times.measured(rows, seconds)
+                self._schedule.times.measured(rows, seconds)
                 self._last_seconds = seconds
             for (turn, n), result in zip(chosen, results, strict=True):
                 turn.n, turn.result, turn.rows, turn.seconds = n, result, rows, seconds

@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import ContextFullError, EdgeDBError
 from ..model.head import Needed
 from ..model.network import Wanted
+from ..ops.pages import PAGE
 from ..ops.selection import Floats, Ids
 from ..ops.sequences import MAX_ROWS
 from .loaded import LoadedModel
@@ -45,6 +46,12 @@ class Reader:
         self._pace = Pace(MAX_ROWS)
         self._lookup: Lookup | None = None  # while an answer is written with guesses
         self._ahead: Ahead | None = None  # what the last guesses left to take
+        model.admission.register(self)
+
+    @property
+    def n_pages(self) -> int:
+        """Pages of the cache."""
+        return len(self.cache.table.pages)
 
     @property
     def ids(self) -> Ids:
@@ -95,8 +102,31 @@ class Reader:
         common = int(different[0]) if len(different) else n
         if not (common == len(ids) == self.length and self._logits is not None):
             self.rewind(min(common, len(ids) - 1))
+            self._take_over(np.array(ids[:-1], np.int32))
         self.append(ids[self.length :])
         return self.length - self.cache.length
+
+    def _take_over(self, ids: Ids) -> None:
+        """Hold what others have read of ``ids``, if it is more than what this one has."""
+        if not self._shares:
+            return
+        pages, length = self.model.prefixes.find(ids)
+        if length > self.cache.length:
+            self.rewind(0)
+            self._ids[:length] = ids[:length]
+            self.length = length
+            self.cache.adopt(pages, length)
+
+    def _offer(self) -> None:
+        """Let others have what is in the cache."""
+        if self._shares:
+            n = min(self.cache.length, self.length)
+            self.model.prefixes.add(self._ids[:n], self.cache)
+
+    @property
+    def _shares(self) -> bool:
+        """Whether what others read is what this one would: of other backends bits differ."""
+        return self.model.ops.name == "native"
 
     def copy_from(self, other: Reader) -> None:
         """Take over everything that ``other``, of the same model, has read."""
@@ -170,6 +200,8 @@ class Reader:
             self._pace.measured(turn.rows, turn.seconds)
             if progress is not None:
                 progress(self.cache.length - start, end - start)
+        if end - start > 1 or self.cache.length % PAGE == 0:
+            self._offer()
         return self._logits
 
     def _run(
@@ -206,6 +238,7 @@ class Reader:
         finally:
             self._lookup = self._ahead = None
             self.model.loop.leave(self._place)
+            self._offer()
 
     def _read_with_guesses(self, wanted: Needed | None) -> bool:
         """Read the last token and, in the same pass, guesses of those behind it."""

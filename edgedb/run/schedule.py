@@ -7,7 +7,7 @@ round: each may read ``QUANTUM`` tokens before the next one's turn comes (defici
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from ..ops.sequences import MAX_ROWS
@@ -21,10 +21,11 @@ _OLD = 32  # passes after which the streams' own time is measured again
 class Place:
     """What the scheduler knows of a sequence from one of its turns to the next."""
 
-    __slots__ = ("__weakref__", "deficit")
+    __slots__ = ("__weakref__", "deficit", "last")
 
     def __init__(self) -> None:
         self.deficit = 0  # tokens that it may read before it is another one's turn
+        self.last = 0  # when its turn came, counted over all turns
 
 
 class Waiting(Protocol):
@@ -83,38 +84,53 @@ class Times:
         if self._passes - self._measured_at.get(streams, -_OLD) >= _OLD:
             return 0
         limit = SLOWEST * self.expected(streams)
-        fits: Callable[[int], bool] = lambda n: self.expected(streams + n) <= limit  # noqa: E731
-        return max(1, next((n for n in range(most, 0, -1) if fits(n)), 1)) if most else 0
+        fitting = (n for n in range(most, 0, -1) if self.expected(streams + n) <= limit)
+        return next(fitting, min(1, most))
 
 
-def plan(waiting: Sequence[Waiting], times: Times) -> list[tuple[int, int]]:
-    """The next pass, at most ``MAX_ROWS``: which of ``waiting``, in order of arrival, and how many
-    of its tokens. Never empty; deficits are brought forward."""
-    chosen: list[tuple[int, int]] = []
-    rows = 0
-    for i, one in enumerate(waiting):
-        if one.is_stream and rows + len(one.tokens) <= MAX_ROWS:
-            chosen.append((i, len(one.tokens)))
-            rows += len(one.tokens)
-    prompts = [i for i, one in enumerate(waiting) if not one.is_stream]
-    if not prompts:
-        return chosen
-    most = min(MAX_ROWS - rows, *(waiting[i].most for i in prompts), MAX_ROWS)
-    room = times.room(rows, most)
-    taken = dict.fromkeys(prompts, 0)
-    # Who has a deficit left was interrupted in its turn and goes on with it.
-    queue = sorted(prompts, key=lambda i: waiting[i].place.deficit <= 0)
-    while room > 0 and queue:
-        i = queue.pop(0)
-        place, left = waiting[i].place, len(waiting[i].tokens) - taken[i]
-        if place.deficit <= 0:
-            place.deficit = QUANTUM
-        n = min(room, left, place.deficit)
-        taken[i] += n
-        place.deficit -= n
-        room -= n
-        if n == left:
-            place.deficit = 0
-        else:
-            queue.append(i)
-    return chosen + [(i, n) for i, n in taken.items() if n]
+class Schedule:
+    """Plans one pass after the other."""
+
+    def __init__(self) -> None:
+        self.times = Times()
+        self._turns = 0
+
+    def plan(self, waiting: Sequence[Waiting]) -> list[tuple[int, int]]:
+        """The next pass, at most ``MAX_ROWS``: which of ``waiting``, in order of arrival, and how
+        many of their tokens. Empty only if nobody waits."""
+        chosen: list[tuple[int, int]] = []
+        rows = 0
+        for i, one in enumerate(waiting):
+            if one.is_stream and rows + len(one.tokens) <= MAX_ROWS:
+                chosen.append((i, len(one.tokens)))
+                rows += len(one.tokens)
+        prompts = [i for i, one in enumerate(waiting) if not one.is_stream]
+        if not prompts:
+            return chosen
+        most = min(MAX_ROWS - rows, *(waiting[i].most for i in prompts))
+        return chosen + self._share(waiting, prompts, self.times.room(rows, most))
+
+    def _share(
+        self, waiting: Sequence[Waiting], prompts: list[int], room: int
+    ) -> list[tuple[int, int]]:
+        """``room`` rows among ``prompts``: who was interrupted in its turn goes on with it, then
+        who has waited longest."""
+        taken = dict.fromkeys(prompts, 0)
+        queue = sorted(
+            prompts, key=lambda i: (waiting[i].place.deficit <= 0, waiting[i].place.last)
+        )
+        while room > 0 and queue:
+            i = queue.pop(0)
+            place, left = waiting[i].place, len(waiting[i].tokens) - taken[i]
+            if place.deficit <= 0:
+                self._turns += 1
+                place.deficit, place.last = QUANTUM, self._turns
+            n = min(room, left, place.deficit)
+            taken[i] += n
+            place.deficit -= n
+            room -= n
+            if n == left:
+                place.deficit = 0
+            else:
+                queue.append(i)
+        return [(i, n) for i, n in taken.items() if n]

@@ -233,7 +233,16 @@ class Session(Answers):
         room = self.context - len(ids)
         max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
 
-        with self._exclusive(), self._reader.guessing(request.prompt_lookup) as lookup:
+        with (
+            self._exclusive(),
+            self.model.admission.answering(
+                self._reader, len(ids) + max_tokens, request.cancelled
+            ) as admitted,
+            self._reader.guessing(request.prompt_lookup) as lookup,
+        ):
+            if not admitted:
+                yield Chunk("", None, "cancelled", stats)
+                return
             stats.read_tokens = self._reader.hold(ids)
             started = time.perf_counter()
             whole = request.logprobs is not None

@@ -1,0 +1,54 @@
+"""An answer begins when there is memory for all of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import edgedb
+from edgedb import ContextFullError
+
+
+@pytest.fixture
+def model(long_model: Path) -> edgedb.Model:
+    return edgedb.load(long_model, context=1000, cache_tokens=1024)  # four pages
+
+
+def test_who_does_not_fit_waits_until_another_ends(model: edgedb.Model) -> None:
+    first = model.stream([5] * 300, max_tokens=200)  # two pages
+    next(first)
+    got: list[edgedb.Completion] = []
+    second = threading.Thread(target=lambda: got.append(model.generate([6] * 600, max_tokens=9)))
+    second.start()  # three
+    while not model.admission.waiting:
+        time.sleep(0.001)
+    third = model.generate([7] * 3, max_tokens=3, cancelled=lambda: True)
+    assert third.finish_reason == "cancelled" and not got
+    assert len([*first]) == 200  # it ends as if nobody waited
+    second.join()
+    assert len(got[0].tokens) == 9 and not model.admission.waiting
+
+
+def test_a_cancel_is_heard_while_it_waits(model: edgedb.Model) -> None:
+    first = model.stream([5] * 300, max_tokens=200)
+    next(first)
+    pressed = time.perf_counter() + 0.1
+    answer = model.generate([6] * 600, cancelled=lambda: time.perf_counter() > pressed)
+    assert answer.finish_reason == "cancelled" and answer.stats.read_tokens == 0
+    assert time.perf_counter() - pressed < 0.1
+
+
+def test_what_never_fits_is_refused(model: edgedb.Model) -> None:
+    idle = model.session()
+    idle.prefill([5] * 700)  # three pages
+    with pytest.raises(ContextFullError, match="not answering"):
+        model.generate([6] * 300, max_tokens=10)
+    assert len(idle.generate([5] * 700, max_tokens=5).tokens) == 5  # its own pages do not count
+    del idle
+    assert len(model.generate([6] * 300, max_tokens=10).tokens) == 10
+    small = edgedb.load(model.file.path, context=1000, cache_tokens=256)
+    with pytest.raises(ContextFullError, match="cache_tokens"):
+        small.generate([6] * 300, max_tokens=10)
