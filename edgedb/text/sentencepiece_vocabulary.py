@@ -26,10 +26,11 @@ class SentencePieceVocabulary(Vocabulary):
         model = self._model
         self.vocab_size = model.vocab_size()
         try:
-            pieces = [model.id_to_piece(i) for i in range(self.vocab_size)]
+            pieces = model.id_to_piece(list(range(self.vocab_size)))
         except UnicodeDecodeError:
             raise FormatError("tokenizer.file: a SentencePiece piece is not UTF-8") from None
-        specials = {i: piece for i, piece in enumerate(pieces) if model.is_control(i)}
+        controls = model.is_control(list(range(self.vocab_size)))
+        specials = {i: pieces[i] for i, found in enumerate(controls) if found}
         self._hidden |= set(specials)
         for i in (spec.bos_id, *spec.eos_ids):
             if i is not None and i < self.vocab_size:

@@ -82,6 +82,8 @@ class Vocabulary:
 
     def _is_marker(self, spelling: str) -> bool:
         """Whether a token that is no special one marks who speaks: see ``Tokenizer.marker_ids``."""
+        if spelling[:1].isalnum() or spelling[-1:].isalnum():
+            return False  # nearly all are words; to say so at once halves the time to open
         if _CONTROL.fullmatch(spelling):
             return True
         return bool(MARKER.fullmatch(spelling)) and spelling in (self._spec.chat_template or "")
