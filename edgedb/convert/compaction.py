@@ -14,7 +14,7 @@ from ..text.merging import MergingTokenizer
 from ..text.piece_tables import PieceTables, tables_of
 from ..text.spec import TokenizerSpec
 from ..text.tokenizer import Tokenizer, load_tokenizer
-from ..text.tokenizer_json import read_parts
+from ..text.tokenizer_json import read_model
 from ..text.tokenizers_vocabulary import BYTE_OF_CHARACTER
 
 # Pieces whose texts are encoded both ways before the tables count.
@@ -29,8 +29,7 @@ def compacted(spec: TokenizerSpec) -> TokenizerSpec:
     """
     if spec.kind != "tokenizers" or not can_merge():
         return spec
-    document, model_json = read_parts(spec.data)
-    model = json.loads(model_json)
+    document, model = read_model(spec.data)
     if model.get("type") != "BPE":
         return spec
     tables = tables_of(model)

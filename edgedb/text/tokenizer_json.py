@@ -64,6 +64,18 @@ def read_parts(data: bytes) -> tuple[dict[str, Any], bytes]:
     return _split(data) or _whole(data)
 
 
+def read_model(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """As ``read_parts``, of a file that ``open_tokenizer_json`` has opened, with the model read."""
+    parts = _split(data)
+    if parts is not None:
+        try:
+            return parts[0], json.loads(parts[1])
+        except ValueError:
+            pass  # something follows the model
+    document, model_json = _whole(data)
+    return document, json.loads(model_json)
+
+
 def join_parts(document: Mapping[str, Any], model_json: bytes) -> bytes:
     """The file of what ``read_parts`` returns."""
     return json.dumps(dict(document)).encode()[:-1] + b', "model": ' + model_json + b"}"

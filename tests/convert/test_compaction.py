@@ -64,6 +64,13 @@ def test_an_added_token_behind_the_vocabulary() -> None:
     assert load_tokenizer(found).encode("<new>") == [320]
 
 
+def test_a_model_that_is_not_the_last_entry() -> None:
+    document = json.loads(byte_level_bpe())
+    first = {"model": document.pop("model"), **document}
+    found = compacted(TokenizerSpec("tokenizers", json.dumps(first).encode(), None, (2,)))
+    assert found == compacted(spec_of())
+
+
 def spelled(document: dict[str, Any]) -> None:
     """Merges that make a control token."""
     vocab, merges = document["model"]["vocab"], document["model"]["merges"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from edgedb.convert.compaction import compacted
 from edgedb.text.spec import TokenizerSpec
 from edgedb.text.tokenizer import load_tokenizer
 
@@ -252,10 +253,15 @@ class TokenizerJsonKind(Kind):
         return model
 
     def use(self, files: Files, folder: Path) -> None:
-        tokenizer = load_tokenizer(TokenizerSpec("tokenizers", files["tokenizer.json"]))
+        spec = TokenizerSpec("tokenizers", files["tokenizer.json"])
+        tokenizer = load_tokenizer(spec)
+        tables = compacted(spec)
+        other = tokenizer if tables is spec else load_tokenizer(tables)
         for text in models.TEXTS:
             for special in (False, True):
                 ids = tokenizer.encode(text, special=special)
                 tokenizer.decode(ids)
                 if any(i >= tokenizer.vocab_size for i in ids):
                     raise ValueError("an id outside the vocabulary")
+                if other.encode(text, special=special) != ids:
+                    raise ValueError("tables that give other ids")
