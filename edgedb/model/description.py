@@ -145,6 +145,8 @@ def _biases(c: ModelConfig, program: Program) -> Iterator[str]:
 
 
 def _logits(c: ModelConfig, program: Program) -> Iterator[str]:
+    if program.head.vectors:
+        yield "a bias of the logits"
     for value in program.head.operations:
         if value.op == "softcap":
             yield f"logits softly capped at {value['cap']:g}"

@@ -41,6 +41,13 @@ def test_a_llama_has_nothing_to_tell() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
+        (
+            "bloom",
+            "scores that fall with the distance (ALiBi), norms that take the mean away, a norm",
+        ),
+        ("cohere2", "attention and feed-forward side by side"),
+        ("gpt_oss", "a sink in the softmax of each head, clamped gates, 5 experts in"),
+        ("phi", "attention and feed-forward side by side, biases in all products, a bias of the"),
         ("gpt2", "learned positions, norms that take the mean away, GELU without a gate"),
         ("llama", "angles scaled for long contexts (yarn), biases in all products"),
         ("ministral3", "queries that grow with their position, a window of 9 tokens in every"),
