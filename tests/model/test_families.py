@@ -21,6 +21,7 @@ from families import (
     write_family_gguf,
 )
 from places import SHARED
+from safetensors.numpy import load_file, save_file
 
 import edgedb
 from edgedb.convert.calibrate import embedded
@@ -347,3 +348,40 @@ def test_learned_positions_bound_the_context(families: Path, tmp_path: Path) -> 
     assert edgedb.load(tmp_path / "m.dbb").context == 256
     with pytest.raises(EdgeDBError, match="257: this model has learned positions for 256"):
         edgedb.load(tmp_path / "m.dbb", context=257)
+
+
+def kl(expected: np.ndarray, got: np.ndarray) -> float:
+    """Nats a token, from the first logits' predictions to the second's."""
+    p, q = (x.astype(np.float64) - x.max(-1, keepdims=True) for x in (expected, got))
+    p, q = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (p, q))
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_pairs_come_nearer_to_the_checkpoint(families: Path, tmp_path: Path, name: str) -> None:
+    """One, two and three of them, fitted to a text that the model writes itself."""
+    source = opened(families, tmp_path, name)
+    ids, expected, _ = reference(families / name)
+    found = []
+    for pairs in (1, 2, 3):
+        out = tmp_path / f"{pairs}.dbb"
+        options = Options(pairs=pairs, sequences=4, length=24)
+        record = export(source, out, options, threads=1)
+        errors = [t["output_error"] for t in record["tensors"].values() if "output_error" in t]
+        assert np.mean(errors) < 0.1 / 15 ** (pairs - 1)
+        found.append(kl(expected, edgedb.load(out).logits(ids)))
+    assert found[0] > 2 * found[1] > 4 * found[2] > 0
+
+
+def test_a_checkpoint_without_its_head_names_less(families: Path, tmp_path: Path) -> None:
+    """As GPT-2's on the hub, which keep the mask of causal attention, too."""
+    folder = copy_family(families / "gpt2", tmp_path / "gpt2")
+    tensors = load_file(folder / "model.safetensors")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    save_file(bare | {"h.0.attn.bias": np.ones((1, 1, 8, 8), "f")}, folder / "model.safetensors")
+    source, same = open_source(folder), open_source(families / "gpt2")
+    for name in ("embedding", "layers.1.attn_qkv", "layers.0.attn_norm.bias"):
+        np.testing.assert_array_equal(source.tensor(name), same.tensor(name))
+    save_file(bare | {"h.0.attn.bias": np.ones(8, "f")}, folder / "model.safetensors")
+    with pytest.raises(UnsupportedModelError, match=r"h\.0\.attn\.bias has no place"):
+        open_source(folder)
