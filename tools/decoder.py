@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgedb.errors import UnsupportedModelError
+from edgedb.errors import EdgeDBError, UnsupportedModelError
 from edgedb.model.config import ModelConfig
 from edgedb.model.families import program_of
 from edgedb.ops.program import Block, Program, Value
@@ -154,7 +154,16 @@ class Ends(Part):
         return next(self.parameters()).device
 
     def turns(self, n: int) -> Turns:
-        """What heads turn by at positions ``0 .. n - 1``."""
+        """What heads turn by at positions ``0 .. n - 1``.
+
+        Raises ``EdgeDBError`` where positions are learned, and fewer.
+        """
+        positions = self.program.positions()
+        if positions is not None and n > positions:
+            raise EdgeDBError(
+                f"texts of {n:,} tokens: this model has learned positions for {positions:,} "
+                "and cannot read further"
+            )
         return turns_of(self._ropes, n, self.device)
 
     def tables(self) -> dict[str, nn.Parameter | nn.Module]:

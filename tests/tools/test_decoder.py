@@ -13,7 +13,7 @@ torch.set_num_threads(1)  # more cost more than they give on matrices this small
 
 from tiny import TinySource, family_source  # noqa: E402
 
-from edgedb.errors import UnsupportedModelError  # noqa: E402
+from edgedb.errors import EdgeDBError, UnsupportedModelError  # noqa: E402
 from edgedb.model.families import FAMILIES, program_of  # noqa: E402
 from edgedb.ops.program import Block, Recorder  # noqa: E402
 from tools import decoder  # noqa: E402
@@ -60,6 +60,13 @@ def test_a_head_that_is_more_than_a_matrix_is_refused(monkeypatch: pytest.Monkey
         monkeypatch.setattr(decoder, "program_of", lambda _, other=other: other)
         with pytest.raises(UnsupportedModelError, match="llama: the loss multiplies with the head"):
             Decoder(config)
+
+
+def test_learned_positions_bound_a_text() -> None:
+    teacher = load_teacher(family_source("opt", max_position_embeddings=16))
+    assert teacher.logits(torch.zeros(1, 16, dtype=torch.int64)).shape == (1, 16, 96)
+    with pytest.raises(EdgeDBError, match="17 tokens: this model has learned positions for 16"):
+        teacher.logits(torch.zeros(1, 17, dtype=torch.int64))
 
 
 def test_a_bias_of_the_head_is_a_column_of_it() -> None:
