@@ -106,7 +106,7 @@ def test_attention(benchmark: BenchmarkFixture, position: int, n: int, isa: str)
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("operation", ["rmsnorm", "silu", "gelu_tanh", "rope", "embed"])
+@pytest.mark.parametrize("operation", ["rmsnorm", "layernorm", *ACTIVATIONS, "rope", "embed"])
 def test_small_operations(benchmark: BenchmarkFixture, operation: str, isa: str) -> None:
     """What SmolLM2 does to one token beside products and attention; the call itself included."""
     ops = NativeOps(isa, 1)
@@ -118,6 +118,8 @@ def test_small_operations(benchmark: BenchmarkFixture, operation: str, isa: str)
     ids = ops.buffer((1,), np.int32)
     if operation == "rmsnorm":
         benchmark(operations.rmsnorm, ops, x, weight, out, 1, 1e-5)
+    elif operation == "layernorm":
+        benchmark(operations.layernorm, ops, x, weight, weight, out, 1, 1e-5)
     elif operation in ACTIVATIONS:
         benchmark(operations.gate, ops, operation, gate_up, hidden, 1)
     elif operation == "rope":
