@@ -106,6 +106,11 @@ _GGUF_NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+_NORMS_AROUND = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 _GGUF_FUSED = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 _GGUF_EXPERTS = {
     "mlp.gate": "ffn_gate_inp",
@@ -166,6 +171,8 @@ _GGUF_NAMES_OF = {
         "block_sparse_moe.experts.w3": "ffn_up_exps",
     },
     "olmoe": _GGUF_EXPERTS,
+    "gemma2": _NORMS_AROUND,
+    "gemma3_text": _NORMS_AROUND,
     "phi3": _GGUF_FUSED,
     "qwen3_moe": _GGUF_EXPERTS,
 }

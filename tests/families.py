@@ -19,6 +19,9 @@ SUPPORTED: dict[str, tuple[str, ...]] = {
     "cohere2": ("v4",),
     "gpt2": (),
     "gpt_neox": ("v4", "sequential"),
+    "gemma": ("v4",),
+    "gemma2": ("v4",),
+    "gemma3_text": ("v4",),
     "gpt_oss": ("v4",),
     "granite": ("v4",),
     "llama": ("v4", "linear", "yarn"),
@@ -40,6 +43,8 @@ SUPPORTED: dict[str, tuple[str, ...]] = {
 NOT_IN_GGUF = {("qwen2", "window")}
 # Where GGUF cannot say what a folder has: settings that it can.
 IN_GGUF: dict[str, dict[str, Any]] = {
+    "gemma2": {"query_pre_attn_scalar": 20},
+    "gemma3_text": {"query_pre_attn_scalar": 20},
     "gpt_oss": {"swiglu_limit": 7.0},
     "smollm3": {"no_rope_layers": None, "no_rope_layer_interval": 4},
 }
@@ -97,6 +102,7 @@ def write_family_gguf(folder: Path, path: Path, *, experts: Any = None) -> Path:
         writer.add_value_length(head_dim)
         writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
         rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+        rope = rope.get("full_attention", rope)
         theta = rope.get("rope_theta", config.get("rope_theta"))
         writer.add_rope_freq_base(theta)
         _add_scaling(writer, rope, theta, head_dim)
@@ -105,6 +111,8 @@ def write_family_gguf(folder: Path, path: Path, *, experts: Any = None) -> Path:
         writer.add_embedding_scale(config["embedding_multiplier"])
         writer.add_residual_scale(config["residual_multiplier"])
         writer.add_logit_scale(config["logits_scaling"])
+    if config["model_type"] in ("gemma2", "gemma3_text"):
+        _add_gemma(writer, config)
     if config["model_type"] == "phi3":
         _add_phi3(writer, config, rope, head_dim)
     _add_tokenizer(writer, json.loads((folder / "tokenizer.json").read_text()))
@@ -123,6 +131,8 @@ def write_family_gguf(folder: Path, path: Path, *, experts: Any = None) -> Path:
             tensor = np.concatenate([_of_each_head(tensor, heads, i) for i in range(3)])
         if name.endswith(CONV1D):
             tensor = np.ascontiguousarray(tensor.T)
+        if "gemma" in config["model_type"] and "norm." in name:
+            tensor = tensor + np.float32(1)
         stored, kind = gguf_name(name, config["model_type"]), None
         if experts is not None and stored.endswith("_exps.weight"):
             tensor, kind = gguf.quantize(tensor, experts), experts
@@ -191,6 +201,19 @@ def _add_scaling(writer: Any, rope: dict[str, Any], theta: float, head_dim: int)
         if "llama_4_scaling_beta" in rope:
             writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
             writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
+
+
+def _add_gemma(writer: Any, config: dict[str, Any]) -> None:
+    writer.add_sliding_window(config["sliding_window"])
+    if config["model_type"] == "gemma2":
+        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+        return
+    every = config["sliding_window_pattern"]
+    full = [(i + 1) % every == 0 for i in range(config["num_hidden_layers"])]
+    writer.add_sliding_window_pattern([not one for one in full])
+    turns = config.get("rope_parameters", {}).get("sliding_attention", {})
+    writer.add_rope_freq_base_swa(turns.get("rope_theta", config.get("rope_local_base_freq")))
 
 
 def _add_phi3(writer: Any, config: dict[str, Any], rope: dict[str, Any], head_dim: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgedb.convert.calibrate import embedded
 from edgedb.convert.forward import Float32Program
-from edgedb.model.config import ModelConfig, RopeScaling
+from edgedb.model.config import ModelConfig, Rope, RopeScaling
 from edgedb.model.families import program_of
 from edgedb.ops.program import Growth
 
@@ -32,6 +32,19 @@ FAMILY_CHANGES: dict[str, dict[str, Any]] = {
         "gate_limit": 0.5,
         "sliding_window": 5,
         "windowed_layers": (0,),
+    },
+    "gemma": {},
+    "gemma2": {
+        "sliding_window": 5,
+        "windowed_layers": (0,),
+        "score_cap": 2.0,
+        "logit_cap": 3.0,
+        "activation": "gelu",
+    },
+    "gemma3_text": {
+        "sliding_window": 5,
+        "windowed_layers": (1,),
+        "windowed_rope": Rope(300.0, RopeScaling("linear", 2.0)),
     },
     "granite": {},
     "llama": {

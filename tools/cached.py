@@ -12,11 +12,10 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .decoder import Decoder, in_type
-from .interpreter import Attend, Turns, softmax_beside
+from .interpreter import Attend, Turns, softcap, softmax_beside
 
 
 class CachedPass:
@@ -50,7 +49,7 @@ class CachedPass:
         tables = tuple((cos[position], sin[position]) for cos, sin in self._turns.tables)
         turns = Turns(position, tables)
         hidden, head = self._model(tokens[:, None], turns, list(self._attends(position, reach)))
-        return F.linear(hidden[:, 0].to(head.dtype), head).float()
+        return head.logits(hidden[:, 0]).float()
 
     def _attends(self, position: Tensor, reach: int) -> Iterator[Attend]:
         """Each layer's attention, which stores keys and values and sees those stored so far."""
@@ -86,6 +85,8 @@ def _attend(
     n, _, n_kv_heads, head_dim = k.shape
     queries = q.reshape(n, n_kv_heads, -1, head_dim)
     scores = queries @ keys[:, :, places].transpose(-1, -2) * own["scale"]
+    if own["cap"] is not None:
+        scores = softcap(scores.float(), own["cap"])
     if own["slopes"] is not None:
         slopes = torch.tensor(own["slopes"], device=q.device).reshape(n_kv_heads, -1, 1)
         scores = scores - (slopes * distance).to(scores.dtype)

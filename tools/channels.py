@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -76,10 +75,11 @@ def _gradient_of_labels(teacher: Teacher, where: Where, draw: torch.Generator, x
         flat = hidden.flatten(0, 1)
         pulled = torch.empty_like(flat)
         for rows in torch.arange(len(flat), device=x.device).split(TOKENS):
-            p = F.linear(flat[rows], head).float().softmax(-1)
+            logits = head.logits(flat[rows])
+            p = logits.float().softmax(-1)
             label = torch.multinomial(p, 1, generator=draw)
             p.scatter_add_(1, label, p.new_full(label.shape, -1.0))
-            pulled[rows] = p @ head
+            pulled[rows] = head.by_products(p, logits) @ head.weight
     (gradient,) = torch.autograd.grad(hidden, x, pulled.view_as(hidden))
     return gradient
 

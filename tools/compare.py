@@ -79,7 +79,7 @@ def window_losses(
         total = 0.0
         for at in range(0, len(hidden), CHUNK):
             piece = slice(at, at + CHUNK)
-            logits = hidden[piece] @ head.t()
+            logits = head.logits(hidden[piece])
             total += torch.nn.functional.cross_entropy(
                 logits, targets[piece], reduction="sum"
             ).item()

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from .head import Head
 
 IGNORE = -1  # target of a token that has no successor
 
@@ -103,17 +104,21 @@ class _Distill(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: Tensor,
-        head: Tensor,
+        weight_of_head: Tensor,
         teacher_hidden: Tensor,
-        teacher_head: Tensor,
+        teacher_weight: Tensor,
+        caps: tuple[float | None, float | None],
         targets: Tensor,
         options: LossOptions,
         terms: Terms,
     ) -> tuple[Tensor, Tensor]:
         n, device = hidden.shape[0], hidden.device.type
         mixed = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if mixed else head.dtype
-        matrix, teacher_matrix = head.to(dtype), teacher_head.to(dtype)  # once, not per chunk
+        dtype = torch.get_autocast_dtype(device) if mixed else weight_of_head.dtype
+        head, teacher_head = (  # once, not per chunk
+            Head(weight.to(dtype), cap)
+            for weight, cap in zip((weight_of_head, teacher_weight), caps, strict=True)
+        )
         weighted = options.gamma is not None
         plain = options.plain_share if weighted else 1.0
         head_learns = ctx.needs_input_grad[1]
@@ -122,26 +127,24 @@ class _Distill(torch.autograd.Function):
         # sum over tokens of gradient x hidden: with the twin-entropy weight, and plain. They are
         # kept apart because the weight's mean is known only after the last chunk.
         grad_heads = [
-            torch.zeros_like(head) if head_learns and used else None
+            torch.zeros_like(weight_of_head) if head_learns and used else None
             for used in (weighted and plain < 1, plain > 0)
         ]
         for start in range(0, n, options.chunk):
             rows = slice(start, min(start + options.chunk, n))
-            found = terms(
-                F.linear(hidden[rows].to(dtype), matrix),
-                F.linear(teacher_hidden[rows].to(dtype), teacher_matrix),
-                targets[rows],
-                options.ce_share,
-            )
+            logits = head.logits(hidden[rows])
+            teachers = teacher_head.logits(teacher_hidden[rows])
+            found = terms(logits, teachers, targets[rows], options.ce_share)
+            by_products = head.by_products(found.grad, logits).to(dtype)
             for i, term in enumerate(found[:4]):
                 per_token[i, rows] = term
             if weighted:
                 assert options.gamma is not None
                 per_token[4, rows] = twin_entropy(found[2], found[3], options.gamma)
-            grad_hidden[rows] = found.grad @ matrix
+            grad_hidden[rows] = by_products @ head.weight
             for scale, total in zip((per_token[4, rows, None], None), grad_heads, strict=True):
                 if total is not None:
-                    grad = found.grad if scale is None else found.grad * scale.to(dtype)
+                    grad = by_products if scale is None else by_products * scale.to(dtype)
                     total += grad.t() @ hidden[rows].to(dtype)
         weight = torch.ones_like(per_token[4])
         if weighted:
@@ -150,7 +153,7 @@ class _Distill(torch.autograd.Function):
         grad_hidden *= weight[:, None] / n
         ctx.grad_head = None
         if head_learns:
-            ctx.grad_head = torch.zeros_like(head)
+            ctx.grad_head = torch.zeros_like(weight_of_head)
             if grad_heads[0] is not None:
                 ctx.grad_head += grad_heads[0] * ((1 - plain) / (mean * n))
             if grad_heads[1] is not None:
@@ -165,29 +168,31 @@ class _Distill(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (grad_hidden,) = ctx.saved_tensors
         grad_head = None if ctx.grad_head is None else ctx.grad_head * grad
-        return grad_hidden * grad, grad_head, None, None, None, None, None
+        return grad_hidden * grad, grad_head, *[None] * 6
 
 
 def distillation_loss(
     hidden: Tensor,
-    head: Tensor,
+    head: Head,
     teacher_hidden: Tensor,
-    teacher_head: Tensor,
+    teacher_head: Head,
     targets: Tensor,
     options: LossOptions,
     terms: Terms = token_terms,
 ) -> tuple[Tensor, TokenLosses]:
-    """The loss (a scalar with gradients to ``hidden`` and ``head``), and its terms by token.
+    """The loss (a scalar with gradients to ``hidden`` and the head's matrix), and its terms by
+    token.
 
-    hidden, teacher_hidden ``[..., d]`` before the heads ``[vocabulary, d]``; targets int64
+    hidden, teacher_hidden ``[..., d]`` before the heads; targets int64
     ``[...]`` with ``IGNORE`` where the next token is unknown. ``terms`` may be a compiled
     ``token_terms``.
     """
     loss, per_token = _Distill.apply(
         hidden.flatten(0, -2),
-        head,
+        head.weight,
         teacher_hidden.flatten(0, -2),
-        teacher_head,
+        teacher_head.weight,
+        (head.cap, teacher_head.cap),
         targets.flatten(),
         options,
         terms,

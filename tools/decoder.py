@@ -23,6 +23,7 @@ from edgedb.model.families import program_of
 from edgedb.ops.program import Block, Program, Value
 
 from . import parallel
+from .head import Head
 from .interpreter import (
     Attend,
     Turns,
@@ -36,6 +37,8 @@ from .interpreter import (
 
 Float32 = NDArray[np.float32]
 
+# What the loss takes for a head.
+_HEADS = (["input", "linear"], ["input", "linear", "softcap"])
 MAX_GRAPHS = 64  # of layers, that may be compiled
 
 # Makes the matrix ``[rows, cols]`` of a given name.
@@ -126,16 +129,17 @@ class Ends(Part):
     def __init__(self, config: ModelConfig, make: MatrixFactory = dense) -> None:
         """``make`` makes the matrices that are no tables; all weights are undefined.
 
-        Raises ``UnsupportedModelError`` for a model whose head is not one product and no more.
+        Raises ``UnsupportedModelError`` for a head that is more than a product and its cap.
         """
         super().__init__()
         self.config, self.program = config, program_of(config)
         first, final, head = self.program.first, self.program.final, self.program.head
-        if [v.op for v in head.operations] != ["input", "linear"]:
+        if [v.op for v in head.operations] not in _HEADS:
             raise UnsupportedModelError(
-                f"{config.model_type}: the loss multiplies with the head and no more, "
-                "and this model's logits take more; convert it without training"
+                f"{config.model_type}: the loss multiplies with the head and caps its logits, "
+                "and this model's take more; convert it without training"
             )
+        self._cap = head.output["cap"] if head.output.op == "softcap" else None
         (self.head_name,), self._head_bias = head.matrices, next(iter(head.vectors), None)
         self._tables = tuple(self.program.tables())
 
@@ -181,7 +185,7 @@ class Ends(Part):
         """Ids int64 ``[batch, tokens]`` to what the first layer reads, float32."""
         return interpret(self._first, where, ids)
 
-    def leave(self, x: Tensor, where: Where) -> tuple[Tensor, Tensor]:
+    def leave(self, x: Tensor, where: Where) -> tuple[Tensor, Head]:
         """What the last layer gives to what the head multiplies, and the head."""
         head = self.head_of(where)
         return before(head, self.last(x, where)), head
@@ -190,22 +194,22 @@ class Ends(Part):
         """What the last layer gives through the final norm, of the same shape."""
         return interpret(self._final, where, x)
 
-    def head_of(self, where: Where) -> Tensor:
-        """``[vocabulary, hidden]``; a bias is one more column (see ``before``)."""
-        head = where.weights[self.head_name]
-        assert isinstance(head, Tensor)
+    def head_of(self, where: Where) -> Head:
+        """What makes logits; a bias is one more column of its matrix (see ``before``)."""
+        weight = where.weights[self.head_name]
+        assert isinstance(weight, Tensor)
         if self._head_bias is not None:
             bias = where.weights[self._head_bias]
             assert isinstance(bias, Tensor)
-            return torch.cat((head, bias[:, None].to(head.dtype)), dim=1)
+            return Head(torch.cat((weight, bias[:, None].to(weight.dtype)), dim=1), self._cap)
         # Never the parameter itself: FSDP hooks every output, and on a leaf hooks would pile up.
-        return head.view_as(head) if head.is_leaf else head
+        return Head(weight.view_as(weight) if weight.is_leaf else weight, self._cap)
 
 
-def before(head: Tensor, x: Tensor) -> Tensor:
+def before(head: Head, x: Tensor) -> Tensor:
     """``x`` as ``head`` multiplies it: a bias is a last column, of an input that is always 1, so
     that a loss which multiplies with the head and no more knows none."""
-    if x.shape[-1] == head.shape[1]:
+    if x.shape[-1] == head.weight.shape[1]:
         return x
     return torch.cat((x, x.new_ones(*x.shape[:-1], 1)), dim=-1)
 
@@ -220,11 +224,11 @@ class Decoder(Ends):
 
     def forward(
         self, ids: Tensor, turns: Turns | None = None, attends: Sequence[Attend] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Head]:
         """Ids int64 ``[batch, tokens]`` to the head's input, float32 ``[batch, tokens, hidden]``.
 
-        With it comes the head ``[vocabulary, hidden]``: the embedding itself where they are tied.
-        With a bias both are one column wider (see ``before``).
+        With it comes the head, whose matrix is the embedding itself where they are tied. With a
+        bias both are one column wider (see ``before``).
         turns: of the tokens' positions, where those are not ``0 .. tokens - 1``. attends: each
         layer's attention, where it is not over whole sequences.
         """
@@ -238,7 +242,8 @@ class Decoder(Ends):
 
     def logits(self, ids: Tensor) -> Tensor:
         """``[batch, tokens, vocabulary]`` in one piece: for short texts and tests."""
-        return F.linear(*self(ids))
+        hidden, head = self(ids)
+        return head.logits(hidden)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Layer by layer: layers of one kind are one graph, built in seconds."""

@@ -149,6 +149,10 @@ def _rope(own: Mapping[str, Any], where: Where, x: Tensor) -> Tensor:
     return turned.flatten(-2)
 
 
+def _softcap(own: Mapping[str, Any], where: Where, x: Tensor) -> Tensor:
+    return softcap(x, own["cap"])
+
+
 def _attention(own: Mapping[str, Any], where: Where, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (x.to(v.dtype).unflatten(-1, (-1, own["head_dim"])) for x in (q, k, v))
     sinks = None if own["sinks"] is None else where.weights[own["sinks"]]
@@ -210,6 +214,7 @@ OPERATIONS: Mapping[str, Callable[..., Tensor]] = {
     "gelu": _gelu,
     "relu": _relu,
     "rope": _rope,
+    "softcap": _softcap,
     "attention": _attention,
     "clamped_gate": _clamped_gate,
     "route": _route,
@@ -218,25 +223,30 @@ OPERATIONS: Mapping[str, Callable[..., Tensor]] = {
 }
 
 
+def softcap(x: Tensor, cap: float) -> Tensor:
+    return cap * torch.tanh(x / cap)
+
+
 def whole_sequences(
     q: Tensor, k: Tensor, v: Tensor, own: Mapping[str, Any], sinks: Tensor | None = None
 ) -> Tensor:
     """Each query sees the keys of its own sequence up to its own, at most ``window`` of them."""
-    window, slopes = own["window"], own["slopes"]
+    window, slopes, cap = own["window"], own["slopes"], own["cap"]
     n, shared = q.shape[1], q.shape[2] // k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
-    seen = None
-    if slopes is not None or (window is not None and window < n):
+    seen: Tensor | None = None
+    if not (cap is slopes is sinks is None) or (window is not None and window < n):
         places = torch.arange(n, device=q.device)
         distance = places[:, None] - places
         seen = (distance >= 0) & (distance < (window or n))
         if slopes is not None:
             lost = torch.tensor(slopes, device=q.device)[:, None, None] * distance
             seen = torch.where(seen, -lost, -torch.inf).to(q.dtype)
-    if sinks is not None:
-        seen = q.new_ones(n, n, dtype=torch.bool).tril() if seen is None else seen
+    if seen is not None and not (cap is sinks is None):  # the fused attention knows neither
         scores = q @ k.transpose(-1, -2) * own["scale"]
+        if cap is not None:
+            scores = softcap(scores.float(), cap)
         scores = scores.masked_fill(~seen, -torch.inf) if slopes is None else scores + seen
         return (softmax_beside(scores, sinks).to(v.dtype) @ v).transpose(1, 2)
     causal = seen is None

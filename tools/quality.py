@@ -16,13 +16,14 @@ from torch import Tensor
 from edgedb.errors import EdgeDBError
 
 from .decoder import Decoder, uncompiled
+from .head import Head
 from .text import load_ids
 
 # Rows of logits that exist at one time: 400 MB for a vocabulary of 49,152.
 CHUNK = 2048
 
-# A model's last hidden states ``[n, hidden]`` and its head ``[vocabulary, hidden]``.
-States = tuple[Tensor, Tensor]
+# A model's last hidden states ``[n, hidden]`` and its head.
+States = tuple[Tensor, Head]
 
 
 def read_windows(paths: Iterable[Path], vocab_size: int) -> dict[str, Tensor]:
@@ -95,7 +96,7 @@ def compared(student: States, teacher: States, targets: Tensor) -> Iterator[Comp
     for at in range(0, len(targets), CHUNK):
         piece = slice(at, at + CHUNK)
         log_ps, log_pt = (
-            (hidden[piece] @ head.t()).float().log_softmax(-1)
+            head.logits(hidden[piece]).float().log_softmax(-1)
             for hidden, head in (student, teacher)
         )
         yield Compared(log_ps, log_pt, targets[piece])

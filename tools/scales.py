@@ -21,6 +21,7 @@ from .block_training import project_matrices, weight_size
 from .dad import IGNORE, LossOptions, distillation_loss
 from .decoder import Decoder, Layer, before
 from .fixed import Fixed
+from .head import Head
 from .interpreter import Where
 from .layerwise import load_whole, matrices_of, save_whole
 from .options import TrainOptions, schedule
@@ -125,7 +126,7 @@ def visiting(layer: Layer, device: torch.device) -> Iterator[Layer]:
 class Walk:
     """Passes of a student against its teacher's states before the head, ``goals``."""
 
-    def __init__(self, student: Decoder, ids: Tensor, goals: Stream, goal_head: Tensor) -> None:
+    def __init__(self, student: Decoder, ids: Tensor, goals: Stream, goal_head: Head) -> None:
         self.student, self.ids, self.goals, self.goal_head = student, ids, goals, goal_head
 
     def forth(self, rows: NDArray[np.int64]) -> tuple[list[Tensor], Tensor, Where]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ops import experts
-from ..ops.functions import SLOPES, clamped_gate_slopes
+from ..ops.functions import SLOPES, clamped_gate_slopes, softcap, softcap_slope
 from ..ops.program import ACTIVATIONS, Block, Value
 from .forward import Float32Program, attention_weights, sinks_of, softmax
 
@@ -46,7 +46,20 @@ class Adjoint:
         """The gradient of the block's first value ``x [sequences, tokens, width]`` (see
         ``Float32Program.values``) from that of its output. Every value of the block is in memory at
         once: pass few sequences at a time."""
-        values = self.forward.values(block, x, vectors, weights)
+        return self.back(
+            block, self.forward.values(block, x, vectors, weights), gradient, vectors, weights, seen
+        )
+
+    def back(
+        self,
+        block: Block,
+        values: Mapping[Value, Float32],
+        gradient: Float32,
+        vectors: Mapping[str, Float32],
+        weights: Mapping[str, Float32],
+        seen: Seen = ignore,
+    ) -> Float32:
+        """``block``, whose ``values`` are there already."""
         gradients = {v: np.zeros_like(values[v]) for v in block.operations}
         gradients[block.output] += gradient
         for value in reversed(block.operations[1:]):
@@ -97,6 +110,8 @@ class Adjoint:
         if op == "rope":
             heads = g.reshape(*g.shape[:2], value["heads"], -1)
             return [self.forward.turned(heads, value["table"], back=True).reshape(g.shape)]
+        if op == "softcap":
+            return [g * softcap_slope(softcap(args[0], value["cap"]), value["cap"])]
         if op == "attention":
             sinks = sinks_of(value, vectors)
             rows = [_attention(value, sinks, *row) for row in zip(*args, g, strict=True)]
@@ -137,12 +152,14 @@ def _attention(
     queries, mixed = (x.reshape(n, value["n_kv_heads"], -1, dim) for x in (q, g))
     keys, values = (x.reshape(n, -1, dim) for x in (k, v))
     out = [np.empty_like(x) for x in (queries, keys, values)]
-    for head, weights in enumerate(attention_weights(value, q, k, sinks)):  # [queries a head, n, n]
+    for head, (weights, slope) in enumerate(attention_weights(value, q, k, sinks)):
         gradient = mixed[:, head].swapaxes(0, 1)
         out[2][:, head] = np.einsum("hij,hid->jd", weights, gradient, optimize=True)
         scores = gradient @ values[:, head].T
         scores -= (scores * weights).sum(-1, keepdims=True)
-        scores *= weights
+        scores *= weights  # [queries a head, n, n]
+        if slope is not None:
+            scores *= slope
         scores *= scale
         out[0][:, head] = (scores @ keys[:, head]).swapaxes(0, 1)
         own = queries[:, head].swapaxes(0, 1)

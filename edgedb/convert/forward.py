@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..model.rope import RopeTables
 from ..ops import experts
-from ..ops.functions import FUNCTIONS, clamped_gate
+from ..ops.functions import FUNCTIONS, clamped_gate, softcap, softcap_slope
 from ..ops.program import ACTIVATIONS, Block, Program, RopeTable, Value
 
 Float32 = NDArray[np.float32]
@@ -172,6 +172,8 @@ class Float32Program:
         if op == "rope":
             heads = args[0].reshape(*args[0].shape[:2], value["heads"], -1)
             return self.turned(heads, value["table"]).reshape(args[0].shape)
+        if op == "softcap":
+            return softcap(args[0], value["cap"])
         if op == "attention":
             sinks = sinks_of(value, vectors)
             return np.stack([_attention(value, sinks, *rows) for rows in zip(*args, strict=True)])
@@ -293,16 +295,16 @@ def _attention(value: Value, sinks: Float32 | None, q: Float32, k: Float32, v: F
     mixed = np.empty(
         (n, value["n_kv_heads"], value["n_heads"] // value["n_kv_heads"], dim), q.dtype
     )
-    for head, weights in enumerate(attention_weights(value, q, k, sinks)):
+    for head, (weights, _) in enumerate(attention_weights(value, q, k, sinks)):
         mixed[:, head] = (weights @ values[:, head]).swapaxes(0, 1)
     return mixed.reshape(n, -1)
 
 
 def attention_weights(
     value: Value, q: Float32, k: Float32, sinks: Float32 | None
-) -> Iterator[Float32]:
+) -> Iterator[tuple[Float32, Float32 | None]]:
     """What each query makes of each key, ``[queries a head, tokens, tokens]`` for every key/value
-    head in turn."""
+    head in turn; and the slope of the scores' cap, where they have one."""
     n, dim = len(q), value["head_dim"]
     queries = q.reshape(n, value["n_kv_heads"], -1, dim).transpose(1, 2, 0, 3)
     keys = k.reshape(n, -1, dim).transpose(1, 0, 2)
@@ -312,15 +314,19 @@ def attention_weights(
     slopes = value["slopes"] and np.array(value["slopes"], np.float32).reshape(keys.shape[0], -1)
     for head, group in enumerate(np.ascontiguousarray(queries)):
         scores = group @ (keys[head].T * np.float32(value["scale"]))
+        slope: Float32 | None = None
+        if (cap := value["cap"]) is not None:
+            scores = softcap(scores, cap)
+            slope = softcap_slope(scores, cap)
         if slopes is not None:
             scores -= slopes[head][:, None, None] * distance.astype(np.float32)
         scores += unseen
         if sinks is None:
-            yield softmax(scores)
+            yield softmax(scores), slope
             continue
         beside = sinks.reshape(value["n_kv_heads"], -1)[head][:, None, None]
         beside = np.broadcast_to(beside, (*scores.shape[:-1], 1))
-        yield softmax(np.concatenate([scores, beside], axis=-1))[..., :-1]
+        yield softmax(np.concatenate([scores, beside], axis=-1))[..., :-1], slope
 
 
 def softmax(scores: Float32) -> Float32:

@@ -131,12 +131,12 @@ def _from_the_end(
         gradient = np.empty_like(x)
         for at in range(0, len(row), _CHUNK_TOKENS):
             part = slice(at, at + _CHUNK_TOKENS)
-            logits = forward.values(block, x[:, part], of_head, weights)[block.output]
-            surprise = softmax(logits[0])
+            values = forward.values(block, x[:, part], of_head, weights)
+            surprise = softmax(values[block.output][0].copy())
             drawn = draw(surprise, random)
             surprise[np.arange(len(drawn)), drawn] -= 1
-            gradient[:, part] = adjoint.block(
-                block, x[:, part], surprise[None], of_head, weights, seen_by_head
+            gradient[:, part] = adjoint.back(
+                block, values, surprise[None], of_head, weights, seen_by_head
             )
         out[i] = adjoint.block(final, row[None], gradient, vectors, {})[0]
     return out

@@ -51,6 +51,7 @@ _OF_TYPES = {
     "long_factors": ("longrope",),
     "truncate": ("yarn",),
 }
+_CAP_BOUNDS = (1e-3, 1e6)
 _GROWTH_BOUNDS = {"beta": (0.0, 1e3), "every": (1, 1 << 24)}
 # Those of the C library; the largest published models have 512 experts and take 22 a token.
 MAX_EXPERTS, MAX_CHOSEN = 4096, 128
@@ -200,6 +201,8 @@ class ModelConfig:
     dense_layers: tuple[int, ...] = ()  # those without experts
     gate_alpha: float = 1.702  # of a clamped gate, gpt-oss's
     gate_limit: float = 7.0
+    score_cap: float | None = None  # scores become cap * tanh(score / cap)
+    logit_cap: float | None = None  # and logits
 
     def rope(self, layer: int) -> Rope | None:
         """What this layer's heads turn by."""
@@ -314,6 +317,9 @@ class ModelConfig:
                 f"config: activation = {quoted(self.activation)}, "
                 f"expected one of {', '.join(ACTIVATIONS)}"
             )
+        for name in ("score_cap", "logit_cap"):
+            if getattr(self, name) is not None:
+                _check_floats("", self, {name: _CAP_BOUNDS})
         self._check_layers()
         self._check_experts()
         if self.n_heads % self.n_kv_heads:

@@ -96,6 +96,19 @@ def _sigmoid(x: Reals) -> Reals:
         return np.reciprocal(1 + np.exp(-x))
 
 
+def softcap(x: Reals, cap: float) -> Reals:
+    """``cap * tanh(x / cap)``."""
+    size = x.dtype.type(cap)
+    out: Reals = size * np.tanh(x / size)
+    return out
+
+
+def softcap_slope(y: Reals, cap: float) -> Reals:
+    """Where ``softcap`` gives ``y``."""
+    out: Reals = 1 - np.square(y / y.dtype.type(cap))
+    return out
+
+
 # Those of ``program.ACTIVATIONS``.
 FUNCTIONS: Mapping[str, Callable[[Reals], Reals]] = {
     "silu": _silu,

@@ -226,11 +226,12 @@ class NumbaOps(NumpySelection):
         k_cache, v_cache = (_as_bits(rows) for rows in cache.rows(position + n))
         out = np.empty_like(q)
         scale, window = np.float32(value["scale"]), value["window"] or position + n
+        cap = np.float32(value["cap"] or 0)
         slopes = np.array(value["slopes"] or (), np.float32)
         if sinks is None:
             sinks = np.full(value["n_heads"], -np.inf, np.float32)
         sinks = _read_only(sinks)
-        which = (position, scale, window, slopes)
+        which = (position, scale, cap, window, slopes)
         arguments = (TOKENS_PER_TASK, q, k_cache, v_cache, sinks, out, *which)
         if self.threads > 1 and value.width * n * min(window, position + n) > 1 << 17:
             with gate.lock, _POOL:

@@ -87,6 +87,12 @@ def _scores(q, k_cache, kv, begin, length, first, last, heads, scale, scores):
 
 
 @jit()
+def _softcap(row, cap):
+    for j in range(row.size):
+        row[j] = cap * math.tanh(row[j] / cap)
+
+
+@jit()
 def _softmax(row, sink):
     """Beside a score of a key that is not there, or minus infinity."""
     peak = max(row[0], sink)
@@ -101,7 +107,7 @@ def _softmax(row, sink):
 
 
 @jit()
-def _attend(task, tokens, q, k_cache, v_cache, sinks, out, position, scale, window, slopes):
+def _attend(task, tokens, q, k_cache, v_cache, sinks, out, position, scale, cap, window, slopes):
     """One key/value head and one run of ``tokens`` queries, whose keys are widened together."""
     n_kv, _, head_dim = k_cache.shape
     heads = out.shape[1] // (n_kv * head_dim)
@@ -116,6 +122,8 @@ def _attend(task, tokens, q, k_cache, v_cache, sinks, out, position, scale, wind
         opens = max(0, position + t + 1 - window) - begin
         for h in range(heads):
             row = scores[(t - first) * heads + h]
+            if cap > 0:
+                _softcap(row[opens : position + t + 1 - begin], cap)
             if slopes.size:
                 for j in range(row.size):
                     distance = position + t - begin - j
@@ -143,15 +151,17 @@ def _attend(task, tokens, q, k_cache, v_cache, sinks, out, position, scale, wind
 
 
 @jit()
-def attention(tokens, q, k_cache, v_cache, sinks, out, position, scale, window, slopes):
+def attention(tokens, q, k_cache, v_cache, sinks, out, position, scale, cap, window, slopes):
     for task in range(k_cache.shape[0] * ((q.shape[0] + tokens - 1) // tokens)):
-        _attend(task, tokens, q, k_cache, v_cache, sinks, out, position, scale, window, slopes)
+        _attend(task, tokens, q, k_cache, v_cache, sinks, out, position, scale, cap, window, slopes)
 
 
 @jit(parallel=True)
-def attention_parallel(tokens, q, k_cache, v_cache, sinks, out, position, scale, window, slopes):
+def attention_parallel(
+    tokens, q, k_cache, v_cache, sinks, out, position, scale, cap, window, slopes
+):
     for task in prange(k_cache.shape[0] * ((q.shape[0] + tokens - 1) // tokens)):
-        _attend(task, tokens, q, k_cache, v_cache, sinks, out, position, scale, window, slopes)
+        _attend(task, tokens, q, k_cache, v_cache, sinks, out, position, scale, cap, window, slopes)
 
 
 _ROOT_HALF = math.sqrt(0.5)

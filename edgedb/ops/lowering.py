@@ -262,7 +262,7 @@ class _Slots:
     def _out(self, draft: _Draft, i: int) -> View:
         if draft.onto is not None:
             return self._view(draft.onto)
-        if draft.op in ("add", "mul", "rope", *NORMS, *ACTIVATIONS):
+        if draft.op in ("add", "mul", "rope", "softcap", *NORMS, *ACTIVATIONS):
             for value in draft.reads:
                 alone = all(v is value or _root(v) is not value for v in draft.reads)
                 if value.op != "slice" and self.last[value] == i and alone:

@@ -245,6 +245,8 @@ class _Structs:
             op.weight, op.eps = self.vectors[prefix + norm["weight"]].ptr, norm["eps"]
             if norm.attributes.get("bias") is not None:
                 op.shift = self.vectors[prefix + norm["bias"]].ptr
+        if step.op == "softcap":
+            op.cap = value["cap"]
         if step.op == "rope":
             op.cos, op.sin, op.positions = self._table(value)
 
@@ -255,6 +257,7 @@ class _Structs:
         op.scale = np.float32(value["scale"])
         if value["sinks"] is not None:
             op.sinks = self.vectors[prefix + value["sinks"]].ptr
+        op.cap = value["cap"] or 0
         op.window = _NO_WINDOW if value["window"] is None else value["window"]
         if value["slopes"] is not None:
             slopes = NativeBuffer(np.array(value["slopes"], np.float32))

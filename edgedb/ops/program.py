@@ -19,6 +19,7 @@ The operations (``x`` is a row of a token; widths are floats a token):
     relu        x, or 0 where that is larger
     gelu_tanh   x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))
     rope        every head turned by its position, halves as pairs (RoFormer, arXiv 2104.09864)
+    softcap     cap * tanh(x / cap)
     attention   softmax(scale q k - slope distance) v over the keys up to its own, at most
                 ``window`` of them, and over a sink that has a score and no value; stores k and v
                 in the layer's cache
@@ -59,6 +60,7 @@ OPERATIONS: Mapping[str, int] = MappingProxyType(
         "mul": 2,
         **dict.fromkeys(ACTIVATIONS, 1),
         "rope": 1,
+        "softcap": 1,
         "attention": 3,
         "clamped_gate": 2,
         "route": 1,
@@ -205,6 +207,9 @@ class Recorder:
             raise FormatError(f"rope: {x.width} columns are not {heads} heads of {head_dim}")
         return _value("rope", (x,), x.width, table=table, heads=heads)
 
+    def softcap(self, x: Value, cap: float) -> Value:
+        return _value("softcap", (x,), x.width, cap=cap)
+
     def attention(
         self,
         q: Value,
@@ -215,12 +220,13 @@ class Recorder:
         window: int | None = None,
         slopes: tuple[float, ...] | None = None,
         sinks: str | None = None,
+        cap: float | None = None,
     ) -> Value:
         """Heads' outputs side by side. ``scale``: by default ``1 / sqrt(head_dim)``; ``window``:
         how many keys a query sees, its own included; None: all; ``slopes``: for each head, what a
         score loses for each position between query and key (ALiBi, arXiv 2108.12409); ``sinks``:
         name of a score for each head that takes part in the softmax, as of a key whose value is
-        zero."""
+        zero; ``cap``: of the scaled scores, which become ``cap * tanh(score / cap)``."""
         head_dim = self._head_dim
         if scale is None:
             scale = float(np.float32(1) / np.sqrt(np.float32(head_dim)))  # each step in float32
@@ -244,6 +250,7 @@ class Recorder:
             window=window,
             slopes=slopes,
             sinks=sinks,
+            cap=cap,
         )
 
     def clamped_gate(self, gate: Value, up: Value, alpha: float, limit: float) -> Value:

@@ -17,7 +17,7 @@ from ..format.packing import gather_rows, levels, unpack_int8
 from ..format.tensors import GROUP, DenseTensor, Int8Tensor, LinearTensor, PairTensor
 from .activations import quantize
 from .buffer import Buffer, aligned_zeros
-from .functions import FUNCTIONS, clamped_gate
+from .functions import FUNCTIONS, clamped_gate, softcap
 from .narrow_cache import pack_rows, unpack_rows
 from .pages import CacheLayer, PageLayout, PageTable
 from .program import Program, Value
@@ -189,6 +189,8 @@ class ReferenceOps(NumpySelection):
             keys, values = (_widened(rows[kv, :length], head_dim) for rows in cached)
             for h in range(heads_per_kv):
                 scores = (q[:, kv, h] @ keys.T) * scale
+                if value["cap"] is not None:
+                    scores = softcap(scores, value["cap"])
                 if value["slopes"] is not None:
                     slope = np.float32(value["slopes"][kv * heads_per_kv + h])
                     scores -= slope * distance.astype(np.float32)

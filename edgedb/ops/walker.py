@@ -14,6 +14,7 @@ import numpy as np
 from ..format.tensors import Experts
 from . import experts
 from .buffer import Buffer
+from .functions import softcap
 from .pages import CacheLayer
 from .program import ACTIVATIONS, Block, Program, Value
 from .selection import Floats
@@ -163,6 +164,8 @@ class Walker:
             return args[0] * args[1]
         if op in ACTIVATIONS:
             return ops.activate(op, args[0])
+        if op == "softcap":
+            return softcap(args[0], value["cap"])
         if op == "rope":
             table = self._tables[value["table"]]
             rows = slice(where["position"], where["position"] + len(args[0]))

@@ -66,6 +66,11 @@ class LoadedModel:
         self.network = Network(file.config, file.linears, file.vectors, ops, self.context)
         if head == "two-stage":
             block = self.network.program.head
+            if block.output.op != "linear":
+                raise EdgeDBError(
+                    "a two-stage head bounds logits that are products, and this model's are "
+                    "capped; load it with --head full"
+                )
             whole = file.linears[next(iter(block.matrices))]
             assert not isinstance(whole, Experts)
             bias = file.vectors.get(next(iter(block.vectors), ""))

@@ -319,8 +319,9 @@ enum {
     EDB_OP_ROUTE = 15,      /* out = softmax of x, 0 but for the `chosen` largest; see edb_op */
     EDB_OP_EXPERTS = 16,    /* out = W input + bias of each expert that the route y is not 0 for */
     EDB_OP_MIX = 17,        /* out = sum of x's parts, one a chosen expert, times their shares in y */
-    EDB_OP_CLAMPED_GATE = 18 /* out = (u + 1) * g / (1 + exp(-alpha g)), g = min(x, limit), u = y
+    EDB_OP_CLAMPED_GATE = 18, /* out = (u + 1) * g / (1 + exp(-alpha g)), g = min(x, limit), u = y
                                 within limit both ways */
+    EDB_OP_SOFTCAP = 19 /* out = cap * tanh(x / cap) */
 };
 
 /*
@@ -366,6 +367,7 @@ typedef struct {
     const float *shift;       /* of a LAYER_NORM, likewise; or NULL */
     float eps;                /* of every norm */
     float scale;              /* ATTENTION: of the scores */
+    float cap;                /* SOFTCAP; ATTENTION: of the scaled scores, 0 for none */
     int64_t positions;        /* rows of cos and sin */
     const float *cos, *sin;   /* ROPE, ATTENTION: [positions, head_dim / 2]; there NULL: no turn */
     const float *q_cos, *q_sin; /* ATTENTION: likewise, of the queries */

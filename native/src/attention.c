@@ -236,6 +236,7 @@ static void attend_block(const edb_attention_job *job, int64_t kv_head, int64_t 
     keys.head_dim = shape->head_dim;
     keys.scale = job->scale;
     keys.leans = job->slopes != NULL;
+    keys.cap = job->cap;
     for (int64_t row = first; row < last;) {
         int64_t begin = -1;
         for (keys.rows = 0; keys.rows < EDB_ATTEND_ROWS && row < last; row++) {

@@ -2,7 +2,8 @@
  * Attention of up to four queries that share a key/value head, over the vector layer of ops_body.h.
  * Keys are taken in blocks of EDB_PAGE, each apart:
  *
- *   scores[j] = (q . k[j]) / sqrt(head_dim)       16 lanes over the head, tree of v_sum
+ *   scores[j] = (q . k[j]) * scale                16 lanes over the head, tree of v_sum; capped if
+ *                                                 the job has a cap
  *   scores[j] += slope * (position of key j - that of q)   where heads have slopes, fused
  *   p[j] = exp(scores[j] - max), total = sum p    lane j mod 16, tree of v_sum
  *   sum[d] = sum_j p[j] * v[j][d]                 one fused multiply-add a key, j ascending
@@ -133,6 +134,8 @@ static EDB_INLINE void attend_rows(const edb_attend *job, int is_f16, int rows) 
     }
     for (; key < most; key++) score_keys(job, is_f16, rows, 1, key, scores);
 
+    for (int r = 0; job->cap > 0.0f && r < rows; r++)
+        softcap(scores[r], job->cap, scores[r], job->keys[r]);
     for (int r = 0; job->leans && r < rows; r++)
         lean(scores[r], job->keys[r], job->slope[r], job->away[r]);
     for (int r = 0; r < rows; r++) softmax(scores[r], job->keys[r], job->found[r]);

@@ -94,7 +94,7 @@ typedef struct {
     int32_t rows;
     int32_t head_dim;
     int32_t cache_kind; /* of k and v */
-    float scale;
+    float scale, cap;
     const void *k, *v; /* [block, head_dim] */
     const float *q[EDB_ATTEND_ROWS];
     int64_t keys[EDB_ATTEND_ROWS]; /* of the block that each query sees: ascending, at least 1 */
@@ -171,6 +171,9 @@ typedef struct {
                          int64_t f);
     /* exp(x - the largest) over the sum of all those; out may be x. */
     void (*softmax_row)(const float *x, float *out, int64_t n);
+
+    /* out = cap * tanh(x / cap), may be x. */
+    void (*softcap)(const float *x, float cap, float *out, int64_t count);
 
     /* One head: y = rotated x, which may be y itself. */
     void (*rotate)(const float *x, const float *cos, const float *sin, float *y, int64_t head_dim);
@@ -338,6 +341,7 @@ typedef struct {
     int64_t n, pos;
     float scale;    /* of the scores */
     const float *slopes; /* [n_heads], what a score loses for each position; NULL: nothing */
+    float cap;      /* of the scaled scores; 0: none */
     int64_t window; /* keys that a query sees, its own included */
     const float *sinks; /* [n_heads]; NULL: none */
     char *scratch;  /* see edb_attention_stages */

@@ -53,16 +53,11 @@ static inline v16 v_round(v16 a) {
     return v_sub(v_add(a, magic), magic);
 }
 
-/*
- * e^x within 1.01 ulp for -87 <= x <= 88; outside, the value at the nearer end. e^x = 2^n * e^r
- * with |r| <= ln(2)/2, and e^r is 1 + r + r^2 times a polynomial fitted to the relative error.
- */
-static inline v16 v_exp(v16 x) {
-    x = v_min(v_set1(88.0f), v_max(v_set1(-87.0f), x));           /* in this order NaN stays NaN */
-    v16 t = v_fma(x, v_set1(0x1.715476p0f), v_set1(ROUND_MAGIC)); /* n = round(x / ln 2) */
-    v16 n = v_sub(t, v_set1(ROUND_MAGIC));
-    v16 r =
-        v_fma(n, v_set1(-0x1.62e400p-1f), x); /* ln 2 in two parts; the first product is exact */
+/* p = e^r - 1 with |r| <= ln(2)/2, 2^n * e^r = e^x, and n in the low bits of *t. */
+static inline v16 exp_parts(v16 x, v16 *t) {
+    *t = v_fma(x, v_set1(0x1.715476p0f), v_set1(ROUND_MAGIC)); /* n = round(x / ln 2) */
+    v16 n = v_sub(*t, v_set1(ROUND_MAGIC));
+    v16 r = v_fma(n, v_set1(-0x1.62e400p-1f), x); /* ln 2 in two parts: the product is exact */
     r = v_fma(n, v_set1(-0x1.7f7d1cp-20f), r);
     v16 p = v_set1(0x1.6a23d4p-10f);
     p = v_fma(p, r, v_set1(0x1.123a22p-7f));
@@ -70,7 +65,29 @@ static inline v16 v_exp(v16 x) {
     p = v_fma(p, r, v_set1(0x1.555492p-3f));
     p = v_fma(p, r, v_set1(0x1.fffffcp-2f));
     p = v_fma(v_mul(r, r), p, r);
+    return p;
+}
+
+/*
+ * e^x within 1.01 ulp for -87 <= x <= 88; outside, the value at the nearer end. e^x = 2^n * e^r
+ * with |r| <= ln(2)/2, and e^r is 1 + r + r^2 times a polynomial fitted to the relative error.
+ */
+static inline v16 v_exp(v16 x) {
+    x = v_min(v_set1(88.0f), v_max(v_set1(-87.0f), x)); /* in this order NaN stays NaN */
+    v16 t, p = exp_parts(x, &t);
     return v_scale2(v_add(p, v_set1(1.0f)), t);
+}
+
+/*
+ * With z = 2x and e^z - 1 = 2^n (e^r - 1) + (2^n - 1), which loses nothing near 0: tanh x is that
+ * over itself and 2. From 20 on it is 1.
+ */
+static inline v16 v_tanh(v16 x) {
+    x = v_min(v_set1(20.0f), v_max(v_set1(-20.0f), x));
+    v16 t, p = exp_parts(v_add(x, x), &t);
+    v16 power = v_scale2(v_set1(1.0f), t);
+    v16 grown = v_fma(power, p, v_sub(power, v_set1(1.0f)));
+    return v_div(grown, v_add(grown, v_set1(2.0f)));
 }
 
 #include "activation_body.h"
@@ -343,6 +360,13 @@ static void softmax_row(const float *x, float *out, int64_t n) {
         v_store_part(out + i, v_div(v_load_part(out + i, n - i), sum), n - i);
 }
 
+static void softcap(const float *x, float cap, float *out, int64_t count) {
+    for (int64_t i = 0; i < count; i += EDB_LANES) {
+        v16 part = v_div(v_load_part(x + i, count - i), v_set1(cap));
+        v_store_part(out + i, v_mul(v_set1(cap), v_tanh(part)), count - i);
+    }
+}
+
 static void rotate(const float *x, const float *cos, const float *sin, float *y, int64_t head_dim) {
     int64_t half = head_dim / 2;
     for (int64_t i = 0; i < half; i += EDB_LANES) {
@@ -387,6 +411,6 @@ static void widen_int8(const void *rows, float *y, int64_t n_rows, int64_t head_
     .quantize_centered = quantize_centered, .center_scale = center_scale,                 \
     .layernorm = layernorm, .quantize_activated = quantize_activated, .quantize_gated = quantize_gated, .dense_rows = dense_rows,   \
     .norm_scale = norm_scale, .rmsnorm = rmsnorm, .activate = activate,                   \
-    .gate = apply_gate, .softmax_row = softmax_row, .rotate = rotate, .to_f16 = to_f16,   \
-    .clamped_gate = clamped_gate,                                                         \
+    .gate = apply_gate, .softcap = softcap, .softmax_row = softmax_row, .rotate = rotate,  \
+    .to_f16 = to_f16, .clamped_gate = clamped_gate,                                       \
     .from_f16 = from_f16, .widen_int8 = widen_int8

@@ -99,6 +99,7 @@ static edb_status check_attention(const edb_program *p, const edb_op *op) {
     if (status == EDB_OK) status = check_floats(op->slopes, 0);
     if (status != EDB_OK) return status;
     int64_t q = (int64_t)op->n_heads * op->head_dim, kv = (int64_t)op->n_kv_heads * op->head_dim;
+    if (!(op->cap >= 0.0f)) return EDB_ERR_RANGE;
     if (op->width != q || op->window < 1 || op->cache < 0 || op->cache >= MAX_OPS)
         return EDB_ERR_SHAPE;
     if (!has_view(p, op->x, q) || !has_view(p, op->y, kv) || !has_view(p, op->z, kv) ||
@@ -164,6 +165,9 @@ static edb_status check_op(const edb_program *p, const edb_op *op) {
     case EDB_OP_MUL:
         if (!has_view(p, op->y, op->width) || !is_apart_or_same(op->y, op->out, op->width))
             return EDB_ERR_SHAPE;
+        break;
+    case EDB_OP_SOFTCAP:
+        if (!(op->cap > 0.0f)) return EDB_ERR_RANGE;
         break;
     case EDB_OP_COPY: break;
     default:
@@ -386,6 +390,7 @@ static void add_attention(run_state *run, const edb_op *op, const edb_span *span
                                .pos = span->pos,
                                .scale = op->scale,
                                .slopes = op->slopes,
+                               .cap = op->cap,
                                .window = op->window,
                                .sinks = op->sinks};
     run->n_stages += edb_store_stages(run->context, job, run->stages + run->n_stages);

@@ -119,6 +119,7 @@ static void run_row(const edb_row_job *job, int64_t t) {
         break;
     case EDB_OP_ROUTE: edb_route_row(kernels, op, x, out); break;
     case EDB_OP_MIX: edb_mix_row(op, x, y, out); break;
+    case EDB_OP_SOFTCAP: kernels->softcap(x, op->cap, out, width); break;
     default: kernels->activate(op->code, x, out, width); break;
     }
 }

@@ -169,6 +169,7 @@ static void programs(void) {
     WRONG(gated, activation, EDB_OP_SILU, EDB_ERR_SHAPE); /* of half as many columns */
     WRONG(gated, activation, EDB_OP_MUL, EDB_ERR_KIND);
     WRONG(attention, width, 4, EDB_ERR_SHAPE);
+    WRONG(attention, cap, -1.0f, EDB_ERR_RANGE);
     WRONG(attention, n_heads, 0, EDB_ERR_SHAPE);
     WRONG(attention, n_kv_heads, 3, EDB_ERR_SHAPE);
     WRONG(attention, head_dim, 3, EDB_ERR_SHAPE);
@@ -188,6 +189,7 @@ static void programs(void) {
     WRONG(rope, heads, 8, EDB_ERR_SHAPE); /* heads of one channel have no pairs */
     WRONG(rope, cos, NULL, EDB_ERR_NULL);
     WRONG(rope, out.column, 1, EDB_ERR_SHAPE); /* overlaps x */
+    WRONG(add, code, EDB_OP_SOFTCAP, EDB_ERR_RANGE); /* no cap */
     WRONG(add, y.slot, 5, EDB_ERR_SHAPE);
     WRONG(add, width, 9, EDB_ERR_SHAPE);
     WRONG(add, x.column, 12, EDB_ERR_SHAPE);

@@ -179,6 +179,23 @@ static void functions_case(const edb_context *context, uint64_t seed, result *to
     free(x);
 }
 
+/* No operation of its own: a program of one. */
+static void softcap_case(const edb_context *context, uint64_t seed, result *to) {
+    int64_t n = random_range(&seed, 1, 40), width = random_range(&seed, 1, 280);
+    float *x = activations(&seed, n, width), cap = (float)random_range(&seed, 1, 60);
+    float *slots[] = {x};
+    const edb_op op = {.code = EDB_OP_SOFTCAP, .width = width, .cap = cap};
+    edb_program *program;
+    int32_t wrong;
+    char scratch[64];
+    CHECK(edb_program_create(&op, 1, &width, 1, &program, &wrong) == EDB_OK);
+    CHECK(edb_program_run(context, program, NULL, slots, n, NULL, 0, scratch, sizeof scratch) ==
+          EDB_OK);
+    keep_floats(to, x, n * width);
+    edb_program_destroy(program);
+    free(x);
+}
+
 static void attention_case(const edb_context *context, uint64_t seed, result *to) {
     edb_attention_shape shape = {0};
     shape.n_kv_heads = (int32_t)random_range(&seed, 1, 3);
@@ -289,6 +306,7 @@ static const operation operations[] = {
     {"halves4", halves_case, 1},          {"embed_half", embed_half_case, 0},
     {"gates", gates_case, 0},             {"layernorm", layernorm_case, 0},
     {"functions", functions_case, 0},
+    {"softcap", softcap_case, 0},
 };
 
 /* Runs the case on one instruction set and kernel, alone and in a pool. */

@@ -36,6 +36,7 @@ LAYERS: dict[str, Callable[[Recorder, Value], Value]] = {
     "gelu": lambda m, x: m.activation("gelu", x),
     "relu": lambda m, x: m.activation("relu", x),
     "rope": lambda m, x: m.rope(x, 3, ROPE),
+    "softcap": lambda m, x: m.softcap(x, 1.5),
     "attention": lambda m, x: m.attention(
         m.linear(x, "q", 32), m.linear(x, "k", 16), x.split(8, 16)[1]
     ),
@@ -49,6 +50,7 @@ LAYERS: dict[str, Callable[[Recorder, Value], Value]] = {
     "attention of slopes": lambda m, x: m.attention(
         m.linear(x, "q", 32), m.linear(x, "k", 16), m.linear(x, "v", 16), slopes=(0.5, 0.3, 0.1, 0)
     ),
+    "attention with a cap": lambda m, x: m.attention(x, x, m.silu(x), cap=0.8),
     "attention in a window": lambda m, x: m.attention(x, x, m.silu(x), scale=0.7, window=3),
 }
 

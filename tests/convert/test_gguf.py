@@ -55,8 +55,8 @@ def test_gguf_types_are_dequantized(tmp_path: Path, bpe_metadata: dict) -> None:
 
 
 def test_unsupported_ggufs_are_named(tmp_path: Path, bpe_metadata: dict) -> None:
-    path = write_gguf(tmp_path / "a.gguf", bpe_metadata, architecture="gemma2")
-    with pytest.raises(UnsupportedModelError, match="gemma2"):
+    path = write_gguf(tmp_path / "a.gguf", bpe_metadata, architecture="gemma4")
+    with pytest.raises(UnsupportedModelError, match="gemma4"):
         open_source(path)
     bias = {"blk.0.attn_norm.bias": np.zeros(96, np.float32)}
     path = write_gguf(tmp_path / "b.gguf", bpe_metadata, extra=bias)

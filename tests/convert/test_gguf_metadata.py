@@ -169,7 +169,7 @@ def test_keys_on_no_list_are_returned() -> None:
         read(**{"general.type": "adapter"})
 
 
-@pytest.mark.parametrize("architecture", ["gemma2", "?", ["llama"], 3])
+@pytest.mark.parametrize("architecture", ["gemma4", "?", ["llama"], 3])
 def test_another_architecture_is_refused_by_name(architecture: object) -> None:
     with pytest.raises(UnsupportedModelError, match=r"architecture .* is not supported"):
         read(**{"general.architecture": architecture})

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from edgedb.errors import EdgeDBError, FormatError, UnsupportedModelError
 from edgedb.model.checkpoint_config import read_config
-from edgedb.model.config import ModelConfig, RopeScaling
+from edgedb.model.config import ModelConfig, Rope, RopeScaling
 from edgedb.model.families import FAMILIES, program_of
 from edgedb.model.rope import inverse_frequencies, turns_of
 from edgedb.ops.exactmath import sincos
@@ -232,6 +232,48 @@ def test_layers_of_smollm3_that_do_not_turn() -> None:
     for wrong in ([1], [1] * 31 + [2], "1"):
         with pytest.raises(FormatError, match="no_rope_layers"):
             read(**smol, no_rope_layers=wrong)
+
+
+GEMMA: dict[str, Any] = {"model_type": "gemma3_text", "sliding_window": 512}
+
+
+def test_windows_and_thetas_of_gemma3() -> None:
+    config = read(**GEMMA)
+    assert [config.window(i) for i in range(4, 8)] == [512, None, 512, 512]
+    local, plain = Rope(1e4), Rope(1e4, RopeScaling())
+    assert without("rope_theta", **GEMMA).rope(5) == Rope(1e6)
+    assert config.rope(0) == local == plain
+    scaled = read(**GEMMA, rope_theta=1e6, rope_local_base_freq=2e4, rope_scaling=LINEAR)
+    assert scaled.rope(0) == Rope(2e4) and scaled.rope(5) == Rope(1e6, RopeScaling("linear", 2.0))
+    by_kind = {
+        "full_attention": LINEAR | {"rope_theta": 3e6},
+        "sliding_attention": {"rope_theta": 7},
+    }
+    nested = read(**GEMMA, rope_parameters=by_kind)
+    assert nested.rope(0) == Rope(7) and nested.rope(5) == Rope(3e6, RopeScaling("linear", 2.0))
+    wide = read(**GEMMA | {"sliding_window": 4096}, rope_theta=1e6)  # no window, and its own theta
+    assert wide.window(0) is None and wide.rope(0) == Rope(1e4) and wide.rope(5) == Rope(1e6)
+    assert read(**GEMMA, sliding_window_pattern=2).windowed_layers == tuple(range(0, 32, 2))
+    with pytest.raises(FormatError, match="sliding_window_pattern"):
+        read(**GEMMA, sliding_window_pattern=0)
+    with pytest.raises(UnsupportedModelError, match="each kind of layer"):
+        read(**GEMMA, rope_parameters=by_kind | {"chunked_attention": {"rope_theta": 1e4}})
+
+
+def test_factors_of_gemma2_go_into_its_weights() -> None:
+    gemma = LLAMA_2_7B | {"model_type": "gemma2", "query_pre_attn_scalar": 512, "head_dim": 128}
+    fold, _ = read_config(gemma)
+    assert fold.config.norm_eps == LLAMA_2_7B["rms_norm_eps"] / 4096
+    assert fold.factors["attn_post_norm"] == fold.factors["mlp_down"] == 1 / 64
+    rows = np.asarray(fold.factors["attn_qkv"])
+    assert (rows[:4096] == 0.5).all() and (rows[4096:] == 1).all()
+    assert (fold.config.score_cap, fold.config.logit_cap) == (50, 30)
+    assert read(**gemma | {"final_logit_softcapping": None}).logit_cap is None
+    for value in (0, "1", None, True):
+        with pytest.raises(FormatError, match="query_pre_attn_scalar"):
+            read_config(gemma | {"query_pre_attn_scalar": value or 0})
+    with pytest.raises(FormatError, match="score_cap"):
+        read(**gemma | {"attn_logit_softcapping": -1.0})
 
 
 def test_longrope_of_phi3() -> None:

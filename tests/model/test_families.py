@@ -191,6 +191,8 @@ def test_a_gguf_is_the_same_model(families: Path, tmp_path: Path, name: str, var
 _EXPERTS = {"n_experts", "experts_per_token", "expert_size"}
 # What a file says of a family that has more than its name tells.
 FEATURES = {
+    "gemma2": {"sliding_window", "windowed_layers", "score_cap", "logit_cap"},
+    "gemma3_text": {"sliding_window", "windowed_layers", "windowed_rope"},
     "gpt_oss": {
         *_EXPERTS,
         "normalized_shares",
@@ -211,6 +213,13 @@ FEATURES = {
     "smollm3": {"unrotated_layers"},
     "stablelm": {"attention_bias", "rotary_dim"},
 }
+GLOBAL = {"factor": 3.0, "rope_theta": 1e5, "rope_type": "linear"}
+
+
+def by_kind(full: dict[str, Any], sliding: dict[str, Any]) -> dict[str, Any]:
+    return {"full_attention": full, "sliding_attention": sliding}
+
+
 MINISTRAL = {
     "factor": 8.0,
     "llama_4_scaling_beta": 0.6,
@@ -244,6 +253,14 @@ NEUTRAL: dict[str, dict[str, Any]] = {
     "parallel residual": {"use_parallel_residual": False},
     "logit_scale": {"logit_scale": 1.0},
     "ReLU": {"hidden_act": "gelu"},
+    "GELU instead of SiLU": {"hidden_act": "silu"},
+    "score softcap": {"attn_logit_softcapping": None},
+    "logit softcap": {"final_logit_softcapping": None},
+    "window in all layers": {"layer_types": ["sliding_attention"] * 3},
+    "local theta": {"rope_parameters": by_kind(GLOBAL, {"rope_theta": 1e5})},
+    "global theta": {"rope_parameters": by_kind(GLOBAL | {"rope_theta": 1e3}, {"rope_theta": 1e3})},
+    "linear scaling": {"rope_parameters": by_kind({"rope_theta": 1e5}, {"rope_theta": 1e3})},
+    "query_pre_attn_scalar": {"query_pre_attn_scalar": 20},
     "NoPE layers": {"no_rope_layers": [1, 1, 1]},
     "yarn": {
         "original_max_position_embeddings": 16,
@@ -326,7 +343,7 @@ def test_every_family_has_a_reference() -> None:
     assert FAMILIES.keys() <= SUPPORTED.keys()
 
 
-@pytest.mark.parametrize("name", ["gemma2", "lfm2"])
+@pytest.mark.parametrize("name", ["lfm2", "qwen3_5_text", "gemma4_text"])
 def test_every_other_family_is_refused_by_name(families: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(UnsupportedModelError, match=f"'{name}' is not supported"):
         opened(families, tmp_path, name)

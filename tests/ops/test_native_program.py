@@ -161,6 +161,11 @@ def queries_that_grow(m: Recorder, x: Value) -> Value:
     return x + m.linear(m.attention(m.rope(q, 2, growing), m.rope(k, 2, TABLE), v), "out", 36)
 
 
+def caps(m: Recorder, x: Value) -> Value:
+    x = x + m.linear(attend(m, x, cap=0.2, window=40), "out", 36)
+    return x + m.softcap(m.linear(x, "up", 36), 0.3)
+
+
 def queries_read_twice(m: Recorder, x: Value) -> Value:
     q, k, v = m.linear(x, "qkv", 108).split(36, 36, 36)
     seen = m.attention(m.rope(q, 2, TABLE), m.rope(k, 2, TABLE), v)
@@ -230,7 +235,7 @@ LAYERS = [
     norms_behind, parallel, head_norms_and_a_window, norms_over_all_heads, no_rope,
     queries_read_twice, the_stream_read_again, gates_the_other_way,
     layer_norms, gelu_gates, no_gates, queries_that_grow, mixture, mixture_of_two_with_biases,
-    sinks, slopes, slopes_in_a_window,
+    sinks, caps, slopes, slopes_in_a_window,
 ]  # fmt: skip
 
 

@@ -55,6 +55,7 @@ def test_a_head_that_is_more_than_a_matrix_is_refused(monkeypatch: pytest.Monkey
     for head in (
         m.linear(m.silu(m.input(64)), "embedding", 96),
         m.silu(m.linear(m.input(64), "embedding", 96)),
+        m.softcap(m.softcap(m.linear(m.input(64), "embedding", 96), 3.0), 2.0),
     ):
         other = replace(program, head=Block(head))
         monkeypatch.setattr(decoder, "program_of", lambda _, other=other: other)

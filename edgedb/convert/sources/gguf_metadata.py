@@ -83,10 +83,11 @@ def config_of(
     unknown = _GENERAL.check(rest) + family.metadata.check(own, prefix)
     fields = family.metadata.fields
     config = {fields[key]: value for key, value in own.items() if key in fields}
-    config |= family.implied
+    implied = family.implied(config)
+    config |= implied
     rope = _rope_scaling(own, tables)
     if rope is not None:
-        rope |= family.implied.get("rope_scaling", {})
+        rope |= implied.get("rope_scaling", {})
     config |= {
         "model_type": model_type,
         "vocab_size": vocab_size,
@@ -95,6 +96,9 @@ def config_of(
     }
     if config.get("sliding_window") == 0:  # none, in GGUF
         config["sliding_window"] = None
+    pattern = own.get("attention.sliding_window_pattern")
+    if pattern is not None and "attention.sliding_window_pattern" in family.metadata.honoured:
+        config["layer_types"] = _layer_types(pattern, own["block_count"])
     head_dim = own["attention.key_length"]
     turning = own.get("rope.dimension_count", head_dim)
     if turning != head_dim and "rope.dimension_count" in family.metadata.honoured:
@@ -103,6 +107,15 @@ def config_of(
         # A share of a head's channels there; the half lets no rounding take one away.
         config["partial_rotary_factor"] = (turning + 0.5) / head_dim
     return config, unknown
+
+
+def _layer_types(pattern: Any, n_layers: Any) -> list[str]:
+    """Which layers have a window: a list that says so of each, or how often one has none."""
+    if type(pattern) is int and pattern > 0 and type(n_layers) is int and n_layers <= 1 << 16:
+        pattern = [(i + 1) % pattern != 0 for i in range(n_layers)]
+    if not isinstance(pattern, list):
+        raise FormatError(f"attention.sliding_window_pattern = {quoted(pattern)}")
+    return ["sliding_attention" if windowed else "full_attention" for windowed in pattern]
 
 
 def _one_number(key: str, values: list[Any]) -> Any:

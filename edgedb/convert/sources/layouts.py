@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 
 
 class Layout(ABC):
-    """Of a matrix ``[rows, cols]`` or its bias ``[rows]``."""
+    """Of a matrix ``[rows, cols]``, its bias ``[rows]``, or a norm."""
 
     def stored(self, shape: Shape) -> Shape:
         """The shape in the checkpoint of what the pass has in ``shape``."""
@@ -94,7 +94,17 @@ class Alternating(Layout):
         return np.ascontiguousarray(np.concatenate([rows[::2], rows[1::2]]))
 
 
+class LessOne(Layout):
+    """A norm's weights, less 1."""
+
+    def read(self, stored: Float32, config: ModelConfig) -> Float32:
+        return stored + np.float32(1)
+
+
 Layouts = Mapping[str, Layout]  # by edgedb's name, without layer
+
+_NORMS = ("attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm", "q_norm", "k_norm")
+_GEMMA = dict.fromkeys((*_NORMS, "final_norm"), LessOne())
 
 # model_type -> layouts in Hugging Face's safetensors
 HUGGING_FACE: Mapping[str, Layouts] = {
@@ -102,6 +112,9 @@ HUGGING_FACE: Mapping[str, Layouts] = {
     "bloom": {"attn_qkv": ByHead()},
     "cohere2": {"attn_qkv": Neighbours()},
     "gpt_neox": {"attn_qkv": ByHead()},
+    "gemma": _GEMMA,
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
     "gpt2": dict.fromkeys(("attn_qkv", "attn_out", "mlp_up", "mlp_down"), Transposed()),
     "opt": {"positions": Behind(2)},
 }

@@ -33,6 +33,10 @@ _NORMS_BEHIND: Names = {
     "mlp_post_norm": (_LAYER + "post_feedforward_layernorm.weight",),
 }
 
+_NORMS_AROUND: Names = {
+    **_NORMS_BEHIND,
+    "mlp_norm": (_LAYER + "pre_feedforward_layernorm.weight",),
+}
 _OPT_LAYER = "model.decoder.layers.{i}."
 _OPT: Names = {
     "embedding": ("model.decoder.embed_tokens.weight",),
@@ -124,6 +128,9 @@ HUGGING_FACE: Mapping[str, Names] = {
     "gpt_neox": _GPT_NEOX,
     "phi": _PHI,
     "stablelm": _LLAMA,
+    "gemma": _LLAMA,
+    "gemma2": {**_LLAMA, **_NORMS_AROUND},
+    "gemma3_text": {**_LLAMA, **_NORMS_AROUND, **_Q_K_NORMS},
     "gpt2": _GPT2,
     "gpt_oss": _GPT_OSS,
     "granite": _LLAMA,
@@ -185,6 +192,9 @@ GGUF: Mapping[str, Names] = {
     "gpt_neox": _GGUF_OLDER,
     "phi": {**_GGUF_LLAMA, "mlp_up": (_BLOCK + "ffn_up.weight",)},
     "stablelm": _GGUF_LLAMA,
+    "gemma": _GGUF_LLAMA,
+    "gemma2": {**_GGUF_LLAMA, **_GGUF_NORMS_BEHIND},
+    "gemma3_text": {**_GGUF_LLAMA, **_GGUF_NORMS_BEHIND, **_GGUF_Q_K_NORMS},
     "gpt2": _GGUF_OLDER,
     "gpt_oss": {
         **_GGUF_LLAMA,

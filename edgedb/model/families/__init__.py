@@ -16,6 +16,9 @@ from ..config import DEFAULT_CONTEXT, ModelConfig
 from . import (
     bloom,
     cohere2,
+    gemma,
+    gemma2,
+    gemma3_text,
     gpt2,
     gpt_neox,
     gpt_oss,
@@ -43,6 +46,9 @@ __all__ = ["FAMILIES", "Family", "Fold", "family_of", "program_of"]
 FAMILIES: Mapping[str, Family] = {
     "bloom": bloom.FAMILY,
     "cohere2": cohere2.FAMILY,
+    "gemma": gemma.FAMILY,
+    "gemma2": gemma2.FAMILY,
+    "gemma3_text": gemma3_text.FAMILY,
     "gpt2": gpt2.FAMILY,
     "gpt_neox": gpt_neox.FAMILY,
     "gpt_oss": gpt_oss.FAMILY,

@@ -58,8 +58,8 @@ class Family:
     windowed_rope: what layers with a window turn by, given what the others do, where settings do
     not say that of both; None: the same. fold: what goes into weights.
     architecture: the name in GGUF. metadata: keys of GGUF without the architecture, whose fields
-    are keys of config.json. implied: settings that a GGUF file does not say. interleaved:
-    llama.cpp's converter has put the rows of q and k in another order.
+    are keys of config.json. implied: settings that GGUF leaves to the architecture, given those
+    that it says. interleaved: llama.cpp's converter has put the rows of q and k in another order.
     """
 
     first: Callable[[Recorder, ModelConfig], Value]
@@ -80,5 +80,5 @@ class Family:
     fold: Callable[[Settings, ModelConfig], Fold] = no_fold
     architecture: str | None = None
     metadata: Keys = field(default_factory=Keys)
-    implied: Mapping[str, Any] = field(default_factory=dict)
+    implied: Callable[[Settings], dict[str, Any]] = nothing_derived
     interleaved: bool = False

@@ -94,6 +94,6 @@ FAMILY = replace(
     biases={},  # always there
     architecture="gpt-oss",
     metadata=_METADATA.but(fields={"attention.sliding_window": "sliding_window"}),
-    implied={"rope_scaling": {"truncate": False}},
+    implied=lambda settings: {"rope_scaling": {"truncate": False}},
     interleaved=False,
 )

@@ -23,7 +23,7 @@ def attention(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
     qkv = m.linear(x, "attn_qkv", c.qkv_size, bias=c.attention_bias)
     q, k, v = qkv.split(c.q_size, c.kv_size, c.kv_size)
     q, k = turned(m, c, q, k, i)
-    attended = m.attention(q, k, v, window=c.window(i))
+    attended = m.attention(q, k, v, window=c.window(i), cap=c.score_cap)
     return m.linear(attended, "attn_out", c.hidden_size, bias=c.attention_bias)
 
 

@@ -26,16 +26,19 @@ def window_of(settings: Settings) -> int | None:
     return window
 
 
-def windows(settings: Settings, usual: Sequence[bool]) -> dict[str, Any]:
+def windows(settings: Settings, usual: Sequence[bool], *, always: bool = False) -> dict[str, Any]:
     """The window of the layers that ``layer_types`` says; where it says nothing, of those without
-    a ``usual`` full attention. Nothing where that is no layer."""
+    a ``usual`` full attention. Nothing where that is no layer, or is as good as no window, which
+    ``always`` says of those layers nevertheless."""
     kinds = settings.get("layer_types")
     full = usual if kinds is None else [kind != "sliding_attention" for kind in kinds]
     n_layers = settings["num_hidden_layers"]
     if len(full) != n_layers:
         raise FormatError(f"config.json: layer_types has {len(full)} entries for {n_layers} layers")
     window, layers = window_of(settings), tuple(i for i, one in enumerate(full) if not one)
-    return {"sliding_window": window, "windowed_layers": layers} if window and layers else {}
+    if not layers or (window is None and not always):
+        return {}
+    return {"sliding_window": window, "windowed_layers": layers}
 
 
 def features(settings: Settings) -> dict[str, Any]:

@@ -25,7 +25,9 @@ def attention(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
     qkv = m.linear(x, "attn_qkv", c.qkv_size, bias=True)
     q, k, v = qkv.split(c.q_size, c.kv_size, c.kv_size)
     q, k = turned(m, c, q, k, i)
-    return m.linear(m.attention(q, k, v, window=c.window(i)), "attn_out", c.hidden_size)
+    return m.linear(
+        m.attention(q, k, v, window=c.window(i), cap=c.score_cap), "attn_out", c.hidden_size
+    )
 
 
 def features(settings: Settings) -> dict[str, Any]:

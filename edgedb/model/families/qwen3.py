@@ -20,7 +20,7 @@ def attention(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
     q, k, v = qkv.split(c.q_size, c.kv_size, c.kv_size)
     q, k = m.rms_norm(q, "q_norm", heads=c.n_heads), m.rms_norm(k, "k_norm", heads=c.n_kv_heads)
     q, k = turned(m, c, q, k, i)
-    attended = m.attention(q, k, v, window=c.window(i))
+    attended = m.attention(q, k, v, window=c.window(i), cap=c.score_cap)
     return m.linear(attended, "attn_out", c.hidden_size, bias=c.attention_bias)
 
 

@@ -54,5 +54,5 @@ FAMILY = replace(
     features=features,
     architecture="qwen3moe",
     metadata=_METADATA,
-    implied={"norm_topk_prob": True},
+    implied=lambda settings: {"norm_topk_prob": True},
 )

@@ -36,6 +36,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 5},
     "mixtral": {"num_local_experts": 3, "num_experts_per_tok": 2},
+    "gemma": {},
+    "gemma2": {"sliding_window": 5, "query_pre_attn_scalar": 12},
+    "gemma3_text": {"sliding_window": 5, "sliding_window_pattern": 2, "query_pre_attn_scalar": 12},
     "granite": {
         "attention_multiplier": 0.3,
         "embedding_multiplier": 2.0,
@@ -103,7 +106,11 @@ def checkpoint(family: str, vocab_size: int) -> tuple[dict[str, Any], dict[str, 
             tensors[name] = np.concatenate(
                 [tensors.pop(f"{room}{part}_proj.weight") for part in parts]
             )
-    if family in ("qwen3", "qwen3_moe"):
+    if family in ("gemma2", "gemma3_text"):
+        for name in ("pre", "post"):
+            norm = tensors[f"{layer}input_layernorm.weight"].copy()
+            tensors[f"{layer}{name}_feedforward_layernorm.weight"] = norm
+    if family in ("gemma3_text", "qwen3", "qwen3_moe"):
         for name in "qk":
             tensors[f"{attention}{name}_norm.weight"] = np.ones(config["head_dim"], np.float32)
     if count := config.get("num_experts", config.get("num_local_experts")):
