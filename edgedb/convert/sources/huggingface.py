@@ -17,6 +17,7 @@ from .mxfp4 import Mxfp4Tensors
 from .names import HUGGING_FACE, Names
 from .safetensors import SafetensorsFile
 from .source import Float32, Source
+from .wrapper import text_settings, text_tensors
 
 _MASKS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 _SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
@@ -34,13 +35,15 @@ class HuggingFaceSource(Source):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        settings = read_json(path / "config.json", required=True)
+        whole = read_json(path / "config.json", required=True)
+        settings = text_settings(whole)
         family_of(settings.get("model_type", "?"))  # before any file that only it would have
         self._shards = {file.name: SafetensorsFile(file) for file in _shard_files(path)}
         plain = {name: (shard, name) for shard in self._shards.values() for name in shard.shapes}
         packed = Mxfp4Tensors(plain)
         self._stored: dict[str, Stored] = {name: (packed, name) for name in packed.shapes}
         self._stored |= {name: plain[name] for name in plain.keys() - packed.parts()}
+        self._stored = text_tensors(whole.get("model_type"), self._stored)
         self._stored = _with_base(self._stored, self.all_names[settings["model_type"]])
         self.read_config("config.json", settings, [])
         self.check()

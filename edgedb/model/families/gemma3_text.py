@@ -66,7 +66,7 @@ FAMILY = replace(
     GEMMA2,
     layer=layer,
     models="Gemma 3 270M to 27B, text alone",
-    classes=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+    classes=("Gemma3ForCausalLM",),
     config=GEMMA2.config.but(
         honoured="_sliding_window_pattern rope_local_base_freq sliding_window_pattern"
     ),
