@@ -128,7 +128,7 @@ class _Fusing:
         for total in [value for value in drafts if value.op == "add"]:
             for onto, product in (total.args, total.args[::-1]):
                 draft = drafts.get(product)
-                if draft is None or draft.op not in ("linear", "mix"):
+                if draft is None or draft.op not in ("linear", "mix") or draft.onto is not None:
                     continue
                 if not self._is_sole(product) or self._has_dense_bias(product):
                     continue

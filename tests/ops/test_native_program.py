@@ -203,6 +203,16 @@ def slopes_in_a_window(m: Recorder, x: Value) -> Value:
     return x + m.linear(attend(m, x, slopes=(0.25, 0.01), window=300), "out", 36)
 
 
+def a_sum_of_a_sum(m: Recorder, x: Value) -> Value:
+    """The last product is dense and has a bias (by its place among the kinds): only the first is
+    added where x lies."""
+    h = m.layer_norm(x, "norm")
+    wide = m.linear(m.linear(h, "up", 50), "wide", 40)
+    q, k, v = m.linear(h, "qkv", 108).split(36, 36, 36)
+    y = x + m.linear(m.attention(q, k, v), "out", 36)
+    return y + m.linear(wide, "down", 36, bias=True)
+
+
 def no_gates(m: Recorder, x: Value) -> Value:
     up, plain = m.linear(attend(m, x), "up", 80).split(50, 30)
     x = x + m.linear(m.activation("gelu", up), "down", 36)  # of a slice: not fused
@@ -235,7 +245,7 @@ LAYERS = [
     norms_behind, parallel, head_norms_and_a_window, norms_over_all_heads, no_rope,
     queries_read_twice, the_stream_read_again, gates_the_other_way,
     layer_norms, gelu_gates, no_gates, queries_that_grow, mixture, mixture_of_two_with_biases,
-    sinks, caps, slopes, slopes_in_a_window,
+    sinks, caps, slopes, slopes_in_a_window, a_sum_of_a_sum,
 ]  # fmt: skip
 
 
