@@ -81,13 +81,16 @@ conversion_options = together(
     click.option(
         "--calibration",
         type=click.Path(path_type=Path, exists=True, dir_okay=False),
-        help="Calibrate with this text instead of one sampled from the model.",
+        help="Calibrate with this text instead of one sampled from the model: far better.",
     ),
     click.option("--no-calibration", is_flag=True, help="Fit weights alone: faster and worse."),
     click.option(
         "--calibration-tokens",
-        type=click.IntRange(256, 1 << 20),
-        help="Tokens to calibrate with, in sequences of 256  [8192; 16384 with --bits or --size]",
+        type=click.IntRange(Options.length, 1 << 20),
+        default=Options.length * Options.sequences,
+        show_default=True,
+        help=f"Tokens to calibrate with, in sequences of {Options.length}. More are better and "
+        "take longer.",
     ),
     click.option("--seed", type=int, default=0, show_default=True, help="Of the sampled text."),
     click.option("--threads", type=click.IntRange(1), help="Threads of the fit  [all cores]"),
@@ -133,7 +136,7 @@ def run(
     *,
     calibration: Path | None,
     no_calibration: bool,
-    calibration_tokens: int | None,
+    calibration_tokens: int,
     threads: int | None,
     plan: str,
     **values: Any,
@@ -149,9 +152,8 @@ def run(
 
     values["plan"] = "" if budgeted else plan_of_file(plan)
     text = "none" if no_calibration else str(calibration) if calibration else "sample"
-    tokens = calibration_tokens or (16384 if budgeted else 8192)
     values["pairs"] = float(values["pairs"])
-    options = Options(calibration=text, sequences=tokens // 256, **values)
+    options = Options(calibration=text, sequences=calibration_tokens // Options.length, **values)
     from ..convert.export import export
     from ..convert.sources import open_source
 

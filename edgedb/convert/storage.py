@@ -28,7 +28,7 @@ class Options:
     bits, size_bytes: a budget (see ``budget.py``); the plan that is chosen for it takes the place
     of ``pairs`` and ``plan``.
     calibration: ``"sample"`` (from the teacher, where it is small enough), ``"none"``, or a text
-    file.
+    file; ``sequences`` of ``length`` tokens of it.
     """
 
     method: str = "fdb"
@@ -39,7 +39,7 @@ class Options:
     embedding: str | None = None
     head: str | None = None
     calibration: str = "sample"
-    sequences: int = 32
+    sequences: int = 64
     length: int = 256
     seed: int = 0
 
