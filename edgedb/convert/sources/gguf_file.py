@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 
 from ...errors import FormatError, UnsupportedModelError
 from ...files import map_file
+from .listing import GGUF_PART
 from .source import Float32
 
 try:
@@ -61,8 +61,6 @@ _SCALARS = {
 }
 _STRING, _ARRAY = 8, 9
 _U64 = struct.Struct("<Q")
-
-_PART = re.compile(r"(?s)(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
 @functools.cache
@@ -277,7 +275,7 @@ def open_parts(path: Path) -> list[GGUFFile]:
         raise FormatError(f"{path.name}: damaged GGUF: split.count is {count!r}")
     if count <= 1:
         return [file]
-    name = _PART.fullmatch(path.name)
+    name = GGUF_PART.fullmatch(path.name)
     if not name or int(name[3]) != count:
         raise FormatError(
             f"{path.name}: one of {count} parts of a model; "

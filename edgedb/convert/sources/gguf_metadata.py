@@ -10,7 +10,7 @@ import numpy as np
 
 from ...display import quoted
 from ...errors import FormatError, UnsupportedModelError
-from ...model.families import FAMILIES
+from ...model.families import FAMILIES, Family
 from ...model.keys import Keys, Refusal, names, only
 from .source import Float32
 
@@ -41,6 +41,22 @@ _REQUIRED = (
 _EPSILONS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
 
 
+def families_of(architecture: object) -> list[tuple[str, Family]]:
+    """``(model_type, family)`` of those that a GGUF file calls so, at least one.
+
+    Raises ``UnsupportedModelError`` where there is none.
+    """
+    found = [item for item in FAMILIES.items() if item[1].architecture == architecture]
+    if not found:
+        known = ", ".join(
+            family.architecture for family in FAMILIES.values() if family.architecture
+        )
+        raise UnsupportedModelError(
+            f"architecture {quoted(architecture)} is not supported; this version runs {known}"
+        )
+    return found
+
+
 def config_of(
     name: str,
     metadata: Mapping[str, Any],
@@ -58,16 +74,9 @@ def config_of(
     """
     architecture = metadata.get("general.architecture", "?")
     mixed = bool(metadata.get(f"{architecture}.expert_count"))
-    found = [item for item in FAMILIES.items() if item[1].architecture == architecture]
+    found = families_of(architecture)
     # Mixtral calls itself llama: where experts are counted, whoever knows what that means.
     found.sort(key=lambda item: ("expert_count" in item[1].metadata.fields) is not mixed)
-    if not found:
-        known = ", ".join(
-            family.architecture for family in FAMILIES.values() if family.architecture
-        )
-        raise UnsupportedModelError(
-            f"architecture {quoted(architecture)} is not supported; this version runs {known}"
-        )
     model_type, family = found[0]
     prefix = f"{architecture}."
     rest = {key: value for key, value in metadata.items() if not key.startswith(prefix)}
