@@ -34,6 +34,15 @@ def user_folder(variable: str, *default: str) -> Path | None:
         return None
 
 
+def size_text(n_bytes: float) -> str:
+    """Bytes for people, in powers of 1,000."""
+    for unit in ("bytes", "kB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.2f} GB"
+
+
 def read_text(path: Path) -> str:
     """The UTF-8 text of a file. Raises ``EdgeDBError`` if it is none or cannot be read."""
     try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_hub import FakeHub, serving
 from hypothesis import settings
 from places import SHARED
 from tiny_tokenizers import byte_level_bpe, sentencepiece_bpe
@@ -155,3 +157,26 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("text")
     write_text(folder)
     return folder
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    """A hub on loopback, in the place of the real one; cache and models in ``tmp_path``."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    file_download = pytest.importorskip("huggingface_hub.file_download")
+    for name in ("HF_TOKEN", "EDGEDB_MODELS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("EDGEDB_BACKEND", "numpy")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 12)  # of 10 MB
+    # A dropped connection is waited for a second each time.
+    monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None)
+    with serving() as fake:
+        monkeypatch.setattr(constants, "ENDPOINT", fake.address)
+        template = fake.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield fake

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from .. import arguments
 from ..errors import EdgeDBError
+from ..files import size_text
 from ..hub.modelfiles import find_model, known_models
 from . import reports, storage
 from .lineedit import unquote
@@ -216,7 +217,7 @@ def model(chat: Chat, argument: str) -> None:
         chat.screen.note(f"this is {current}; /model FILE goes on with another")
         for path in known_models(current):
             mark = "*" if path.resolve() == current.resolve() else " "
-            chat.screen.note(f"  {mark} {path} ({reports.size(path.stat().st_size)})")
+            chat.screen.note(f"  {mark} {path} ({size_text(path.stat().st_size)})")
         return
     chat.conversation.use(chat.open_model(find_model(argument, current)))
     chat.screen.note(reports.banner(chat.conversation))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..files import size_text
 from ..hub.modelfiles import remark
 from ..run.session import Stats
 from .conversation import Conversation, Turn
@@ -36,7 +37,8 @@ def model(conversation: Conversation) -> Rows:
         ("kind", f"{config.model_type}, {weights / 1e6:,.0f}M parameters"),
         (
             "file",
-            f"{size(file.size_bytes)}, {8 * file.size_bytes / weights:.2f} bits a weight in all",
+            f"{size_text(file.size_bytes)}, "
+            f"{8 * file.size_bytes / weights:.2f} bits a weight in all",
         ),
         ("context", f"{model.context:,} tokens of {config.max_position_embeddings:,}"),
         ("runs on", _runs(conversation)),
@@ -122,15 +124,6 @@ def tokens(count: int) -> str:
     return f"{count:,} token{'s' if count != 1 else ''}"
 
 
-def size(n_bytes: float) -> str:
-    """Bytes for people, in powers of 1,000."""
-    for unit in ("bytes", "kB", "MB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.2f} GB"
-
-
 def _prompt_speed(stats: Stats) -> str:
     known = stats.prompt_tokens - stats.read_tokens
     return (
@@ -161,12 +154,12 @@ def _memory(conversation: Conversation) -> Rows:
     model, session = conversation.model, conversation.session
     used = session.size_bytes * session.position // session.context
     rows = [
-        ("model file", f"{size(model.file.size_bytes)}, mapped"),
-        ("cache", f"{size(used)} in use, {size(session.size_bytes)} when full"),
+        ("model file", f"{size_text(model.file.size_bytes)}, mapped"),
+        ("cache", f"{size_text(used)} in use, {size_text(session.size_bytes)} when full"),
     ]
     resident = _resident_bytes()
     if resident is not None:
-        rows.append(("memory", f"{size(resident)} resident, the mapped file included"))
+        rows.append(("memory", f"{size_text(resident)} resident, the mapped file included"))
     return rows
 
 

@@ -15,11 +15,21 @@ from ..errors import SlowBackendWarning
 from .convert import convert
 from .info import info
 from .measure import bench, evaluate
+from .models import models, path, rm, show
 from .options import OneLineErrors
+from .pull import pull
 from .talk import chat, generate
 
 # What other programs call a command of this one.
-_ELSEWHERE = {"run": "chat", "complete": "generate", "quantize": "convert", "show": "info"}
+_ELSEWHERE = {
+    "run": "chat",
+    "complete": "generate",
+    "quantize": "convert",
+    "download": "pull",
+    "list": "models",
+    "ls": "models",
+    "remove": "rm",
+}
 
 
 class _Commands(OneLineErrors, click.Group):
@@ -60,5 +70,5 @@ def main() -> None:
     """Large language models at two bits a weight on ordinary CPUs."""
 
 
-for command in (chat, generate, convert, info, evaluate, bench):
+for command in (chat, generate, pull, models, show, path, rm, convert, info, evaluate, bench):
     main.add_command(command)

@@ -36,6 +36,24 @@ class _Size(click.ParamType):
 
 SIZE = _Size()
 
+bits_option = click.option(
+    "--bits",
+    type=click.FloatRange(2, 16),
+    help="Bits a weight of all matrices together: finds out where errors cost most and gives "
+    "each matrix 1, 1.5, 2 or 3 pairs.",
+)
+calibration_options = together(
+    click.option(
+        "--calibration",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help="Calibrate with this text instead of one sampled from the model: far better.",
+    ),
+    click.option("--no-calibration", is_flag=True, help="Fit weights alone: faster and worse."),
+)
+fit_threads_option = click.option(
+    "--threads", type=click.IntRange(1), help="Threads of the fit  [all cores]"
+)
+
 conversion_options = together(
     click.option(
         "--method",
@@ -51,12 +69,7 @@ conversion_options = together(
         show_default=True,
         help="Pairs of bit planes, two bits a weight each. One is useless without training.",
     ),
-    click.option(
-        "--bits",
-        type=click.FloatRange(2, 16),
-        help="Bits a weight of all matrices together: finds out where errors cost most and gives "
-        "each matrix 1, 1.5, 2 or 3 pairs.",
-    ),
+    bits_option,
     click.option(
         "--size",
         "size_bytes",
@@ -78,12 +91,7 @@ conversion_options = together(
     click.option(
         "--head", type=click.Choice(TABLE_KINDS), help="Storage of a separate head  [embedding's]"
     ),
-    click.option(
-        "--calibration",
-        type=click.Path(path_type=Path, exists=True, dir_okay=False),
-        help="Calibrate with this text instead of one sampled from the model: far better.",
-    ),
-    click.option("--no-calibration", is_flag=True, help="Fit weights alone: faster and worse."),
+    calibration_options,
     click.option(
         "--calibration-tokens",
         type=click.IntRange(Options.length, 1 << 20),
@@ -93,7 +101,7 @@ conversion_options = together(
         "take longer.",
     ),
     click.option("--seed", type=int, default=0, show_default=True, help="Of the sampled text."),
-    click.option("--threads", type=click.IntRange(1), help="Threads of the fit  [all cores]"),
+    fit_threads_option,
     click.option(
         "--train",
         type=click.Choice(["blocks"]),
@@ -130,30 +138,9 @@ def resumable() -> Iterator[None]:
         raise SystemExit(130) from None
 
 
-def run(
-    source: Path,
-    out: Path,
-    *,
-    calibration: Path | None,
-    no_calibration: bool,
-    calibration_tokens: int,
-    threads: int | None,
-    plan: str,
-    **values: Any,
-) -> None:
+def run(source: Path, out: Path, *, threads: int | None, **values: Any) -> None:
     """Convert with the values of ``conversion_options``."""
-    if calibration and no_calibration:
-        raise click.UsageError("--calibration and --no-calibration exclude each other")
-    if values["bits"] is not None and values["size_bytes"] is not None:
-        raise click.UsageError("--bits and --size exclude each other")
-    budgeted = values["bits"] is not None or values["size_bytes"] is not None
-    plan_file = Path(plan) if budgeted and plan else None
-    from ..convert.plan import plan_of_file
-
-    values["plan"] = "" if budgeted else plan_of_file(plan)
-    text = "none" if no_calibration else str(calibration) if calibration else "sample"
-    values["pairs"] = float(values["pairs"])
-    options = Options(calibration=text, sequences=calibration_tokens // Options.length, **values)
+    options, plan_file = read_options(**values)
     from ..convert.export import export
     from ..convert.sources import open_source
 
@@ -161,3 +148,35 @@ def run(
     with shown_warnings(lambda text: console.print(text, style="yellow")):
         checkpoint = open_source(source)
     export(checkpoint, out, options, threads=threads, console=console, plan_file=plan_file)
+
+
+def read_options(
+    *,
+    calibration: Path | None,
+    no_calibration: bool,
+    calibration_tokens: int = Options.length * Options.sequences,
+    bits: float | None = None,
+    size_bytes: int | None = None,
+    plan: str = "",
+    pairs: str = "2",
+    **values: Any,
+) -> tuple[Options, Path | None]:
+    """The options that values of ``conversion_options`` mean, and the file to write the plan to."""
+    if calibration and no_calibration:
+        raise click.UsageError("--calibration and --no-calibration exclude each other")
+    if bits is not None and size_bytes is not None:
+        raise click.UsageError("--bits and --size exclude each other")
+    budgeted = bits is not None or size_bytes is not None
+    from ..convert.plan import plan_of_file
+
+    text = "none" if no_calibration else str(calibration) if calibration else "sample"
+    options = Options(
+        pairs=float(pairs),
+        plan="" if budgeted else plan_of_file(plan),
+        bits=bits,
+        size_bytes=size_bytes,
+        calibration=text,
+        sequences=calibration_tokens // Options.length,
+        **values,
+    )
+    return options, Path(plan) if budgeted and plan else None

@@ -1,7 +1,8 @@
 """A plugin for simonw's ``llm``: ``llm -m edgedb-smollm2 "..."`` (extra ``[llm]``).
 
 Every ``.dbb`` file in the folders of ``$EDGEDB_MODELS`` (by default ``models`` here,
-``$XDG_DATA_HOME/edgedb/models`` and ``edgedb`` in llm's own folder) is the model
+``$XDG_DATA_HOME/edgedb/models``, where ``edgedb pull`` puts them, and ``edgedb`` in llm's own
+folder) is the model
 ``edgedb-<name of the file>``, and the shortest name of a family is also ``edgedb-<family>``.
 """
 
@@ -17,7 +18,7 @@ from pydantic import Field, create_model
 
 from ..choose.settings import HELP, read_variables, sampling_settings, unescape
 from ..display import NAME_CHARS, one_line, printable
-from ..hub.modelfiles import configured_folders
+from ..hub.modelfiles import configured_folders, models_in
 from ..run.engine import Model, load
 from ..run.session import Session
 
@@ -130,9 +131,8 @@ def _texts(parts: Iterable[Any]) -> Iterator[str]:
 def model_files() -> dict[str, Path]:
     """Names and paths of the model files; of files with one name, the first folder's."""
     found: dict[str, Path] = {}
-    for folder in configured_folders(llm.user_dir() / "edgedb"):
-        for path in sorted(folder.glob("*.dbb")):
-            found.setdefault(one_line(path.stem, NAME_CHARS), path.absolute())
+    for path in models_in(configured_folders(llm.user_dir() / "edgedb")):
+        found.setdefault(one_line(path.stem, NAME_CHARS), path.absolute())
     return found
 
 

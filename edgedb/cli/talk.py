@@ -68,7 +68,10 @@ def chat(
     plain: bool,
     **options: Any,
 ) -> None:
-    """Talk to MODEL, a .dbb file.
+    """Talk to MODEL, a .dbb file or the name of a model.
+
+    OWNER/NAME is a model on the Hugging Face hub; if it is not on this disk, a terminal is asked
+    whether to pull it.
 
     On a terminal this is a conversation with line editing; /help lists its commands. Otherwise
     every line of standard input is one turn, and only the answers are printed.
@@ -85,6 +88,7 @@ def chat(
         content = read_text(file)
         prompt = content if prompt is None else f"{prompt}\n\n{content}"
     open_model, params = take_loader(options), take_sampling(options)
+    _offer_to_pull(model or named)
     conversation.chat(
         open_model,
         model or named,
@@ -92,6 +96,21 @@ def chat(
         conversation.Manner(plain, color, not no_history, Path(session) if session else None),
         prompt=prompt,
     )
+
+
+def _terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _offer_to_pull(model: str | None) -> None:
+    """Where somebody can answer; elsewhere loading the model says which command pulls it."""
+    from ..hub.modelfiles import absent
+
+    name = absent(model) if model is not None else None
+    if name is not None and _terminal():
+        from .pull import offer
+
+        offer(name)
 
 
 @click.command(cls=SamplingCommand)
@@ -124,7 +143,7 @@ def generate(
     stats: bool,
     **options: Any,
 ) -> None:
-    """Continue a text with MODEL, a .dbb file.
+    """Continue a text with MODEL, a .dbb file or the name of a model.
 
     Prints only what is new.
 

@@ -1,7 +1,7 @@
 """Everything that the commands print.
 
 Text of others goes through ``display`` on its way: an answer through ``printable``, everything else
-through ``say``, ``warn`` or ``_table``, a line each.
+through ``say``, ``warn`` or ``table``, a line each.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
 
 def perplexity(result: PerplexityResult) -> None:
     """The figure and everything needed to repeat it."""
-    _table(
+    table(
         [
             ("perplexity", f"{result.perplexity:.4f}"),
             ("nats a token", f"{result.nll:.5f}"),
@@ -100,7 +100,7 @@ def perplexity(result: PerplexityResult) -> None:
 
 def divergence(result: DivergenceResult) -> None:
     """The figures and everything needed to repeat them."""
-    _table(
+    table(
         [
             ("mean KL", f"{result.kl:.6f} +- {result.kl_error:.6f} nats a token"),
             (
@@ -121,7 +121,7 @@ def divergence(result: DivergenceResult) -> None:
 
 def choices(results: dict[str, ChoiceResult]) -> None:
     """Accuracies, a line for each file of questions."""
-    _table(
+    table(
         [
             (
                 path,
@@ -148,7 +148,7 @@ def model_info(info: dict[str, Any]) -> None:
     scaling = config["rope_scaling"]["type"]
     rope = f"theta {config['rope_theta']:g}" + (f", {scaling}" if scaling != "default" else "")
     say(info["path"])
-    _table(
+    table(
         [
             ("model", f"{config['model_type']}, {info['parameters'] / 1e6:,.1f}M parameters"),
             ("family", info["description"]),
@@ -166,24 +166,24 @@ def model_info(info: dict[str, Any]) -> None:
     )
     click.echo("\nbytes")
     rows = [(name, f"{size:>15,}") for name, size in info["bytes"].items() if size]
-    _table([*rows, ("file", f"{info['size_bytes']:>15,}")])
+    table([*rows, ("file", f"{info['size_bytes']:>15,}")])
     click.echo("\nstored as")
     layers = ", ".join(f"{count} x {kind}" for kind, count in info["kinds"]["layers"].items())
-    _table([("layers", layers), *((name, info["kinds"][name]) for name in ("embedding", "head"))])
+    table([("layers", layers), *((name, info["kinds"][name]) for name in ("embedding", "head"))])
     if len(info["kinds"]["layers"]) > 1:
         click.echo("\nmap of the layers")
         for line in layer_map(info["plan"]):
             say(f"  {line}")
     if info["sparsity"]:
         click.echo("\nzero bits of each plane")
-        _table([(f"pair {row['pair']}", ", ".join(_zeros(row))) for row in info["sparsity"]])
+        table([(f"pair {row['pair']}", ", ".join(_zeros(row))) for row in info["sparsity"]])
     if info["quantization"].get("quality"):
         click.echo("\nmeasured quality")
-        _table(_flat(info["quantization"]["quality"]))
+        table(_flat(info["quantization"]["quality"]))
     provenance = {k: v for k, v in info["quantization"].items() if not isinstance(v, (dict, list))}
     if provenance:
         click.echo("\nprovenance")
-        _table(_flat(provenance))
+        table(_flat(provenance))
 
 
 def _zeros(row: dict[str, Any]) -> list[str]:
@@ -193,7 +193,7 @@ def _zeros(row: dict[str, Any]) -> list[str]:
 def runtime_info(info: dict[str, Any]) -> None:
     """``runtime.describe_runtime`` for people."""
     click.echo("runtime")
-    _table(
+    table(
         [
             ("version", info["version"]),
             ("cpu", f"{info['cpu']}, {info['cores']} cores"),
@@ -204,10 +204,10 @@ def runtime_info(info: dict[str, Any]) -> None:
         ]
     )
     click.echo("\nbackends")
-    _table([(b["name"], _mark(b["available"]) + b["reason"]) for b in info["backends"]])
+    table([(b["name"], _mark(b["available"]) + b["reason"]) for b in info["backends"]])
     if info["instruction_sets"]:
         click.echo("\ninstruction sets")
-        _table(
+        table(
             [
                 (i["name"], _mark(i["supported"]) + i["description"])
                 for i in info["instruction_sets"]
@@ -219,7 +219,7 @@ def _mark(available: bool) -> str:
     return "yes  " if available else "no   "
 
 
-def _table(rows: Iterable[tuple[str, str]]) -> None:
+def table(rows: Iterable[tuple[str, str]]) -> None:
     """Names and values, a line each."""
     rest = iter(rows)
     shown = [(one_line(k, NAME_CHARS), one_line(v)) for k, v in islice(rest, _ROWS)]

@@ -36,7 +36,7 @@ class Budget:
         assert self.size_bytes is not None
         plain: dict[str, Kind] = dict.fromkeys(shapes, 2)
         whole = file_bytes(config, tokenizer, plain)
-        return self.size_bytes - _RECORD_BYTES - whole + sum(_sizes(config, plain).values())
+        return self.size_bytes - _RECORD_BYTES - whole + sum(matrix_sizes(config, plain).values())
 
 
 def choose(
@@ -82,7 +82,8 @@ def _candidates(name: str, fixed: Mapping[str, Kind]) -> tuple[Kind, ...]:
     return (*CANDIDATES, "int8") if name in TABLES else CANDIDATES
 
 
-def _sizes(config: ModelConfig, kinds: Mapping[str, Kind]) -> dict[str, int]:
+def matrix_sizes(config: ModelConfig, kinds: Mapping[str, Kind]) -> dict[str, int]:
+    """Bytes of each matrix in a file."""
     shapes, stacks = program_of(config).matrices(), program_of(config).stacks()
     return {n: _size(n, *shapes[n], kind, stacks.get(n, 0)) for n, kind in kinds.items()}
 

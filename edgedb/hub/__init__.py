@@ -1,4 +1,4 @@
-"""Models on disk and where they come from: names to paths.
+"""Models on disk and on the hub: names to paths, what a repository has, how files come here.
 
 May ask: nothing.
 """

@@ -8,6 +8,8 @@ from pathlib import Path
 from ..errors import EdgeDBError
 from ..files import SOURCE_TREE as CHECKOUT
 from ..files import user_folder
+from .names import HubName, hub_name, name_of_folder
+from .origin import origin_of
 
 # The first, trained in three planes, a pair and a half, is part of the source tree; `make chat
 # PAIRS=2` makes the second, of four bits and untrained.
@@ -30,9 +32,26 @@ def configured_folders(*more: Path) -> list[Path]:
     ``more``."""
     if os.environ.get("EDGEDB_MODELS"):
         return [Path(folder) for folder in os.environ["EDGEDB_MODELS"].split(os.pathsep)]
+    own = _own_folder()
+    return [Path("models"), *([own] if own else []), *more]
+
+
+def _own_folder() -> Path | None:
     data = user_folder("XDG_DATA_HOME", ".local", "share")
-    own = [data / "edgedb" / "models"] if data is not None else []
-    return [Path("models"), *own, *more]
+    return data / "edgedb" / "models" if data is not None else None
+
+
+def pull_folder() -> Path:
+    """Where pulled models are put: the first of ``$EDGEDB_MODELS``, or the user's own data.
+
+    Raises ``EdgeDBError`` for a user without a home.
+    """
+    if os.environ.get("EDGEDB_MODELS"):
+        return configured_folders()[0]
+    own = _own_folder()
+    if own is None:
+        raise EdgeDBError("there is no home to keep models in: set EDGEDB_MODELS to a folder")
+    return own
 
 
 def folders() -> list[Path]:
@@ -61,20 +80,26 @@ def remark(fingerprint: str) -> str | None:
 
 
 def find_model(name: str, beside: Path | None = None) -> Path:
-    """``name`` as a path, or as the name of a file in one of the ``folders`` or that of ``beside``.
+    """``name`` as a path, as the name of a file in one of the ``folders`` or that of ``beside``, or
+    as ``OWNER/NAME`` of a model that was pulled: of several files the one that was made last.
 
     Raises ``EdgeDBError`` that says where it was looked for and what is there. What can be no name
-    comes back as it is: opening it says what is wrong.
+    comes back as it is: opening it says what is wrong. Never asks the network.
     """
     # Unlike those of Path, these functions answer for every name, one that is too long included.
     path = Path(os.path.expanduser(name))
-    if os.path.exists(path) or len(path.parts) != 1:
+    if os.path.exists(path):
         return path
+    if len(path.parts) != 1:
+        return _last_pulled(name) or path
     places = _places(beside)
     for folder in places:
         for candidate in (folder / name, folder / f"{name}.dbb"):
             if os.path.isfile(candidate):
                 return candidate
+    for known in _pulled(places):
+        if name in (known.name, known.stem):
+            return known
     if path.suffix not in ("", ".dbb"):
         return path
     there = [known.stem for known in known_models(beside)]
@@ -84,12 +109,59 @@ def find_model(name: str, beside: Path | None = None) -> Path:
     )
 
 
+def _last_pulled(name: str) -> Path | None:
+    hub = hub_name(name)
+    if hub is None:
+        return None
+    found = pulled_models(hub)
+    if not found:
+        raise EdgeDBError(
+            f"{hub} is not on this disk; if it is a model on the hub: edgedb pull {hub}"
+        )
+    return max(found, key=lambda path: path.stat().st_mtime_ns)
+
+
+def absent(name: str) -> HubName | None:
+    """The model on the hub that ``name`` must mean, because nothing on this disk is called so."""
+    hub = hub_name(name)
+    here = hub is None or os.path.exists(os.path.expanduser(name)) or pulled_models(hub)
+    return None if here else hub
+
+
+def pulled_models(name: HubName, places: list[Path] | None = None) -> list[Path]:
+    """Model files of a repository, and of its revision if ``name`` has one, by their names: in
+    ``places``, or in the ``folders``."""
+    places = folders() if places is None else places
+    files = (path for place in places for path in sorted((place / name.folder).glob("*.dbb")))
+    found = [path for path in files if os.path.isfile(path)]
+    return found if name.revision is None else [path for path in found if _is_of(path, name)]
+
+
+def _is_of(path: Path, name: HubName) -> bool:
+    origin = origin_of(path)
+    asked, commit = name.revision or "", str(origin.get("revision"))
+    return asked == origin.get("asked") or (len(asked) >= 7 and commit.startswith(asked))
+
+
 def _places(beside: Path | None) -> list[Path]:
     return [*folders(), *([beside.parent] if beside is not None else [])]
 
 
+def _pulled(places: list[Path]) -> list[Path]:
+    """Model files in folders of repositories, each folder's by their names."""
+    within = (path for place in places for path in sorted(place.glob("*--*/*.dbb")))
+    return [path for path in within if name_of_folder(path.parent.name) and os.path.isfile(path)]
+
+
+def models_in(places: list[Path]) -> list[Path]:
+    """Model files in ``places`` and in the folders of repositories there."""
+    plain = (path for place in places for path in sorted(place.glob("*.dbb")))
+    return [*filter(os.path.isfile, plain), *_pulled(places)]
+
+
 def known_models(beside: Path | None = None) -> list[Path]:
     """Model files in the ``folders`` and in the folder of ``beside``, each once, by name."""
-    files = (path for place in _places(beside) for path in sorted(place.glob("*.dbb")))
-    found = {os.path.realpath(path): path for path in files if os.path.isfile(path)}
+    found: dict[str, Path] = {}
+    for path in models_in(_places(beside)):
+        found[os.path.realpath(path)] = path
     return sorted(found.values(), key=lambda path: path.name)

@@ -48,7 +48,7 @@ def load(
     """Open a ``.dbb`` file; the weights stay in the file and are read through a memory map.
 
     ``path``: also the name of a model in ``models`` of this folder, in the user's data or in
-    ``$EDGEDB_MODELS``, without ``.dbb`` if you like.
+    ``$EDGEDB_MODELS``, without ``.dbb`` if you like, or ``OWNER/NAME`` of one that was pulled.
     ``threads``, ``backend`` and ``isa`` are those of ``edgedb.ops.create``. ``context`` is the
     number of positions a session can hold (default: the model's own, at most 8,192), ``kv_dtype``
     the cache's type. ``head="two-stage"`` leaves out logits that no choice of a token depends on,

@@ -37,5 +37,5 @@ def test_reference_checkpoint(shared: Path) -> None:
 
 
 def test_the_name_of_a_model_on_the_hub_is_told_how_to_get_it() -> None:
-    with pytest.raises(EdgeDBError, match="hf download owner/name --local-dir name"):
+    with pytest.raises(EdgeDBError, match="edgedb pull owner/name"):
         open_source("owner/name")

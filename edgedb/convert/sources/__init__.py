@@ -48,4 +48,4 @@ def _download(path: Path) -> str:
     """How to get it, if it may be the name of a model on the hub."""
     if path.is_absolute() or len(path.parts) != 2 or path.suffix in (".gguf", ".safetensors"):
         return ""
-    return f"; to download that model: hf download {path} --local-dir {path.name}"
+    return f"; if that is a model on the hub: edgedb pull {path}"

@@ -43,6 +43,7 @@ class Source(abc.ABC):
     """
 
     path: Path
+    name: str | None = None  # for the provenance, where it is not that of ``path``
     config_dict: dict[str, Any]
     config: ModelConfig
     tokenizer_spec: TokenizerSpec
@@ -142,7 +143,7 @@ class Source(abc.ABC):
                     left -= len(piece)
         whole = all(file.stat().st_size <= _HASH_WHOLE_BYTES for file in self.files())
         return {
-            "name": self.path.resolve().name,
+            "name": self.name or self.path.resolve().name,
             "size_bytes": size,
             "sha256": digest.hexdigest(),
             "hashed": "whole" if whole else "first 256 MiB of each file",
