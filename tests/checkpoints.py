@@ -137,6 +137,7 @@ _GGUF_NAMES_OF = {
         "attention.dense": "attn_output",
         **_GGUF_NO_GATE,
     },
+    "starcoder2": {"mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"},
     "phi": {
         "model.final_layernorm": "output_norm",
         "self_attn.dense": "attn_output",

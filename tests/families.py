@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from checkpoints import gguf_name, interleave, stacked
+from places import ROOT, SHARED
 from safetensors.numpy import load_file
 
 from edgedb.model.families import FAMILIES
@@ -23,6 +25,7 @@ SUPPORTED: dict[str, tuple[str, ...]] = {
     "gemma2": ("v4",),
     "gemma3_text": ("v4",),
     "gpt_oss": ("v4",),
+    "gptj": (),
     "granite": ("v4",),
     "llama": ("v4", "linear", "yarn"),
     "llama_bias": ("v4",),
@@ -39,6 +42,7 @@ SUPPORTED: dict[str, tuple[str, ...]] = {
     "qwen3_moe": ("v4",),
     "smollm3": ("v4",),
     "stablelm": ("v4",),
+    "starcoder2": (),
 }
 NOT_IN_GGUF = {("qwen2", "window")}
 # Where GGUF cannot say what a folder has: settings that it can.
@@ -51,6 +55,22 @@ IN_GGUF: dict[str, dict[str, Any]] = {
 # Matrices of GPT-2 that are stored transposed.
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 CASES = [(name, variant) for name, found in SUPPORTED.items() for variant in ("", *found)]
+
+
+def folder_of(name: str) -> Path:
+    """The checkpoint of a folder: in this source tree (``family_oracle.py``), or beside it."""
+    own = ROOT / "tests" / "golden" / "families" / name
+    return own if own.is_dir() else SHARED / "families" / name
+
+
+class Checkpoints:
+    """Folders by name; a test of one that is not there is skipped."""
+
+    def __truediv__(self, name: str) -> Path:
+        folder = folder_of(name)
+        if not folder.is_dir():
+            pytest.skip(f"needs {folder}")
+        return folder
 
 
 def copy_family(source: Path, folder: Path, variant: str = "", **changes: Any) -> Path:
@@ -92,7 +112,8 @@ def write_family_gguf(folder: Path, path: Path, *, experts: Any = None) -> Path:
     writer.add_embedding_length(config["hidden_size"])
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(heads)
-    eps = config.get("layer_norm_epsilon", config.get("layer_norm_eps"))
+    keys = ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon")
+    eps = next((config[key] for key in keys if key in config), None)
     if eps is not None:
         writer.add_layer_norm_eps(eps)
         _add_older(writer, config, head_dim)
@@ -129,7 +150,7 @@ def write_family_gguf(folder: Path, path: Path, *, experts: Any = None) -> Path:
             tensor = interleave(tensor, head_dim)
         if ".query_key_value." in name:
             tensor = np.concatenate([_of_each_head(tensor, heads, i) for i in range(3)])
-        if name.endswith(CONV1D):
+        if config["model_type"] == "gpt2" and name.endswith(CONV1D):
             tensor = np.ascontiguousarray(tensor.T)
         if "gemma" in config["model_type"] and "norm." in name:
             tensor = tensor + np.float32(1)
@@ -166,11 +187,12 @@ def _add_older(writer: Any, config: dict[str, Any], head_dim: int) -> None:
         writer.add_rope_dimension_count(int(share * head_dim))
     if "use_parallel_residual" in config:
         writer.add_parallel_residual(config["use_parallel_residual"])
+    if config.get("sliding_window"):
+        writer.add_sliding_window(config["sliding_window"])
     if config["model_type"] == "cohere2":
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
         writer.add_logit_scale(config["logit_scale"])
-        writer.add_sliding_window(config["sliding_window"])
         writer.add_sliding_window_pattern([i % 3 != 2 for i in range(3)])
 
 

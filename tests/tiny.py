@@ -46,6 +46,7 @@ FAMILY_CHANGES: dict[str, dict[str, Any]] = {
         "windowed_layers": (1,),
         "windowed_rope": Rope(300.0, RopeScaling("linear", 2.0)),
     },
+    "gptj": {"n_kv_heads": 4, "rotary_dim": 8},
     "granite": {},
     "llama": {
         "attention_bias": True,
@@ -77,6 +78,7 @@ FAMILY_CHANGES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {**_EXPERTS, "normalized_shares": True, "dense_layers": (0,)},
     "smollm3": {"attention_bias": True, "unrotated_layers": (1,)},
     "stablelm": {"attention_bias": True, "rotary_dim": 4},
+    "starcoder2": {"attention_bias": True, "mlp_bias": True, "sliding_window": 7},
 }
 
 

@@ -16,11 +16,12 @@ from families import (
     IN_GGUF,
     NOT_IN_GGUF,
     SUPPORTED,
+    Checkpoints,
     copy_family,
+    folder_of,
     reference,
     write_family_gguf,
 )
-from places import SHARED
 from safetensors.numpy import load_file, save_file
 
 import edgedb
@@ -44,11 +45,13 @@ cases = pytest.mark.parametrize(("name", "variant"), CASES)
 
 
 @pytest.fixture(scope="module")
-def families(shared: Path) -> Path:
-    return shared / "families"
+def families() -> Checkpoints:
+    return Checkpoints()
 
 
-def opened(families: Path, tmp_path: Path, name: str, variant: str = "", **changes: Any) -> Source:
+def opened(
+    families: Checkpoints, tmp_path: Path, name: str, variant: str = "", **changes: Any
+) -> Source:
     return open_source(copy_family(families / name, tmp_path / name, variant, **changes))
 
 
@@ -133,7 +136,7 @@ interpreters = pytest.mark.parametrize("interpreter", [*BACKENDS, *OTHERS])
 @interpreters
 @cases
 def test_logits_are_those_of_transformers(
-    families: Path, tmp_path: Path, name: str, variant: str, interpreter: str
+    families: Checkpoints, tmp_path: Path, name: str, variant: str, interpreter: str
 ) -> None:
     ids, expected, _ = reference(families / name, variant)
     got = logits_of(opened(families, tmp_path, name, variant), ids, interpreter)
@@ -143,7 +146,7 @@ def test_logits_are_those_of_transformers(
 
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_sampled_text_is_what_transformers_writes(
-    families: Path, tmp_path: Path, name: str
+    families: Checkpoints, tmp_path: Path, name: str
 ) -> None:
     """At a temperature near zero."""
     torch = pytest.importorskip("torch", reason=NO_TORCH)
@@ -159,7 +162,9 @@ def test_sampled_text_is_what_transformers_writes(
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
-def test_a_file_answers_as_transformers_does(families: Path, tmp_path: Path, name: str) -> None:
+def test_a_file_answers_as_transformers_does(
+    families: Checkpoints, tmp_path: Path, name: str
+) -> None:
     out = tmp_path / "m.dbb"
     export(opened(families, tmp_path, name), out, Options(method="dense32"))
     model = edgedb.load(out, kv_dtype="float32")
@@ -172,7 +177,9 @@ def test_a_file_answers_as_transformers_does(families: Path, tmp_path: Path, nam
 
 
 @cases
-def test_a_gguf_is_the_same_model(families: Path, tmp_path: Path, name: str, variant: str) -> None:
+def test_a_gguf_is_the_same_model(
+    families: Checkpoints, tmp_path: Path, name: str, variant: str
+) -> None:
     changes = IN_GGUF.get(name, {})
     folder = copy_family(families / name, tmp_path / name, variant, **changes)
     hf = open_source(folder)
@@ -202,6 +209,7 @@ FEATURES = {
     },
     "cohere2": {"sliding_window", "windowed_layers", "unrotated_layers"},
     "gpt_neox": {"attention_bias", "parallel", "rotary_dim"},
+    "gptj": {"rotary_dim"},
     "llama_bias": {"attention_bias", "mlp_bias"},
     "ministral3": {"query_growth"},
     "mistral": {"sliding_window"},
@@ -212,6 +220,7 @@ FEATURES = {
     "qwen3_moe": {*_EXPERTS, "normalized_shares"},
     "smollm3": {"unrotated_layers"},
     "stablelm": {"attention_bias", "rotary_dim"},
+    "starcoder2": {"attention_bias", "mlp_bias", "sliding_window"},
 }
 GLOBAL = {"factor": 3.0, "rope_theta": 1e5, "rope_type": "linear"}
 
@@ -302,9 +311,8 @@ def without(read: Callable[..., np.ndarray], tensor: str) -> Callable[..., np.nd
 
 
 def features() -> Iterator[tuple[str, str]]:
-    folder = SHARED / "families"
     for name in SUPPORTED:
-        report = folder / name / "report.json"
+        report = folder_of(name) / "report.json"
         if report.is_file():
             ignoring = json.loads(report.read_text())["ignoring"].items()
             yield from ((name, feature) for feature, change in ignoring if change > 0)
@@ -313,7 +321,7 @@ def features() -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize("interpreter", [BACKENDS[0], *OTHERS])
 @pytest.mark.parametrize(("name", "feature"), list(features()))
 def test_a_feature_that_is_left_out_shows(
-    families: Path, tmp_path: Path, name: str, feature: str, interpreter: str
+    families: Checkpoints, tmp_path: Path, name: str, feature: str, interpreter: str
 ) -> None:
     """So the tests above would see it. A tensor of a kind is ignored in one layer at a time."""
     ids, expected, _ = reference(families / name)
@@ -344,7 +352,9 @@ def test_every_family_has_a_reference() -> None:
 
 
 @pytest.mark.parametrize("name", ["lfm2", "qwen3_5_text", "gemma4_text"])
-def test_every_other_family_is_refused_by_name(families: Path, tmp_path: Path, name: str) -> None:
+def test_every_other_family_is_refused_by_name(
+    families: Checkpoints, tmp_path: Path, name: str
+) -> None:
     with pytest.raises(UnsupportedModelError, match=f"'{name}' is not supported"):
         opened(families, tmp_path, name)
 
@@ -360,7 +370,7 @@ def test_a_program_is_made_of_known_operations(name: str) -> None:
     assert program.text().count("attention") == 1 and "layers 0-31" in program.text()
 
 
-def test_learned_positions_bound_the_context(families: Path, tmp_path: Path) -> None:
+def test_learned_positions_bound_the_context(families: Checkpoints, tmp_path: Path) -> None:
     export(opened(families, tmp_path, "opt"), tmp_path / "m.dbb", Options(method="dense32"))
     assert edgedb.load(tmp_path / "m.dbb").context == 256
     with pytest.raises(EdgeDBError, match="257: this model has learned positions for 256"):
@@ -375,7 +385,9 @@ def kl(expected: np.ndarray, got: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
-def test_pairs_come_nearer_to_the_checkpoint(families: Path, tmp_path: Path, name: str) -> None:
+def test_pairs_come_nearer_to_the_checkpoint(
+    families: Checkpoints, tmp_path: Path, name: str
+) -> None:
     """One, two and three of them, fitted to a text that the model writes itself."""
     source = opened(families, tmp_path, name)
     ids, expected, _ = reference(families / name)
@@ -390,7 +402,7 @@ def test_pairs_come_nearer_to_the_checkpoint(families: Path, tmp_path: Path, nam
     assert found[0] > 2 * found[1] > 4 * found[2] > 0
 
 
-def test_a_checkpoint_without_its_head_names_less(families: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_without_its_head_names_less(families: Checkpoints, tmp_path: Path) -> None:
     """As GPT-2's on the hub, which keep the mask of causal attention, too."""
     folder = copy_family(families / "gpt2", tmp_path / "gpt2")
     tensors = load_file(folder / "model.safetensors")

@@ -115,6 +115,7 @@ HUGGING_FACE: Mapping[str, Layouts] = {
     "gemma": _GEMMA,
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
+    "gptj": {"attn_qkv": Neighbours()},
     "gpt2": dict.fromkeys(("attn_qkv", "attn_out", "mlp_up", "mlp_down"), Transposed()),
     "opt": {"positions": Behind(2)},
 }

@@ -89,6 +89,16 @@ _GPT_OSS: Names = {
     "experts_down.bias": (_LAYER + "mlp.experts.down_proj_bias",),
 }
 _EXPERTS = _experts("mlp.", "gate", "gate_proj", "up_proj", "down_proj")
+_GPTJ: Names = {
+    "embedding": ("transformer.wte.weight",),
+    "attn_norm": (_H + "ln_1.weight",),
+    "attn_qkv": tuple(_H + f"attn.{x}_proj.weight" for x in "qkv"),
+    "attn_out": (_H + "attn.out_proj.weight",),
+    "mlp_up": (_H + "mlp.fc_in.weight",),
+    "mlp_down": (_H + "mlp.fc_out.weight",),
+    "final_norm": ("transformer.ln_f.weight",),
+    "head": ("lm_head.weight",),
+}
 _BLOOM: Names = {
     "embedding": ("transformer.word_embeddings.weight",),
     "embedding_norm": ("transformer.word_embeddings_layernorm.weight",),
@@ -126,7 +136,13 @@ HUGGING_FACE: Mapping[str, Names] = {
     "bloom": _BLOOM,
     "cohere2": _LLAMA,
     "gpt_neox": _GPT_NEOX,
+    "gptj": _GPTJ,
     "phi": _PHI,
+    "starcoder2": {
+        **_LLAMA,
+        "mlp_up": (_LAYER + "mlp.c_fc.weight",),
+        "mlp_down": (_LAYER + "mlp.c_proj.weight",),
+    },
     "stablelm": _LLAMA,
     "gemma": _LLAMA,
     "gemma2": {**_LLAMA, **_NORMS_AROUND},
@@ -190,6 +206,7 @@ GGUF: Mapping[str, Names] = {
     "bloom": {**_GGUF_OLDER, "embedding_norm": ("token_embd_norm.weight",)},
     "cohere2": _GGUF_LLAMA,
     "gpt_neox": _GGUF_OLDER,
+    "starcoder2": {**_GGUF_LLAMA, "mlp_up": (_BLOCK + "ffn_up.weight",)},
     "phi": {**_GGUF_LLAMA, "mlp_up": (_BLOCK + "ffn_up.weight",)},
     "stablelm": _GGUF_LLAMA,
     "gemma": _GGUF_LLAMA,

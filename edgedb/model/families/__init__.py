@@ -22,6 +22,7 @@ from . import (
     gpt2,
     gpt_neox,
     gpt_oss,
+    gptj,
     granite,
     llama,
     ministral3,
@@ -37,6 +38,7 @@ from . import (
     qwen3_moe,
     smollm3,
     stablelm,
+    starcoder2,
 )
 from .family import Family, Fold
 
@@ -52,6 +54,7 @@ FAMILIES: Mapping[str, Family] = {
     "gpt2": gpt2.FAMILY,
     "gpt_neox": gpt_neox.FAMILY,
     "gpt_oss": gpt_oss.FAMILY,
+    "gptj": gptj.FAMILY,
     "granite": granite.FAMILY,
     "llama": llama.FAMILY,
     "ministral3": ministral3.FAMILY,
@@ -67,6 +70,7 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3_moe": qwen3_moe.FAMILY,
     "smollm3": smollm3.FAMILY,
     "stablelm": stablelm.FAMILY,
+    "starcoder2": starcoder2.FAMILY,
 }
 
 

@@ -79,12 +79,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_neox": {"rotary_pct": 0.5, "use_parallel_residual": True},
     "phi": {"partial_rotary_factor": 0.5},
     "stablelm": {"partial_rotary_factor": 0.5},
+    "gptj": {"rotary_dim": 4},
+    "starcoder2": {"sliding_window": 5},
     "gpt2": {"n_embd": 32, "n_head": 4, "n_inner": 64, "n_layer": 1, "n_positions": 64},
     "opt": {"ffn_dim": 64, "activation_function": "relu"},
     "smollm3": {"no_rope_layers": [0]},
 }
 # Those whose tensors have other names, and shapes, than Llama's.
-_OLDER = ("bloom", "cohere2", "gpt2", "gpt_neox", "gpt_oss", "opt", "phi", "stablelm")
+_OLDER = ("bloom", "cohere2", "gpt2", "gpt_neox", "gpt_oss", "gptj", "opt", "phi")
+_OLDER += ("stablelm", "starcoder2")
 _METHODS = ("dense32", "dense32", "dense16", "int8", "rtn")
 
 
