@@ -176,8 +176,8 @@ def added_tokens(document: Mapping[str, Any]) -> list[tokenizers.AddedToken]:
 
 
 def added_ids(document: Mapping[str, Any]) -> list[int]:
-    """The id that ``document`` gives to each of its added tokens."""
-    ids: list[Any] = [token.get("id") for token in _added_tokens(document.get("added_tokens"))]
+    """The id that ``document`` gives to each of its ``added_tokens``, which were checked."""
+    ids: list[Any] = [token.get("id") for token in document.get("added_tokens") or []]
     if not all(type(i) is int and 0 <= i < MAX_IDS for i in ids):
         raise _damaged("an added token without an id")
     return ids
