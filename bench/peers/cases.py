@@ -18,9 +18,9 @@ ONE_PAIR, AVX2_PAIR, TWO_PAIRS = "edgedb 1 pair", "edgedb 1 pair, AVX2", "edgedb
 NUMBA = "edgedb 1 pair, numba"
 SMOLLM2, LLAMA_1B, LLAMA_7B = "SmolLM2-135M", "Llama 1.1B", "Llama-2 7B"
 QWEN_06B, LLAMA_32, QWEN_4B = "Qwen3 0.6B", "Llama 3.2 1B", "Qwen3 4B"
-QWEN_30B = "Qwen3 30B-A3B"
+GEMMA_1B, QWEN_30B = "Gemma 3 1B", "Qwen3 30B-A3B"
 # Of 0.6 to 4 billion weights, in the shapes that people run.
-SMALL = (QWEN_06B, LLAMA_32, QWEN_4B)
+SMALL = (QWEN_06B, GEMMA_1B, LLAMA_32, QWEN_4B)
 READ_SECONDS = 0.25
 
 
@@ -78,6 +78,7 @@ class Paths:
 # name -> (shape of edgedb.measure.shapes, llama.cpp's formats)
 _RANDOM: dict[str, tuple[str, tuple[str, ...]]] = {
     QWEN_06B: ("qwen3-0.6b", ("TQ2_0", "Q4_0")),
+    GEMMA_1B: ("gemma-3-1b", ("TQ2_0", "Q4_0")),
     LLAMA_32: ("llama-3.2-1b", ("TQ2_0", "Q4_0")),
     LLAMA_1B: ("llama-1.1b", ("TQ2_0", "Q2_K", "Q4_0")),
     QWEN_4B: ("qwen3-4b", ("TQ2_0", "Q4_0")),

@@ -48,6 +48,8 @@ def write_gguf(path: Path, shape: str, layers: str) -> None:
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.norm_eps)
+    if config.sliding_window is not None:  # of which layers, the architecture says
+        writer.add_sliding_window(config.sliding_window)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("none")
     plan = list(_matrices(config, getattr(Q, layers)))

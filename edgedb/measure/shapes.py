@@ -29,7 +29,7 @@ from ..format.tensors import (
     planes_of,
     tile_grid,
 )
-from ..model.config import ModelConfig, RopeScaling
+from ..model.config import ModelConfig, Rope, RopeScaling
 from ..model.dbb import read_dbb
 from ..model.dbb_writer import DbbWriter
 from ..model.families import program_of
@@ -47,6 +47,11 @@ SHAPES = {
     ),
     "qwen3-0.6b": ModelConfig(
         "qwen3", 151936, 1024, 3072, 28, 16, 8, 128, 40960, 1e-6, 1e6, tie_word_embeddings=True
+    ),
+    "gemma-3-1b": ModelConfig(
+        "gemma3_text", 262144, 1152, 6912, 26, 4, 1, 256, 32768, 1e-6, 1e6,
+        tie_word_embeddings=True, sliding_window=512, windowed_rope=Rope(1e4),
+        windowed_layers=tuple(i for i in range(26) if (i + 1) % 6),
     ),
     "qwen3-4b": ModelConfig(
         "qwen3", 151936, 2560, 9728, 36, 32, 8, 128, 40960, 1e-6, 1e6, tie_word_embeddings=True

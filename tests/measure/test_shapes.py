@@ -79,6 +79,7 @@ def test_a_token_reads_its_experts_alone() -> None:
         ("smollm2-135m", 134.5e6, 134.5e6),
         ("llama-3.2-1b", 1.236e9, 1.236e9),
         ("qwen3-0.6b", 0.596e9, 0.596e9),
+        ("gemma-3-1b", 0.9998e9, 0.9998e9),
         ("qwen3-4b", 4.022e9, 4.022e9),
         ("qwen3-30b-a3b", 30.53e9, 3.042e9),
     ],
