@@ -42,7 +42,7 @@ def row(name: str, family: Family) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
-@pytest.mark.parametrize(("page", "part"), [(PAGE, TABLE), (README, LINE)])
+@pytest.mark.parametrize(("page", "part"), [(PAGE, TABLE), (README, LINE)], ids=["page", "README"])
 def test_families_on_the_pages(page: Path, part: re.Pattern[str]) -> None:
     """``EDGEDB_WRITE_DOCS=1`` writes them anew."""
     text = page.read_text(encoding="utf-8")
