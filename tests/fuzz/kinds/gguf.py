@@ -51,7 +51,7 @@ _MORE: tuple[tuple[str, int, Any], ...] = (
 )
 
 
-def _hyper_parameters() -> list[list[Any]]:
+def _hyper_parameters(n_kv_heads: int) -> list[list[Any]]:
     config = exporting.CONFIG
     return [
         ["general.architecture", STRING, "llama"],
@@ -60,8 +60,9 @@ def _hyper_parameters() -> list[list[Any]]:
         ["llama.embedding_length", U32, config["hidden_size"]],
         ["llama.feed_forward_length", U32, config["intermediate_size"]],
         ["llama.attention.head_count", U32, config["num_attention_heads"]],
-        ["llama.attention.head_count_kv", U32, config["num_key_value_heads"]],
+        ["llama.attention.head_count_kv", U32, n_kv_heads],
         ["llama.attention.layer_norm_rms_epsilon", F32, 1e-5],
+        ["llama.attention.layer_norm_epsilon", F32, 1e-5],
         ["llama.rope.freq_base", F32, 10000.0],
         ["llama.rope.dimension_count", U32, config["head_dim"]],
         ["tokenizer.chat_template", STRING, models.TEMPLATE],
@@ -131,7 +132,7 @@ class GGUFKind(Kind):
                     [checkpoints.gguf_name(name, family), list(array.shape), 0, array.tobytes()]
                     for name, array in checkpoints.stacked(arrays).items()
                 ]
-                of_family = _hyper_parameters() + _experts(config)
+                of_family = _hyper_parameters(config["num_key_value_heads"]) + _experts(config)
                 about = json.dumps(of_family).replace("llama", _prefix(family))
                 self.bases.append((json.loads(about) + tokenizer, tensors))
 
