@@ -38,7 +38,7 @@ FAMILY_CHANGES: dict[str, dict[str, Any]] = {
         "sliding_window": 5,
         "windowed_layers": (0,),
         "score_cap": 2.0,
-        "logit_cap": 3.0,
+        "logit_cap": 8.0,
         "activation": "gelu",
     },
     "gemma3_text": {
