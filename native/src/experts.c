@@ -188,6 +188,8 @@ static void multiply(const edb_experts_job *job, int32_t active, int64_t tile, i
     int32_t expert = job->expert[active], first = job->first[active];
     product.matrix = job->op->matrix + expert;
     if (job->op->bias != NULL) product.bias = job->op->bias + expert * product.matrix->rows;
+    if (active + 1 < job->n_active)
+        product.next = job->op->matrix[job->expert[active + 1]].data;
     product.places = &places;
     places.token += first;
     places.slot += first;
@@ -206,12 +208,19 @@ static void multiply_tiles(void *argument, int64_t begin, int64_t end, int32_t w
 void edb_write_place(const edb_matmul_job *job, int64_t place, int64_t row, int64_t rows,
                      const float *y) {
     const edb_places *places = job->places;
-    int64_t slot = places->slot[place], part = places->part;
-    float *out = places->out.x + places->token[place] * places->out.stride;
-    for (int64_t r = 0; r < rows; r++) {
-        int64_t at = row + r;
-        float value = job->bias == NULL ? y[r] : y[r] + job->bias[at];
-        out[(at / part * places->chosen + slot) * part + at % part] = value;
+    int64_t part = places->part, each = part * places->chosen;
+    float *out = places->out.x + places->token[place] * places->out.stride +
+                 places->slot[place] * part;
+    for (int64_t end = row + rows; row < end;) { /* a tile may hold rows of two parts */
+        int64_t in_part = row % part, count = edb_min(end - row, part - in_part);
+        float *to = out + row / part * each + in_part;
+        if (job->bias == NULL) {
+            memcpy(to, y, (size_t)count * sizeof *to);
+        } else {
+            for (int64_t r = 0; r < count; r++) to[r] = y[r] + job->bias[row + r];
+        }
+        row += count;
+        y += count;
     }
 }
 

@@ -35,6 +35,7 @@ typedef struct {
     float *out;        /* [n, rows] */
     const float *bias; /* [rows], added to W x; NULL: none */
     const edb_places *places; /* NULL: x, out and rows of activations lie token by token */
+    const void *next;         /* what is read after the last tile; NULL: what lies behind it */
     int64_t n, tiles, groups, token_blocks;
     int64_t stride; /* rows of activations: n, or of all experts' places */
     int64_t parts; /* runs of groups that are prepared apart, for each token */

@@ -33,6 +33,7 @@ static EDB_INLINE const uint8_t *term_tile(const edb_matmul_job *job, int64_t te
  */
 static EDB_INLINE const uint8_t *fetched(const edb_matmul_job *job, int64_t term, int64_t terms,
                                          int64_t tile) {
+    if (job->next != NULL && tile + 1 == job->tiles && term + 1 == terms) return job->next;
     if (job->matrix->half != NULL || tile_bytes(job, 0) > EDB_PREFETCH_BYTES)
         return term_tile(job, term, tile + 1);
     return term + 1 < terms ? term_tile(job, term + 1, tile) : term_tile(job, 0, tile + 1);
