@@ -19,6 +19,8 @@ from edgedb.model.families import FAMILIES
 SUPPORTED: dict[str, tuple[str, ...]] = {
     "bloom": (),
     "cohere2": ("v4",),
+    "falcon": (),
+    "falcon_7b": (),
     "gpt2": (),
     "gpt_neox": ("v4", "sequential"),
     "gemma": ("v4",),

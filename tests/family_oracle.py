@@ -25,6 +25,11 @@ TOKENIZER = GOLDEN.parents[3] / "shared" / "families" / "opt"
 IDS, GREEDY, MARGIN = 48, 32, 0.03
 
 CASES: dict[str, dict[str, Any]] = {
+    "falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+               "num_kv_heads": 2, "ffn_hidden_size": 48, "max_position_embeddings": 128,
+               "new_decoder_architecture": True},
+    "falcon_7b": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+                  "ffn_hidden_size": 48, "max_position_embeddings": 128, "bias": True},
     "gptj": {"n_embd": 32, "n_head": 2, "n_layer": 2, "n_inner": 48, "n_positions": 128,
              "rotary_dim": 8},
     "starcoder2": {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -32,13 +37,16 @@ CASES: dict[str, dict[str, Any]] = {
                    "max_position_embeddings": 128},
 }  # fmt: skip
 
+# What edgedb calls alike (``convert/sources/names.py``).
+SYNONYMS = {".ln_attn.": ".input_layernorm.", ".ln_mlp.": ".post_attention_layernorm."}
+
 
 def model_of(name: str, seed: int) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     more = {"vocab_size": 262, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": None}
-    config = AutoConfig.for_model(name, **CASES[name], **more)
+    config = AutoConfig.for_model(name.removesuffix("_7b"), **CASES[name], **more)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -85,6 +93,8 @@ def ignoring(model: Any, ids: list[int], logits: np.ndarray) -> dict[str, float]
         change = float(np.abs(logits_of(model, ids) - logits).max())
         weight.data.copy_(kept)
         kind = re.sub(r"\.\d+(?=\.)", "", part)
+        for theirs, ours in SYNONYMS.items():
+            kind = kind.replace(theirs, ours)
         found[kind] = round(min(found.get(kind, change), change), 5)
     return found
 

@@ -46,6 +46,7 @@ FAMILY_CHANGES: dict[str, dict[str, Any]] = {
         "windowed_layers": (1,),
         "windowed_rope": Rope(300.0, RopeScaling("linear", 2.0)),
     },
+    "falcon": {"parallel": True, "attention_bias": True, "mlp_bias": True},
     "gptj": {"n_kv_heads": 4, "rotary_dim": 8},
     "granite": {},
     "llama": {

@@ -189,6 +189,7 @@ class ModelConfig:
     sliding_window: int | None = None
     windowed_layers: tuple[int, ...] | None = None  # those with the window; None: all
     parallel: bool = False  # feed-forward beside attention; where a family has both ways
+    shared_norm: bool = False  # which reads what attention reads; likewise
     activation: str | None = None  # of the feed-forward; None: the one that its family has
     rotary_dim: int | None = None  # channels of a head that turn; None: all
     unrotated_layers: tuple[int, ...] = ()  # whose heads do not turn
@@ -309,7 +310,7 @@ class ModelConfig:
         _check_floats("", self, _FLOAT_BOUNDS)
         if type(self.tie_word_embeddings) is not bool:
             raise FormatError("config: tie_word_embeddings must be true or false")
-        for name in ("attention_bias", "mlp_bias", "parallel", "normalized_shares"):
+        for name in ("attention_bias", "mlp_bias", "parallel", "shared_norm", "normalized_shares"):
             if type(getattr(self, name)) is not bool:
                 raise FormatError(f"config: {name} must be true or false")
         if self.activation is not None and self.activation not in ACTIVATIONS:

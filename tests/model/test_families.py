@@ -208,6 +208,8 @@ FEATURES = {
         "windowed_layers",
     },
     "cohere2": {"sliding_window", "windowed_layers", "unrotated_layers"},
+    "falcon": {"parallel"},
+    "falcon_7b": {"attention_bias", "mlp_bias", "parallel", "shared_norm"},
     "gpt_neox": {"attention_bias", "parallel", "rotary_dim"},
     "gptj": {"rotary_dim"},
     "llama_bias": {"attention_bias", "mlp_bias"},

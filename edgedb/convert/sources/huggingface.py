@@ -13,7 +13,7 @@ from .folder import exists, read_json
 from .huggingface_tokenizer import tokenizer_spec
 from .listing import CONFIG, INDEX, WHOLE, weight_files
 from .mxfp4 import Mxfp4Tensors
-from .names import HUGGING_FACE, Names
+from .names import HUGGING_FACE, SYNONYMS, Names
 from .safetensors import SafetensorsFile
 from .source import Float32, Source
 from .wrapper import text_settings, text_tensors
@@ -43,6 +43,8 @@ class HuggingFaceSource(Source):
         self._stored |= {name: plain[name] for name in plain.keys() - packed.parts()}
         self._stored = text_tensors(whole.get("model_type"), self._stored)
         self._stored = _with_base(self._stored, self.all_names[settings["model_type"]])
+        for theirs, ours in SYNONYMS.get(settings["model_type"], {}).items():
+            self._stored = {n.replace(theirs, ours): s for n, s in self._stored.items()}
         self.read_config(CONFIG, settings, [])
         self.check()
         found = tokenizer_spec(path, self.config_dict, self.config.vocab_size)

@@ -111,6 +111,7 @@ HUGGING_FACE: Mapping[str, Layouts] = {
     "gpt_oss": {"experts_gate_up": Alternating(transposed=True), "experts_down": Transposed()},
     "bloom": {"attn_qkv": ByHead()},
     "cohere2": {"attn_qkv": Neighbours()},
+    "falcon": {"attn_qkv": ByHead()},
     "gpt_neox": {"attn_qkv": ByHead()},
     "gemma": _GEMMA,
     "gemma2": _GEMMA,

@@ -136,6 +136,7 @@ HUGGING_FACE: Mapping[str, Names] = {
     "bloom": _BLOOM,
     "cohere2": _LLAMA,
     "gpt_neox": _GPT_NEOX,
+    "falcon": {k: v for k, v in _BLOOM.items() if k != "embedding_norm"},
     "gptj": _GPTJ,
     "phi": _PHI,
     "starcoder2": {
@@ -162,6 +163,11 @@ HUGGING_FACE: Mapping[str, Names] = {
     "qwen3": {**_LLAMA, **_Q_K_NORMS},
     "qwen3_moe": {**_LLAMA, **_Q_K_NORMS, **_EXPERTS},
     "smollm3": _LLAMA,
+}
+
+# model_type -> parts of names that some of its checkpoints have, and those that stand above
+SYNONYMS: Mapping[str, Mapping[str, str]] = {
+    "falcon": {".ln_attn.": ".input_layernorm.", ".ln_mlp.": ".post_attention_layernorm."},
 }
 
 _BLOCK = "blk.{i}."

@@ -16,6 +16,7 @@ from ..config import DEFAULT_CONTEXT, ModelConfig
 from . import (
     bloom,
     cohere2,
+    falcon,
     gemma,
     gemma2,
     gemma3_text,
@@ -48,6 +49,7 @@ __all__ = ["FAMILIES", "Family", "Fold", "family_of", "program_of"]
 FAMILIES: Mapping[str, Family] = {
     "bloom": bloom.FAMILY,
     "cohere2": cohere2.FAMILY,
+    "falcon": falcon.FAMILY,
     "gemma": gemma.FAMILY,
     "gemma2": gemma2.FAMILY,
     "gemma3_text": gemma3_text.FAMILY,

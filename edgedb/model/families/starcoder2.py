@@ -18,12 +18,13 @@ from .opt import FAMILY as OPT
 
 def layer(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
     x = x + attention(m, c, m.layer_norm(x, "attn_norm"), i)
-    return x + mlp(m, c, m.layer_norm(x, "mlp_norm"))
+    return x + feed_forward(m, c, m.layer_norm(x, "mlp_norm"), "gelu_tanh")
 
 
-def mlp(m: Recorder, c: ModelConfig, x: Value) -> Value:
+def feed_forward(m: Recorder, c: ModelConfig, x: Value, usual: str) -> Value:
+    """With biases where ``mlp_bias``; usual: the activation of a model that says none."""
     up = m.linear(x, "mlp_up", c.intermediate_size, bias=c.mlp_bias)
-    act = m.activation(c.activation or "gelu_tanh", up)
+    act = m.activation(c.activation or usual, up)
     return m.linear(act, "mlp_down", c.hidden_size, bias=c.mlp_bias)
 
 

@@ -79,6 +79,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_neox": {"rotary_pct": 0.5, "use_parallel_residual": True},
     "phi": {"partial_rotary_factor": 0.5},
     "stablelm": {"partial_rotary_factor": 0.5},
+    "falcon": {"multi_query": False},
     "gptj": {"rotary_dim": 4},
     "starcoder2": {"sliding_window": 5},
     "gpt2": {"n_embd": 32, "n_head": 4, "n_inner": 64, "n_layer": 1, "n_positions": 64},
@@ -87,7 +88,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 # Those whose tensors have other names, and shapes, than Llama's.
 _OLDER = ("bloom", "cohere2", "gpt2", "gpt_neox", "gpt_oss", "gptj", "opt", "phi")
-_OLDER += ("stablelm", "starcoder2")
+_OLDER += ("falcon", "stablelm", "starcoder2")
 _METHODS = ("dense32", "dense32", "dense16", "int8", "rtn")
 
 
