@@ -16,6 +16,7 @@ from operations import Tables
 
 from edgedb.errors import FormatError, NativeError
 from edgedb.format.tensors import (
+    DenseTensor,
     Experts,
     Int8Tensor,
     LinearTensor,
@@ -351,3 +352,23 @@ def test_weights_that_do_not_fit_are_refused_by_name() -> None:
             vectors[name] = change
         with pytest.raises(FormatError, match=name):
             Network(CONFIG, linears, vectors, ops_of(), CAPACITY)
+
+
+def test_a_soft_cap_is_accurate_near_zero_and_far_from_it() -> None:
+    """No call of its own: what a model makes of embedded numbers before its head."""
+    m, width = Recorder(1e-5, 18), 700
+    x = np.geomspace(1e-12, 1e4, 30 * width, dtype=np.float32)
+    x[1::2] *= -1
+    values = x.reshape(30, width)
+    values[0, :3] = [0, np.inf, np.nan]
+    capped, head = m.softcap(m.input(width), 30.0), m.linear(m.input(width), "head", 1)
+    program = Program(Block(m.embed("e", 30, width)), (), (), Block(capped), Block(head))
+    tables = {"e": DenseTensor(values), "head": DenseTensor(values[:1].copy())}
+    with np.errstate(all="ignore"):
+        expected = 30 * np.tanh(values.astype(np.float64) / 30)
+    for isa in ISAS:
+        bound = NativeProgram(ops_of(isa), program, Weights(tables, {}, {}))
+        state = bound.state()
+        bound.read(state, list(range(30)), [])
+        found = bound.hidden(state, 0, 30).array
+        np.testing.assert_allclose(found, expected, rtol=5e-7, atol=0)
