@@ -52,6 +52,7 @@ class Got(NamedTuple):
     """What came of it."""
 
     tokens: list[int]
+    more: list[int]  # of a fork, and of another answer to half of the prompt
     text: str
     logprobs: list[tuple[int, float]]
     saved: bytes
@@ -97,9 +98,12 @@ def answer(
             wrote(len(written))
         if chunk.logprobs is not None:
             logprobs += [(one.token, one.logprob) for one in (chunk.logprobs, *chunk.logprobs.top)]
+    forked = session.fork().generate([*session.tokens, 7], max_tokens=3, temperature=0).tokens
+    # Another answer to half of the prompt: what others share of the rest is still theirs.
+    again = session.generate([*asked.ids[: len(asked.ids) // 2], 9], max_tokens=3, temperature=0)
     session.logits()  # so that all of it is read
     session.save(path)
-    return Got(written, text, logprobs, path.read_bytes())
+    return Got(written, forked + again.tokens, text, logprobs, path.read_bytes())
 
 
 def together(model: edgedb.Model, all_asked: list[Asked], folder: Path) -> list[Got | None]:
