@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -27,10 +28,11 @@ class Holder(Protocol):
 class _Grant:
     """Leave to answer: it lasts as long as this is alive."""
 
-    __slots__ = ("__weakref__", "holder", "pages")
+    __slots__ = ("__weakref__", "holder", "pages", "thread")
 
     def __init__(self, holder: Holder, pages: int) -> None:
         self.holder, self.pages = weakref.ref(holder), pages
+        self.thread = threading.get_ident()
 
 
 class Admission:
@@ -46,6 +48,7 @@ class Admission:
         self._lock = threading.Lock()
         if self._room is not None:
             prefixes.limit(self._room)
+            _alive.add(self)
 
     def register(self, holder: Holder) -> None:
         """Count what ``holder`` has as long as it is there."""
@@ -91,6 +94,16 @@ class Admission:
             self._end(grant)
             del grant
 
+    def _restart(self) -> None:
+        """In a forked child: other threads' answers will not end."""
+        mine = threading.get_ident()
+        for grant in list(self._grants):
+            if grant.thread != mine:
+                self._grants.discard(grant)
+                if (holder := grant.holder()) is not None:
+                    self._holders.discard(holder)
+        self._queue = [one for one in self._queue if (g := one()) and g.thread == mine]
+
     def _end(self, grant: _Grant) -> None:
         with gate.lock, self._lock:
             self._grants.discard(grant)
@@ -121,3 +134,15 @@ class Admission:
             self._grants.add(grant)
             self._prefixes.limit(free - grant.pages)
             return True
+
+
+_alive: weakref.WeakSet[Admission] = weakref.WeakSet()
+
+
+def _restart_all() -> None:
+    for admission in list(_alive):
+        admission._restart()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_restart_all)

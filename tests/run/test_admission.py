@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -52,3 +54,29 @@ def test_what_never_fits_is_refused(model: edgedb.Model) -> None:
     small = edgedb.load(model.file.path, context=1000, cache_tokens=256)
     with pytest.raises(ContextFullError, match="cache_tokens"):
         small.generate([6] * 300, max_tokens=10)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_does_not_wait_for_its_parents_answers(model: edgedb.Model) -> None:
+    writes, end = threading.Event(), threading.Event()
+
+    def answer() -> None:
+        for _ in model.stream([5] * 700, max_tokens=200):
+            writes.set()
+            end.wait()
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    writes.wait()
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(20)
+            os._exit(len(model.generate([6] * 300, max_tokens=5).tokens))
+        finally:
+            os._exit(99)
+    status = os.waitpid(child, 0)[1]
+    end.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(status) == 5
