@@ -9,6 +9,7 @@ import numpy as np
 
 from edgedb.convert.calibrate import embedded
 from edgedb.convert.forward import Float32Program
+from edgedb.format.tensors import DenseTensor, Experts, Weight
 from edgedb.model.config import ModelConfig, Rope, RopeScaling
 from edgedb.model.families import program_of
 from edgedb.ops.program import Growth
@@ -81,6 +82,8 @@ FAMILY_CHANGES: dict[str, dict[str, Any]] = {
     "stablelm": {"attention_bias": True, "rotary_dim": 4},
     "starcoder2": {"attention_bias": True, "mlp_bias": True, "sliding_window": 7},
 }
+# Experts are refused by name there.
+TRAINED = [name for name, changes in FAMILY_CHANGES.items() if "n_experts" not in changes]
 
 
 class TinySource:
@@ -128,6 +131,18 @@ class TinySource:
 def family_source(name: str, **changes: Any) -> TinySource:
     """A tiny model of a family."""
     return TinySource(model_type=name, **FAMILY_CHANGES[name], **changes)
+
+
+def plain_weights(source: Any) -> tuple[dict[str, Weight], dict[str, np.ndarray]]:
+    """Matrices and vectors of a source as they are, in float32."""
+    program = program_of(source.config)
+    stacks = program.stacks()
+    linears: dict[str, Weight] = {}
+    for name, shape in program.matrices().items():
+        plain = source.tensor(name)
+        of_experts = Experts((plain,), *shape, "float32")
+        linears[name] = of_experts if name in stacks else DenseTensor(plain)
+    return linears, {name: source.tensor(name) for name in program.vectors()}
 
 
 class Changed(TinySource):

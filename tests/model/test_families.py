@@ -23,6 +23,7 @@ from families import (
     write_family_gguf,
 )
 from safetensors.numpy import load_file, save_file
+from tiny import plain_weights
 
 import edgedb
 from edgedb.convert.calibrate import embedded
@@ -31,7 +32,7 @@ from edgedb.convert.forward import Float32Program
 from edgedb.convert.sources import Source, open_source
 from edgedb.convert.storage import Options
 from edgedb.errors import EdgeDBError, UnsupportedModelError
-from edgedb.format.tensors import DenseTensor, Experts, Weight
+from edgedb.format.tensors import DenseTensor, Experts
 from edgedb.model.config import ModelConfig
 from edgedb.model.dbb import read_dbb
 from edgedb.model.families import FAMILIES, program_of
@@ -55,23 +56,11 @@ def opened(
     return open_source(copy_family(families / name, tmp_path / name, variant, **changes))
 
 
-def dense(source: Source) -> tuple[dict[str, Weight], dict[str, np.ndarray]]:
-    program = program_of(source.config)
-    stacks = program.stacks()
-    linears: dict[str, Weight] = {}
-    for name, shape in program.matrices().items():
-        weight = source.tensor(name)
-        linears[name] = (
-            Experts((weight,), *shape, "float32") if name in stacks else DenseTensor(weight)
-        )
-    return linears, {name: source.tensor(name) for name in program.vectors()}
-
-
 def logits_of(source: Source, ids: list[int], interpreter: str) -> np.ndarray:
     """Of the weights as they are, ``[ids, vocabulary]``."""
     if interpreter in OTHERS:
         return OTHERS[interpreter](source, ids)
-    network = Network(source.config, *dense(source), create(interpreter), 64)
+    network = Network(source.config, *plain_weights(source), create(interpreter), 64)
     found = network.forward(ids, network.cache(64, "float32"), network.state(), "all")
     assert found is not None
     return found.copy()
@@ -81,7 +70,7 @@ def of_the_exporter(source: Source, ids: list[int]) -> np.ndarray:
     """Of the pass that calibrates; it must see every matrix of the layers in order."""
     program = program_of(source.config)
     forward = Float32Program(program, len(ids))
-    linears, vectors = dense(source)
+    linears, vectors = plain_weights(source)
     seen: list[str] = []
     x = embedded(source, np.array([ids], np.int32))
     for i, kind in enumerate(program.layers):

@@ -11,10 +11,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'edgedb-llm[train]'")
 torch.set_num_threads(1)  # more cost more than they give on matrices this small
 
-from tiny import TinySource, family_source  # noqa: E402
+from tiny import TRAINED, TinySource, family_source  # noqa: E402
 
 from edgedb.errors import EdgeDBError  # noqa: E402
-from edgedb.model.families import FAMILIES  # noqa: E402
 from tools import block_run, streams  # noqa: E402
 from tools.block_run import BlockRun, RunOptions  # noqa: E402
 from tools.block_training import BlockOptions  # noqa: E402
@@ -52,7 +51,7 @@ def same(student: Decoder, other: Decoder) -> bool:
     return all(torch.equal(mine[name], theirs[name]) for name in mine | theirs)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TRAINED)
 def test_every_family_is_trained(family: str, tmp_path: Path) -> None:
     source = family_source(family)
     run = run_of(tmp_path, source)

@@ -10,11 +10,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'edgedb-llm[train]'")
 torch.set_num_threads(1)  # more cost more than they give on matrices this small
 
-from tiny import FAMILY_CHANGES, TinySource, family_source  # noqa: E402
+from tiny import FAMILY_CHANGES, TRAINED, TinySource, family_source, plain_weights  # noqa: E402
 from torch._dynamo.testing import CompileCounter  # noqa: E402
 
-from edgedb.format.tensors import DenseTensor  # noqa: E402
-from edgedb.model.families import FAMILIES, program_of  # noqa: E402
+from edgedb.errors import UnsupportedModelError  # noqa: E402
+from edgedb.model.families import FAMILIES  # noqa: E402
 from edgedb.model.network import Network  # noqa: E402
 from edgedb.ops import create  # noqa: E402
 from edgedb.ops import program as recording  # noqa: E402
@@ -26,10 +26,7 @@ IDS = np.random.default_rng(0).integers(0, 96, 24).tolist()
 
 
 def of_numpy(source: TinySource) -> np.ndarray:
-    program = program_of(source.config)
-    linears = {name: DenseTensor(source.tensor(name)) for name in program.matrices()}
-    vectors = {name: source.tensor(name) for name in program.vectors()}
-    network = Network(source.config, linears, vectors, create("numpy"), 64)
+    network = Network(source.config, *plain_weights(source), create("numpy"), 64)
     found = network.forward(IDS, network.cache(64, "float32"), network.state(), "all")
     assert found is not None
     return found
@@ -47,7 +44,7 @@ def test_a_program_gives_what_it_gives_in_numpy(name: str) -> None:
     np.testing.assert_allclose(logits.numpy(), of_numpy(source), rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_kind_of_layer_is_one_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward and backward; in more pieces it is refused (``fullgraph``)."""
     source = family_source(name, n_layers=4)
@@ -63,6 +60,12 @@ def test_a_kind_of_layer_is_one_graph(name: str, monkeypatch: pytest.MonkeyPatch
     student.logits(ids).square().mean().backward()
     assert graphs.frame_count == len(student.program.kinds)
     torch.testing.assert_close(student.layers[1].attn_qkv.latent.grad, plain)
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - TRAINED))
+def test_students_of_experts_are_refused_by_name(name: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"{name}: experts are not trained"):
+        make_student(load_teacher(family_source(name)), "absmax")
 
 
 def test_more_graphs_than_torch_allows_are_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:

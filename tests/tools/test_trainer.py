@@ -14,11 +14,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'edgedb-llm[train]'")
 torch.set_num_threads(1)  # more cost more than they give on matrices this small
 
-from tiny import TinySource, family_source  # noqa: E402
+from tiny import TRAINED, TinySource, family_source  # noqa: E402
 from training import OPTIONS, log_of, trainer  # noqa: E402
 
 from edgedb.errors import EdgeDBError  # noqa: E402
-from edgedb.model.families import FAMILIES  # noqa: E402
 from edgedb.text.spec import TokenizerSpec  # noqa: E402
 from tools.checkpoint import load_student  # noqa: E402
 from tools.dad import LossOptions  # noqa: E402
@@ -283,7 +282,7 @@ def test_full_disk_leaves_the_last_state(
     assert not list(tmp_path.glob("*.partial"))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_every_family_learns_and_runs_in_the_engine(
     text: Path, tmp_path: Path, tiny_spec: TokenizerSpec, name: str
 ) -> None:
