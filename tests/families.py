@@ -35,6 +35,7 @@ SUPPORTED: dict[str, tuple[str, ...]] = {
     "mistral": ("v4",),
     "mixtral": ("v4",),
     "olmo2": ("v4",),
+    "olmo3": (),
     "olmoe": ("v4",),
     "opt": (),
     "phi": ("v4",),

@@ -61,6 +61,12 @@ FAMILY_CHANGES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 5},
     "mixtral": {**_EXPERTS, "normalized_shares": True, "sliding_window": 5},
     "olmo2": {"attention_bias": True},
+    "olmo3": {
+        "sliding_window": 5,
+        "windowed_layers": (0,),
+        "windowed_rope": Rope(1e4),
+        "rope_scaling": RopeScaling("linear", 2.0),
+    },
     "olmoe": _EXPERTS,
     "opt": {"n_kv_heads": 4},
     "phi": {"n_kv_heads": 4, "rotary_dim": 8},

@@ -314,8 +314,13 @@ def test_olmo_2() -> None:
     }  # fmt: skip
     with pytest.raises(UnsupportedModelError, match="clip_qkv"):
         read(**olmo, clip_qkv=8.0)
-    with pytest.raises(UnsupportedModelError, match="'olmo3' is not supported"):
-        read(model_type="olmo3")
+
+
+def test_olmo_3_scales_full_layers_alone() -> None:
+    config = read(model_type="olmo3", rope_theta=5e5, sliding_window=64, rope_scaling=LINEAR)
+    assert [config.window(i) for i in range(4)] == [64, 64, 64, None]
+    assert config.rope(0) == Rope(5e5) and config.rope(3) == Rope(5e5, RopeScaling("linear", 2.0))
+    assert read(model_type="olmo3", sliding_window=None, rope_scaling=LINEAR).rope(0) == Rope(5e5)
 
 
 def test_multipliers_of_granite_go_into_its_weights() -> None:

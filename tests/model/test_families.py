@@ -204,6 +204,7 @@ FEATURES = {
     "llama_bias": {"attention_bias", "mlp_bias"},
     "ministral3": {"query_growth"},
     "mistral": {"sliding_window"},
+    "olmo3": {"sliding_window", "windowed_layers", "windowed_rope"},
     "mixtral": {*_EXPERTS, "normalized_shares"},
     "olmoe": _EXPERTS,
     "phi": {"rotary_dim"},

@@ -156,6 +156,7 @@ HUGGING_FACE: Mapping[str, Names] = {
     "mistral": _LLAMA,
     "mixtral": {**_LLAMA, **_experts("block_sparse_moe.", "gate", "w1", "w3", "w2")},
     "olmo2": {**_LLAMA, **_Q_K_NORMS, **_NORMS_BEHIND},
+    "olmo3": {**_LLAMA, **_Q_K_NORMS, **_NORMS_BEHIND},
     "olmoe": {**_LLAMA, **_Q_K_NORMS, **_EXPERTS},
     "opt": _OPT,
     "phi3": {**_LLAMA, **_FUSED},

@@ -54,6 +54,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         }
     },
     "olmo2": {},
+    "olmo3": {"sliding_window": 5},
     "olmoe": {"num_experts": 3, "num_experts_per_tok": 2},
     "phi3": {
         "original_max_position_embeddings": 16,
@@ -123,7 +124,7 @@ def checkpoint(family: str, vocab_size: int) -> tuple[dict[str, Any], dict[str, 
         for name in "qk":
             rows = len(tensors[f"{attention}{name}_proj.weight"])
             tensors[f"{attention}{name}_norm.weight"] = np.ones(rows, np.float32)
-    if family == "olmo2":
+    if family in ("olmo2", "olmo3"):
         behind = tensors.pop(f"{layer}input_layernorm.weight")
         tensors[f"{layer}post_feedforward_layernorm.weight"] = behind
         for name in "qk":
