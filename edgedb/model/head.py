@@ -53,7 +53,7 @@ class TwoStageHead:
         if ops.kernel == "popcount4":
             raise EdgeDBError("a two-stage head needs exact products: choose another kernel")
         self.ops, self.rows = ops, tensor.rows
-        self._bias = np.float32(0) if bias is None else bias
+        self._bias = bias
         stage1, self._last = _split(tensor)
         self._stage1, self._stage2 = ops.matrix(stage1), ops.matrix(self._last)
         self._n_tiles = tensor.blocks.shape[1]
@@ -73,8 +73,12 @@ class TwoStageHead:
     def fill(self, x: Buffer, out: Buffer, wanted: Needed) -> int:
         """``logits`` into ``out [1, rows]``; returns how many tiles were read in full."""
         read = self._multiply(x, out, wanted)
-        out.array[0] += self._bias
+        if self._bias is not None:
+            out.array[0] += self._bias
         return read
+
+    def _biased(self, y: np.ndarray) -> np.ndarray:
+        return y if self._bias is None else y + self._bias
 
     def _multiply(self, x: Buffer, out: Buffer, wanted: Needed) -> int:
         """The same without the bias, which yet counts in the choice of tiles."""
@@ -83,13 +87,13 @@ class TwoStageHead:
         ops.matmul(self._stage1, x, out, 1)
         radius = self.radius(x.array[:1])
         with np.errstate(over="ignore", invalid="ignore"):
-            upper = y + radius + self._bias
+            upper = self._biased(y + radius)
         if not np.isfinite(upper).all():  # also the way of a NaN: as the full head
             ops.matmul(self._stage2, x, out, 1, add=True)
             return self._n_tiles
 
         ids = np.array([i for i in wanted.ids if i < self.rows], np.intp)
-        first = self._largest_tiles(y + self._bias, ids, max(wanted.top, 1))
+        first = self._largest_tiles(self._biased(y), ids, max(wanted.top, 1))
         read = np.zeros(self._n_tiles, bool)
         read[first] = read[ids // TILE] = True
         if read.mean() <= _FEW:
@@ -97,7 +101,7 @@ class TwoStageHead:
             self._finish(np.flatnonzero(read), x, out)
             upper[ids] = -np.inf
             upper = _by_tile(upper).max(axis=1)
-            more = ~read & (upper >= _threshold(y + self._bias, first, ids, wanted))
+            more = ~read & (upper >= _threshold(self._biased(y), first, ids, wanted))
             if (read | more).mean() <= _FEW:
                 self._finish(np.flatnonzero(more), x, out)
                 read |= more
