@@ -23,7 +23,8 @@ def ids(n: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def model(long_model: Path) -> edgedb.Model:
-    return edgedb.load(long_model, context=800)
+    backend = "native" if library.available()[0] else None
+    return edgedb.load(long_model, context=800, backend=backend)
 
 
 def cache_of(model: edgedb.Model, tokens: np.ndarray) -> KVCache:
@@ -93,7 +94,7 @@ def test_a_prompt_is_not_read_again(model: edgedb.Model, n: int) -> None:
 
 @native
 def test_a_model_keeps_beginnings_where_there_is_room(long_model: Path) -> None:
-    model = edgedb.load(long_model, context=600, cache_tokens=1024)
+    model = edgedb.load(long_model, context=600, cache_tokens=1024, backend="native")
     prompt = ids(300).tolist()
     for expected in (300, 1):
         assert model.generate(prompt, max_tokens=4).stats.read_tokens == expected
