@@ -124,7 +124,7 @@ $(BIN)/.installed-bench: $(BIN)/.installed pyproject.toml
 	@$(BIN)/python -m pip install --quiet --progress-bar off -e '.[convert,bench]' </dev/null
 	@touch $@ $(BIN)/.installed
 
-$(PEERS_DIR)/.built: bench/peers/build_llama_cpp.sh | $(BIN)/.created
+$(PEERS_DIR)/.built: | $(BIN)/.created
 	@echo "edgedb: building llama.cpp ($(LLAMA_CPP)) in $(PEERS_DIR); 5 to 10 minutes on two cores"
 	@bench/peers/build_llama_cpp.sh $(PYTHON) $(PEERS_DIR) "$(LLAMA_CPP)" </dev/null
 	@touch $@

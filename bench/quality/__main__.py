@@ -50,7 +50,7 @@ class _Command(OneLineErrors):
 @click.option(
     "--threads",
     type=int,
-    help="Of llama.cpp's programs and the zero-shot questions.  [default: all cores]",
+    help="Of everything but decoding, which is measured with one and two.  [default: all cores]",
 )
 @click.option("--fresh-speed", is_flag=True, help="Forget the rounds of an earlier run.")
 @click.option(
@@ -59,6 +59,7 @@ class _Command(OneLineErrors):
     default=ROOT.parent / "shared",
     help="Where texts, questions and the teacher's recipe are.  [default: ../shared]",
 )
+@click.option("--docs", is_flag=True, help="Write the tables into docs/quality.md, too.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -70,6 +71,7 @@ def main(
     threads: int | None,
     fresh_speed: bool,
     shared: Path,
+    docs: bool,
     output: Path | None,
 ) -> None:
     """Measure edgedb's and llama.cpp's quantizers on one teacher, and write one report.
@@ -84,7 +86,7 @@ def main(
     for part in PARTS:
         if part in wanted:
             bench.part(part, rounds, fresh_speed)
-    bench.write(output)
+    bench.write(output, docs=docs)
 
 
 class Bench:
@@ -102,7 +104,7 @@ class Bench:
         self.threads = threads or self.machine.cores
         version = self._version()
         self.llama_cpp = LlamaCpp(folder, self.sources, version, self.threads, _say)
-        self.ours = Ours(self.sources, self.commit, _say)
+        self.ours = Ours(self.sources, self.commit, self.threads, _say)
         key = {"cpu": self.machine.cpu, "cores": self.machine.cores, "commit": self.commit}
         self.journal_key = key
 
@@ -129,8 +131,8 @@ class Bench:
             models, folder = self._models(), self.sources.questions
             zeroshot.run(models, folder, self.rows, threads=self.threads, progress=_say)
 
-    def write(self, output: Path | None) -> None:
-        """The three files of a report."""
+    def write(self, output: Path | None, *, docs: bool) -> None:
+        """The three files of a report, and its tables in the docs."""
         machine = self.machine
         header: dict[str, Any] = {
             **self.journal_key,
@@ -148,6 +150,11 @@ class Bench:
         Path(f"{target}.md").write_text(report.markdown(found), encoding="utf-8")
         Path(f"{target}.json").write_text(report.as_json(found), encoding="utf-8")
         drawn = plot.plot(Path(f"{target}.png"), found)
+        if docs:
+            page = ROOT / "docs" / "quality.md"
+            picture = f"../bench/results/{target.name}.png" if drawn else None
+            text = report.in_page(page.read_text("utf-8"), found, picture)
+            page.write_text(text, encoding="utf-8")
         _say(f"wrote {target}.md, .json" + ", .png" * drawn)
 
     def _models(self) -> dict[str, Path]:

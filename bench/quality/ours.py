@@ -22,8 +22,10 @@ TABLE_BITS = 8.5  # of the embedding, which is the head as well, in int8
 class Ours:
     """Conversions of the fair teacher, at ``commit``."""
 
-    def __init__(self, sources: Sources, commit: str, say: Callable[[str], None]) -> None:
-        self.sources, self.commit, self.say = sources, commit, say
+    def __init__(
+        self, sources: Sources, commit: str, threads: int, say: Callable[[str], None]
+    ) -> None:
+        self.sources, self.commit, self.threads, self.say = sources, commit, threads, say
 
     def plan(self, bits: float) -> Path:
         """The planes of each matrix, as ``edgedb convert --plan`` wrote them."""
@@ -43,7 +45,7 @@ class Ours:
             self.say(f"edgedb at {bits:g} bits: made in {time.monotonic() - started:.0f} s")
         found, stored = self.divergence(path, base), open_weights(path)
         more = {"layer_bits": stored.layer_bits, "all_bits": stored.all_bits}
-        shown = " ".join(["edgedb", *command[3:]])
+        shown = " ".join(["edgedb", *(word.rpartition("/")[2] for word in command[3:])])
         return rows.add({**key, **found, **more, "command": shown})
 
     def command(self, bits: float, path: Path) -> list[str]:
@@ -56,7 +58,7 @@ class Ours:
             *(sys.executable, "-m", "edgedb", "convert", str(self.sources.teacher()), str(path)),
             *("--bits", f"{in_all + 0.005:.2f}", "--embedding", "int8"),
             *("--calibration", str(self.sources.calibration())),
-            *("--plan", str(self.plan(bits))),
+            *("--plan", str(self.plan(bits)), "--threads", str(self.threads)),
         ]
 
     def model(self, name: str, path: Path, base: Path, rows: Rows) -> Row:
@@ -71,8 +73,9 @@ class Ours:
 
     def divergence(self, path: Path, base: Path) -> dict[str, float]:
         """What the engine gives, 8-bit activations and all."""
-        command = [sys.executable, "-m", "edgedb", "eval", "kl", str(path), str(base), "--json"]
-        return dict(json.loads(run(command, f"cannot measure {path.name}")))
+        command = [sys.executable, "-m", "edgedb", "eval", "kl", str(path), str(base)]
+        options = ["--json", "--threads", str(self.threads)]
+        return dict(json.loads(run([*command, *options], f"cannot measure {path.name}")))
 
     def _forget(self, bits: float) -> None:
         """Remove what other commits made, unfinished files too: each is as large as a model."""

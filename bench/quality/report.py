@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bench.peers.cases import peer
 from bench.peers.results import Results, Spread
+from edgedb.errors import EdgeDBError
 
 from . import llama_cpp, ours, speed, zeroshot
 from .rows import Row
 
 DEFAULT_MODEL, TEACHER = "default", "teacher, int8"
 TARGETS = {2.3: 0.95, 2.9: 0.50, 3.4: 0.25, 4.5: 0.060}  # mean KL, by bits of the layers
-SPEED_TARGET, ZERO_SHOT_TARGET = 1.8, 0.97
+SPEED_TARGET = 1.8
+# Marks of a page's place for the tables.
+BEGIN, END = "<!-- make bench-quality -->", "<!-- end -->"
 
 
 @dataclass(frozen=True)
@@ -50,27 +53,48 @@ class Found:
 
 def markdown(found: Found) -> str:
     """The whole page."""
-    h = found.header
-    lines = [
-        "# Quality and speed against llama.cpp",
-        "",
-        f"{h['cpu']}, {h['cores']} cores, {h['system']}; edgedb commit {h['commit']}; "
-        f"{h['peers']}. `{h['command']}`, {h['date']}.",
-        "",
-        "SmolLM2-135M-Instruct with continuous weights; WikiText-2 test text, ten windows of 2,048",
-        "tokens, second half of each (`llama-perplexity -c 2048 --chunks 10`), against one file of",
-        "the teacher's predictions. Calibration: one text for both. ours in bold.",
-    ]
-    lines += ["", "## On one teacher", "", *fair_table(found)]
-    if models := found.of(ours.MODEL):
-        lines += ["", "## Finished models against theirs", "", *_models(models)]
-    if rows := [row for row in found.of(llama_cpp.KIND) if not row["padded"]]:
-        lines += ["", "## llama.cpp's formats on rows of 576", "", *_real(found, rows)]
-    if lines_of_speed := _speed(found):
-        lines += ["", "## Decode of the default model", "", *lines_of_speed]
-    if table := zero_shot_table(found.rows):
-        lines += ["", "## Zero-shot", "", *table]
+    lines = ["# Quality and speed against llama.cpp", "", *_header(found)]
+    for title, table in _sections(found):
+        lines += ["", f"## {title}", "", *table]
     return "\n".join(lines) + "\n"
+
+
+def in_page(page: str, found: Found, picture: str | None) -> str:
+    """A page of the docs with what stands between its two marks made anew: the tables, and a link
+    to the picture if there is one."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise EdgeDBError(f"the page has no place for tables: {BEGIN} ... {END}")
+    lines = [line for title, table in _sections(found) for line in (f"**{title}**", "", *table, "")]
+    if picture:
+        lines += [f"![KL against decode speed]({picture})", ""]
+    return "\n".join([before + begin, *lines, *_header(found), end + after])
+
+
+def _header(found: Found) -> list[str]:
+    h, at = found.header, found.header["decode_at"]
+    speed_at = f", decode at {at['commit']}" if at else ""
+    commits = {row["commit"]: None for kind in (ours.KIND, ours.MODEL) for row in found.of(kind)}
+    measured_at = ", ".join(commits) or h["commit"]
+    return [
+        f"{h['cpu']}, {h['cores']} cores, {h['system']}; edgedb at commit {measured_at}{speed_at}; "
+        f"{h['peers']}. `{h['command']}`, {h['date']}."
+    ]
+
+
+def _sections(found: Found) -> Iterator[tuple[str, list[str]]]:
+    """Titles and tables of what was measured."""
+    if found.fair:
+        yield "Both quantizers on one teacher", [*fair_table(found), *_missing(found)]
+    if models := found.of(ours.MODEL):
+        yield "Finished models against their own teacher", _models(models)
+    if rows := [row for row in found.of(llama_cpp.KIND) if not row["padded"]]:
+        yield "llama.cpp's formats on SmolLM2's own rows of 576", _real(found, rows)
+    if table := _speed(found):
+        yield "Decode of the default model", table
+    if table := zero_shot_table(found.rows):
+        yield "Zero-shot, percent right", table
 
 
 def as_json(found: Found) -> str:
@@ -105,6 +129,14 @@ def fair_table(found: Found) -> list[str]:
             (name, f"{row['layer_bits']:.2f}", kl, *_others(row), _rate(found.decode(row)))
         )
     return _table(head, cells)
+
+
+def _missing(found: Found) -> list[str]:
+    """What a run that was cut short has left out."""
+    there = {row["name"] for row in found.fair}
+    names = [f"edgedb {bits:g}" for bits in ours.LAYER_BITS] + [n for n, _ in llama_cpp.FAIR]
+    left = ", ".join(name for name in names if name not in there)
+    return ["", f"Not measured yet: {left}."] if left else []
 
 
 def _verdict(row: Row) -> str:
@@ -165,7 +197,12 @@ def zero_shot_table(rows: Sequence[Row]) -> list[str]:
     if not scores:
         return []
     counts = next(iter(scores.values()))
-    head = ("", *(f"{task} ({counts[task].n:,})" for task in zeroshot.TASKS), "mean", "share")
+    head = (
+        "",
+        *(f"{task} ({counts[task].n:,})" for task in zeroshot.TASKS),
+        "mean",
+        "share of the teacher's",
+    )
     means = {
         name: sum(score.share for score in tasks.values()) / len(tasks)
         for name, tasks in scores.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from checkpoints import write_gguf
 from places import ROOT
 
 from bench.peers.results import Results
@@ -39,7 +41,7 @@ HEADER |= {"command": "make bench-quality", "date": "2026-01-01"}
 
 
 def measured(kind: str, name: str, kl: float, **more: Any) -> dict[str, Any]:
-    row = {"kind": kind, "name": name, "kl": kl, "kl_999": 9 * kl, "same_top": 0.75}
+    row = {"kind": kind, "name": name, "kl": kl, "kl_999": 9 * kl, "same_top": 0.75, "commit": "c1"}
     return {**row, "perplexity": 30.0, "base_perplexity": 24.0, "layer_bits": 3.0, **more}
 
 
@@ -129,6 +131,45 @@ def test_llama_cpps_programs_are_run_once_for_each_file(sources: teachers.Source
     (folder / "llama-perplexity").unlink()
     with pytest.raises(EdgeDBError, match="make bench-quality builds it"):
         found.divergence(base, base)
+
+
+def test_ours_is_measured_once_a_commit(
+    sources: teachers.Sources,
+    tiny_model: Path,
+    bpe_metadata: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``edgedb`` is a fake that writes a model where it is told to."""
+    write_gguf(sources.made / "teacher.gguf", bpe_metadata)
+    commands: list[list[str]] = []
+
+    def run(command: list[str], complaint: str, **more: Any) -> str:
+        commands.append(command[3:])
+        if command[3] == "convert":
+            shutil.copyfile(tiny_model, command[5])
+            Path(command[command.index("--plan") + 1]).write_text("1.5")
+        return json.dumps({"kl": 0.5})
+
+    monkeypatch.setattr(ours, "run", run)
+    rows = Rows(sources.made / "rows.jsonl")
+    old, base = sources.made / "edgedb-2.9-old.dbb.partial", Path("base.kld")
+    old.touch()
+    mine = ours.Ours(sources, "new", 1, print)
+    row = mine.measure(2.9, base, rows)
+    assert (row["kl"], row["commit"], row["name"]) == (0.5, "new", "edgedb 2.9")
+    assert not old.exists() and mine.plan(2.9).read_text() == "1.5"
+    assert str(sources.made) not in json.dumps(row)
+    assert [command[0] for command in commands] == ["convert", "eval"]
+    # Two tables of 320 rows at 8.5 bits beside 147,456 weights in the layers at 2.9.
+    tables = 2 * 320 * 96
+    in_all = (2.9 * 147_456 + 8.5 * tables) / (147_456 + tables)
+    assert float(commands[0][commands[0].index("--bits") + 1]) == pytest.approx(in_all, abs=0.01)
+    assert mine.measure(2.9, base, rows) == row and len(commands) == 2
+    ours.Ours(sources, "newer", 1, print).measure(2.9, base, rows)
+    assert len(commands) == 4 and not list(sources.made.glob("*-new.dbb"))
+    assert mine.model("default", tiny_model, base, rows)["file"] == tiny_model.name
+    mine.model("default", tiny_model, base, rows)
+    assert len(commands) == 5
 
 
 def test_a_failing_command_is_one_line() -> None:
@@ -243,9 +284,23 @@ def test_the_report_has_the_newest_rows_in_order(found: Found) -> None:
     fair = [row["name"] for row in found.fair]
     assert fair == ["edgedb 2.9", "Q2_K", "Q4_0"]  # Q5_0 is no format of the comparison
     assert "| default | 49.0" in page and "| 49.00 | 98.0% |" in page
+    assert "Not measured yet: edgedb 2.3, edgedb 3.4, edgedb 4.5, Q4_K_M, IQ4_XS" in page
+    assert "edgedb at commit c1, decode at abc; fake 1." in page
     document = json.loads(report.as_json(found))
     assert [row["kl"] for row in document["rows"] if row["kind"] == ours.KIND] == [0.4]
     assert document["zero_shot"]["default"]["piqa"] == {"right": 147, "n": 300}
+
+
+def test_tables_of_a_page_are_made_anew(found: Found) -> None:
+    page = f"before\n\n{report.BEGIN}\nold\n{report.END}\n\nafter\n"
+    written = report.in_page(page, found, None)
+    assert written.startswith(f"before\n\n{report.BEGIN}\n**Both quantizers on one teacher**\n\n| ")
+    assert written.endswith(f"2026-01-01.\n{report.END}\n\nafter\n") and "old" not in written
+    assert report.in_page(written, found, None) == written
+    assert "![KL against decode speed](p.png)\n\nA CPU" in report.in_page(page, found, "p.png")
+    with pytest.raises(EdgeDBError, match="no place for tables"):
+        report.in_page("nothing", found, None)
+    assert report.BEGIN in (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
 
 
 def test_only_formats_as_good_as_the_default_race_against_it(found: Found) -> None:
