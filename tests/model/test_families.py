@@ -378,6 +378,12 @@ def test_learned_positions_bound_the_context(families: Checkpoints, tmp_path: Pa
         edgedb.load(tmp_path / "m.dbb", context=257)
 
 
+def test_a_two_stage_head_bounds_no_capped_logits(families: Path, tmp_path: Path) -> None:
+    export(opened(families, tmp_path, "gemma2"), tmp_path / "m.dbb", Options(method="dense32"))
+    with pytest.raises(EdgeDBError, match="capped; load it with --head full"):
+        edgedb.load(tmp_path / "m.dbb", head="two-stage")
+
+
 def kl(expected: np.ndarray, got: np.ndarray) -> float:
     """Nats a token, from the first logits' predictions to the second's."""
     p, q = (x.astype(np.float64) - x.max(-1, keepdims=True) for x in (expected, got))
