@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import hashlib
 import os
 import re
@@ -147,20 +148,28 @@ class Repository:
         hub = _library()
         here = stream.seek(0, os.SEEK_END)
         if here > file.size_bytes:  # no part of it
-            stream.truncate(stream.seek(0))
-            here = 0
+            here = stream.truncate(stream.seek(0))
         report(here)
         address = hub.hf_hub_url(
             self.name.repository, file.name, revision=self.commit, endpoint=_endpoint()
         )
-        hub.file_download.http_get(
-            address,
-            _Counted(stream, report),
-            resume_size=here,
-            headers=hub.utils.build_hf_headers(),
-            expected_size=file.size_bytes,
-        )
-        stream.flush()
+        while True:
+            try:
+                hub.file_download.http_get(
+                    address,
+                    _Counted(stream, report),
+                    resume_size=here,
+                    headers=hub.utils.build_hf_headers(),
+                    expected_size=file.size_bytes,
+                )
+            except hub.errors.HTTPError as error:
+                # Older versions give up when a connection drops.
+                before, here = here, stream.seek(0, os.SEEK_END)
+                if isinstance(error, hub.errors.HfHubHTTPError) or here <= before:
+                    raise
+            else:
+                stream.flush()
+                return
 
 
 class _Counted:
@@ -375,9 +384,14 @@ def _library() -> Any:
             "this needs the package huggingface_hub: pip install huggingface_hub"
         ) from None
     assert constants and errors and file_download  # importing them made them its attributes
+    _silence(utils)
+    return huggingface_hub
+
+
+@functools.cache
+def _silence(utils: Any) -> None:
     utils.disable_progress_bars()
     utils.logging.set_verbosity_error()
-    return huggingface_hub
 
 
 def _endpoint() -> str:

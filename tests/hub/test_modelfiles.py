@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from places import ROOT
 
 from edgedb.errors import EdgeDBError
 from edgedb.hub import modelfiles
+from edgedb.hub.origin import write_origin
 from edgedb.model.dbb import read_dbb
 
 MODELS = ROOT / "models"
@@ -37,3 +39,33 @@ def test_an_unknown_name_is_told_what_there_is(
         modelfiles.find_model("tiny")
     assert modelfiles.find_model("other") == tmp_path / "other.dbb"
     assert modelfiles.find_model("folder/tiny.dbb") == Path("folder/tiny.dbb")
+
+
+def test_names_of_what_was_pulled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EDGEDB_MODELS", str(tmp_path))
+    assert str(modelfiles.absent("owner/tiny")) == "owner/tiny"
+    with pytest.raises(
+        EdgeDBError, match=r"owner/tiny is not on this disk.* edgedb pull owner/tiny"
+    ):
+        modelfiles.find_model("owner/tiny")
+    folder = tmp_path / "owner--tiny"
+    folder.mkdir()
+    two, four = folder / "tiny-2.dbb", folder / "tiny-4.dbb"
+    for second, path in enumerate((four, two)):
+        path.touch()
+        os.utime(path, (second, second))
+        write_origin(path, {"revision": f"{second}" * 40, "asked": ("main", "next")[second]})
+    assert modelfiles.find_model("owner/tiny") == two  # the one that was made last
+    assert modelfiles.find_model("tiny-4") == modelfiles.find_model("tiny-4.dbb") == four
+    assert modelfiles.find_model("owner/tiny@main") == four
+    assert modelfiles.find_model("owner/tiny@1111111") == two
+    assert modelfiles.absent("owner/tiny") is None
+    for revision in ("111111", "2" * 40, "none"):  # too short for a commit, another, no branch
+        assert modelfiles.absent(f"owner/tiny@{revision}") is not None
+    (tmp_path / "no--re--po").mkdir()
+    (tmp_path / "no--re--po" / "x.dbb").touch()
+    assert modelfiles.known_models() == [two, four]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner").mkdir()
+    (tmp_path / "owner" / "tiny").touch()
+    assert modelfiles.find_model("owner/tiny") == Path("owner/tiny")  # a path comes first
