@@ -3,7 +3,8 @@
 Every ``.dbb`` file in the folders of ``$EDGEDB_MODELS`` (by default ``models`` here,
 ``$XDG_DATA_HOME/edgedb/models``, where ``edgedb pull`` puts them, and ``edgedb`` in llm's own
 folder) is the model
-``edgedb-<name of the file>``, and the shortest name of a family is also ``edgedb-<family>``.
+``edgedb-<name of the file>``, and the shortest name of a family is also ``edgedb-<family>``. What
+was pulled is also ``edgedb-OWNER/NAME``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pydantic import Field, create_model
 from ..choose.settings import HELP, read_variables, sampling_settings, unescape
 from ..display import NAME_CHARS, one_line, printable
 from ..hub.modelfiles import configured_folders, models_in
+from ..hub.names import name_of_folder
 from ..run.engine import Model, load
 from ..run.session import Session
 
@@ -144,21 +146,31 @@ def aliases(names: Iterable[str]) -> dict[str, str]:
     return {name: family for family, name in shortest.items() if name != family}
 
 
+def _registered() -> Iterator[tuple[str, Path, tuple[str, ...]]]:
+    """Name, path and other names of each model file: that of its family, and ``OWNER/NAME`` of the
+    repository that it was pulled from, if it was made last of those."""
+    files = model_files()
+    families = aliases(files)
+    repositories: dict[str, str] = {}
+    for name in sorted(files, key=lambda name: files[name].stat().st_mtime_ns):
+        hub = name_of_folder(files[name].parent.name)
+        if hub is not None:
+            repositories[hub.repository] = name
+    for name, path in files.items():
+        also = [families[name]] if name in families else []
+        also += [repository for repository, latest in repositories.items() if latest == name]
+        yield name, path, tuple(f"edgedb-{other}" for other in also)
+
+
 @llm.hookimpl
 def register_models(register: Callable[..., None]) -> None:
     """Called by llm."""
-    files = model_files()
-    families = aliases(files)
-    for name, path in files.items():
-        also = (f"edgedb-{families[name]}",) if name in families else ()
+    for name, path, also in _registered():
         register(EdgeDB(name, path), aliases=also)
 
 
 @llm.hookimpl
 def register_embedding_models(register: Callable[..., None]) -> None:
     """Called by llm."""
-    files = model_files()
-    families = aliases(files)
-    for name, path in files.items():
-        also = (f"edgedb-{families[name]}",) if name in families else ()
+    for name, path, also in _registered():
         register(EdgeDBEmbedding(name, path), aliases=also)

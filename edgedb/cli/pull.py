@@ -85,6 +85,7 @@ def pull(name: str, wanted: str | None, offline: bool, threads: int | None, **va
         found = _planned_or_here(hub, options, wanted, offline)
         if isinstance(found, Plan):
             carry_out(found, threads)
+            new_console().print(f"Talk to it: edgedb chat {hub}")
 
 
 def offer(name: HubName) -> None:
@@ -240,7 +241,6 @@ def carry_out(found: Plan, threads: int | None = None) -> None:
             _convert(found, _fetch_sources(found, console), threads, console)
     write_origin(found.out, found.origin)
     keep_revision(found.repository)
-    console.print(f"Talk to it: edgedb chat {found.name}")
 
 
 def _fetch_model(found: Plan, console: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -163,6 +164,21 @@ def test_embeddings(run: Callable[..., Result], tiny_model: Path) -> None:
 def test_names() -> None:
     names = ["smollm2-135m-instruct-mixed", "smollm2-135m-instruct", "tiny"]
     assert llm_plugin.aliases(names) == {"smollm2-135m-instruct": "smollm2"}
+
+
+def test_what_was_pulled_has_its_name_on_the_hub(
+    run: Callable[..., Result], tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "models" / "owner--small"
+    folder.mkdir()
+    for second, bits in enumerate((4, 3)):
+        shutil.copy(tiny_model, folder / f"small-{bits}.dbb")
+        os.utime(folder / f"small-{bits}.dbb", (second, second))
+    named = {name: also for name, _, also in llm_plugin._registered()}
+    assert "edgedb-owner/small" in named["small-3"] and len(named) == 3
+    assert "edgedb-owner/small" not in named["small-4"]
+    answer = run("-m", "edgedb-owner/small", "Hi", "-o", "max_tokens", "2", "--no-log")
+    assert answer.exit_code == 0, answer.output
 
 
 def test_a_prompt_is_never_more_than_text(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from checkpoints import CONFIG, write_gguf, write_hf
 from click.testing import CliRunner, Result
 from fake_hub import FakeHub
+from terminal import Terminal
 
 import edgedb
 from edgedb.cli import commands as cli
@@ -303,7 +305,7 @@ def test_without_a_network(
 
 
 def test_the_package_may_be_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     refused(run("pull", NAME), "pip install huggingface_hub")
 
 
@@ -326,6 +328,19 @@ def test_a_pipe_is_told_the_command_and_a_terminal_is_asked(
     run("chat", NAME, "-p", "Hi")
     assert asked[0] == asked[1] and "kB and convert them to about" in asked[0]
     assert asked[2].endswith("data/edgedb/models/owner--tiny/tiny-4.dbb")
+
+
+def test_a_conversation_begins_with_a_pull(hub: FakeHub, tiny_model: Path) -> None:
+    hub.put(NAME, {"tiny.dbb": tiny_model.read_bytes()})
+    command = [sys.executable, "-m", "edgedb", "chat", NAME, "--plain", "-n", "3"]
+    env = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HUB_CACHE": "cache"}
+    with Terminal(command, env, timeout=60) as terminal:
+        terminal.expect(r"owner/tiny is not on this disk: download 160 kB\? \[y/N\]: ")
+        terminal.send("y\n")
+        terminal.expect("tiny: numpy")
+        terminal.send("/quit\n")
+        assert terminal.finish() == 0
+    assert models() == ["owner--tiny/tiny.dbb"]
 
 
 def test_two_at_once(run: Run, hub: FakeHub, tiny_model: Path) -> None:
