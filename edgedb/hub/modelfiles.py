@@ -100,7 +100,7 @@ def find_model(name: str, beside: Path | None = None) -> Path:
     for known in _pulled(places):
         if name in (known.name, known.stem):
             return known
-    if path.suffix not in ("", ".dbb"):
+    if path.suffix not in ("", ".dbb") or not name.isprintable():
         return path
     there = [known.stem for known in known_models(beside)]
     raise EdgeDBError(
