@@ -24,7 +24,7 @@ from edgedb.format.tensors import (
 from edgedb.ops import library
 from edgedb.ops.buffer import aligned_zeros
 from edgedb.ops.native import NativeOps
-from edgedb.ops.program import ACTIVATIONS
+from edgedb.ops.values import ACTIVATIONS
 
 if not library.available()[0]:
     pytest.skip(library.available()[1], allow_module_level=True)

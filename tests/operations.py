@@ -13,7 +13,8 @@ from edgedb.ops.library import ffi, lib, pointers, status_text
 from edgedb.ops.native import NativeOps
 from edgedb.ops.native_memory import cache_kind
 from edgedb.ops.pages import PAGE, Page, PageLayout, PageTable
-from edgedb.ops.program import Recorder, RopeTable, Value
+from edgedb.ops.recorder import Recorder
+from edgedb.ops.values import RopeTable, Value
 
 
 class Heads(NamedTuple):

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from edgedb.errors import EdgeDBError, UnsupportedModelError
 from edgedb.model.config import ModelConfig
 from edgedb.model.families import program_of
-from edgedb.ops.program import Block, Program, Value
+from edgedb.ops.program import Block, Program
+from edgedb.ops.values import Value
 
 from . import parallel
 from .head import Head

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgedb.model.rope import RopeTables
-from edgedb.ops.program import Block, RopeTable
+from edgedb.ops.program import Block
+from edgedb.ops.values import RopeTable
 
 
 class Turns(NamedTuple):

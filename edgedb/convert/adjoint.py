@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from ..ops import experts
 from ..ops.functions import SLOPES, clamped_gate_slopes, softcap, softcap_slope
-from ..ops.program import ACTIVATIONS, Block, Value
+from ..ops.program import Block
+from ..ops.values import ACTIVATIONS, Value
 from .forward import Float32Program, attention_weights, sinks_of, softmax
 
 Float32 = NDArray[np.float32]

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from ..model.rope import RopeTables
 from ..ops import experts
 from ..ops.functions import FUNCTIONS, clamped_gate, softcap, softcap_slope
-from ..ops.program import ACTIVATIONS, Block, Program, RopeTable, Value
+from ..ops.program import Block, Program
+from ..ops.values import ACTIVATIONS, RopeTable, Value
 
 Float32 = NDArray[np.float32]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..display import quoted
 from ..errors import FormatError, UnsupportedModelError
-from ..ops.program import Growth
+from ..ops.values import Growth
 from .checkpoint_keys import ROPE_KEYS
 from .config import Rope, RopeScaling
 from .families import Family

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..display import quoted
 from ..errors import FormatError, UnsupportedModelError
-from ..ops.program import ACTIVATIONS, Growth
+from ..ops.values import ACTIVATIONS, Growth
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope")
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from ..ops.program import Block, Program, Value
+from ..ops.program import Block, Program
+from ..ops.values import Value
 from .config import ModelConfig
 from .families import FAMILIES, program_of
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..ops import Ops
 from ..ops.pages import PAGE, Page, PageLayout
-from ..ops.program import Value
+from ..ops.values import Value
 
 KV_DTYPES = ("float16", "float32", "int8")
 

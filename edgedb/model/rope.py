@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..gate import gate
 from ..ops.exactmath import log, sincos
-from ..ops.program import RopeTable
+from ..ops.values import RopeTable
 from .config import ModelConfig, Rope, RopeScaling
 
 Floats = npt.NDArray[np.float32]

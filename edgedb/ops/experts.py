@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .program import Value
 from .selection import Floats
+from .values import Value
 
 Indices = NDArray[np.int64]
 

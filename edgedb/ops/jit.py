@@ -23,9 +23,10 @@ from .buffer import Buffer, aligned_zeros
 from .cores import usable_cpus
 from .functions import clamped_gate
 from .pages import CacheLayer, PageLayout, PageTable
-from .program import Program, Value
+from .program import Program
 from .reference import ReferenceOps, store
 from .selection import Floats, NumpySelection
+from .values import Value
 from .walker import Walker
 from .weights import Weights
 

@@ -17,7 +17,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 
-from .program import ACTIVATIONS, Block, Value
+from .program import Block
+from .values import ACTIVATIONS, Value
 
 # What a linear calls its input where a norm is fused into it.
 NORMS = {"rms_norm": "normed", "layer_norm": "centered"}

@@ -19,9 +19,10 @@ from .lowering import NORMS, Step, View, lower
 from .native_context import NativeContext
 from .native_memory import NativeBuffer, Scratch, cache_kind, native_matrix
 from .pages import PAGE, Page, PageLayout, PageTable
-from .program import OPERATIONS, Block, Program, Value
+from .program import Block, Program
 from .selection import Floats
 from .sequences import MAX_ROWS, Span
+from .values import OPERATIONS, Value
 from .weights import Weights
 
 _CODES = {

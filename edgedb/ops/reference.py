@@ -20,8 +20,9 @@ from .buffer import Buffer, aligned_zeros
 from .functions import FUNCTIONS, clamped_gate, softcap
 from .narrow_cache import pack_rows, unpack_rows
 from .pages import CacheLayer, PageLayout, PageTable
-from .program import Program, Value
+from .program import Program
 from .selection import Floats, NumpySelection
+from .values import Value
 from .walker import Walker
 from .weights import Weights
 

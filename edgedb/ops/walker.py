@@ -16,9 +16,10 @@ from . import experts
 from .buffer import Buffer
 from .functions import softcap
 from .pages import CacheLayer
-from .program import ACTIVATIONS, Block, Program, Value
+from .program import Block, Program
 from .selection import Floats
 from .sequences import Span
+from .values import ACTIVATIONS, Value
 from .weights import Weights
 
 

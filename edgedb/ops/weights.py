@@ -10,8 +10,9 @@ import numpy as np
 
 from ..errors import FormatError
 from ..format.tensors import Experts, Weight
-from .program import Program, RopeTable
+from .program import Program
 from .selection import Floats
+from .values import RopeTable
 
 
 class Table(Protocol):

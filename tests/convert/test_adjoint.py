@@ -11,7 +11,9 @@ from tiny import TinySource
 from edgedb.convert.adjoint import Adjoint
 from edgedb.convert.forward import Float32Program
 from edgedb.model.families import program_of
-from edgedb.ops.program import OPERATIONS, Block, Program, Recorder, RopeTable, Value
+from edgedb.ops.program import Block, Program
+from edgedb.ops.recorder import Recorder
+from edgedb.ops.values import OPERATIONS, RopeTable, Value
 
 WIDTH, LENGTH = 24, 7
 ROPE = RopeTable((1.0, 0.3, 0.05, 0.002), factor=1.25)

@@ -38,7 +38,7 @@ from edgedb.model.dbb import read_dbb
 from edgedb.model.families import FAMILIES, program_of
 from edgedb.model.network import Network
 from edgedb.ops import create, statuses
-from edgedb.ops.program import OPERATIONS
+from edgedb.ops.values import OPERATIONS
 
 TOLERANCE = 2e-4
 BACKENDS = [status.name for status in statuses() if status.available]

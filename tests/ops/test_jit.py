@@ -13,8 +13,8 @@ from edgedb.format.tensors import DenseTensor
 from edgedb.ops import create, jit_matmul
 from edgedb.ops.activations import quantize
 from edgedb.ops.jit import NumbaOps
-from edgedb.ops.program import ACTIVATIONS
 from edgedb.ops.reference import ReferenceOps
+from edgedb.ops.values import ACTIVATIONS
 
 REFERENCE = ReferenceOps()
 SHAPES = [(1, 1), (7, 63), (64, 64), (65, 172), (130, 576)]

@@ -13,7 +13,7 @@ import pytest
 from kernels import EVERYWHERE, ISAS, activations, assert_same_bits, ops_of, random
 
 from edgedb.ops.native import NativeOps
-from edgedb.ops.program import ACTIVATIONS
+from edgedb.ops.values import ACTIVATIONS
 
 
 def test_rmsnorm_has_the_bits_of_the_oracle() -> None:

@@ -30,8 +30,10 @@ from edgedb.model.kvcache import KVCache
 from edgedb.model.network import Network
 from edgedb.ops.native import NativeOps
 from edgedb.ops.native_program import NativeProgram
-from edgedb.ops.program import Block, Growth, Program, Recorder, RopeTable, Value
+from edgedb.ops.program import Block, Program
+from edgedb.ops.recorder import Recorder
 from edgedb.ops.sequences import Span
+from edgedb.ops.values import Growth, RopeTable, Value
 from edgedb.ops.weights import Weights
 
 CONFIG = ModelConfig("llama", 90, 72, 100, 6, 6, 2, 18, 512)

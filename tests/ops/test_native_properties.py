@@ -18,7 +18,7 @@ from edgedb.format.tensors import Int8Tensor, LinearTensor, PairTensor
 from edgedb.ops import library
 from edgedb.ops.buffer import aligned_zeros
 from edgedb.ops.native import NativeOps
-from edgedb.ops.program import ACTIVATIONS
+from edgedb.ops.values import ACTIVATIONS
 
 KERNELS = [(isa, k) for isa in ISAS for k in library.kernels(isa) if k != "popcount4"]
 ODD = (1, 7, 63, 64, 65, 4096)

@@ -15,7 +15,8 @@ from tiny import TinySource, family_source  # noqa: E402
 
 from edgedb.errors import EdgeDBError, UnsupportedModelError  # noqa: E402
 from edgedb.model.families import FAMILIES, program_of  # noqa: E402
-from edgedb.ops.program import Block, Recorder  # noqa: E402
+from edgedb.ops.program import Block  # noqa: E402
+from edgedb.ops.recorder import Recorder  # noqa: E402
 from tools import decoder  # noqa: E402
 from tools.decoder import Decoder, in_type, load_teacher  # noqa: E402
 

@@ -1,7 +1,7 @@
 """The families of models, one file each; ``FAMILIES`` is the only list of them.
 
 A family says its pass by asking a recorder, and how its checkpoints' settings are read. It may ask
-``edgedb.ops.program``, the lists of keys beside this folder, and other families.
+``edgedb.ops.recorder``, the lists of keys beside this folder, and other families.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from functools import lru_cache
 
 from ...display import quoted
 from ...errors import FormatError, UnsupportedModelError
-from ...ops.program import Block, Program, Recorder, distinct
+from ...ops.program import Block, Program, distinct
+from ...ops.recorder import Recorder
 from ..config import DEFAULT_CONTEXT, ModelConfig
 from . import (
     bloom,

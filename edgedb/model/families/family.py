@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...ops.program import Recorder, Value
+from ...ops.recorder import Recorder
+from ...ops.values import Value
 from ..config import ModelConfig, Rope
 from ..keys import Keys
 

@@ -7,7 +7,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from ...ops.program import Recorder, Value
+from ...ops.recorder import Recorder
+from ...ops.values import Value
 from ..checkpoint_keys import activation_of
 from ..config import ModelConfig
 from ..keys import needs, only

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import FormatError
-from ...ops.program import Recorder, Value
+from ...ops.recorder import Recorder
+from ...ops.values import Value
 from ..checkpoint_keys import activation_of
 from ..config import ModelConfig
 from ..keys import names

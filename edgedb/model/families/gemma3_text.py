@@ -10,7 +10,8 @@ import numpy as np
 
 from ...display import quoted
 from ...errors import FormatError
-from ...ops.program import Recorder, Value
+from ...ops.recorder import Recorder
+from ...ops.values import Value
 from ..checkpoint_keys import activation_of
 from ..config import ModelConfig, Rope
 from . import gemma2

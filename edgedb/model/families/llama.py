@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ...ops.program import Recorder, Value
+from ...ops.recorder import Recorder
+from ...ops.values import Value
 from ..checkpoint_keys import LLAMA_CONFIG, LLAMA_METADATA
 from ..config import ModelConfig
 from ..keys import names

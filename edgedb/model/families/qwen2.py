@@ -7,7 +7,8 @@ from typing import Any
 
 from ...display import quoted
 from ...errors import FormatError
-from ...ops.program import Recorder, Value
+from ...ops.recorder import Recorder
+from ...ops.values import Value
 from ..config import ModelConfig
 from ..keys import names
 from .family import Settings

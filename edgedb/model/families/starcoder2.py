@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...ops.program import Recorder, Value
+from ...ops.recorder import Recorder
+from ...ops.values import Value
 from ..checkpoint_keys import OLDER_CONFIG, OLDER_METADATA, activation_of
 from ..config import ModelConfig
 from ..keys import names, needs, only
