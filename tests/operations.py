@@ -135,4 +135,4 @@ def walked_attention(
         for x in parts[:2]
     ]
     values = np.ascontiguousarray(parts[2])
-    return turned[0], ops.attention(*turned, values, cache.table.layer(0), at, heads.value())
+    return turned[0], ops.attention(*turned, values, cache.table.layer(0), at, heads.value(), None)
