@@ -109,7 +109,7 @@ def softcap_slope(y: Reals, cap: float) -> Reals:
     return out
 
 
-# Those of ``program.ACTIVATIONS``.
+# Those of ``values.ACTIVATIONS``.
 FUNCTIONS: Mapping[str, Callable[[Reals], Reals]] = {
     "silu": _silu,
     "gelu_tanh": _gelu_tanh,

@@ -17,7 +17,7 @@ from edgedb.errors import UnsupportedModelError  # noqa: E402
 from edgedb.model.families import FAMILIES  # noqa: E402
 from edgedb.model.network import Network  # noqa: E402
 from edgedb.ops import create  # noqa: E402
-from edgedb.ops import program as recording  # noqa: E402
+from edgedb.ops.values import OPERATIONS as RECORDED  # noqa: E402
 from tools.decoder import load_teacher  # noqa: E402
 from tools.interpreter import OPERATIONS, whole_sequences  # noqa: E402
 from tools.student import make_student  # noqa: E402
@@ -33,7 +33,7 @@ def of_numpy(source: TinySource) -> np.ndarray:
 
 
 def test_every_operation_of_a_program_is_here() -> None:
-    assert OPERATIONS.keys() == recording.OPERATIONS.keys()
+    assert OPERATIONS.keys() == RECORDED.keys()
     assert FAMILY_CHANGES.keys() == FAMILIES.keys()
 
 
