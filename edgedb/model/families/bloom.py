@@ -13,7 +13,7 @@ from ..config import ModelConfig
 from ..keys import needs, only
 from .gpt2 import derived
 from .opt import FAMILY as OPT
-from .opt import mlp
+from .opt import attention, mlp
 
 
 def first(m: Recorder, c: ModelConfig) -> Value:
@@ -21,15 +21,8 @@ def first(m: Recorder, c: ModelConfig) -> Value:
 
 
 def layer(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
-    x = x + attention(m, c, m.layer_norm(x, "attn_norm"))
+    x = x + attention(m, c, m.layer_norm(x, "attn_norm"), slopes=slopes(c.n_heads))
     return x + mlp(m, c, m.layer_norm(x, "mlp_norm"), "gelu_tanh")
-
-
-def attention(m: Recorder, c: ModelConfig, x: Value) -> Value:
-    qkv = m.linear(x, "attn_qkv", c.qkv_size, bias=True)
-    q, k, v = qkv.split(c.q_size, c.kv_size, c.kv_size)
-    attended = m.attention(q, k, v, slopes=slopes(c.n_heads))
-    return m.linear(attended, "attn_out", c.hidden_size, bias=True)
 
 
 def slopes(n_heads: int) -> tuple[float, ...]:

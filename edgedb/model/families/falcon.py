@@ -15,7 +15,7 @@ from .family import Settings
 from .gpt2 import derived as wide
 from .llama import attention, first
 from .opt import FAMILY as OPT
-from .starcoder2 import feed_forward
+from .opt import mlp
 
 
 def layer(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
@@ -23,7 +23,7 @@ def layer(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
     y = x + attention(m, c, h, i)
     if not c.shared_norm:
         h = m.layer_norm(x if c.parallel else y, "mlp_norm")
-    return y + feed_forward(m, c, h, "gelu")
+    return y + mlp(m, c, h, "gelu", bias=c.mlp_bias)
 
 
 def derived(settings: Settings) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from ...ops.values import Value
 from ..checkpoint_keys import OLDER_CONFIG, OLDER_METADATA, activation_of
 from ..config import ModelConfig
 from .family import Settings
-from .llama import first, turned
+from .llama import attention, first
 from .opt import FAMILY as OPT
 from .opt import mlp
 
@@ -19,13 +19,6 @@ from .opt import mlp
 def layer(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
     y = x + attention(m, c, m.layer_norm(x, "attn_norm"), i)
     return y + mlp(m, c, m.layer_norm(x if c.parallel else y, "mlp_norm"), "gelu")
-
-
-def attention(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
-    qkv = m.linear(x, "attn_qkv", c.qkv_size, bias=c.attention_bias)
-    q, k, v = qkv.split(c.q_size, c.kv_size, c.kv_size)
-    q, k = turned(m, c, q, k, i)
-    return m.linear(m.attention(q, k, v), "attn_out", c.hidden_size, bias=c.attention_bias)
 
 
 def features(settings: Settings) -> dict[str, Any]:

@@ -23,16 +23,19 @@ def layer(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
     return x + mlp(m, c, m.layer_norm(x, "mlp_norm"), "relu")
 
 
-def attention(m: Recorder, c: ModelConfig, x: Value) -> Value:
+def attention(
+    m: Recorder, c: ModelConfig, x: Value, *, slopes: tuple[float, ...] | None = None
+) -> Value:
     qkv = m.linear(x, "attn_qkv", c.qkv_size, bias=True)
     q, k, v = qkv.split(c.q_size, c.kv_size, c.kv_size)
-    return m.linear(m.attention(q, k, v), "attn_out", c.hidden_size, bias=True)
+    attended = m.attention(q, k, v, slopes=slopes)
+    return m.linear(attended, "attn_out", c.hidden_size, bias=True)
 
 
-def mlp(m: Recorder, c: ModelConfig, x: Value, usual: str) -> Value:
+def mlp(m: Recorder, c: ModelConfig, x: Value, usual: str, *, bias: bool = True) -> Value:
     """usual: the activation of a model that says none."""
-    up = m.linear(x, "mlp_up", c.intermediate_size, bias=True)
-    return m.linear(m.activation(c.activation or usual, up), "mlp_down", c.hidden_size, bias=True)
+    up = m.linear(x, "mlp_up", c.intermediate_size, bias=bias)
+    return m.linear(m.activation(c.activation or usual, up), "mlp_down", c.hidden_size, bias=bias)
 
 
 def final(m: Recorder, c: ModelConfig, x: Value) -> Value:

@@ -15,18 +15,12 @@ from .family import Settings
 from .llama import attention, first
 from .mistral import WINDOW, window_of
 from .opt import FAMILY as OPT
+from .opt import mlp
 
 
 def layer(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
     x = x + attention(m, c, m.layer_norm(x, "attn_norm"), i)
-    return x + feed_forward(m, c, m.layer_norm(x, "mlp_norm"), "gelu_tanh")
-
-
-def feed_forward(m: Recorder, c: ModelConfig, x: Value, usual: str) -> Value:
-    """With biases where ``mlp_bias``; usual: the activation of a model that says none."""
-    up = m.linear(x, "mlp_up", c.intermediate_size, bias=c.mlp_bias)
-    act = m.activation(c.activation or usual, up)
-    return m.linear(act, "mlp_down", c.hidden_size, bias=c.mlp_bias)
+    return x + mlp(m, c, m.layer_norm(x, "mlp_norm"), "gelu_tanh", bias=c.mlp_bias)
 
 
 def features(settings: Settings) -> dict[str, Any]:
