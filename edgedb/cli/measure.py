@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,15 @@ def perplexity(
             max_windows=max_windows,
             progress=lambda done, total, value: show(done, total, f"perplexity {value:.3f}"),
         )
+    _show(result, as_json, ui.perplexity)
+
+
+def _show(result: Any, as_json: bool, in_words: Callable[[Any], None]) -> None:
+    """A measurement, a dataclass that names its ``protocol``."""
     if as_json:
         click.echo(json.dumps({**asdict(result), "protocol": result.protocol}, indent=2))
     else:
-        ui.perplexity(result)
+        in_words(result)
 
 
 @evaluate.command()
@@ -79,10 +85,7 @@ def kl(model: str, base: str, max_windows: int | None, as_json: bool, **options:
             max_windows=max_windows,
             progress=lambda done, total, value: show(done, total, f"KL {value:.4f}"),
         )
-    if as_json:
-        click.echo(json.dumps({**asdict(result), "protocol": result.protocol}, indent=2))
-    else:
-        ui.divergence(result)
+    _show(result, as_json, ui.divergence)
 
 
 @evaluate.command()
