@@ -139,7 +139,10 @@ def set_(chat: Chat, argument: str) -> None:
     found = re.match(r"([\w-]*)\s*=?\s*(.*)", argument)
     name, value = found.groups() if found else (argument, "")
     name = name.replace("-", "_")
-    if not name:
+    if name == "default":
+        changes = settings.reset()
+        chat.screen.note("; ".join(changes) or "everything is as it was at the start")
+    elif not name:
         chat.screen.table(settings.rows())
         chat.screen.note("/set NAME VALUE changes one, /set NAME explains it; * is changed")
     elif not value:
@@ -151,7 +154,7 @@ def set_(chat: Chat, argument: str) -> None:
 def complete_set(chat: Chat, argument: str) -> list[str]:
     name, space, _ = argument.partition(" ")
     if not space:
-        return [f"{name} " for name in chat.settings.names]
+        return [*(f"{name} " for name in chat.settings.names), "default"]
     return [f"{name} {value}" for value in chat.settings.values(name)]
 
 
@@ -189,8 +192,10 @@ def save(chat: Chat, argument: str) -> None:
     path = _path(argument, "/save FILE")
     if chat.may_write(path):
         storage.save(chat.conversation, path)
-        storage.save_cache(chat.conversation, path)
-        chat.screen.note(f"saved {_count(chat)} to {path}; /load {argument} goes on from there")
+        cache = storage.save_cache(chat.conversation, path)
+        beside = f" and what the model made of them to {cache}" if cache else ""
+        chat.screen.note(f"saved {_count(chat)} to {path}{beside}")
+        chat.screen.note(f"/load {argument} goes on from there")
 
 
 def load(chat: Chat, argument: str) -> None:

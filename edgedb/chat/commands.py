@@ -103,7 +103,7 @@ COMMANDS: list[Command] = [
     Command(
         "set",
         "[NAME [VALUE]]",
-        "list the settings, explain one or change it; default: as at the start",
+        "list the settings, explain one or change it; default brings back one, or all",
         actions.set_,
         actions.complete_set,
     ),

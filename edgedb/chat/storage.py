@@ -43,10 +43,16 @@ def load(conversation: Conversation, path: Path) -> None:
     conversation.restore(_checked(document, path), _checked(forgotten, path))
 
 
-def save_cache(conversation: Conversation, path: Path) -> None:
-    """Write what the model made of the turns beside ``path``, so that nobody waits for it again."""
-    if conversation.session.position:
-        conversation.session.save(_cache_path(path))
+def save_cache(conversation: Conversation, path: Path) -> Path | None:
+    """Write what the model made of the turns beside ``path``, so that nobody waits for it again.
+
+    Returns the file, or None where there was nothing to write.
+    """
+    if not conversation.session.position:
+        return None
+    cache = _cache_path(path)
+    conversation.session.save(cache)
+    return cache
 
 
 def load_cache(conversation: Conversation, path: Path) -> None:

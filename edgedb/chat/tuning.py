@@ -58,6 +58,12 @@ class Settings:
         self._conversation.options = replace(before, **changed)
         return f"{name} {setting.show(value)} (was {self._shown(name, before)})"
 
+    def reset(self) -> list[str]:
+        """Set every option to what it was at the start; returns what changed."""
+        options = self._conversation.options
+        changed = [n for n in self.names if self._get(n, options) != self._get(n, self._start)]
+        return [self.change(name, "default") for name in changed]
+
     def _setting(self, name: str) -> Setting:
         known = {**sampling_settings(), **_OWN}
         if name not in known:

@@ -77,6 +77,14 @@ def test_set_lists_explains_changes_and_refuses(chat: Terminal) -> None:
     say(chat, "/set prompt_lookup -1", "whole number from 0 to 127")
 
 
+def test_set_default_brings_everything_back(chat: Terminal) -> None:
+    say(chat, "/set default", "everything is as it was at the start")
+    say(chat, "/set top_k 7", r"top_k 7 \(was 40\)")
+    say(chat, "/set stop END", r"stop \"END\" \(was off\)")
+    say(chat, "/set default", r"top_k 40 \(was 7\); stop off \(was \"END\"\)")
+    assert not re.search(r"\* ", say(chat, "/set", "/set NAME VALUE").rpartition("/set NAME")[0])
+
+
 def test_show(chat: Terminal) -> None:
     assert "numpy" in say(chat, "/show", "/show also takes")
     say(chat, "/show system", "no system message")
@@ -140,7 +148,7 @@ def test_system(chat: Terminal) -> None:
 def test_save_load_and_export(chat: Terminal, tmp_path: Path) -> None:
     saved, page, document = (tmp_path / name for name in ("a.chat", "a.md", "a.json"))
     say(chat, f"/save {saved}", "saved 2 messages to")
-    say(chat, f"/save {saved}", "saved 2 messages to")
+    assert f"{saved}.kv" in say(chat, f"/save {saved}", "goes on from there")
     assert stat.S_IMODE(saved.stat().st_mode) == 0o600
     say(chat, f"/export {page}", "wrote 2 messages")
     say(chat, f"/export {document}", "wrote 2 messages")
