@@ -99,6 +99,19 @@ class LoadedModel:
         return self.config.vocab_size
 
     @property
+    def longest_context(self) -> int:
+        """The most positions that a session could be given."""
+        longest = self.config.max_position_embeddings
+        return min(longest, program_of(self.config).positions() or longest)
+
+    @property
+    def larger_context(self) -> str:
+        """What to say to somebody for whom the context is too small, where it can be larger."""
+        if self.context == self.longest_context:
+            return ""
+        return f" or load with a larger context (at most {self.longest_context})"
+
+    @property
     def session_fingerprint(self) -> str:
         """Of all that the keys of a saved session depend on."""
         longer = self.config.plain_context < self.context

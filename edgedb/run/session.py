@@ -220,7 +220,7 @@ class Session(Answers):
         if len(ids) >= self.context:
             raise ContextFullError(
                 f"the prompt has {len(ids)} tokens and leaves no room in a context of "
-                f"{self.context}; shorten it or load with a larger context"
+                f"{self.context}; shorten it{self.model.larger_context}"
             )
         return self._stream(ids, request, request.sampler(self.model), StopMatcher(request.stop))
 
