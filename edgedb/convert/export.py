@@ -9,14 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as Remaining
+from rich.text import Text
 
 from ..display import one_line
 from ..errors import EdgeDBError, FormatError
@@ -39,6 +41,8 @@ from .store import facts, source_matrix, stack_facts, store_plain
 
 # Part of the provenance: raised when the same source and options would give other weights.
 VERSION = 3
+# Seconds over which the time left is told: a large matrix takes minutes.
+_SPEED_SECONDS = 1800
 # Of the calibration's tokens, those on which errors are weighed for a budget.
 _WEIGHED_TOKENS = 4096
 
@@ -121,7 +125,6 @@ def _planned(
                     f"{plan_file} exists: leave out --bits and --size to take it, or name another"
                 )
             calibration = _new_text(source, options, progress)
-            task = progress.add_task("Weighing errors", total=None, note="")
             rows = min(len(calibration.ids), max(1, _WEIGHED_TOKENS // calibration.ids.shape[1]))
             some = np.linspace(0, len(calibration.ids) - 1, rows).astype(int)
             costs = sensitivities(
@@ -130,7 +133,7 @@ def _planned(
                 state.inputs,
                 seed=options.seed,
                 threads=threads,
-                progress=lambda done, total: progress.update(task, completed=done, total=total),
+                progress=_counted(progress, "Weighing errors"),
             )
             budget = Budget(options.bits, options.size_bytes)
             fixed = options.fixed(source.config)
@@ -147,14 +150,31 @@ def _planned(
     return planned
 
 
+class _Left(Remaining):
+    """The time left, named so beside the time that has gone."""
+
+    def render(self, task: Task) -> Text:
+        return Text("") if task.finished else super().render(task).append(" left")
+
+
 def _progress(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[count]}", markup=False),
         TimeElapsedColumn(),
+        _Left(),
         TextColumn("{task.fields[note]}", markup=False),
         console=console,
+        speed_estimate_period=_SPEED_SECONDS,
+    )
+
+
+def _counted(progress: Progress, title: str) -> Callable[[int, int], None]:
+    """A new bar: call with how much is done and how much there is."""
+    task = progress.add_task(title, total=None, count="", note="")
+    return lambda done, total: progress.update(
+        task, completed=done, total=total, count=f"{done}/{total}"
     )
 
 
@@ -163,13 +183,9 @@ def _new_text(source: Source, options: Options, progress: Progress) -> calibrate
     if options.calibration != "sample":
         file = Path(options.calibration)
         return calibrate.from_text(file, source.tokenizer_spec, options.sequences, length)
-    task = progress.add_task("Sampling text", total=length, note="")
+    show = _counted(progress, "Sampling text")
     return calibrate.from_teacher(
-        source,
-        options.sequences,
-        length,
-        options.seed,
-        lambda done: progress.update(task, completed=done),
+        source, options.sequences, length, options.seed, lambda done: show(done, length)
     )
 
 
@@ -199,11 +215,16 @@ class _Job:
         # What overflows is refused by name.
         with self.progress, np.errstate(over="ignore", invalid="ignore"):
             text = self._calibration_text() if self.options.calibrated else None
-            task = self.progress.add_task(
-                "Fitting" if text else "Converting", total=len(kinds), note=""
+            # Time goes by weights, what is counted are matrices.
+            weights = program_of(self.source.config).sizes()
+            done = set(kinds) & self.writer.done
+            self._task = self.progress.add_task(
+                "Fitting" if text else "Converting",
+                total=sum(weights[name] for name in kinds),
+                completed=sum(weights[name] for name in done),
+                count=f"{len(done)}/{len(kinds)}",
+                note="",
             )
-            self._task = task
-            self.progress.update(task, completed=len(set(kinds) & self.writer.done))
             for name in self.writer.remaining:
                 if name not in kinds:
                     self.writer.put(name, self.source.tensor(name))
@@ -288,7 +309,12 @@ class _Job:
             errors = stack_facts(name, self._of_stack)
             self.writer.end_stack(name, errors)
         note = f"{name}  error {errors['error']:.3g}"
-        self.progress.update(self._task, advance=0 if again else 1, note=note)
+        self.progress.update(
+            self._task,
+            advance=0 if again else program_of(self.source.config).sizes()[name],
+            count=f"{len(set(self.kinds) & self.writer.done)}/{len(self.kinds)}",
+            note=note,
+        )
 
 
 def _key(fingerprint: dict[str, Any], options: Options) -> str:

@@ -261,6 +261,16 @@ def test_the_embedding_is_read_in_chunks(
     assert largest <= 2 * CONFIG["intermediate_size"] * CONFIG["hidden_size"]
 
 
+def test_the_bar_counts_matrices_and_tells_time(tmp_path: Path, source: Source) -> None:
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=200)
+    export(source, tmp_path / "m.dbb", Options(method="int8"), console=console)
+    seen = shown.getvalue()
+    count = len(program_of(source.config).matrices())
+    assert f"0/{count}" in seen and f"{count}/{count}" in seen
+    assert " left" in seen.partition(f"{count}/{count}")[0]
+
+
 def test_names_are_no_markup(tmp_path: Path, source: Source) -> None:
     """``[/x]`` would be the end of a style that never began, and ``[red]`` would not be seen."""
     done = CliRunner().invoke(
