@@ -1,6 +1,6 @@
 # make chat    set up once, then talk to SmolLM2-135M, trained at three bits and a half a weight (PAIRS=2:
 #              four bits, untrained; it is fetched and converted first)
-# make test    set up once, then the whole test suite
+# make test    set up once, then the whole test suite: about a quarter of an hour on two cores
 # make bench   prompt and decode speed of a model (MODEL=file) or of a shape (SHAPE=llama-1.1b)
 # make bench-peers
 #              against llama.cpp (built here, some minutes): bench/results/peers-*; PEERS="--help"
@@ -48,6 +48,7 @@ test: $(BIN)/.installed-test $(BIN)/.installed-torch
 	@$(BIN)/python -m tools.fetch_smollm2 $(GGUF) </dev/null || \
 		echo "edgedb: going on without the model; the tests that need it are skipped"
 	@$(BIN)/python tests/real_tokenizers.py </dev/null
+	@echo "edgedb: running the tests (about a quarter of an hour on two cores)"
 	$(BIN)/python -m pytest -q
 
 test-native:
@@ -95,19 +96,19 @@ $(BIN)/.created:
 
 $(BIN)/.installed: $(BIN)/.created pyproject.toml $(NATIVE)
 	@echo "edgedb: installing the package and building its C library (about a minute)"
-	@$(BIN)/python -m pip install --quiet --progress-bar off -e '.[convert]' </dev/null
+	@$(BIN)/python -m pip install -qq --progress-bar off -e '.[convert]' </dev/null
 	@touch $@
 
 $(BIN)/.installed-test: $(BIN)/.created pyproject.toml $(NATIVE)
 	@echo "edgedb: installing the package with its test and lint tools (about a minute)"
-	@EDGEDB_WERROR=1 $(BIN)/python -m pip install --quiet --progress-bar off -e '.[convert,test,lint]' </dev/null
+	@EDGEDB_WERROR=1 $(BIN)/python -m pip install -qq --progress-bar off -e '.[convert,test,lint]' </dev/null
 	@touch $@ $(BIN)/.installed
 
 # PyTorch for the training tests: its CPU build alone, from where pip is told to look or from
 # PyTorch's own index, for the one on PyPI brings gigabytes of CUDA. Without it they are skipped.
 $(BIN)/.installed-torch: $(BIN)/.installed-test
 	@echo "edgedb: installing PyTorch's CPU build for the training tests (about a minute)"
-	@pip="$(BIN)/python -m pip install --quiet --progress-bar off"; { \
+	@pip="$(BIN)/python -m pip install -qq --progress-bar off"; { \
 		$$pip --no-deps --no-index $(TORCH)+cpu || \
 		$$pip --no-deps --retries 1 --timeout 20 --index-url $(TORCH_INDEX) $(TORCH); \
 	} 2>/dev/null </dev/null && $$pip $(TORCH) 'matplotlib>=3.8' </dev/null || \
@@ -117,11 +118,11 @@ $(BIN)/.installed-torch: $(BIN)/.installed-test
 # A current clang that needs no system package: the one that zig carries.
 $(BIN)/.installed-clang: $(BIN)/.installed-test
 	@echo "edgedb: installing clang ($(ZIGLANG)); about 100 MB to fetch"
-	@$(BIN)/python -m pip install --quiet --progress-bar off '$(ZIGLANG)' </dev/null
+	@$(BIN)/python -m pip install -qq --progress-bar off '$(ZIGLANG)' </dev/null
 	@touch $@
 
 $(BIN)/.installed-bench: $(BIN)/.installed pyproject.toml
-	@$(BIN)/python -m pip install --quiet --progress-bar off -e '.[convert,bench]' </dev/null
+	@$(BIN)/python -m pip install -qq --progress-bar off -e '.[convert,bench]' </dev/null
 	@touch $@ $(BIN)/.installed
 
 $(PEERS_DIR)/.built: | $(BIN)/.created

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fake_hub import FakeHub, serving
 from hypothesis import settings
-from places import SHARED
+from places import NOT_HERE, SHARED
 from tiny_tokenizers import byte_level_bpe, sentencepiece_bpe
 
 from edgedb.format.packing import pack_int8, pack_planes, quantize_int8
@@ -34,10 +34,9 @@ CHATML = (
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference models and texts beside the repository; the test skips without it."""
-    folder = SHARED
-    if not folder.is_dir():
-        pytest.skip(f"needs the reference data in {folder}")
-    return folder
+    if not SHARED.is_dir():
+        pytest.skip(NOT_HERE)
+    return SHARED
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import gguf_name, interleave, stacked
-from places import ROOT, SHARED
+from places import NOT_HERE, ROOT, SHARED
 from safetensors.numpy import load_file
 
 from edgedb.model.families import FAMILIES
@@ -72,7 +72,7 @@ class Checkpoints:
     def __truediv__(self, name: str) -> Path:
         folder = folder_of(name)
         if not folder.is_dir():
-            pytest.skip(f"needs {folder}")
+            pytest.skip(NOT_HERE)
         return folder
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from places import NOT_HERE
 from safetensors.numpy import load_file, save_file
 
 import edgedb
@@ -48,7 +49,7 @@ def stories(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     """stories260K in float32, as it is and with the weights of llama.cpp's Q4_0."""
     original = shared / "models" / "stories260K"
     if not original.exists():
-        pytest.skip(f"needs {original}")
+        pytest.skip(NOT_HERE)
     folder = tmp_path_factory.mktemp("stories")
     found = {}
     for name, change in (("teacher", None), ("Q4_0", _q4_0)):

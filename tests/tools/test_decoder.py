@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'edgedb-llm[train]'")
 torch.set_num_threads(1)  # more cost more than they give on matrices this small
 
+from places import NOT_HERE  # noqa: E402
 from tiny import TinySource, family_source  # noqa: E402
 
 from edgedb.errors import EdgeDBError, UnsupportedModelError  # noqa: E402
@@ -23,7 +24,7 @@ from tools.decoder import Decoder, in_type, load_teacher  # noqa: E402
 
 def test_a_teacher_is_llama(shared: Path) -> None:
     if not (shared / "models/stories260K").exists():
-        pytest.skip("needs ../shared/models/stories260K")
+        pytest.skip(NOT_HERE)
     from edgedb.convert.sources import open_source
 
     reference = np.load(shared / "ref/stories260K_ref.npz")
