@@ -111,6 +111,17 @@ def map_file(path: Path, refuse: Callable[[os.stat_result], str]) -> tuple[mmap.
         os.close(fd)
 
 
+def lock(fd: int) -> bool:
+    """Keep an open file for this process until it is closed; False if another one has it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write that takes the place of ``path`` once it is complete and on the disk.

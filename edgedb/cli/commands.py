@@ -12,6 +12,7 @@ import click
 
 from .. import __version__
 from ..errors import SlowBackendWarning
+from .batch import batch
 from .convert import convert
 from .info import info
 from .measure import bench, evaluate
@@ -70,5 +71,18 @@ def main() -> None:
     """Large language models at two bits a weight on ordinary CPUs."""
 
 
-for command in (chat, generate, pull, models, show, path, rm, convert, info, evaluate, bench):
+for command in (
+    chat,
+    generate,
+    batch,
+    pull,
+    models,
+    show,
+    path,
+    rm,
+    convert,
+    info,
+    evaluate,
+    bench,
+):
     main.add_command(command)

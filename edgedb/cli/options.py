@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..run.engine import Model
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-_LOADING = ("threads", "backend", "isa", "context", "kv_dtype", "head")
+LOADING = ("threads", "backend", "isa", "context", "kv_dtype", "head")
 
 
 class IntList(click.ParamType):
@@ -234,7 +234,7 @@ def take_loader(options: dict[str, Any]) -> Callable[[str | Path | None], Model]
 
     ``None`` opens the default model; ``EdgeDBError`` says how to get one.
     """
-    chosen = {name: options.pop(name) for name in _LOADING}
+    chosen = {name: options.pop(name) for name in LOADING}
 
     def open_model(path: str | Path | None) -> Model:
         from ..hub.modelfiles import default_model

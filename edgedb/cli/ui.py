@@ -18,11 +18,13 @@ from ..display import NAME_CHARS, one_line, printable
 from ..model.layer_map import layer_map
 
 if TYPE_CHECKING:
+    from ..jobs.batch import Status, Summary
     from ..measure.choices import ChoiceResult
     from ..measure.divergence import DivergenceResult
     from ..measure.evaluate import PerplexityResult
     from ..run.session import Chunk, Stats
 
+_REPORT_SECONDS = 60  # between lines about a run whose standard error is no terminal
 _ROWS = 100  # of a table: nobody reads more, and a file's metadata may hold a million
 
 
@@ -83,6 +85,47 @@ def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
         yield lambda done, total, remark: bars.update(
             task, completed=done, total=total, remark=remark
         )
+
+
+@contextmanager
+def batch_progress() -> Iterator[Callable[[Status], None]]:
+    """How far a batch is: a bar on a terminal, a line a minute elsewhere."""
+    first: Status | None = None
+    last: Status | None = None
+    said = 0.0
+
+    def report(status: Status) -> None:
+        nonlocal first, last, said
+        if first is None and status.done:
+            warn(f"{status.done:,} of {status.lines:,} lines are done already")
+        first, last = first or status, status
+        show(status.done, status.lines, _rate(status))
+        if not sys.stderr.isatty() and status.seconds - said >= _REPORT_SECONDS:
+            said = status.seconds
+            each = status.seconds / (status.done - first.done)
+            minutes = each * (status.lines - status.done) / 60
+            rate = _rate(status)
+            warn(f"{status.done:,} of {status.lines:,} lines, {rate}, {minutes:,.0f} min left")
+
+    try:
+        with progress("lines") as show:
+            yield report
+    except KeyboardInterrupt:
+        if last is not None:
+            warn(f"{last.done:,} of {last.lines:,} lines are kept; run again to go on")
+        raise
+
+
+def _rate(status: Status) -> str:
+    return f"{status.tokens / status.seconds:.1f} tokens/s" if status.seconds else ""
+
+
+def batch_summary(out: str, summary: Summary) -> None:
+    """What a batch did, a line."""
+    warn(
+        f"{out}: {summary.lines:,} lines, {summary.failed:,} failed; {summary.answered:,} answered "
+        f"now, {summary.tokens:,} tokens in {summary.seconds:.1f} s"
+    )
 
 
 def perplexity(result: PerplexityResult) -> None:

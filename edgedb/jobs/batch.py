@@ -1,0 +1,122 @@
+"""A batch from its input to its output."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..hub.modelfiles import find_model
+from ..model.dbb import read_dbb
+from ..model.families import program_of
+from ..ops.pages import PAGE, PageLayout
+from ..run.engine import Model, load
+from .answering import Record
+from .lines import Line, read_lines
+from .order import in_order
+from .results import Results
+
+_USUAL_POSITIONS = 2048  # of a prompt and its answer, where memory is plenty
+_SHARE_OF_MEMORY = 4  # at most one part in so many is for what was read
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a model is opened, here or on another machine."""
+
+    path: str
+    parallel: int = 16  # lines at a time
+    threads: int | None = None
+    backend: str | None = None
+    isa: str | None = None
+    context: int | None = None
+    kv_dtype: str = "float16"
+    head: str = "full"
+    cache_tokens: int | None = None
+
+    def model(self, threads: int | None = None) -> Model:
+        """The model; with ``threads`` where nobody asked for another number of them."""
+        room = self.cache_tokens or self._usual_room()
+        return load(
+            self.path,
+            threads=self.threads or threads,
+            backend=self.backend,
+            isa=self.isa,
+            context=self.context,
+            kv_dtype=self.kv_dtype,
+            head=self.head,
+            cache_tokens=room,
+        )
+
+    def _usual_room(self) -> int:
+        """Positions for so many lines at a time, as far as a share of this machine's memory holds
+        them; but always for one line that needs the whole context."""
+        config = read_dbb(find_model(self.path), verify=False).config
+        layers = [(v["n_kv_heads"], v["head_dim"]) for v in program_of(config).attentions()]
+        position_bytes = PageLayout(layers, self.kv_dtype).page_bytes // PAGE
+        whole = -(-(self.context or config.usual_context) // PAGE) * PAGE
+        fitting = _memory_bytes() // _SHARE_OF_MEMORY // position_bytes
+        return max(min(self.parallel * _USUAL_POSITIONS, fitting), whole)
+
+
+def _memory_bytes() -> int:
+    """Of this machine; where the system does not say, enough for any wish."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 62
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did."""
+
+    lines: int
+    failed: int
+    answered: int  # now, not by a run before
+    tokens: int  # that were written now
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a run is."""
+
+    lines: int
+    done: int
+    tokens: int  # written by this run
+    seconds: float  # since it began
+
+
+def run_batch(
+    source: Path,
+    out: Path,
+    identity: Mapping[str, Any],
+    answer: Callable[[Sequence[Line]], Iterator[Record]],
+    *,
+    overwrite: bool = False,
+    progress: Callable[[Status], None] = lambda status: None,
+) -> Summary:
+    """Answer the lines of ``source`` into ``out``, or those that an interrupted run left.
+
+    ``identity`` is what records depend on beside their lines; ``answer`` gives the records of some
+    lines in any order. Raises ``EdgeDBError``; what was done by then stays for the next run.
+    """
+    lines = read_lines(source)
+    by_number = {line.number: line for line in lines}
+    started = time.perf_counter()
+    tokens = 0
+    with Results(out, identity, overwrite=overwrite) as results:
+        left = in_order(results.left(lines))
+        done = len(lines) - len(left)
+        progress(Status(len(lines), done, 0, 0.0))
+        for record in answer(left) if left else ():
+            results.add(by_number[record.number], record)
+            done += 1
+            tokens += record.tokens
+            progress(Status(len(lines), done, tokens, time.perf_counter() - started))
+        failed = results.finish(lines)
+    return Summary(len(lines), failed, len(left), tokens, time.perf_counter() - started)

@@ -1,0 +1,115 @@
+"""The lines of a batch: a JSON object each, with an id of its own, and maybe with a fault."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..arguments import unicode
+from ..display import quoted
+from ..errors import EdgeDBError
+from ..files import open_regular
+from ..strict_json import parse_json
+
+MAX_LINE = 4 << 20  # bytes; also the most that a request to a server may have
+
+
+@dataclass(frozen=True)
+class Line:
+    """One request. ``error`` says why there is none."""
+
+    number: int  # of the line in its file, from 1
+    text: str = field(repr=False)  # the line itself
+    id: str | int | None = None  # as it stands there; the line's number where it has none
+    request: dict[str, Any] = field(default_factory=dict, repr=False)
+    error: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Of the id and the whole request: under another key something else was asked."""
+        name = f"line {self.number}" if self.id is None else repr(self.id)
+        asked = f"{name}\0{self.text}".encode("utf-8", "surrogatepass")
+        return hashlib.sha256(asked).hexdigest()[:32]
+
+    def seed(self, run_seed: int) -> int:
+        """The seed of its answer, unless it names one: a hash of the run's and its id, so that it
+        depends on no other line and on no machine. 48 bits, which every reader of JSON keeps."""
+        digest = hashlib.sha256(f"{run_seed}\0{self.id}".encode()).digest()
+        return int.from_bytes(digest[:6], "big")
+
+    @property
+    def beginning(self) -> str:
+        """A text that begins like another line's if their prompts do."""
+        asked = self.request
+        if "messages" in asked:
+            return json.dumps([asked.get("tools"), asked["messages"]], ensure_ascii=False)
+        prompt = asked.get("prompt")
+        return prompt if isinstance(prompt, str) else json.dumps(prompt)
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The lines of a file that are not blank.
+
+    A line that is wrong says so. Raises ``EdgeDBError`` if the file cannot be read, holds no line,
+    or two lines have one id.
+    """
+    lines = list(_read(path))
+    if not lines:
+        raise EdgeDBError(f"{path} has no lines; give a JSON object with a prompt on each")
+    first: dict[str, int] = {}
+    for line in lines:
+        if line.id is not None and first.setdefault(str(line.id), line.number) != line.number:
+            raise EdgeDBError(
+                f"{path}: lines {first[str(line.id)]} and {line.number} have the same id "
+                f"{quoted(line.id)}; give each its own"
+            )
+    return lines
+
+
+def parse_line(number: int, text: str) -> Line:
+    """What line ``number`` asks. Never raises: a fault is what the line says."""
+    try:
+        request = parse_json(text, f"line {number}")
+        if not isinstance(request, dict):
+            raise EdgeDBError("expected a JSON object")
+        name = request.pop("id", None)
+        return Line(number, text, _id(name, number), request)
+    except EdgeDBError as error:
+        return Line(number, text, error=str(error).removeprefix(f"line {number}: "))
+
+
+def _id(name: Any, number: int) -> str | int:
+    if name is None:
+        return str(number)
+    if isinstance(name, int) and not isinstance(name, bool):
+        return name
+    if isinstance(name, str):
+        return unicode("id", name)
+    raise EdgeDBError(f"id = {quoted(name)}: expected a text or a whole number")
+
+
+def _read(path: Path) -> Iterator[Line]:
+    with open_regular(path) as file:
+        number = 0
+        while raw := file.readline(MAX_LINE + 1):
+            number += 1
+            if len(raw) > MAX_LINE:
+                while raw and not raw.endswith(b"\n"):
+                    raw = file.readline(MAX_LINE)
+                yield Line(number, "", error=f"longer than {MAX_LINE:,} bytes")
+                continue
+            if number == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            if raw.strip():
+                yield _decoded(number, raw)
+
+
+def _decoded(number: int, raw: bytes) -> Line:
+    try:
+        return parse_line(number, raw.decode("utf-8").strip())
+    except UnicodeDecodeError as error:
+        return Line(number, "", error=f"not UTF-8 text (byte {error.start})")

@@ -1,0 +1,133 @@
+"""What is done so far: a file that only grows, and at the end becomes the output.
+
+Records are appended to ``OUT.part`` in the order in which they come. Its first line says what they
+depend on beside their lines. Once every line has its record, they are written to OUT in the order
+of the input, in one step: OUT is complete or not there, and always the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..display import quoted
+from ..errors import EdgeDBError
+from ..files import lock, replacing
+from .answering import Record
+from .lines import Line
+
+_VERSION = 1
+
+
+class Results:
+    """The records of a run, in ``OUT.part``. Used as a context, which closes it."""
+
+    def __init__(self, out: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        """Begin, or go on where another run with the same ``identity`` ended; ``overwrite``: begin
+        anew. Raises ``EdgeDBError`` if the other run was not the same, is still at work, or has
+        finished.
+        """
+        self._out, self._part = out, out.with_name(f"{out.name}.part")
+        if not overwrite and out.exists() and not self._part.exists():
+            raise EdgeDBError(f"{out} is there already; give another name, or --overwrite")
+        self._places: dict[str, tuple[int, int]] = {}  # of records, by the key of their line
+        self._failed: set[str] = set()
+        self._file: BinaryIO = open(self._part, "a+b")  # noqa: SIM115
+        try:
+            if not lock(self._file.fileno()):
+                raise EdgeDBError(f"{self._part}: another run is at work on it")
+            if overwrite:
+                self._file.truncate(0)
+            self._read(dict(identity))
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def left(self, lines: Iterable[Line]) -> list[Line]:
+        """Those without a record, and those that failed: what was missing may be there now."""
+        done = self._places.keys() - self._failed
+        return [line for line in lines if line.key not in done]
+
+    def add(self, line: Line, record: Record) -> None:
+        """Keep ``record``, whatever becomes of this process from here on."""
+        entry = (
+            f'{{"key":"{line.key}","failed":{json.dumps(record.failed)},"record":{record.text}}}'
+        )
+        self._append(entry, line.key, record.failed)
+
+    def finish(self, lines: Iterable[Line]) -> int:
+        """Write OUT and remove ``OUT.part``; how many lines failed."""
+        failed = 0
+        with replacing(self._out) as file:
+            for line in lines:
+                start, size = self._places[line.key]
+                self._file.seek(start)
+                entry = json.loads(self._file.read(size))
+                failed += entry["failed"]
+                file.write(_dump(entry["record"]))
+        self._part.unlink()
+        return failed
+
+    def _append(self, entry: str, key: str, failed: bool) -> None:
+        raw = entry.encode() + b"\n"
+        self._file.seek(0, os.SEEK_END)
+        start = self._file.tell()
+        self._file.write(raw)
+        self._file.flush()
+        self._note(key, failed, start, len(raw))
+
+    def _note(self, key: str, failed: bool, start: int, size: int) -> None:
+        self._places[key] = start, size
+        (self._failed.add if failed else self._failed.discard)(key)
+
+    def _read(self, identity: dict[str, Any]) -> None:
+        """Take over what is there; a last line that was torn is cut off."""
+        head = {"edgedb batch": _VERSION, **identity}
+        self._file.seek(0)
+        start = 0
+        for number, raw in enumerate(self._file, 1):
+            entry = _parsed(raw, () if number == 1 else ("key", "failed", "record"))
+            if entry is None and raw.endswith(b"\n"):
+                raise EdgeDBError(f"{self._part}: line {number} is damaged; remove that line")
+            if entry is None:
+                break
+            if number == 1:
+                self._compare(entry, head)
+            else:
+                self._note(entry["key"], entry["failed"], start, len(raw))
+            start += len(raw)
+        self._file.truncate(start)
+        if start == 0:
+            self._file.write(_dump(head))
+            self._file.flush()
+
+    def _compare(self, begun: dict[str, Any], head: dict[str, Any]) -> None:
+        for name in (*head, *begun):
+            if begun.get(name) != head.get(name):
+                raise EdgeDBError(
+                    f"{self._part} was begun with {name} = {quoted(begun.get(name))}, and this run "
+                    f"has {quoted(head.get(name))}; give the same to go on, or --overwrite"
+                )
+
+
+def _dump(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+
+
+def _parsed(raw: bytes, names: tuple[str, ...]) -> dict[str, Any] | None:
+    """The object of a whole line that has these names."""
+    try:
+        found = json.loads(raw)
+    except ValueError:
+        return None
+    whole = raw.endswith(b"\n") and isinstance(found, dict) and found.keys() >= set(names)
+    return found if whole else None
