@@ -14,6 +14,7 @@ from .. import __version__
 from ..errors import SlowBackendWarning
 from .batch import batch
 from .convert import convert
+from .fits import fits
 from .info import info
 from .measure import bench, evaluate
 from .models import models, path, rm, show
@@ -81,6 +82,7 @@ for command in (
     path,
     rm,
     convert,
+    fits,
     info,
     evaluate,
     bench,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,28 +12,8 @@ import click
 from ..convert.storage import MAX_FIT_PLANES, METHODS, TABLE_KINDS, Options
 from .console import new_console, shown_warnings
 from .options import together
+from .sizes import SIZE
 from .training import convert_with_tools, typed
-
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
-
-
-class _Size(click.ParamType):
-    """Bytes, written ``900MB`` or ``1.2GB``."""
-
-    name = "size"
-
-    def convert(
-        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
-    ) -> int:
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kMG]?)B?", value)
-        if not found:
-            self.fail(f"{value!r} is no size, such as 900MB or 1.2GB", parameter, context)
-        return int(float(found[1]) * _UNITS[found[2]])
-
-
-SIZE = _Size()
 
 bits_option = click.option(
     "--bits",
@@ -112,20 +91,42 @@ conversion_options = together(
 
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path), required=False)
 @conversion_options
+@click.option("--dry-run", is_flag=True, help="Only say what it would take: see edgedb fits.")
 @click.pass_context
-def convert(context: click.Context, source: Path, out: Path, **options: Any) -> None:
+def convert(
+    context: click.Context, source: Path, out: Path | None, dry_run: bool, **options: Any
+) -> None:
     """Convert a checkpoint to a .dbb file.
 
     SOURCE is a Hugging Face directory or a GGUF file, OUT the file to write. An interrupted run
     goes on where it stopped when the same command is given again.
+
+    With --dry-run SOURCE may be a model on the hub, OWNER/NAME, and there need be no OUT.
     """
+    if dry_run:
+        from .fits import dry_run as show
+
+        if options.pop("train"):
+            raise click.UsageError("--dry-run tells of conversions, not of --train")
+        del options["threads"]
+        show(str(source), read_options(**options)[0])
+        return
+    if out is None:
+        pull = f"; a model on the hub: edgedb pull {source}" if _may_be_on_hub(source) else ""
+        raise click.UsageError(f"name the file to write: edgedb convert {source} OUT.dbb{pull}")
     with resumable():
         if options.pop("train"):
             convert_with_tools(typed(context))
         else:
             run(source, out, **options)
+
+
+def _may_be_on_hub(source: Path) -> bool:
+    from ..hub.names import hub_name
+
+    return hub_name(str(source)) is not None and not source.exists()
 
 
 @contextmanager

@@ -196,8 +196,8 @@ def choices(
 def bench(model: str | None, output: str, threads: tuple[int, ...] | None, **options: Any) -> None:
     """Measure the speed of a model.
 
-    Give MODEL, a .dbb file, or --shape: smollm2-135m, qwen3-0.6b, gemma-3-1b, llama-3.2-1b,
-    llama-1.1b, qwen3-4b, llama-2-7b or qwen3-30b-a3b (9 GB at one pair).
+    Give MODEL, a .dbb file or a model's name, or --shape, such as smollm2-135m, qwen3-0.6b,
+    llama-3.2-1b, llama-2-7b or qwen3-30b-a3b (9 GB at one pair); a name that is none lists them.
 
     pp512 reads a prompt of 512 tokens at once, tg64 decodes 64 tokens one by one: tokens a second,
     mean and standard deviation.

@@ -17,6 +17,7 @@ from ..files import size_text
 from ..hub.modelfiles import pull_folder, pulled_models
 from ..hub.names import HubName, hub_name
 from ..hub.origin import origin_of, write_origin
+from .configs import about
 from .console import new_console, shown_warnings
 from .convert import bits_option, calibration_options, fit_threads_option, read_options, resumable
 
@@ -136,7 +137,7 @@ def plan(name: HubName, options: Options, wanted: str | None = None, offline: bo
     from ..hub.repository import cache_folder, open_repository, require_room
 
     repository = open_repository(name, offline=offline)
-    with _about(name):
+    with about(name):
         choice = choose(repository.files, wanted, options.bits is not None)
         folder = pull_folder() / name.folder
         out = folder / (choice.main if choice.kind == "dbb" else _file_name(name, options))
@@ -165,37 +166,19 @@ def _still(found: Plan) -> int:
     return max(0, found.file_bytes - begun)
 
 
-@contextmanager
-def _about(name: HubName) -> Iterator[None]:
-    """Errors inside say which repository they are about."""
-    try:
-        yield
-    except EdgeDBError as error:
-        if str(name) in str(error) or name.repository in str(error):
-            raise
-        raise type(error)(f"{name}: {error}") from None
-
-
 def _with_weights(found: Plan) -> Plan:
     """The plan with the files of the weights, for a model that would run. Fetches what is small."""
-    from ..convert.budget import matrix_sizes
     from ..convert.sources.folder import read_json
+    from ..convert.sources.huggingface import folder_config
     from ..convert.sources.listing import CONFIG, INDEX, WHOLE, weight_files
-    from ..convert.sources.wrapper import text_settings
-    from ..model.checkpoint_config import read_config
-    from ..model.families import program_of
 
     repository, options = found.repository, found.options
-    settings = text_settings(read_json(repository.fetch(CONFIG), required=True))
-    fold, _ = read_config(settings)
+    config = folder_config(repository.fetch(CONFIG))
     sharded = INDEX in repository.files and WHOLE not in repository.files
     index = read_json(repository.fetch(INDEX)) if sharded else {}
     weights = weight_files(found.name.name, repository.files, index)
-    _refuse_unsampled(options, fold.config)
-    if options.bits is None:
-        size = sum(matrix_sizes(fold.config, options.kinds(fold.config)).values())
-    else:
-        size = int(options.bits * sum(program_of(fold.config).sizes().values()) / 8)
+    _refuse_unsampled(options, config)
+    size = options.footprint(config).file_bytes
     small = (name for name in found.files if name != INDEX or sharded)
     return replace(found, files=(*small, *weights), file_bytes=size)
 
@@ -234,7 +217,7 @@ def carry_out(found: Plan, threads: int | None = None) -> None:
         return
     commit = found.repository.commit[:12]
     console.print(f"{found.name} at {commit}: {size_text(found.download_bytes)} to download")
-    with _about(found.name):
+    with about(found.name):
         if found.choice.kind == "dbb":
             _fetch_model(found, console)
         else:

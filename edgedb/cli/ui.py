@@ -7,7 +7,7 @@ through ``say``, ``warn`` or ``table``, a line each.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -260,6 +260,18 @@ def runtime_info(info: dict[str, Any]) -> None:
 
 def _mark(available: bool) -> str:
     return "yes  " if available else "no   "
+
+
+def columns(rows: Iterable[Sequence[str]], right: Collection[int] = ()) -> None:
+    """Rows of as many texts, a line each, ``right`` those that end their column."""
+    shown = [[one_line(text, NAME_CHARS) for text in row] for row in islice(rows, _ROWS)]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
+        texts = (
+            text.rjust(width) if i in right else text.ljust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        click.echo(f"  {'  '.join(texts)}".rstrip())
 
 
 def table(rows: Iterable[tuple[str, str]]) -> None:

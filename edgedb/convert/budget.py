@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import EdgeDBError
-from ..format.tensors import Kind, linear_parts
+from ..format.tensors import Kind
 from ..model.config import ModelConfig
 from ..model.dbb_writer import file_bytes
 from ..model.families import program_of
+from ..model.footprint import matrix_bytes, matrix_sizes
 from ..text.spec import TokenizerSpec
 from .allocation import Option, allocate
 from .sensitivity import ERROR
@@ -57,7 +58,7 @@ def choose(
     options = {
         name: [
             Option(
-                _size(name, *shapes[name], kind, stacks.get(name, 0)),
+                matrix_bytes(name, *shapes[name], kind, stacks.get(name, 0)),
                 costs[name] * ERROR.get(kind, 0.0),
             )
             for kind in found
@@ -80,13 +81,3 @@ def _candidates(name: str, fixed: Mapping[str, Kind]) -> tuple[Kind, ...]:
     if name in fixed:
         return (fixed[name],)
     return (*CANDIDATES, "int8") if name in TABLES else CANDIDATES
-
-
-def matrix_sizes(config: ModelConfig, kinds: Mapping[str, Kind]) -> dict[str, int]:
-    """Bytes of each matrix in a file."""
-    shapes, stacks = program_of(config).matrices(), program_of(config).stacks()
-    return {n: _size(n, *shapes[n], kind, stacks.get(n, 0)) for n, kind in kinds.items()}
-
-
-def _size(name: str, rows: int, cols: int, kind: Kind, experts: int) -> int:
-    return sum(part.nbytes for part in linear_parts(name, rows, cols, kind, experts))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from ..errors import EdgeDBError
@@ -10,6 +10,7 @@ from ..errors import EdgeDBError
 if TYPE_CHECKING:
     from ..format.tensors import Kind
     from ..model.config import ModelConfig
+    from ..model.footprint import Footprint
 
 # 2**8 levels are 8 bits a weight; more planes would be slower than int8 and no better.
 MAX_FIT_PLANES = 8
@@ -68,6 +69,18 @@ class Options:
             stored = cast("Kind", planes_of(float(chosen)) if str(chosen)[0].isdigit() else chosen)
             kinds[name] = plan.get(name, stored)
         return kinds
+
+    def footprint(self, config: ModelConfig) -> Footprint:
+        """What the model will take, about, where a budget is yet to be shared out."""
+        from ..model.footprint import Footprint
+
+        if self.bits is not None:
+            return Footprint.at(config, self.bits)
+        found = Footprint.of(config, replace(self, size_bytes=None).kinds(config))
+        if self.size_bytes is None:
+            return found
+        beside = found.file_bytes - sum(found.sizes.values())
+        return Footprint.at(config, 8 * (self.size_bytes - beside) / found.n_weights)
 
     @property
     def budgeted(self) -> bool:

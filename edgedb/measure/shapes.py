@@ -33,6 +33,7 @@ from ..model.config import ModelConfig, Rope, RopeScaling
 from ..model.dbb import read_dbb
 from ..model.dbb_writer import DbbWriter
 from ..model.families import program_of
+from ..model.footprint import Footprint
 from ..text.spec import TokenizerSpec
 
 SHAPES = {
@@ -55,6 +56,42 @@ SHAPES = {
     ),
     "qwen3-4b": ModelConfig(
         "qwen3", 151936, 2560, 9728, 36, 32, 8, 128, 40960, 1e-6, 1e6, tie_word_embeddings=True
+    ),
+    "smollm2-360m": ModelConfig(
+        "llama", 49152, 960, 2560, 32, 15, 5, 64, 8192, rope_theta=1e5, tie_word_embeddings=True
+    ),
+    "smollm2-1.7b": ModelConfig(
+        "llama", 49152, 2048, 8192, 24, 32, 32, 64, 8192, rope_theta=1.3e5,
+        tie_word_embeddings=True,
+    ),
+    "qwen3-1.7b": ModelConfig(
+        "qwen3", 151936, 2048, 6144, 28, 16, 8, 128, 40960, 1e-6, 1e6, tie_word_embeddings=True
+    ),
+    "llama-3.2-3b": ModelConfig(
+        "llama", 128256, 3072, 8192, 28, 24, 8, 128, 131072, rope_theta=5e5,
+        rope_scaling=RopeScaling("llama3", 32.0), tie_word_embeddings=True,
+    ),
+    "gemma-3-4b": ModelConfig(
+        "gemma3_text", 262208, 2560, 10240, 34, 8, 4, 256, 131072, 1e-6, 1e6,
+        RopeScaling("linear", 8.0), tie_word_embeddings=True, sliding_window=1024,
+        windowed_rope=Rope(1e4), windowed_layers=tuple(i for i in range(34) if (i + 1) % 6),
+    ),
+    "mistral-7b": ModelConfig("mistral", 32768, 4096, 14336, 32, 32, 8, 128, 32768, 1e-5, 1e6),
+    "llama-3.1-8b": ModelConfig(
+        "llama", 128256, 4096, 14336, 32, 32, 8, 128, 131072, rope_theta=5e5,
+        rope_scaling=RopeScaling("llama3", 8.0),
+    ),
+    "qwen3-8b": ModelConfig("qwen3", 151936, 4096, 12288, 36, 32, 8, 128, 40960, 1e-6, 1e6),
+    "qwen3-14b": ModelConfig("qwen3", 151936, 5120, 17408, 40, 40, 8, 128, 40960, 1e-6, 1e6),
+    "gpt-oss-20b": ModelConfig(
+        "gpt_oss", 201088, 2880, 2880, 24, 64, 8, 64, 131072, 1e-5, 1.5e5,
+        RopeScaling(
+            "yarn", 32.0, original_max_position_embeddings=4096, truncate=False,
+            attention_factor=1.3465735902799727,
+        ),
+        sliding_window=128, windowed_layers=tuple(range(0, 24, 2)), n_experts=32,
+        experts_per_token=4, expert_size=2880, normalized_shares=True, gate_alpha=1.702,
+        gate_limit=7.0,
     ),
     "qwen3-30b-a3b": ModelConfig(
         "qwen3_moe", 151936, 2048, 6144, 48, 32, 4, 128, 40960, 1e-6, 1e6,
@@ -105,25 +142,22 @@ def write_random(path: str | os.PathLike[str], shape: str, pairs: float = 1, see
 
 
 def bytes_per_token(weights: Weights) -> int:
-    """Bytes of weights that decoding one token reads: all but the input embedding's other rows, and
-    of experts those of the chosen."""
-    config = weights.config
-    head = "embedding" if config.tie_word_embeddings else "head"
-    layers = sum(
-        config.experts_per_token * w.expert_bytes if isinstance(w, Experts) else w.nbytes
-        for name, w in weights.linears.items()
-        if name.startswith("layers.")
-    )
-    return layers + weights.linears[head].nbytes
+    """Bytes of weights that decoding one token reads; see ``Footprint.token_bytes``."""
+    sizes = {name: weight.nbytes for name, weight in weights.linears.items()}
+    return Footprint(weights.config, sizes).token_bytes
 
 
 def _planned(shape: str, pairs: float) -> tuple[ModelConfig, dict[str, Kind]]:
-    """How every matrix is stored: as the exporter does it."""
     config = SHAPES[arguments.choice(*SHAPES)("shape", shape)]
+    return config, kinds_at(config, pairs)
+
+
+def kinds_at(config: ModelConfig, pairs: float) -> dict[str, Kind]:
+    """How every matrix is stored at so many pairs in the layers, as the exporter does it."""
     planes: Kind = _PLANES("pairs", pairs)
     program = program_of(config)
     kinds = dict.fromkeys(program.matrices(), planes) | dict.fromkeys(program.tables(), "int8")
-    return config, {k: "float16" if k.endswith(".router") else kind for k, kind in kinds.items()}
+    return {k: "float16" if k.endswith(".router") else kind for k, kind in kinds.items()}
 
 
 def _vectors(config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:

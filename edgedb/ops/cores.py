@@ -50,7 +50,7 @@ def cpu_quota(root: Path = ROOT) -> float:
 
     A group is bound by those above it, so the smallest of all limits counts.
     """
-    return min((_limit(folder) for folder in _groups(root)), default=math.inf)
+    return min((_limit(folder) for folder in control_groups(root, "cpu")), default=math.inf)
 
 
 def _limit(folder: Path) -> float:
@@ -67,8 +67,9 @@ def _limit(folder: Path) -> float:
     return granted if granted > 0 else math.inf  # version 1 says -1
 
 
-def _groups(root: Path) -> Iterator[Path]:
-    """Folders of the groups of this process that can limit CPUs, and of those above."""
+def control_groups(root: Path, controller: str) -> Iterator[Path]:
+    """Folders of the groups of this process that can limit what ``controller`` (``cpu``,
+    ``memory``) says, and of those above."""
     # Version 2 has one hierarchy, number 0 without a controller's name; version 1 one for each set.
     paths: dict[str, str] = {}
     for line in _lines(root / "proc/self/cgroup"):
@@ -76,14 +77,14 @@ def _groups(root: Path) -> Iterator[Path]:
         controllers, _, path = rest.partition(":")
         if number == "0" and not controllers:
             paths["cgroup2"] = path
-        elif "cpu" in controllers.split(","):
+        elif controller in controllers.split(","):
             paths["cgroup"] = path
     for line in _lines(root / "proc/self/mountinfo"):
         place, _, source = line.partition(" - ")
         fields, kind = place.split(), source.split()
         if len(fields) < 5 or len(kind) < 3 or kind[0] not in paths:
             continue
-        if kind[0] == "cgroup" and "cpu" not in kind[2].split(","):
+        if kind[0] == "cgroup" and controller not in kind[2].split(","):
             continue
         mounted, top = fields[3], root / fields[4].lstrip("/")
         yield top

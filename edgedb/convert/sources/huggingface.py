@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from ...model.checkpoint_config import read_config
+from ...model.config import ModelConfig
 from ...model.families import family_of
 from . import layouts
 from .folder import exists, read_json
@@ -23,6 +25,16 @@ _MASKS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.mask
 
 # What holds a tensor, and under which name.
 Stored = tuple[SafetensorsFile | Mxfp4Tensors, str]
+
+
+def folder_config(file: Path) -> ModelConfig:
+    """What a ``config.json`` says, of a folder that need have no weights.
+
+    Raises ``FormatError`` for a damaged one, ``UnsupportedModelError`` for a model that does not
+    run.
+    """
+    fold, _ = read_config(text_settings(read_json(file, required=True)))
+    return fold.config
 
 
 class HuggingFaceSource(Source):

@@ -1,0 +1,52 @@
+"""How much memory this machine has for a process, and how fast it is read."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import EdgeDBError
+from ..ops.cores import ROOT, control_groups, physical_cores
+
+_READ_BYTES = 1 << 29  # far more than caches hold
+_READS = 5
+
+
+def memory_bytes(root: Path = ROOT) -> int:
+    """Bytes of memory that this process may have: the machine's, or what its control groups grant.
+
+    Raises ``EdgeDBError`` where the system does not say.
+    """
+    try:
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        raise EdgeDBError("the system does not say how much memory it has: give --memory") from None
+    granted = (_limit(folder) for folder in control_groups(root, "memory"))
+    return min([whole, *filter(None, granted)])
+
+
+def _limit(folder: Path) -> int | None:
+    """Bytes that one group grants: a file of version 2, or of 1."""
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # none set ("max"), or no such file
+            return int((folder / name).read_text(encoding="ascii"))
+    return None
+
+
+def read_speed(threads: int | None = None, size_bytes: int = _READ_BYTES) -> float:
+    """Bytes a second that ``threads`` threads (default: one for each core) read of memory together,
+    the best of a few tries. Takes ``size_bytes`` of memory meanwhile."""
+    threads = threads or physical_cores()
+    parts = np.array_split(np.ones(size_bytes // 8, np.int64), threads)
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(_READS):
+            started = time.perf_counter()
+            list(pool.map(np.bitwise_or.reduce, parts))
+            best = max(best, size_bytes / (time.perf_counter() - started))
+    return best
