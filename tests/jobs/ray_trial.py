@@ -1,0 +1,102 @@
+"""A Ray cluster of two machines on loopback, and what may befall it while a batch runs.
+
+    unshare -n python ray_trial.py FOLDER MODEL KEPT
+
+Runs ``edgedb batch in.jsonl ray.jsonl`` in FOLDER. After each KEPT records more it kills a worker,
+takes a machine away, and kills the driver; a second driver goes on. Prints what it did as JSON.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+WAIT_SECONDS = 120
+
+
+def raise_loopback() -> None:
+    """What ``ip link set lo up`` does."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("16sH14x", b"lo", 0x1 | 0x40)  # IFF_UP, IFF_RUNNING
+        fcntl.ioctl(any_socket, 0x8914, request)  # SIOCSIFFLAGS
+
+
+def workers(node: Any) -> list[int]:
+    """Processes of a machine that answer lines."""
+    raylet = next(iter(node.all_processes["raylet"])).process.pid
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == raylet and b"ray::MapWorker" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            pass
+    return found
+
+
+class Driver:
+    """A running ``edgedb batch``."""
+
+    def __init__(self, folder: Path, model: str, address: str) -> None:
+        self._part = folder / "ray.jsonl.part"
+        command = [sys.executable, "-m", "edgedb", "batch", "in.jsonl", "ray.jsonl"]
+        command += ["--model", model, "--ray", address, "--parallel", "4"]
+        self.process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE)
+
+    @property
+    def kept(self) -> int:
+        """Records so far."""
+        return self._part.read_bytes().count(b"\n") - 1 if self._part.exists() else 0
+
+    def wait_for(self, records: int) -> None:
+        """Until so many are kept."""
+        end = time.monotonic() + WAIT_SECONDS
+        while self.kept < records:
+            assert self.process.poll() is None, self.process.communicate()[1].decode()
+            assert time.monotonic() < end, f"{self.kept} records after {WAIT_SECONDS} s"
+            time.sleep(0.01)
+
+
+def main() -> None:
+    """The trial."""
+    folder, model, step = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    raise_loopback()
+    from ray.cluster_utils import Cluster
+
+    memory = {"object_store_memory": 80 << 20}
+    head = {"num_cpus": 1, "include_dashboard": False, **memory}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    other = cluster.add_node(num_cpus=1, **memory)
+    seen: dict[str, Any] = {}
+    driver = Driver(folder, model, cluster.address)
+    driver.wait_for(step)
+    seen["workers"] = [len(workers(node)) for node in (cluster.head_node, other)]
+    for pid in workers(cluster.head_node):
+        os.kill(pid, signal.SIGKILL)
+    seen["worker killed"] = driver.kept
+    driver.wait_for(driver.kept + step)
+    cluster.remove_node(other, allow_graceful=False)
+    seen["machine gone"] = driver.kept
+    driver.wait_for(driver.kept + step)
+    driver.process.kill()
+    driver.process.wait()
+    seen["driver killed"] = driver.kept
+    last = Driver(folder, model, cluster.address)
+    said = last.process.communicate(timeout=WAIT_SECONDS)[1].decode()
+    seen["code"], seen["said"] = last.process.returncode, said.splitlines()[-1]
+    cluster.shutdown()
+    print(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main()

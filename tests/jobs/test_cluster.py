@@ -1,0 +1,70 @@
+"""Lines answered on a Ray cluster: the same file, whatever befalls its machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgedb.errors import EdgeDBError
+from edgedb.jobs.cluster import cluster
+
+TRIAL = Path(__file__).with_name("ray_trial.py")
+ENV = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+SLOW = int(os.environ.get("EDGEDB_SLOW", "0"))
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[str]:
+    """The command that runs another one without a network."""
+    pytest.importorskip("ray.data", reason="needs Ray: pip install 'edgedb-llm[ray]'")
+    for command in (["unshare", "-n"], ["unshare", "-rn"]):
+        if shutil.which("unshare") and subprocess.run([*command, "true"]).returncode == 0:
+            return command
+    pytest.skip("may not make a network namespace here (unshare -n)")
+
+
+def write_input(path: Path, n: int, max_tokens: int) -> None:
+    system = "You are a helpful assistant. " * 10
+    lines = [
+        {"id": i, "prompt": f"{system} {i}" if i % 2 else f"{i}", "max_tokens": max_tokens}
+        for i in range(n)
+    ]
+    lines[3]["max_tokens"] = -1
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("n", [500] if SLOW else [40])
+def test_nothing_is_lost_and_nothing_done_twice(
+    alone: list[str], n: int, tiny_model: Path, tmp_path: Path
+) -> None:
+    write_input(tmp_path / "in.jsonl", n, 300)
+    here = [sys.executable, "-m", "edgedb", "batch", "in.jsonl", "here.jsonl"]
+    subprocess.run([*here, "--model", str(tiny_model)], cwd=tmp_path, env=ENV)
+    trial = [*alone, sys.executable, str(TRIAL), str(tmp_path), str(tiny_model), str(n // 10)]
+    done = subprocess.run(trial, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["workers"] == [1, 1]
+    assert seen["worker killed"] < seen["machine gone"] < seen["driver killed"] < n
+    assert seen["code"] == 3, seen["said"]
+    # The second driver answers what was left, and the line that failed.
+    assert f"{n} lines, 1 failed" in seen["said"]
+    assert (tmp_path / "ray.jsonl").read_bytes() == (tmp_path / "here.jsonl").read_bytes()
+
+
+def test_no_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray.data", reason="needs Ray: pip install 'edgedb-llm[ray]'")
+    with pytest.raises(EdgeDBError, match=r"no Ray cluster at auto \(.*start one"), cluster("auto"):
+        pass
+
+
+def test_without_ray_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(EdgeDBError, match=r"edgedb-llm\[ray\]"), cluster("auto"):
+        pass
