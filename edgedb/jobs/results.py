@@ -95,7 +95,7 @@ class Results:
         self._file.seek(0)
         start = 0
         for number, raw in enumerate(self._file, 1):
-            entry = _parsed(raw, () if number == 1 else ("key", "failed", "record"))
+            entry = _parsed(raw, head=number == 1)
             if entry is None and raw.endswith(b"\n"):
                 raise EdgeDBError(f"{self._part}: line {number} is damaged; remove that line")
             if entry is None:
@@ -123,11 +123,13 @@ def _dump(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode() + b"\n"
 
 
-def _parsed(raw: bytes, names: tuple[str, ...]) -> dict[str, Any] | None:
-    """The object of a whole line that has these names."""
+def _parsed(raw: bytes, *, head: bool) -> dict[str, Any] | None:
+    """What a whole line says, if it is the first one or has a record."""
     try:
         found = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    whole = raw.endswith(b"\n") and isinstance(found, dict) and found.keys() >= set(names)
-    return found if whole else None
+    if not isinstance(found, dict) or not raw.endswith(b"\n"):
+        return None
+    kept = isinstance(found.get("key"), str) and isinstance(found.get("failed"), bool)
+    return found if head or (kept and isinstance(found.get("record"), dict)) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .base_logits import BaseLogitsKind
+from .batch import BatchKind
 from .dbb import DbbKind
 from .gguf import GGUFKind
 from .huggingface import HuggingFaceKind
@@ -23,5 +24,6 @@ KINDS: dict[str, Kind] = {
         TokenizerJsonKind(),
         TemplateKind(),
         BaseLogitsKind(),
+        BatchKind(),
     )
 }
