@@ -14,6 +14,8 @@ rm -rf "$folder/source" "$folder/build"
 	-d "$folder/source" "$package"
 tar -xzf "$folder"/source/*.tar.gz -C "$folder/source" --strip-components 1
 "${pip[@]}" install --no-build-isolation -C build-dir="$folder/build" "$folder/source"
-# The binding leaves the programs out; the library that they need is built already.
-cmake -S "$folder/source" -B "$folder/build" -DLLAMA_BUILD_TOOLS=ON >"$folder/programs.log"
-cmake --build "$folder/build" --target llama-quantize llama-imatrix llama-perplexity >>"$folder/programs.log"
+# The binding leaves the programs out; the library that they need is built already. No page for the server: it
+# would be fetched.
+cmake -S "$folder/source" -B "$folder/build" -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_SERVER=ON \
+	-DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF >"$folder/programs.log"
+cmake --build "$folder/build" --target llama-quantize llama-imatrix llama-perplexity llama-server >>"$folder/programs.log"

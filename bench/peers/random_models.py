@@ -25,11 +25,12 @@ Q = gguf.GGMLQuantizationType
 _POOL_BYTES = 128 << 20
 
 
-def write_gguf(path: Path, shape: str, layers: str) -> None:
+def write_gguf(path: Path, shape: str, layers: str, *, words: bool = False) -> None:
     """A GGUF with every layer's matrices in format ``layers`` (``TQ2_0``, ``Q2_K``, ``Q4_0``).
 
     The head is Q6_K, and an embedding that is none Q4_0, as llama-quantize picks them for these
-    formats (its Q2_K gives some matrices more bits: this one is smaller and faster). No tokenizer.
+    formats (its Q2_K gives some matrices more bits: this one is smaller and faster). No tokenizer,
+    or with ``words`` one of as many words.
     """
     config = SHAPES[shape]
     architecture = FAMILIES[config.model_type].architecture
@@ -51,7 +52,10 @@ def write_gguf(path: Path, shape: str, layers: str) -> None:
     if config.sliding_window is not None:  # of which layers, the architecture says
         writer.add_sliding_window(config.sliding_window)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("none")
+    if words:
+        _add_words(writer, config.vocab_size)
+    else:
+        writer.add_tokenizer_model("none")
     plan = list(_matrices(config, getattr(Q, layers)))
     for name, kind, n_rows, cols in plan:
         n_bytes = n_rows * row_bytes(kind, cols)
@@ -74,6 +78,19 @@ def write_gguf(path: Path, shape: str, layers: str) -> None:
         writer.write_tensor_data(_cut(pools[kind], n_bytes, block_bytes, rng))
     writer.close()
     os.replace(partial, path)
+
+
+def _add_words(writer: gguf.GGUFWriter, vocab_size: int) -> None:
+    """SentencePiece's special pieces and bytes, then a word for each other id."""
+    T = gguf.TokenType
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    kinds = [T.UNKNOWN, T.CONTROL, T.CONTROL, *[T.BYTE] * 256]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([*pieces, *(f"\u2581t{i}" for i in range(len(pieces), vocab_size))])
+    writer.add_token_scores([0.0] * vocab_size)
+    writer.add_token_types([*kinds, *[T.NORMAL] * (vocab_size - len(kinds))])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
 
 
 def _cut(pool: np.ndarray, n_bytes: int, block_bytes: int, rng: np.random.Generator) -> np.ndarray:

@@ -120,10 +120,16 @@ def random_weights(shape: str, pairs: float = 1, seed: int = 0) -> Weights:
     return Weights(config, linears, dict(_vectors(config)))
 
 
-def write_random(path: str | os.PathLike[str], shape: str, pairs: float = 1, seed: int = 0) -> Path:
+def write_random(
+    path: str | os.PathLike[str],
+    shape: str,
+    pairs: float = 1,
+    seed: int = 0,
+    tokenizer: TokenizerSpec | None = None,
+) -> Path:
     """The same as a file, one matrix after another: in memory there is one at a time, of experts
-    those of a layer. It has no tokenizer, so that it only can be measured. A file that is there
-    already stays as it is; raises ``EdgeDBError`` if it is another.
+    those of a layer. Without a ``tokenizer`` it only can be measured. A file that is there already
+    stays as it is; raises ``EdgeDBError`` if it is another.
     """
     config, kinds = _planned(shape, pairs)
     rng = np.random.Generator(np.random.PCG64(seed))
@@ -132,7 +138,7 @@ def write_random(path: str | os.PathLike[str], shape: str, pairs: float = 1, see
         if found.config != config or {k: t.kind for k, t in found.linears.items()} != kinds:
             raise EdgeDBError(f"{path} is not {shape} at {pairs:g} pairs; name another file")
         return path
-    tokenizer = TokenizerSpec("tokenizers", b"{}", None, (2,))
+    tokenizer = tokenizer or TokenizerSpec("tokenizers", b"{}", None, (2,))
     vectors = dict(_vectors(config))
     with DbbWriter(path, config, tokenizer, kinds, fingerprint="random") as writer:
         for name in writer.remaining:

@@ -1,34 +1,24 @@
-"""Many streams over one model in this process: tokens a second together, and how evenly they come.
+"""Many streams over one model in this process.
 
-    python bench/serve.py MODEL [--streams 1 4 16] [--threads 2] [--tokens 32] [--prompt 32]
-                          [--intruder 4000] [--shape llama-1.1b]
-
-Every stream is a thread with a session of its own; they begin together, behind their prompts. Each
-line is the median of ``--rounds`` rounds, in which the numbers of streams take turns. ``same`` is
-the share of answers that equal the one of the same stream alone. With ``--intruder`` another one
-hands in a prompt of so many tokens while the streams write. With ``--shape``, MODEL are random
-weights of that shape, made if they are not there.
+Every stream is a thread with a session of its own; they begin together, behind their prompts.
+``same`` is the share of answers that equal the one of the same stream alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 import edgedb
-from edgedb import ops
-from edgedb.measure.shapes import write_random
-from edgedb.model.dbb import read_dbb
-from edgedb.run.engine import Model
-from edgedb.text.spec import TokenizerSpec
+
+from .random_models import random_dbb
 
 
 @dataclass(frozen=True)
@@ -105,39 +95,12 @@ class Bench:
         self.model.generate(self._ids(-1 % 2**32, n), max_tokens=1, cancelled=done.is_set)
 
 
-def open_random(path: Path, shape: str, threads: int | None) -> Model:
-    """Random weights, and a tokenizer of as many tokens, which they have not."""
-    file = read_dbb(write_random(path, shape), verify=False)
-    bytes_of = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
-    words = {f"t{i}": i for i in range(file.config.vocab_size)}
-    document = {
-        "version": "1.0",
-        "added_tokens": [],
-        "model": {"type": "BPE", "vocab": words, "merges": []},
-        "pre_tokenizer": bytes_of,
-        "decoder": bytes_of,
-    }
-    spec = TokenizerSpec("tokenizers", json.dumps(document).encode(), None, ())
-    created = ops.create(threads=threads)
-    return Model(replace(file, tokenizer=spec), created, None, "float16")
-
-
-def main() -> None:
-    """Print a line for each number of streams."""
-    parser = argparse.ArgumentParser(description="Measure many streams over one model.")
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--prompt", type=int, default=32)
-    parser.add_argument("--intruder", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--shape", default="")
-    args = parser.parse_args()
+def measure_inside(args: argparse.Namespace) -> None:
+    """Print a line for each number of streams; the numbers take turns in every round."""
+    path = Path(args.target)
     if args.shape:
-        model = open_random(args.model, args.shape, args.threads)
-    else:
-        model = edgedb.load(args.model, threads=args.threads, verify=False)
+        path = random_dbb(path, args.shape)
+    model = edgedb.load(path, threads=args.threads, verify=False)
     bench = Bench(model, args.prompt, args.tokens)
     rounds = [[bench.together(n, args.intruder) for n in args.streams] for _ in range(args.rounds)]
     for i, n in enumerate(args.streams):
@@ -152,7 +115,3 @@ def main() -> None:
             f"same {min(one.same for one in of_n):.0%}",
             flush=True,
         )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""Many streams at once: over one model in this process, or over any server of OpenAI's API."""

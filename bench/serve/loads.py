@@ -1,0 +1,159 @@
+"""Loads for a server: streams that ask again as soon as they have an answer, arrivals at random,
+and beside them one long prompt after the other."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .client import Server
+from .figures import Answer, Load, Span
+
+_HEALTH_SECONDS = 0.25  # between looks
+_INTRUDES_AFTER = 0.25  # of the window
+_WORDS = (
+    "the of and to in is that for it as was with on by this from are at be have which their one "
+    "more river house light stone water green morning paper letter garden winter bread wheel"
+)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Requests by their number: the same number asks the same, of every server."""
+
+    model: str
+    prompt: int = 32  # tokens, or words of a chat
+    tokens: int = 64  # of an answer at most
+    shared: int = 0  # tokens or words of a system prompt before it
+    systems: int = 1  # different ones
+    vocabulary: int = 30000  # ids are drawn below it, above the first 300
+    chat: bool = False
+    temperature: float = 0.0
+
+    def request(self, number: int) -> tuple[str, dict[str, Any]]:
+        """Path and body."""
+        body: dict[str, Any] = {
+            "model": self.model,
+            "max_tokens": self.tokens,
+            "temperature": self.temperature,
+            "seed": number % 2**31,
+        }
+        system = 2**31 + number % self.systems
+        if self.chat:
+            messages = [{"role": "user", "content": self._words(number, self.prompt) + "?"}]
+            if self.shared:
+                content = self._words(system, self.shared)
+                messages.insert(0, {"role": "system", "content": content})
+            return "/v1/chat/completions", {**body, "messages": messages}
+        ids = self._ids(system, self.shared) + self._ids(number, self.prompt)
+        return "/v1/completions", {**body, "prompt": ids}
+
+    def _ids(self, number: int, n: int) -> list[int]:
+        draw = np.random.default_rng(number)
+        return [int(i) for i in draw.integers(300, self.vocabulary, n)]
+
+    def _words(self, number: int, n: int) -> str:
+        return " ".join(np.random.default_rng(number).choice(_WORDS.split(), n))
+
+
+class Bench:
+    """A server, and what it is asked."""
+
+    def __init__(self, server: Server, questions: Questions) -> None:
+        self._server, self._questions = server, questions
+
+    def ask(self, number: int, stream: int = 0, stop: Callable[[], bool] = lambda: False) -> Answer:
+        """The answer to request ``number``."""
+        path, body = self._questions.request(number)
+        return self._server.ask(path, body, Answer(number, stream), stop)
+
+    def closed(self, streams: int, seconds: float, first: int, intruder: int) -> Load:
+        """``streams`` that ask again and again, requests from ``first`` on."""
+        end = time.perf_counter() + seconds
+        answers: list[Answer] = []
+
+        def ask(stream: int) -> None:
+            number = first + stream
+            while time.perf_counter() < end:
+                answers.append(self.ask(number, stream, lambda: time.perf_counter() > end))
+                number += streams
+
+        with self._beside(end, intruder) as (spans, looks):
+            _together([lambda i=i: ask(i) for i in range(streams)])  # type: ignore[misc]
+        name = f"{streams} streams"
+        return Load(name, (end - seconds, end), answers, spans, looks)
+
+    def poisson(self, rate: float, seconds: float, first: int, intruder: int) -> Load:
+        """Requests that come at random, ``rate`` a second; each is a stream of its own."""
+        draw = np.random.default_rng(first)
+        waits = draw.exponential(1 / rate, max(1, int(2 * rate * seconds)))
+        arrivals = [at for at in np.cumsum(waits).tolist() if at < seconds]
+        begin = time.perf_counter()
+        end = begin + seconds
+        answers: list[Answer] = []
+
+        def ask(i: int, at: float) -> None:
+            time.sleep(max(0.0, begin + at - time.perf_counter()))
+            answers.append(self.ask(first + i, i, lambda: time.perf_counter() > end))
+
+        with self._beside(end, intruder) as (spans, looks):
+            _together([lambda i=i, at=at: ask(i, at) for i, at in enumerate(arrivals)])  # type: ignore[misc]
+        return Load(f"{rate:g} a second", (begin, end), answers, spans, looks)
+
+    def compared(self, load: Load, most: int) -> Load:
+        """``load`` with how many of its first ``most`` whole answers are those given alone."""
+        whole = [a for a in load.answers if a.tokens is not None and not a.error]
+        chosen = sorted(whole, key=lambda a: a.number)[:most]
+        same = sum(self.ask(a.number).text == a.text for a in chosen)
+        return replace(load, same=(same, len(chosen)))
+
+    @contextmanager
+    def _beside(self, end: float, intruder: int) -> Iterator[tuple[list[Span], list[float]]]:
+        """Until ``end``: looks at the server's health, and prompts of ``intruder`` tokens."""
+        spans: list[Span] = []
+        looks: list[float] = []
+        left = threading.Event()
+
+        def look() -> None:
+            while not left.wait(_HEALTH_SECONDS):
+                seconds = self._server.health_seconds()
+                if seconds is None:
+                    return
+                looks.append(seconds)
+
+        def intrude() -> None:
+            asked = replace(self._questions, prompt=intruder, shared=0, tokens=1)
+            number = 2**30
+            if left.wait(_INTRUDES_AFTER * (end - time.perf_counter())):
+                return
+            while time.perf_counter() < end:
+                began = time.perf_counter()
+                path, body = asked.request(number)
+                self._server.ask(path, body, Answer(number, -1), left.is_set)
+                spans.append((began, time.perf_counter()))
+                number += 1
+
+        threads = [threading.Thread(target=look)]
+        threads += [threading.Thread(target=intrude)] if intruder else []
+        for thread in threads:
+            thread.start()
+        try:
+            yield spans, looks
+        finally:
+            left.set()
+            for thread in threads:
+                thread.join()
+
+
+def _together(tasks: list[Callable[[], None]]) -> None:
+    threads = [threading.Thread(target=task) for task in tasks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
