@@ -29,8 +29,10 @@ enum {
     EDB_HALF_BYTES = 576,   /* of half a pair: 512 bytes of two quads each, c1[64] */
     EDB_CODES_BYTES = 4096, /* 64 x 64 int8 codes */
     EDB_PREPARED_BYTES = 512, /* one group of activations as a pair kernel wants it, at most */
+    EDB_PREPARED_ROWS = 16,   /* that share a reading of a tile by look-up */
     EDB_BATCH = 128,          /* tokens of a matrix product at once; bounds its scratch */
     EDB_TOKEN_BLOCK = 64,     /* tokens that share one expansion of a block */
+    EDB_FEW = 24,             /* tokens for which AVX-512 unpacks blocks in registers */
     EDB_ATTEND_ROWS = 4,      /* query rows that share one pass over the keys */
     EDB_PLANES = 8,       /* bits of an activation: -128, 64, 32, ... 1 times plane 7, 6, ... 0 */
     EDB_PLANE_BYTES = 64, /* the planes of one group: byte 8*p + i has columns 8i..8i+7 */
@@ -58,6 +60,17 @@ typedef struct {
 typedef void edb_pair_tile(const uint8_t *blocks, int64_t groups, const uint8_t *prepared,
                            const edb_group_meta *meta, float *acc, const uint8_t *next);
 
+/* Prepared activations of some rows, each with its groups one after the other. */
+typedef struct {
+    int64_t n; /* at most EDB_PREPARED_ROWS */
+    const uint8_t *bytes[EDB_PREPARED_ROWS];
+    const edb_group_meta *meta[EDB_PREPARED_ROWS];
+} edb_prepared;
+
+/* The same for several rows: acc[n][64]. */
+typedef void edb_pair_rows(const uint8_t *blocks, int64_t groups, const edb_prepared *rows,
+                           float *acc, const uint8_t *next);
+
 /*
  * One way to multiply the planes of a pair with one token, on the bytes of EDB_PAIRS. All that do
  * not coarsen return the same bits.
@@ -73,14 +86,16 @@ typedef struct {
                     uint8_t *prepared, edb_group_meta *meta);
 
     edb_pair_tile *tile, *half_tile;
+    edb_pair_rows *tile_rows; /* NULL: each row by itself, as of half a pair */
 
     int64_t prepared_bytes; /* of one group, a multiple of 64, at most EDB_PREPARED_BYTES */
 
     /*
      * From this many tokens on, expanding every block once for all of them beats going token by
-     * token; INT64_MAX where it never does.
+     * token; INT64_MAX where it never does. A matrix with half a pair has a number of its own, if that is
+     * not 0: looking up halves costs half as much, multiplying them what pairs cost.
      */
-    int64_t expand_from;
+    int64_t expand_from, expand_half_from;
 } edb_pair_kernel;
 
 /*
@@ -112,6 +127,10 @@ typedef struct {
     int64_t stride, n;
 } edb_tokens;
 
+/* acc[n][64] = the tile's rows of a pair, or of half a pair, for n tokens, not yet times row_scale. */
+typedef void edb_expanded_tile(const uint8_t *blocks, int64_t groups, const edb_tokens *tokens,
+                               float *acc, const uint8_t *next);
+
 /*
  * The kernels of one instruction set. All sets return the same bits. `stride` counts tokens between
  * two groups: quantized activations are group-major, q[groups][stride][64], sx[groups][stride].
@@ -136,14 +155,11 @@ typedef struct {
     void (*offsets)(const int8_t *q, int64_t stride, int64_t groups, int32_t *offsets);
 
     /*
-     * acc[n][64] += the tile's rows for n tokens, not yet times row_scale. NULL: expand_block turns
+     * acc[n][64] = the tile's rows for n tokens, not yet times row_scale. NULL: expand_block turns
      * each block into its int8 levels c1*b1 + c2*b2 in the layout of EDB_INT8, and int8_tile
      * multiplies. Both are NULL where every pair kernel's expand_from is INT64_MAX.
      */
-    void (*expand_tile)(const uint8_t *blocks, int64_t groups, const edb_tokens *tokens,
-                        float *acc);
-    void (*expand_half_tile)(const uint8_t *halves, int64_t groups, const edb_tokens *tokens,
-                             float *acc); /* with expand_tile */
+    edb_expanded_tile *expand_tile, *expand_half_tile;
     void (*expand_block)(const uint8_t *block, int8_t *codes);
 
     /* acc[n][64] += the tile's rows for n tokens; scales [groups][64]. */
@@ -233,11 +249,11 @@ extern const edb_kernels edb_kernels_neon, edb_kernels_neon_dotprod;
 
 /* Kernels that live in a file of their own. */
 void edb_offsets_avx512(const int8_t *q, int64_t stride, int64_t groups, int32_t *offsets);
-void edb_expand_tile_avx512(const uint8_t *blocks, int64_t groups, const edb_tokens *tokens,
-                            float *acc);
-void edb_expand_half_tile_avx512(const uint8_t *halves, int64_t groups, const edb_tokens *tokens,
-                                 float *acc);
-/* From four tokens on. */
+edb_expanded_tile edb_expand_tile_avx512, edb_expand_half_tile_avx512;
+edb_pair_rows edb_few_rows_avx2;
+edb_expanded_tile edb_few_tile_avx512, edb_few_half_tile_avx512;
+void edb_few_int8_tile_avx512(const int8_t *codes, const float *scales, int64_t groups,
+                              const edb_tokens *tokens, float *acc, const int8_t *next);
 void edb_int8_tile_avx512(const int8_t *codes, const float *scales, int64_t groups,
                           const edb_tokens *tokens, float *acc, const int8_t *next);
 void edb_expand_block_neon(const uint8_t *block, int8_t *codes);

@@ -107,7 +107,7 @@ static EDB_INLINE void group_64x1(const int8_t *codes, const float *scales, cons
 
 static void int8_tile(const int8_t *codes, const float *scales, int64_t groups,
                       const edb_tokens *tokens, float *acc, const int8_t *next) {
-    if (tokens->n >= 4) {
+    if (tokens->n > 1) {
         edb_int8_tile_avx512(codes, scales, groups, tokens, acc, next);
         return;
     }

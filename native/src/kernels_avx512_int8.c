@@ -240,6 +240,7 @@ static EDB_INLINE void expand_tile(const uint8_t *block, int64_t groups, const e
     const int64_t bytes = half ? EDB_HALF_BYTES : EDB_BLOCK_BYTES;
     int64_t fours = tokens->n & ~(int64_t)3;
     edb_tokens x = *tokens;
+    memset(acc, 0, (size_t)x.n * EDB_TILE * sizeof *acc);
     if (half) edb_widen_half(block, pair);
     expansion next = start_expansion(half ? pair : block, codes[0]);
     expand_from_quad(&next, 0);
@@ -257,12 +258,20 @@ static EDB_INLINE void expand_tile(const uint8_t *block, int64_t groups, const e
 }
 
 void edb_expand_tile_avx512(const uint8_t *blocks, int64_t groups, const edb_tokens *tokens,
-                            float *acc) {
+                            float *acc, const uint8_t *next) {
+    if (tokens->n <= EDB_FEW) {
+        edb_few_tile_avx512(blocks, groups, tokens, acc, next);
+        return;
+    }
     expand_tile(blocks, groups, tokens, acc, 0, NULL);
 }
 
 void edb_expand_half_tile_avx512(const uint8_t *halves, int64_t groups, const edb_tokens *tokens,
-                                 float *acc) {
+                                 float *acc, const uint8_t *next) {
+    if (tokens->n <= EDB_FEW) {
+        edb_few_half_tile_avx512(halves, groups, tokens, acc, next);
+        return;
+    }
     _Alignas(64) uint8_t pair[EDB_BLOCK_BYTES];
     memset(pair + EDB_BLOCK_BYTES - EDB_TILE, 0, EDB_TILE); /* c2 */
     expand_tile(halves, groups, tokens, acc, 1, pair);
@@ -270,6 +279,10 @@ void edb_expand_half_tile_avx512(const uint8_t *halves, int64_t groups, const ed
 
 void edb_int8_tile_avx512(const int8_t *codes, const float *scales, int64_t groups,
                           const edb_tokens *tokens, float *acc, const int8_t *next) {
+    if (tokens->n <= EDB_FEW) {
+        edb_few_int8_tile_avx512(codes, scales, groups, tokens, acc, next);
+        return;
+    }
     const __m512i flip = _mm512_set1_epi8(-128);
     int64_t fours = tokens->n & ~(int64_t)3;
     edb_tokens x = *tokens;

@@ -91,7 +91,7 @@ edb_matmul_job edb_matmul_describe(const edb_context *context, const edb_matrix 
         .groups = groups,
         .token_blocks = edb_ceil_div(n, tokens_together(matrix)),
         .parts = n > 1 || edb_is_dense(matrix) ? 1 : parts,
-        .one_by_one = pairs != NULL && n < pairs->expand_from,
+        .one_by_one = pairs != NULL && n < edb_expands_from(pairs, matrix),
     };
 }
 

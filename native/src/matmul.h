@@ -104,6 +104,9 @@ static inline int64_t edb_prepared_row(const edb_matmul_job *job, int64_t t) {
     return job->places != NULL && job->places->by_token ? job->places->token[t] : t;
 }
 
+/* Tokens from which on the blocks of a matrix are expanded. */
+int64_t edb_expands_from(const edb_pair_kernel *pairs, const edb_matrix *matrix);
+
 /* Up to EDB_TOKEN_BLOCK tokens from this one on. */
 edb_tokens edb_tokens_from(const edb_matmul_job *job, int64_t token);
 

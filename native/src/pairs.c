@@ -15,6 +15,11 @@ static EDB_INLINE int is_half(const edb_matrix *matrix, int64_t term) {
     return term == matrix->pairs;
 }
 
+int64_t edb_expands_from(const edb_pair_kernel *pairs, const edb_matrix *matrix) {
+    int own = matrix->half != NULL && pairs->expand_half_from != 0;
+    return own ? pairs->expand_half_from : pairs->expand_from;
+}
+
 /* Bytes of one tile of a term; the next tile follows. */
 static EDB_INLINE int64_t tile_bytes(const edb_matmul_job *job, int half) {
     return job->groups * (half ? EDB_HALF_BYTES : EDB_BLOCK_BYTES);
@@ -44,26 +49,48 @@ static void scale_rows(float *y, const float *scale, const float *acc, int64_t r
     for (int64_t r = 0; r < rows; r++) y[r] = first ? scale[r] * acc[r] : y[r] + scale[r] * acc[r];
 }
 
+/* acc[n][64] = one tile of a term for some rows. */
+static void multiply_rows(const edb_matmul_job *job, const uint8_t *blocks, int half,
+                          const edb_prepared *rows, float *acc, const uint8_t *next) {
+    edb_pair_tile *multiply = half ? job->pairs->half_tile : job->pairs->tile;
+    if (rows->n > 1 && !half && job->pairs->tile_rows != NULL) {
+        job->pairs->tile_rows(blocks, job->groups, rows, acc, next);
+        return;
+    }
+    for (int64_t t = 0; t < rows->n; t++)
+        multiply(blocks, job->groups, rows->bytes[t], rows->meta[t], acc + EDB_TILE * t, next);
+}
+
+/* Up to EDB_PREPARED_ROWS tokens from this one on. */
+static edb_prepared prepared_from(const edb_matmul_job *job, int64_t token) {
+    edb_prepared rows = {.n = edb_min(EDB_PREPARED_ROWS, job->n - token)};
+    for (int64_t t = 0; t < rows.n; t++) {
+        int64_t at = edb_prepared_row(job, token + t) * job->groups;
+        rows.bytes[t] = job->prepared + at * job->pairs->prepared_bytes;
+        rows.meta[t] = job->meta + at;
+    }
+    return rows;
+}
+
 void edb_pairs_one_by_one(void *argument, int64_t begin, int64_t end, int32_t worker) {
     const edb_matmul_job *job = argument;
     const edb_matrix *matrix = job->matrix;
     int64_t terms = count_terms(matrix);
+    float y[EDB_PREPARED_ROWS * EDB_TILE], acc[EDB_PREPARED_ROWS * EDB_TILE];
     (void)worker;
     for (int64_t tile = begin; tile < end; tile++) {
         int64_t row = tile * EDB_TILE, rows = edb_min(EDB_TILE, matrix->rows - row);
-        for (int64_t t = 0; t < job->n; t++) {
-            float y[EDB_TILE] = {0}, acc[EDB_TILE];
-            int64_t prepared = edb_prepared_row(job, t) * job->groups;
+        for (int64_t token = 0; token < job->n; token += EDB_PREPARED_ROWS) {
+            edb_prepared x = prepared_from(job, token);
             for (int64_t term = 0; term < terms; term++) {
-                int half = is_half(matrix, term);
-                const uint8_t *blocks = term_tile(job, term, tile);
-                edb_pair_tile *multiply = half ? job->pairs->half_tile : job->pairs->tile;
-                multiply(blocks, job->groups,
-                         job->prepared + prepared * job->pairs->prepared_bytes,
-                         job->meta + prepared, acc, fetched(job, term, terms, tile));
-                scale_rows(y, matrix->scales + term * matrix->rows + row, acc, rows, term == 0);
+                const float *scales = matrix->scales + term * matrix->rows + row;
+                multiply_rows(job, term_tile(job, term, tile), is_half(matrix, term), &x, acc,
+                              fetched(job, term, terms, tile));
+                for (int64_t t = 0; t < x.n; t++)
+                    scale_rows(y + EDB_TILE * t, scales, acc + EDB_TILE * t, rows, term == 0);
             }
-            edb_write_rows(job, t, row, rows, y);
+            for (int64_t t = 0; t < x.n; t++)
+                edb_write_rows(job, token + t, row, rows, y + EDB_TILE * t);
         }
     }
 }
@@ -92,12 +119,13 @@ static void expand_term(const edb_matmul_job *job, int64_t term, int64_t tile,
     const edb_kernels *kernels = job->kernels;
     const uint8_t *blocks = term_tile(job, term, tile);
     int half = is_half(job->matrix, term);
+    const uint8_t *next = fetched(job, term, count_terms(job->matrix), tile);
     if (kernels->expand_tile == NULL) {
+        memset(acc, 0, (size_t)tokens->n * EDB_TILE * sizeof *acc);
         expand_blocks(kernels, blocks, half, job->groups, *tokens, acc);
-    } else if (half) {
-        kernels->expand_half_tile(blocks, job->groups, tokens, acc);
     } else {
-        kernels->expand_tile(blocks, job->groups, tokens, acc);
+        edb_expanded_tile *multiply = half ? kernels->expand_half_tile : kernels->expand_tile;
+        multiply(blocks, job->groups, tokens, acc, next);
     }
 }
 
@@ -114,7 +142,6 @@ void edb_pairs_by_expansion(void *argument, int64_t begin, int64_t end, int32_t 
         int64_t row = tile * EDB_TILE, rows = edb_min(EDB_TILE, matrix->rows - row);
         for (int64_t term = 0; term < terms; term++) {
             const float *scales = matrix->scales + term * matrix->rows + row;
-            memset(acc, 0, (size_t)n * EDB_TILE * sizeof *acc);
             expand_term(job, term, tile, &tokens, acc);
             for (int64_t t = 0; t < n; t++)
                 scale_rows(y + t * EDB_TILE, scales, acc + t * EDB_TILE, rows, term == 0);

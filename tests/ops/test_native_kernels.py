@@ -65,6 +65,22 @@ def test_exact_kernels_have_the_same_bits(isa: str, kernel: str) -> None:
                 assert_same_bits(y, expected)
 
 
+@pytest.mark.parametrize("pairs", [1, 1.5, 2, None])
+def test_any_number_of_tokens_has_the_bits_of_each_by_itself(pairs: float | None) -> None:
+    """Few tokens go through a block together, in runs that depend on how many they are."""
+    tensor = int8_tensor(70, 200) if pairs is None else pair_tensor(70, 200, pairs)
+    x = activations(35, 200)
+    x[5, 70] = np.nan
+    expected = np.concatenate([matmul(ops_of("scalar"), tensor, row[None]) for row in x])
+    for (isa, kernel), n in itertools.product(EXACT, [*range(1, 18), 24, 25, 33]):
+        if isa != "scalar" and (pairs is not None or kernel == "lookup"):
+            first = n % 3  # also the rows behind others
+            assert_same_bits(
+                matmul(NativeOps(isa, 1, kernel), tensor, x[first : n + first]),
+                expected[first : n + first],
+            )
+
+
 @pytest.mark.parametrize(("isa", "kernel"), COARSE)
 def test_coarse_kernels_round_activations_to_4_bits(
     isa: str, kernel: str, monkeypatch: pytest.MonkeyPatch
