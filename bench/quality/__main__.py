@@ -17,6 +17,7 @@ from bench.peers.runner import Journal
 from edgedb.cli.options import OneLineErrors
 from edgedb.measure.benchmark import Machine
 
+from . import picture as picture_of
 from . import plot, report, speed, zeroshot
 from .llama_cpp import FORMATS, LlamaCpp
 from .ours import LAYER_BITS, Ours
@@ -59,7 +60,11 @@ class _Command(OneLineErrors):
     default=ROOT.parent / "shared",
     help="Where texts, questions and the teacher's recipe are.  [default: ../shared]",
 )
-@click.option("--docs", is_flag=True, help="Write the tables into docs/quality.md, too.")
+@click.option(
+    "--docs",
+    is_flag=True,
+    help="Write the tables into docs/quality.md and the README's picture, too.",
+)
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -155,6 +160,7 @@ class Bench:
             picture = f"../bench/results/{target.name}.png" if drawn else None
             text = report.in_page(page.read_text("utf-8"), found, picture)
             page.write_text(text, encoding="utf-8")
+            picture_of.write(Path(f"{target}.json"))
         _say(f"wrote {target}.md, .json" + ", .png" * drawn)
 
     def _models(self) -> dict[str, Path]:
