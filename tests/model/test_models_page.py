@@ -17,7 +17,7 @@ HEAD = (
     "| `model_type` | models | from safetensors | from GGUF | compared with |\n"
     "|---|---|---|---|---|\n"
 )
-LINE = re.compile("^- Models: .*anything else", re.MULTILINE)
+COUNT = re.compile(r"\b\d+(?= families of models)|(?<=any model of )\d+(?= families)")
 TABLE = re.compile(re.escape(HEAD) + r"(\|.*\n)*")
 
 
@@ -42,14 +42,13 @@ def row(name: str, family: Family) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
-@pytest.mark.parametrize(("page", "part"), [(PAGE, TABLE), (README, LINE)], ids=["page", "README"])
+@pytest.mark.parametrize(("page", "part"), [(PAGE, TABLE), (README, COUNT)], ids=["page", "README"])
 def test_families_on_the_pages(page: Path, part: re.Pattern[str]) -> None:
     """``EDGEDB_WRITE_DOCS=1`` writes them anew."""
     text = page.read_text(encoding="utf-8")
     assert part.search(text)
     table = HEAD + "".join(row(name, family) for name, family in FAMILIES.items())
-    models = "; ".join(sorted(family.models for family in FAMILIES.values()))
-    new = table if part is TABLE else f"- Models: {models}; anything else"
+    new = table if part is TABLE else str(len(FAMILIES))
     current = part.sub(lambda _: new, text)
     if os.environ.get("EDGEDB_WRITE_DOCS"):
         page.write_text(current, encoding="utf-8")

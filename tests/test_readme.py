@@ -1,0 +1,119 @@
+"""README.md: each line of the first screen runs, and all links of the pages lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from checkpoints import write_hf
+from click.testing import CliRunner
+from conftest import CHATML
+from fake_hub import FakeHub
+from places import ROOT
+
+from edgedb.cli import commands, pull, talk
+from edgedb.hub.modelfiles import DEFAULT_NAMES
+from edgedb.ops import library
+
+if sys.version_info >= (3, 11):
+    import tomllib
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS, TRANSCRIPT = re.findall(r"^```\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)[:2]
+(EXAMPLE,) = re.findall(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+LINES = [line.partition("#")[0].strip() for line in COMMANDS.splitlines()]
+HUB = "Qwen/Qwen3-0.6B"
+# What the first screen's commands are given: a line to answer, and that is all.
+TYPED = "Hi\n"
+
+
+@pytest.fixture
+def prepared(
+    request: pytest.FixtureRequest,
+    hub: FakeHub,
+    tiny_bpe: bytes,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A clone's folder with small models in the places of those that are named."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / DEFAULT_NAMES[0]).symlink_to(tiny_model)
+    if "generate" in request.node.name:  # what the line before has made
+        (tmp_path / "my-model.dbb").symlink_to(tiny_model)
+    folder = write_hf(tmp_path / "CHECKPOINT", tiny_bpe)
+    (folder / "chat_template.jinja").write_text(CHATML)
+    hub.put(HUB, {path.name: path.read_bytes() for path in folder.iterdir()})
+    monkeypatch.setattr(talk, "_terminal", lambda: True)
+    monkeypatch.setattr(pull.click, "confirm", lambda question, **_: True)
+    monkeypatch.setenv("EDGEDB_BACKEND", "native" if library.available()[0] else "numpy")
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("edgedb ")])
+def test_a_command_of_the_first_screen_runs(prepared: None, line: str, tmp_path: Path) -> None:
+    arguments = shlex.split(line)[1:]
+    done = CliRunner().invoke(commands.main, arguments, input=TYPED)
+    assert done.exit_code == 0, done.output + done.stderr
+    if arguments[0] == "convert":
+        assert (tmp_path / arguments[-1]).is_file()
+    if HUB in arguments:
+        assert list(tmp_path.glob(f"data/edgedb/models/{HUB.replace('/', '--')}/*.dbb"))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="needs tomllib of Python 3.11")
+def test_what_is_installed_is_there() -> None:
+    (install,) = (line for line in LINES if line.startswith("pip "))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = re.search(r"'\.\[(.*)\]'", install)
+    assert extras and set(extras[1].split(",")) <= set(project["optional-dependencies"])
+    python = project["requires-python"].removeprefix(">=")
+    assert f"Python {python} or newer" in COMMANDS
+    assert len(LINES) == 1 + sum(line.startswith("edgedb ") for line in LINES)
+
+
+@pytest.mark.skipif(not library.available()[0], reason="needs the C library")
+def test_the_conversation_is_what_the_model_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    first, *_ = TRANSCRIPT.splitlines()
+    said = re.findall(r"^> (.*)\n((?:[^>\n].*\n)+)", TRANSCRIPT, re.MULTILINE)
+    assert len(said) >= 2
+    typed = "".join(f"{question}\n" for question, _ in said)
+    done = CliRunner().invoke(commands.main, shlex.split(first)[2:], input=typed)
+    answers = " ".join(answer for _, answer in said)
+    assert done.stdout.split() == answers.split()
+
+
+@pytest.mark.skipif(not library.available()[0], reason="numpy takes its time")
+def test_the_lines_of_python_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    lines = [line for line in EXAMPLE.splitlines() if line.strip()]
+    assert len(lines) <= 6
+    exec(compile(EXAMPLE, "README.md", "exec"), {})
+    assert len(capsys.readouterr().out.split()) > 30
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), f"{page.name}: {target}"
+        if anchor:
+            assert anchor in _anchors(file), f"{page.name}: {target}"
+
+
+def _anchors(page: Path) -> set[str]:
+    """What GitHub calls the titles of a page."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", title.lower()) for title in titles)
+    return {title.replace(" ", "-") for title in plain}
