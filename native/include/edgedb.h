@@ -74,6 +74,12 @@ const char *edb_kernel_name(const char *isa, int32_t index);
 
 /* ---- threads ---- */
 
+/*
+ * Cores of the fastest kind that this process may use, where macOS or Windows tells: a thread on a
+ * slow core holds up those on fast ones. 0 where the system does not tell kinds apart, as Linux.
+ */
+int32_t edb_fast_cores(void);
+
 typedef struct edb_pool edb_pool;
 
 /*

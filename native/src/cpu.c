@@ -1,5 +1,19 @@
-/* What this CPU, and the operating system that runs on it, can execute. */
+/* What this CPU, and the operating system that runs on it, can execute, and on how many fast cores. */
 #include "internal.h"
+
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+
+/* A number that the system knows by this name; 0 if it does not. */
+static int32_t system_number(const char *name) {
+    int32_t value = 0;
+    size_t bytes = sizeof value;
+    return sysctlbyname(name, &value, &bytes, NULL, 0) == 0 && bytes == sizeof value ? value : 0;
+}
+#elif defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+#endif
 
 #if defined(__x86_64__) || defined(__i386__)
 
@@ -43,8 +57,63 @@ uint32_t edb_cpu_features(void) {
     return getauxval(AT_HWCAP) & ASIMDDP ? EDB_CPU_DOTPROD : EDB_CPU_BASELINE;
 }
 
+#elif defined(__aarch64__) && defined(__APPLE__)
+
+uint32_t edb_cpu_features(void) {
+    return system_number("hw.optional.arm.FEAT_DotProd") ? EDB_CPU_DOTPROD : EDB_CPU_BASELINE;
+}
+
+#elif defined(__aarch64__) && defined(_WIN32)
+
+uint32_t edb_cpu_features(void) {
+    enum { DOT_PRODUCTS = 43 }; /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE; older headers lack it */
+    return IsProcessorFeaturePresent(DOT_PRODUCTS) ? EDB_CPU_DOTPROD : EDB_CPU_BASELINE;
+}
+
 #else
 
 uint32_t edb_cpu_features(void) { return EDB_CPU_BASELINE; }
+
+#endif
+
+#if defined(__APPLE__)
+
+int32_t edb_fast_cores(void) {
+    int32_t fast = system_number("hw.perflevel0.physicalcpu"); /* not on macOS 11 and before */
+    return fast > 0 ? fast : system_number("hw.physicalcpu");
+}
+
+#elif defined(_WIN32)
+
+/* Whether the process may use one of a core's hardware threads; a mask covers the first 64. */
+static int may_use(const PROCESSOR_RELATIONSHIP *core) {
+    DWORD_PTR own, all;
+    if (GetActiveProcessorGroupCount() > 1) return 1;
+    if (!GetProcessAffinityMask(GetCurrentProcess(), &own, &all)) return 1;
+    return (core->GroupMask[0].Mask & own) != 0;
+}
+
+int32_t edb_fast_cores(void) {
+    _Alignas(8) char records[32768]; /* of 48 bytes a core: ample for 256 */
+    DWORD bytes = sizeof records;
+    SYSTEM_LOGICAL_PROCESSOR_INFORMATION_EX *record = (void *)records;
+    if (!GetLogicalProcessorInformationEx(RelationProcessorCore, record, &bytes)) return 0;
+    int32_t fast = 0;
+    BYTE fastest = 0;
+    for (DWORD at = 0; at < bytes; at += record->Size) {
+        record = (void *)(records + at);
+        const PROCESSOR_RELATIONSHIP *core = &record->Processor;
+        BYTE speed = ((const BYTE *)core)[1]; /* EfficiencyClass; headers before 2021 lack it */
+        if (!may_use(core) || speed < fastest) continue;
+        if (speed > fastest) fast = 0;
+        fastest = speed;
+        fast++;
+    }
+    return fast;
+}
+
+#else
+
+int32_t edb_fast_cores(void) { return 0; }
 
 #endif

@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "fma.h"
 #include "internal.h"
 
 typedef struct {
@@ -26,7 +27,7 @@ static inline v16 v_add(v16 a, v16 b) { EACH_LANE(a.lane[l] + b.lane[l]); }
 static inline v16 v_sub(v16 a, v16 b) { EACH_LANE(a.lane[l] - b.lane[l]); }
 static inline v16 v_mul(v16 a, v16 b) { EACH_LANE(a.lane[l] * b.lane[l]); }
 static inline v16 v_div(v16 a, v16 b) { EACH_LANE(a.lane[l] / b.lane[l]); }
-static inline v16 v_fma(v16 a, v16 b, v16 c) { EACH_LANE(fmaf(a.lane[l], b.lane[l], c.lane[l])); }
+static inline v16 v_fma(v16 a, v16 b, v16 c) { EACH_LANE(edb_fma(a.lane[l], b.lane[l], c.lane[l])); }
 static inline v16 v_min(v16 a, v16 b) { EACH_LANE(a.lane[l] < b.lane[l] ? a.lane[l] : b.lane[l]); }
 static inline v16 v_max(v16 a, v16 b) { EACH_LANE(a.lane[l] > b.lane[l] ? a.lane[l] : b.lane[l]); }
 static inline v16 v_abs(v16 a) { EACH_LANE(fabsf(a.lane[l])); }
@@ -150,7 +151,7 @@ static void lookup_tile(const uint8_t *block, int64_t groups, const uint8_t *tab
         }
         const int8_t *c1 = (const int8_t *)block + 1024, *c2 = c1 + EDB_TILE;
         for (int row = 0; row < EDB_TILE; row++)
-            acc[row] = fmaf(meta[g].sx, (float)(c1[row] * s1[row] + c2[row] * s2[row]), acc[row]);
+            acc[row] = edb_fma(meta[g].sx, (float)(c1[row] * s1[row] + c2[row] * s2[row]), acc[row]);
     }
 }
 
@@ -170,7 +171,7 @@ static void lookup_half_tile(const uint8_t *half, int64_t groups, const uint8_t 
         }
         const int8_t *c1 = (const int8_t *)half + 512;
         for (int row = 0; row < EDB_TILE; row++)
-            acc[row] = fmaf(meta[g].sx, (float)(c1[row] * s1[row]), acc[row]);
+            acc[row] = edb_fma(meta[g].sx, (float)(c1[row] * s1[row]), acc[row]);
     }
 }
 
@@ -203,7 +204,7 @@ static void int8_tile(const int8_t *codes, const float *scales, int64_t groups,
             }
             float *y = acc + EDB_TILE * t;
             for (int row = 0; row < EDB_TILE; row++)
-                y[row] = fmaf(sx[t] * scales[row], (float)dots[row], y[row]);
+                y[row] = edb_fma(sx[t] * scales[row], (float)dots[row], y[row]);
         }
         codes += EDB_CODES_BYTES;
         scales += EDB_TILE;

@@ -8,9 +8,9 @@
  * With four planes the activations have been rounded to multiples of 16 first (edb_coarsen_to_4_bits),
  * so planes 0..3 are empty and the same sum needs half the counts.
  */
-#include <math.h>
 #include <string.h>
 
+#include "fma.h"
 #include "internal.h"
 
 /* Byte i of x is row i of an 8 by 8 matrix of bits; swaps bit (i, j) with bit (j, i). */
@@ -75,7 +75,7 @@ static EDB_INLINE void count_planes(const uint8_t *block, int64_t groups, const 
         weigh(b2, prepared, first_plane, s2);
         const int8_t *c1 = (const int8_t *)block + 1024, *c2 = c1 + EDB_TILE;
         for (int row = 0; row < EDB_TILE; row++)
-            acc[row] = fmaf(meta[g].sx, (float)(c1[row] * s1[row] + c2[row] * s2[row]), acc[row]);
+            acc[row] = edb_fma(meta[g].sx, (float)(c1[row] * s1[row] + c2[row] * s2[row]), acc[row]);
     }
 }
 
@@ -92,7 +92,7 @@ static EDB_INLINE void count_half(const uint8_t *half, int64_t groups, const uin
         weigh(bits, prepared, first_plane, s1);
         const int8_t *c1 = (const int8_t *)half + 512;
         for (int row = 0; row < EDB_TILE; row++)
-            acc[row] = fmaf(meta[g].sx, (float)(c1[row] * s1[row]), acc[row]);
+            acc[row] = edb_fma(meta[g].sx, (float)(c1[row] * s1[row]), acc[row]);
     }
 }
 

@@ -20,16 +20,17 @@
  * A barrier costs about 0.1 us while the workers spin and nothing while they sleep, since the
  * caller does not wait for them to wake.
  */
+#if !defined(__APPLE__) /* whose headers hide the quality of service then */
 #define _POSIX_C_SOURCE 200809L
+#endif
 
-#include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "aligned.h"
 #include "pool.h"
+#include "threads.h"
 
 enum { MAX_THREADS = 256, SPIN_NS = 30000, SPINS_PER_LOOK = 64, LOOKS_BEFORE_YIELD = 32 };
 
@@ -44,7 +45,7 @@ enum { WINDOW_NS = 10000000, FIRST_HOLD_NS = 20000000, LAST_HOLD_NS = 320000000 
 
 typedef struct {
     edb_pool *pool;
-    pthread_t thread;
+    edb_thread thread;
     int32_t number;
 } edb_worker;
 
@@ -75,33 +76,26 @@ struct edb_pool {
 
     _Alignas(64) atomic_int sleepers;
     atomic_int stop;
-    pthread_mutex_t mutex;
-    pthread_cond_t wake;
+    edb_lock lock;
+    edb_signal wake;
 
     int32_t n_threads;
     unsigned fork_count; /* of the process that owns the threads */
     edb_worker *workers; /* [n_threads - 1] */
 };
 
-static atomic_uint fork_count;
-static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
+static atomic_uint fork_count; /* stays 0 on Windows, where no process forks */
 
+#if defined(_WIN32)
+static void watch_forks(void) {}
+#else
 static void count_fork(void) { atomic_fetch_add(&fork_count, 1); }
-static void watch_forks(void) { pthread_atfork(NULL, NULL, count_fork); }
-
-static inline void relax(void) {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__) || defined(__arm__)
-    __asm__ volatile("yield");
+static void register_count(void) { pthread_atfork(NULL, NULL, count_fork); }
+static void watch_forks(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, register_count);
+}
 #endif
-}
-
-static int64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
 
 /* ---- taking tasks ---- */
 
@@ -154,11 +148,6 @@ static int is_over(const edb_turn *turn, int32_t stage) {
            atomic_load_explicit(&pool->job, memory_order_relaxed) != turn->job;
 }
 
-static void nap(void) {
-    const struct timespec time = {0, NAP_NS};
-    nanosleep(&time, NULL);
-}
-
 /*
  * Spins until the stage is over. A wait far longer than an average chunk, in which some thread must
  * have lost its core, is counted, and a worker spends it asleep.
@@ -168,21 +157,21 @@ static void wait_until_over(const edb_turn *turn, int32_t stage) {
     for (int look = 0;; look++) {
         for (int i = 0; i < SPINS_PER_LOOK; i++) {
             if (is_over(turn, stage)) {
-                int64_t waited = look > 0 ? now_ns() - began : 0;
+                int64_t waited = look > 0 ? edb_now_ns() - began : 0;
                 if (waited > patience) atomic_fetch_add(&turn->pool->waited, waited);
                 return;
             }
-            relax();
+            edb_relax();
         }
-        int64_t now = now_ns();
+        int64_t now = edb_now_ns();
         if (look == 0) {
             began = now;
             patience = LONG_WAIT_NS + 4 * (now - turn->started) / edb_max(1, turn->chunks);
         }
         if (now - began > patience && turn->number != 0) {
-            nap();
+            edb_nap(NAP_NS);
         } else if (look >= LOOKS_BEFORE_YIELD) {
-            sched_yield();
+            edb_yield();
         }
     }
 }
@@ -191,46 +180,47 @@ static void wait_until_over(const edb_turn *turn, int32_t stage) {
 
 /* Returns once there is a job other than `seen`, or the pool stops: spins first, then sleeps. */
 static void wait_for_job(edb_pool *pool, unsigned seen) {
-    int64_t until = now_ns() + SPIN_NS;
+    int64_t until = edb_now_ns() + SPIN_NS;
     do {
         for (int i = 0; i < SPINS_PER_LOOK; i++) {
             if (atomic_load_explicit(&pool->job, memory_order_relaxed) != seen) return;
-            relax();
+            edb_relax();
         }
-        sched_yield(); /* to the caller, if the system woke us on its core */
-    } while (now_ns() < until);
+        edb_yield(); /* to the caller, if the system woke us on its core */
+    } while (edb_now_ns() < until);
 
-    pthread_mutex_lock(&pool->mutex);
+    edb_take_lock(&pool->lock);
     atomic_fetch_add(&pool->sleepers, 1); /* before looking at job, see wake_sleepers */
     while (atomic_load(&pool->job) == seen && !atomic_load(&pool->stop))
-        pthread_cond_wait(&pool->wake, &pool->mutex);
+        edb_await_signal(&pool->wake, &pool->lock);
     atomic_fetch_sub(&pool->sleepers, 1);
-    pthread_mutex_unlock(&pool->mutex);
+    edb_release_lock(&pool->lock);
 }
 
-static void *work(void *argument) {
+static edb_thread_result work(void *argument) {
+    edb_prefer_fast_cores();
     edb_worker *self = argument;
     edb_pool *pool = self->pool;
     edb_turn turn = {.pool = pool, .number = self->number};
     while (!atomic_load(&pool->stop)) {
         wait_for_job(pool, turn.job);
         turn.job = atomic_load(&pool->job);
-        turn.started = now_ns();
+        turn.started = edb_now_ns();
         turn.chunks = 0;
         for (int32_t stage = 0; stage < atomic_load(&pool->n_stages); stage++) {
             work_on(&turn, stage);
             wait_until_over(&turn, stage);
         }
     }
-    return NULL;
+    return 0;
 }
 
 /* Called after `job` was changed: a worker that is not counted yet will see the change. */
 static void wake_sleepers(edb_pool *pool) {
     if (atomic_load(&pool->sleepers) == 0) return;
-    pthread_mutex_lock(&pool->mutex);
-    pthread_cond_broadcast(&pool->wake);
-    pthread_mutex_unlock(&pool->mutex);
+    edb_take_lock(&pool->lock);
+    edb_signal_all(&pool->wake);
+    edb_release_lock(&pool->lock);
 }
 
 /* ---- callers ---- */
@@ -272,7 +262,7 @@ static unsigned open_job(edb_pool *pool, const edb_stage *stages, int32_t n_stag
  * a row. The workers sleep meanwhile.
  */
 static void hold_back(edb_pool *pool, int64_t started) {
-    int64_t now = now_ns(), n = pool->n_threads;
+    int64_t now = edb_now_ns(), n = pool->n_threads;
     pool->worked += now - started;
     if (pool->worked < WINDOW_NS) return;
     int64_t waited = atomic_exchange(&pool->waited, 0) / (n - 1);
@@ -306,7 +296,7 @@ void edb_pool_run_stages(edb_pool *pool, const edb_stage *stages, int32_t n_stag
         run_alone(stages, n_stages);
         return;
     }
-    edb_turn turn = {.pool = pool, .started = now_ns()};
+    edb_turn turn = {.pool = pool, .started = edb_now_ns()};
     if (turn.started < pool->alone_until) {
         atomic_flag_clear_explicit(&pool->busy, memory_order_release);
         run_alone(stages, n_stages);
@@ -327,22 +317,18 @@ void edb_pool_run(edb_pool *pool, edb_task task, void *job, int64_t n_tasks, int
 }
 
 static edb_status start_workers(edb_pool *pool) {
-    pthread_attr_t attributes;
-    if (pthread_attr_init(&attributes) != 0) return EDB_ERR_MEMORY;
-    pthread_attr_setstacksize(&attributes, STACK_BYTES); /* the default is fine too if refused */
     edb_status status = EDB_OK;
     int32_t started = 0;
     for (; started < pool->n_threads - 1; started++) {
         edb_worker *worker = &pool->workers[started];
         worker->pool = pool;
         worker->number = started + 1;
-        if (pthread_create(&worker->thread, &attributes, work, worker) != 0) {
+        if (edb_start_thread(&worker->thread, STACK_BYTES, work, worker) != 0) {
             status = EDB_ERR_THREAD;
             break;
         }
     }
     pool->n_threads = started + 1;
-    pthread_attr_destroy(&attributes);
     return status;
 }
 
@@ -350,24 +336,24 @@ edb_status edb_pool_create(int32_t n_threads, edb_pool **created) {
     if (created == NULL) return EDB_ERR_NULL;
     *created = NULL;
     if (n_threads < 1 || n_threads > MAX_THREADS) return EDB_ERR_SHAPE;
-    pthread_once(&fork_once, watch_forks);
+    watch_forks();
 
-    edb_pool *pool = aligned_alloc(64, sizeof *pool);
+    edb_pool *pool = edb_allocate_lines(sizeof *pool);
     if (pool == NULL) return EDB_ERR_MEMORY;
     memset(pool, 0, sizeof *pool);
     atomic_flag_clear(&pool->busy);
     pool->n_threads = n_threads;
     pool->fork_count = atomic_load(&fork_count);
     pool->workers = calloc((size_t)n_threads, sizeof *pool->workers);
-    pool->ranges = aligned_alloc(64, EDB_MAX_STAGES * (size_t)n_threads * sizeof *pool->ranges);
+    pool->ranges = edb_allocate_lines(EDB_MAX_STAGES * (size_t)n_threads * sizeof *pool->ranges);
     if (pool->workers == NULL || pool->ranges == NULL) {
         free(pool->workers);
-        free(pool->ranges);
-        free(pool);
+        edb_free_lines(pool->ranges);
+        edb_free_lines(pool);
         return EDB_ERR_MEMORY;
     }
-    pthread_mutex_init(&pool->mutex, NULL); /* cannot fail with default attributes on our systems */
-    pthread_cond_init(&pool->wake, NULL);
+    edb_make_lock(&pool->lock);
+    edb_make_signal(&pool->wake);
 
     edb_status status = start_workers(pool);
     if (status != EDB_OK) {
@@ -382,17 +368,17 @@ void edb_pool_destroy(edb_pool *pool) {
     if (pool == NULL) return;
     if (has_threads(pool)) {
         atomic_store(&pool->stop, 1);
-        pthread_mutex_lock(&pool->mutex);
-        pthread_cond_broadcast(&pool->wake);
-        pthread_mutex_unlock(&pool->mutex);
+        edb_take_lock(&pool->lock);
+        edb_signal_all(&pool->wake);
+        edb_release_lock(&pool->lock);
         for (int32_t i = 0; i < pool->n_threads - 1; i++)
-            pthread_join(pool->workers[i].thread, NULL);
-        pthread_cond_destroy(&pool->wake);
-        pthread_mutex_destroy(&pool->mutex);
+            edb_join_thread(pool->workers[i].thread);
+        edb_end_signal(&pool->wake);
+        edb_end_lock(&pool->lock);
     }
     free(pool->workers);
-    free(pool->ranges);
-    free(pool);
+    edb_free_lines(pool->ranges);
+    edb_free_lines(pool);
 }
 
 int32_t edb_pool_threads(const edb_pool *pool) { return pool != NULL ? pool->n_threads : 1; }

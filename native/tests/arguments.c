@@ -335,8 +335,8 @@ int main(void) {
     programs();
     merges();
     creation();
-    free(out);
-    free(x);
+    release(out);
+    release(x);
     free_matrix(&matrix);
     edb_context_destroy(context);
     return 0;

@@ -103,25 +103,25 @@ static void free_model(model_weights *model) {
         free_matrix(&layer->out);
         free_matrix(&layer->gate_up);
         free_matrix(&layer->down);
-        free(layer->attn_norm);
-        free(layer->mlp_norm);
+        release(layer->attn_norm);
+        release(layer->mlp_norm);
     }
     free_matrix(&model->head);
-    free(model->final_norm);
-    free(model->cos);
-    free(model->sin);
+    release(model->final_norm);
+    release(model->cos);
+    release(model->sin);
 }
 
 static const edb_attention_shape shape = {HEADS, KV_HEADS, HEAD_DIM, EDB_F16, CAPACITY};
 
 static void attend(const edb_context *context, run_state *s, int i, int64_t n, int64_t pos) {
     size_t bytes = edb_attention_scratch_bytes(context, &shape, n, pos + n);
-    void *scratch = malloc(bytes);
+    void *scratch = allocate(bytes);
     CHECK(scratch != NULL);
     void *page = s->pages[i];
     CHECK(edb_attention(context, &shape, s->qkv, &page, s->attended, n, pos, scratch, bytes) ==
           EDB_OK);
-    free(scratch);
+    release(scratch);
 }
 
 /* Leaves the logits of the last of the n tokens in s->logits. */
@@ -174,7 +174,7 @@ static uint64_t generate(const edb_context *context, const model_weights *model,
         ids[t] = choose(s->logits, ids, t);
         if (t + 1 < TOKENS) forward(context, model, s, ids + t, 1, PROMPT + t);
     }
-    free(s);
+    release(s);
     return hash;
 }
 

@@ -4,13 +4,16 @@
  * sanitizer; it prints nothing. With the argument "child-alone" the child starts no threads,
  * which neither qemu 7.2 nor the thread sanitizer survives.
  */
+#if !defined(__APPLE__)
 #define _POSIX_C_SOURCE 200809L
+#endif
 
-#include <pthread.h>
+#if !defined(_WIN32)
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
+#endif
 
+#include "../src/threads.h"
 #include "testing.h"
 
 enum { ROWS = 300, COLS = 130, TOKENS = 3, TURNS = 200 };
@@ -21,9 +24,12 @@ typedef struct {
     const float *x, *expected;
 } caller;
 
-static void sleep_ms(long ms) {
-    struct timespec time = {0, ms * 1000000};
-    nanosleep(&time, NULL);
+static void sleep_ms(int32_t ms) {
+#if defined(_WIN32)
+    Sleep((DWORD)ms);
+#else
+    edb_nap(ms * 1000000);
+#endif
 }
 
 static void multiply_once(const caller *self) {
@@ -32,17 +38,17 @@ static void multiply_once(const caller *self) {
     CHECK(memcmp(out, self->expected, sizeof out) == 0);
 }
 
-static void *multiply_often(void *argument) {
+static edb_thread_result multiply_often(void *argument) {
     for (int turn = 0; turn < TURNS; turn++) multiply_once(argument);
-    return NULL;
+    return 0;
 }
 
 static void callers_share(caller *self, int n_callers) {
-    pthread_t threads[3];
+    edb_thread threads[3];
     for (int i = 0; i < n_callers; i++)
-        CHECK(pthread_create(&threads[i], NULL, multiply_often, self) == 0);
+        CHECK(edb_start_thread(&threads[i], 1 << 20, multiply_often, self) == 0);
     multiply_often(self);
-    for (int i = 0; i < n_callers; i++) CHECK(pthread_join(threads[i], NULL) == 0);
+    for (int i = 0; i < n_callers; i++) edb_join_thread(threads[i]);
 }
 
 static void workers_sleep(const caller *self) {
@@ -52,6 +58,7 @@ static void workers_sleep(const caller *self) {
     }
 }
 
+#if !defined(_WIN32) /* where no process forks */
 static void with_a_pool_of_its_own(const caller *self) {
     edb_pool *pool;
     CHECK(edb_pool_create(2, &pool) == EDB_OK);
@@ -76,6 +83,12 @@ static void child_works(const caller *self, int alone) {
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
     multiply_once(self);
 }
+#else
+static void child_works(const caller *self, int alone) {
+    (void)alone;
+    multiply_once(self);
+}
+#endif
 
 int main(int argc, char **argv) {
     int child_alone = argc > 1 && strcmp(argv[1], "child-alone") == 0;
@@ -109,7 +122,7 @@ int main(int argc, char **argv) {
         CHECK(edb_pool_create(4, &pool) == EDB_OK);
         edb_pool_destroy(pool);
     }
-    free(x);
+    release(x);
     free_matrix(&matrix);
     return 0;
 }

@@ -37,7 +37,7 @@ static void keep_cache(result *to, const layer_cache *cache) {
             memcpy(all + i * row_bytes, cache_row(cache, first + i), (size_t)row_bytes);
         keep(to, all, (size_t)(rows * row_bytes) / 4);
     }
-    free(all);
+    release(all);
 }
 
 /* Tokens of different magnitude; one case in three holds a special value. */
@@ -84,10 +84,10 @@ static void multiply_case(const edb_context *context, uint64_t seed, int half, r
     keep_floats(&alone, base, n * rows);
     CHECK(memcmp(alone.words, to->words + to->count - alone.count, alone.count * 4) == 0);
 
-    free(alone.words);
-    free(out);
-    free(base);
-    free(x);
+    release(alone.words);
+    release(out);
+    release(base);
+    release(x);
     free_matrix(&matrix);
 }
 
@@ -107,9 +107,9 @@ static void quantize_case(const edb_context *context, uint64_t seed, result *to)
     CHECK(edb_quantize(context, x, q, sx, n, cols) == EDB_OK);
     keep_floats(to, sx, n * groups);
     keep(to, q, (size_t)(n * groups * 16));
-    free(q);
-    free(sx);
-    free(x);
+    release(q);
+    release(sx);
+    release(x);
 }
 
 static void embed_rows(const edb_context *context, uint64_t seed, int half, result *to) {
@@ -122,7 +122,7 @@ static void embed_rows(const edb_context *context, uint64_t seed, int half, resu
     float *out = allocate((size_t)(5 * cols) * sizeof *out);
     CHECK(edb_embed(context, &matrix, ids, out, 5) == EDB_OK);
     keep_floats(to, out, 5 * cols);
-    free(out);
+    release(out);
     free_matrix(&matrix);
 }
 
@@ -142,9 +142,9 @@ static void elementwise_case(const edb_context *context, uint64_t seed, result *
     keep_floats(to, out, n * d);
     CHECK(edb_rmsnorm(context, x, weight, out, n, d, 1e-5f) == EDB_OK);
     keep_floats(to, out, n * d);
-    free(out);
-    free(weight);
-    free(x);
+    release(out);
+    release(weight);
+    release(x);
 }
 
 static void layernorm_case(const edb_context *context, uint64_t seed, result *to) {
@@ -153,9 +153,9 @@ static void layernorm_case(const edb_context *context, uint64_t seed, result *to
     float *out = allocate((size_t)(n * d) * sizeof *out);
     CHECK(edb_layernorm(context, x, weight, n % 2 ? weight : NULL, out, n, d, 1e-5f) == EDB_OK);
     keep_floats(to, out, n * d);
-    free(out);
-    free(weight);
-    free(x);
+    release(out);
+    release(weight);
+    release(x);
 }
 
 static void gates_case(const edb_context *context, uint64_t seed, result *to) {
@@ -163,8 +163,8 @@ static void gates_case(const edb_context *context, uint64_t seed, result *to) {
     float *x = activations(&seed, n, 2 * d), *out = allocate((size_t)(n * d) * sizeof *out);
     CHECK(edb_gate(context, EDB_OP_GELU_TANH, x, out, n, d) == EDB_OK);
     keep_floats(to, out, n * d);
-    free(out);
-    free(x);
+    release(out);
+    release(x);
 }
 
 static void functions_case(const edb_context *context, uint64_t seed, result *to) {
@@ -175,8 +175,8 @@ static void functions_case(const edb_context *context, uint64_t seed, result *to
         CHECK(edb_gate(context, codes[i], x, out, n, d) == EDB_OK);
         keep_floats(to, out, n * d);
     }
-    free(out);
-    free(x);
+    release(out);
+    release(x);
 }
 
 /* No operation of its own: a program of one. */
@@ -193,7 +193,7 @@ static void softcap_case(const edb_context *context, uint64_t seed, result *to) 
           EDB_OK);
     keep_floats(to, x, n * width);
     edb_program_destroy(program);
-    free(x);
+    release(x);
 }
 
 static void attention_case(const edb_context *context, uint64_t seed, result *to) {
@@ -226,7 +226,7 @@ static void attention_case(const edb_context *context, uint64_t seed, result *to
     size_t scratch_bytes = edb_attention_scratch_bytes(context, &shape, n, pos + n);
     size_t one_token = edb_attention_scratch_bytes(context, &shape, 1, pos + n);
     if (scratch_bytes < one_token) scratch_bytes = one_token;
-    void *scratch = malloc(scratch_bytes);
+    void *scratch = allocate(scratch_bytes);
     CHECK(scratch != NULL);
 
     CHECK(edb_rope(context, &shape, qkv, cos, sin, cache.pages, n, pos) == EDB_OK);
@@ -237,16 +237,16 @@ static void attention_case(const edb_context *context, uint64_t seed, result *to
                             scratch, scratch_bytes) == EDB_OK);
         CHECK(memcmp(alone, out + t * out_width, (size_t)out_width * sizeof *alone) == 0);
     }
-    free(alone);
+    release(alone);
     keep_floats(to, qkv, n * width);
     keep_cache(to, &cache);
     keep_floats(to, out, n * out_width);
-    free(scratch);
-    free(out);
+    release(scratch);
+    release(out);
     free_cache(&cache);
-    free(sin);
-    free(cos);
-    free(qkv);
+    release(sin);
+    release(cos);
+    release(qkv);
 }
 
 /* An int8 cache, filled by edb_rope; and what edb_select and edb_softmax_weights say of the sums. */
@@ -268,7 +268,7 @@ static void narrow_case(const edb_context *context, uint64_t seed, result *to) {
     int32_t *ids = allocate((size_t)size * sizeof *ids);
     double *weights = allocate((size_t)size * sizeof *weights);
     size_t scratch_bytes = edb_attention_scratch_bytes(context, &shape, new, n);
-    void *scratch = malloc(scratch_bytes);
+    void *scratch = allocate(scratch_bytes);
     CHECK(scratch != NULL);
 
     CHECK(edb_rope(context, &shape, qkv, cos, sin, cache.pages, n, 0) == EDB_OK);
@@ -281,15 +281,15 @@ static void narrow_case(const edb_context *context, uint64_t seed, result *to) {
     keep_floats(to, out, size);
     keep(to, ids, (size_t)count);
     keep(to, weights, (size_t)size * 2);
-    free(scratch);
-    free(weights);
-    free(ids);
-    free(best);
-    free(out);
+    release(scratch);
+    release(weights);
+    release(ids);
+    release(best);
+    release(out);
     free_cache(&cache);
-    free(sin);
-    free(cos);
-    free(qkv);
+    release(sin);
+    release(cos);
+    release(qkv);
 }
 
 typedef struct {
@@ -361,8 +361,8 @@ int main(void) {
             fprintf(stderr, " %s", edb_kernel_name(edb_isa_name(isa), k));
         fprintf(stderr, "\n");
     }
-    free(actual.words);
-    free(expected.words);
+    release(actual.words);
+    release(expected.words);
     edb_pool_destroy(pool);
     return 0;
 }

@@ -110,7 +110,7 @@ static void free_case(layer_case *c) {
     free_matrix(&c->gate_up);
     free_matrix(&c->down);
     float *floats[] = {c->attn_norm, c->mlp_norm, c->cos, c->sin, c->x};
-    for (int i = 0; i < 5; i++) free(floats[i]);
+    for (int i = 0; i < 5; i++) release(floats[i]);
     free_cache(&c->cache);
 }
 
@@ -121,7 +121,7 @@ static layer_result start(const layer_case *c) {
 }
 
 static void free_result(layer_result *r) {
-    free(r->x);
+    release(r->x);
     free_cache(&r->cache);
 }
 
@@ -139,7 +139,7 @@ static void one_by_one(const edb_context *context, const layer_case *c, layer_re
     float *qkv = allocate((size_t)(n * c->qkv_size) * 4);
     float *gate_up = allocate((size_t)(n * 2 * c->f) * 4), *h = allocate((size_t)(n * c->f) * 4);
     size_t bytes = edb_attention_scratch_bytes(context, &c->shape, n, c->pos + n);
-    void *scratch = malloc(bytes), **pages = r->cache.pages;
+    void *scratch = allocate(bytes), **pages = r->cache.pages;
     CHECK(scratch != NULL);
     CHECK(edb_rmsnorm(context, r->x, c->attn_norm, normed, n, c->hidden, 1e-5f) == EDB_OK);
     multiply(context, &c->qkv, normed, qkv, n, 0);
@@ -151,7 +151,7 @@ static void one_by_one(const edb_context *context, const layer_case *c, layer_re
     CHECK(edb_gate(context, c->ops[4].activation, gate_up, h, n, c->f) == EDB_OK);
     multiply(context, &c->down, h, r->x, n, 1);
     void *all[] = {normed, att, qkv, gate_up, h, scratch};
-    for (int i = 0; i < 6; i++) free(all[i]);
+    for (int i = 0; i < 6; i++) release(all[i]);
 }
 
 /* `step` tokens a call, at most as many as go through a program at once. */
@@ -172,7 +172,7 @@ static void fused(const edb_context *context, const layer_case *c, int64_t step,
         CHECK(needed > 0);
         bytes = needed > bytes ? needed : bytes;
     }
-    void *scratch = malloc(bytes);
+    void *scratch = allocate(bytes);
     CHECK(scratch != NULL);
     for (int64_t t = 0; t < c->n; t += step) {
         slots[X] = r->x + t * c->hidden;
@@ -181,8 +181,8 @@ static void fused(const edb_context *context, const layer_case *c, int64_t step,
         CHECK(edb_program_run(context, program, NULL, slots, span.n, &span, 1, scratch, bytes) ==
               EDB_OK);
     }
-    free(scratch);
-    for (int i = QKV; i <= GATE_UP; i++) free(slots[i]);
+    release(scratch);
+    for (int i = QKV; i <= GATE_UP; i++) release(slots[i]);
     edb_program_destroy(program);
 }
 

@@ -48,9 +48,21 @@ static inline uint16_t random_half(uint64_t *state) {
 
 /* Exactly this many bytes, so that a sanitizer sees the first one beyond. */
 static inline void *allocate(size_t bytes) {
+#if defined(_WIN32) /* which has to know such memory from any other when it is freed */
+    void *p = _aligned_malloc(bytes, 64);
+#else
     void *p = bytes % 64 == 0 ? aligned_alloc(64, bytes) : malloc(bytes);
+#endif
     CHECK(p != NULL);
     return memset(p, 0, bytes);
+}
+
+static inline void release(void *p) {
+#if defined(_WIN32)
+    _aligned_free(p);
+#else
+    free(p);
+#endif
 }
 
 static inline float *random_floats(uint64_t *state, int64_t count) {
@@ -117,15 +129,15 @@ static inline void add_half(uint64_t *state, edb_matrix *matrix, int free_pairs)
             half[block * 576 + 512 + row] = (uint8_t)random_range(state, -127, 127);
     }
     if (free_pairs) matrix->pairs = 0;
-    free((void *)(uintptr_t)matrix->scales);
+    release((void *)(uintptr_t)matrix->scales);
     matrix->scales = random_floats(state, (matrix->pairs + 1) * matrix->rows);
     matrix->half = half;
 }
 
 static inline void free_matrix(edb_matrix *matrix) {
-    free((void *)(uintptr_t)matrix->half);
-    free((void *)(uintptr_t)matrix->data);
-    free((void *)(uintptr_t)matrix->scales);
+    release((void *)(uintptr_t)matrix->half);
+    release((void *)(uintptr_t)matrix->data);
+    release((void *)(uintptr_t)matrix->scales);
 }
 
 /* A layer's cache: pages of exactly their size, as far as positions below the capacity need them. */
@@ -155,7 +167,7 @@ static inline layer_cache copy_cache(const layer_cache *cache) {
 }
 
 static inline void free_cache(layer_cache *cache) {
-    for (int64_t i = 0; i < cache->n_pages; i++) free(cache->pages[i]);
+    for (int64_t i = 0; i < cache->n_pages; i++) release(cache->pages[i]);
 }
 
 /* Row i of all keys and then all values, head by head and position by position. */
@@ -179,10 +191,9 @@ static inline void multiply(const edb_context *context, const edb_matrix *matrix
                             float *out, int64_t n, int32_t add) {
     size_t bytes = edb_matmul_scratch_bytes(context, matrix, n);
     CHECK(bytes > 0);
-    void *scratch = malloc(bytes);
-    CHECK(scratch != NULL);
+    void *scratch = allocate(bytes);
     CHECK(edb_matmul(context, matrix, x, out, n, add, scratch, bytes) == EDB_OK);
-    free(scratch);
+    release(scratch);
 }
 
 #endif
