@@ -26,7 +26,7 @@ main(prog_name="edgedb")
 FIVE = ["--max-tokens", "5", "--temperature", "0"]
 # The line editor switches bracketed paste on when it begins to read.
 READY = r"\x1b\[\?2004h"
-_CONTROL = r"\x1b\[[0-9;?]*[A-Za-z]"
+CONTROL = r"\x1b\[[0-9;?]*[A-Za-z]"
 _PROGRESS = r"\[[#.]*\] \d+ of \d+ tokens read"
 CUT = r"cut after\s+5\s+tokens"
 
@@ -59,7 +59,7 @@ def begin(chat: Terminal, end_of_message: str) -> None:
     """Wait for the first letter of the answer to a message that was just sent."""
     chat.expect(end_of_message)
     chat.expect(r"\x1b\[\?2004l")
-    chat.expect(rf"{READY}({_CONTROL}|{_PROGRESS}|\s)*[^\s\x1b\[]")
+    chat.expect(rf"{READY}({CONTROL}|{_PROGRESS}|\s)*[^\s\x1b\[]")
 
 
 def say(chat: Terminal, line: str, expected: str) -> str:

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from chats import CONTROL, READY, environment, leave, say
 from checkpoints import write_hf
 from click.testing import CliRunner
 from conftest import CHATML
 from fake_hub import FakeHub
 from places import ROOT
+from terminal import Terminal
 
 from edgedb.cli import commands, pull, talk
 from edgedb.hub.modelfiles import DEFAULT_NAMES
@@ -75,15 +77,24 @@ def test_what_is_installed_is_there() -> None:
 
 
 @pytest.mark.skipif(not library.available()[0], reason="needs the C library")
-def test_the_conversation_is_what_the_model_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_conversation_is_what_a_terminal_shows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(ROOT)
-    first, *_ = TRANSCRIPT.splitlines()
+    typed, greeting, remark, *_ = TRANSCRIPT.splitlines()
     said = re.findall(r"^> (.*)\n((?:[^>\n].*\n)+)", TRANSCRIPT, re.MULTILINE)
     assert len(said) >= 2
-    typed = "".join(f"{question}\n" for question, _ in said)
-    done = CliRunner().invoke(commands.main, shlex.split(first)[2:], input=typed)
-    answers = " ".join(answer for _, answer in said)
-    assert done.stdout.split() == answers.split()
+    command = [sys.executable, "-m", "edgedb", *shlex.split(typed)[2:]]
+    env = environment(tmp_path, EDGEDB_BACKEND="native")
+    with Terminal(command, env, timeout=30, columns=300) as chat:
+        first = re.sub("native.*threads", "native.*", re.escape(greeting))
+        chat.expect(rf"{first}({CONTROL})*\r\n({CONTROL})*{re.escape(remark)}({CONTROL})*\r\n")
+        chat.expect(READY)
+        for question, answer in said:
+            last = answer.split()[-1]
+            shown = re.sub(CONTROL, "", say(chat, question, re.escape(last)))
+            assert " ".join(answer.split()) in " ".join(shown.split())
+        leave(chat)
 
 
 @pytest.mark.skipif(not library.available()[0], reason="numpy takes its time")

@@ -225,7 +225,8 @@ def model(chat: Chat, argument: str) -> None:
             chat.screen.note(f"  {mark} {path} ({size_text(path.stat().st_size)})")
         return
     chat.conversation.use(chat.open_model(find_model(argument, current)))
-    chat.screen.note(reports.banner(chat.conversation))
+    for line in reports.banner(chat.conversation):
+        chat.screen.note(line)
 
 
 def complete_model(chat: Chat, argument: str) -> list[str]:

@@ -80,7 +80,8 @@ class Repl:
 
     def run(self) -> None:
         """Prompt and answer until the user leaves."""
-        self.screen.note(reports.banner(self.conversation))
+        for line in reports.banner(self.conversation):
+            self.screen.note(line)
         while self.running:
             try:
                 self._take(self._reader.read())

@@ -16,7 +16,7 @@ _PREVIEW_CHARS = 48
 _LISTED = 12  # messages
 
 
-def banner(conversation: Conversation) -> str:
+def banner(conversation: Conversation) -> list[str]:
     """The first line of a conversation; a second if there is something to know of the model."""
     model = conversation.model
     line = (
@@ -24,7 +24,7 @@ def banner(conversation: Conversation) -> str:
         "/help for commands"
     )
     known = remark(model.file.fingerprint)
-    return line if known is None else f"{line}\n({known})"
+    return [line] if known is None else [line, f"({known})"]
 
 
 def model(conversation: Conversation) -> Rows:
