@@ -1,67 +1,57 @@
-"""The cffi binding ``edgedb._native``: the library's sources and the declarations of its header.
+"""Setuptools' commands that build the C library and name the wheel, for ``setup.py``.
 
-``setup.py`` names ``ffibuilder``; setuptools compiles it. Run as a script it writes nothing.
+``EDGEDB_TARGET`` names one of ``targets.TARGETS`` to build for instead of this machine.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import shlex
-import shutil
-import sysconfig
-import zlib
 from pathlib import Path
+from typing import Any
 
-from cffi import FFI
+from setuptools import Extension
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
-NATIVE = Path(__file__).resolve().parent
-HEADER = NATIVE / "include" / "edgedb.h"
+from . import compile
 
-# -ffp-contract=off: the numerics say where a multiply-add is fused; the compiler may not add any.
-# No -march: the library runs on the baseline CPU and picks its kernels at run time.
-COMPILE_ARGS = [
-    "-std=c11",
-    "-O3",
-    "-g1",  # line numbers for profilers; full debug information is 2 MB of intrinsics
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fvisibility=hidden",
-]
-STRICT = os.environ.get("EDGEDB_WERROR") == "1"
-STRICT_ARGS = ["-Wall", "-Wextra", "-Werror"]
+_DECLARATIONS = "_declarations.py"
 
 
-def declarations(header: str) -> str:
-    """The header as cffi reads it: no preprocessor lines and nothing that is for C++ only."""
-    plain = re.sub(r"^#ifdef __cplusplus$.*?^#endif$", "", header, flags=re.MULTILINE | re.DOTALL)
-    return re.sub(r"^#.*$", "", plain, flags=re.MULTILINE)
+class BuildLibrary(build_ext):
+    """Setuptools' command for compiled parts, which knows where they belong."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return os.path.join(*fullname.split(".")[:-1], compile.target().library_name)
+
+    def build_extension(self, ext: Extension) -> None:
+        target, library = compile.target(), Path(self.get_ext_fullpath(ext.name))
+        try:
+            compile.library(target, library, Path(self.build_temp) / (target.tag or "host"))
+        except compile.CompilerError as error:
+            raise CompileError(str(error)) from None
+        compile.declare(library.with_name(_DECLARATIONS))
+
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        made = Path(self.build_lib) / "edgedb" / _DECLARATIONS
+        if made.exists():  # not where there is no compiler
+            folder = self.get_finalized_command("build_py").get_package_dir("edgedb")
+            self.copy_file(str(made), str(Path(folder) / _DECLARATIONS))
 
 
-def _must_compile() -> bool:
-    """Whether a failure ends the installation: elsewhere it leaves a slower backend, but who asks
-    for errors is to see them, unless there is nothing to compile with."""
-    compiler = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
-    return STRICT and shutil.which(shlex.split(compiler)[0]) is not None
+class TagWheel(bdist_wheel):
+    """A wheel that serves every Python 3 of one platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", compile.target().tag or super().get_tag()[2]
 
 
-def _relative(paths: list[Path]) -> list[str]:
-    # setuptools wants sources relative to setup.py.
-    return [os.path.relpath(path, NATIVE.parent) for path in paths]
-
-
-ffibuilder = FFI()
-ffibuilder.cdef(declarations(HEADER.read_text(encoding="utf-8")))
-# By this a checkout's Python knows a library that was built before its header changed.
-ffibuilder.cdef("#define EDB_HEADER_CRC ...")
-ffibuilder.set_source(
-    "edgedb._native",
-    f'#include "edgedb.h"\n#define EDB_HEADER_CRC {zlib.crc32(HEADER.read_bytes())}u',
-    sources=_relative(sorted((NATIVE / "src").glob("*.c"))),
-    include_dirs=_relative([HEADER.parent]),
-    depends=_relative([HEADER, *sorted((NATIVE / "src").glob("*.h"))]),
-    extra_compile_args=COMPILE_ARGS + (STRICT_ARGS if STRICT else []),
-    extra_link_args=["-pthread"],
-    libraries=["m"],
-    optional=not _must_compile(),
-)
+def setup_arguments() -> dict[str, Any]:
+    """What ``setup.py`` gives to setuptools."""
+    extension = Extension("edgedb._library", [], optional=not compile.must_succeed())
+    return {
+        "ext_modules": [extension],
+        "cmdclass": {"build_ext": BuildLibrary, "bdist_wheel": TagWheel},
+    }

@@ -76,12 +76,11 @@ def render_header(
 
 
 def read_header(
-    data: Any, size: int, *, kind: str = "dbb", versions: Sequence[str] = VERSIONS, hint: str = ""
+    data: Any, size: int, *, kind: str = "dbb", versions: Sequence[str] = VERSIONS
 ) -> tuple[dict[str, str], dict[str, Entry], int]:
     """Read and check the header of a file of ``size`` bytes held in ``data`` (bytes or mmap).
 
-    ``kind`` and one of ``versions`` are what its metadata must say; ``hint`` is what to do with a
-    checkpoint of safetensors, which looks alike.
+    ``kind`` and one of ``versions`` are what its metadata must say.
 
     Returns the metadata, the tensors by name, and the offset of the data. Checked here: length,
     checksum, JSON, types, shapes against byte counts, alignment, and that the tensors cover the
@@ -102,7 +101,7 @@ def read_header(
         )
     header = bytes(data[:start])
     if header[8:CRC_START] != PREFIX:
-        raise FormatError(_explain_foreign_header(header[8:], kind, hint))
+        raise FormatError(_explain_foreign_header(header[8:], kind))
     stored = header[CRC_START : CRC_START + 8]
     zeroed = header[:CRC_START] + b"0" * 8 + header[CRC_START + 8 :]
     if stored != b"%08x" % zlib.crc32(zeroed):
@@ -134,7 +133,7 @@ def _noun(kind: str) -> str:
     return ".dbb file" if kind == "dbb" else f"file of the kind {kind}"
 
 
-def _explain_foreign_header(text: bytes, kind: str, hint: str) -> str:
+def _explain_foreign_header(text: bytes, kind: str) -> str:
     if kind != "dbb":
         return f"not a {_noun(kind)}"
     if not text.startswith(b"{"):
@@ -143,7 +142,10 @@ def _explain_foreign_header(text: bytes, kind: str, hint: str) -> str:
         document = parse_json(text, "header")
         metadata = document.get("__metadata__", {})
         if metadata.get("format") != "dbb" and "header_crc32" not in metadata:
-            return f"a safetensors checkpoint, not a .dbb; {hint}"
+            return (
+                "a safetensors checkpoint, not a .dbb; "
+                "convert its directory with: edgedb convert DIRECTORY OUT.dbb"
+            )
     except (FormatError, AttributeError):
         pass
     return "header: it does not open as a .dbb header must; the file is damaged, fetch it again"

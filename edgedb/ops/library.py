@@ -10,6 +10,7 @@ and nothing else in this package makes any; a cast (``ffi.cast``) loses what it 
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,30 +21,41 @@ import numpy as np
 from ..files import SOURCE_TREE
 
 try:
-    from .._native import ffi, lib
-except ModuleNotFoundError as error:
-    ffi = lib = None
-    problem = f"the C library was not built (no C compiler at installation?): {error}"
-except ImportError as error:
-    ffi = lib = None
-    problem = f"the C library cannot be loaded (damaged, or built for another machine?): {error}"
+    from .._declarations import ffi
+except ModuleNotFoundError:
+    ffi = None
+
+FILE = Path(__file__).parents[1] / {"win32": "edgedb.dll", "darwin": "libedgedb.dylib"}.get(
+    sys.platform, "libedgedb.so"
+)
+HEADER = SOURCE_TREE / "native" / "include" / "edgedb.h"  # nowhere but in a checkout
 
 
-def stale(header: Path, crc: int) -> str | None:
-    """Why a library that was built with a header of this ``crc`` is not the checkout's, or None:
-    its structures may differ, and Python would write past their ends. Nowhere else is a header."""
-    if not header.exists() or zlib.crc32(header.read_bytes()) == crc:
-        return None
-    return "the C library is of another version: python setup.py build_ext --inplace makes it anew"
+def open_library(file: Path, header: Path) -> tuple[Any, str]:
+    """The library in ``file``, or None and why it is of no use.
+
+    A library of another header than our declarations' is none, nor one of another than the
+    checkout's: structures may differ, and Python would write past their ends.
+    """
+    if ffi is None or not file.exists():
+        return None, "the C library was not built (no C compiler at installation?)"
+    try:
+        # Never unloaded: threads of a pool may still be in it when the interpreter ends.
+        opened = ffi.dlopen(str(file), ffi.RTLD_NOW | getattr(ffi, "RTLD_NODELETE", 0))
+        crc = opened.edb_header_crc()
+    except (OSError, AttributeError) as error:
+        return None, (
+            f"the C library cannot be loaded (damaged, or built for another machine?): {error}"
+        )
+    declared = opened.EDB_HEADER_CRC
+    if crc != declared or (header.exists() and crc != zlib.crc32(header.read_bytes())):
+        return None, (
+            "the C library is of another version: python setup.py build_ext --inplace makes it anew"
+        )
+    return opened, ""
 
 
-if lib is not None and (
-    reason := stale(
-        SOURCE_TREE / "native" / "include" / "edgedb.h", getattr(lib, "EDB_HEADER_CRC", 0)
-    )
-):
-    ffi = lib = None
-    problem = reason
+lib, problem = open_library(FILE, HEADER)
 
 _ELEMENTS = {
     np.dtype(np.float64): "double[]",

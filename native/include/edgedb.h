@@ -25,6 +25,10 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
+
+/* CRC-32 of this file when the library was built, for who reads it at run time; 0: not told. */
+uint32_t edb_header_crc(void);
 
 /* ---- status ---- */
 
@@ -428,6 +432,7 @@ edb_status edb_program_run(const edb_context *context, const edb_program *progra
                            const edb_span *spans, int32_t n_spans, void *scratch,
                            size_t scratch_bytes);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

@@ -337,6 +337,7 @@ edb_status edb_pool_create(int32_t n_threads, edb_pool **created) {
     *created = NULL;
     if (n_threads < 1 || n_threads > MAX_THREADS) return EDB_ERR_SHAPE;
     watch_forks();
+    edb_stay_loaded();
 
     edb_pool *pool = edb_allocate_lines(sizeof *pool);
     if (pool == NULL) return EDB_ERR_MEMORY;

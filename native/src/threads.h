@@ -33,6 +33,14 @@ static inline void edb_join_thread(edb_thread thread) {
 
 static inline void edb_prefer_fast_cores(void) {} /* the system goes by how busy a thread is */
 
+/* The library stays where its threads run when whoever loaded it is gone: Python's end, say. */
+static inline void edb_stay_loaded(void) {
+    static const char here;
+    HMODULE self;
+    GetModuleHandleExA(GET_MODULE_HANDLE_EX_FLAG_PIN | GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS, &here,
+                       &self);
+}
+
 static inline void edb_make_lock(edb_lock *lock) { InitializeSRWLock(lock); }
 static inline void edb_take_lock(edb_lock *lock) { AcquireSRWLockExclusive(lock); }
 static inline void edb_release_lock(edb_lock *lock) { ReleaseSRWLockExclusive(lock); }
@@ -94,6 +102,8 @@ static inline void edb_prefer_fast_cores(void) {
     pthread_set_qos_class_self_np(QOS_CLASS_USER_INITIATED, 0);
 #endif
 }
+
+static inline void edb_stay_loaded(void) {} /* asked for by who loads it: RTLD_NODELETE */
 
 /* Neither can fail with default attributes on our systems. */
 static inline void edb_make_lock(edb_lock *lock) { pthread_mutex_init(lock, NULL); }

@@ -22,7 +22,7 @@ SLOW = int(os.environ.get("EDGEDB_SLOW", "0"))
 @pytest.fixture(scope="module")
 def alone() -> list[str]:
     """The command that runs another one without a network."""
-    pytest.importorskip("ray.data", reason="needs Ray: pip install '.[ray]'")
+    pytest.importorskip("ray.data", reason="needs Ray: pip install 'edgedb-llm[ray]'")
     for command in (["unshare", "-n"], ["unshare", "-rn"]):
         if shutil.which("unshare") and subprocess.run([*command, "true"]).returncode == 0:
             return command
@@ -59,12 +59,12 @@ def test_nothing_is_lost_and_nothing_done_twice(
 
 
 def test_no_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray.data", reason="needs Ray: pip install '.[ray]'")
+    pytest.importorskip("ray.data", reason="needs Ray: pip install 'edgedb-llm[ray]'")
     with pytest.raises(EdgeDBError, match=r"no Ray cluster at auto \(.*start one"), cluster("auto"):
         pass
 
 
 def test_without_ray_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(EdgeDBError, match=r"pip install .ray\[data\]"), cluster("auto"):
+    with pytest.raises(EdgeDBError, match=r"edgedb-llm\[ray\]"), cluster("auto"):
         pass

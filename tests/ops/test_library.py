@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import gc
+import shutil
+import subprocess
 import weakref
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cffi import FFI
 from kernels import KINDS, ops_of, pair_tensor
 
+from edgedb.files import SOURCE_TREE
 from edgedb.model.config import ModelConfig
 from edgedb.model.families import program_of
 from edgedb.model.network import Network
-from edgedb.ops import native, native_context, native_memory
+from edgedb.ops import library, native, native_context, native_memory
 from edgedb.ops.buffer import aligned_zeros
-from edgedb.ops.library import pointers, stale
+from edgedb.ops.library import FILE, open_library, pointers
 from edgedb.ops.native import NativeOps
 from edgedb.ops.pages import Page, PageLayout
+from native.compile import host
 
 
 def gone(*references: weakref.ref[Any]) -> list[bool]:
@@ -130,9 +134,36 @@ def test_an_operation_holds_its_scratch(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_library_of_another_header_is_not_used(tmp_path: Path) -> None:
     header = tmp_path / "edgedb.h"
-    assert stale(header, 0) is None  # an installation has none
-    header.write_text("int edb_old(void);")
-    crc = zlib.crc32(header.read_bytes())
-    assert stale(header, crc) is None
+    assert open_library(FILE, header)[0] is not None  # an installation has none
+    shutil.copy(SOURCE_TREE / "native" / "include" / "edgedb.h", header)
+    assert open_library(FILE, header)[0] is not None
     header.write_text("int edb_new(void);")
-    assert "setup.py build_ext" in (stale(header, crc) or "")
+    opened, problem = open_library(FILE, header)
+    assert opened is None and "setup.py build_ext" in problem
+
+
+def test_declarations_of_another_header_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = FFI()
+    other.cdef("uint32_t edb_header_crc(void);\n#define EDB_HEADER_CRC 1")
+    monkeypatch.setattr(library, "ffi", other)
+    opened, problem = open_library(FILE, Path("no header here"))
+    assert opened is None and "another version" in problem
+
+
+def test_structures_are_as_large_as_the_compiler_makes_them(tmp_path: Path) -> None:
+    """cffi lays them out by itself, without the compiler."""
+    ffi = library.ffi
+    names, opaque, _ = ffi.list_types()
+    structures = [n for n in {*names} - {*opaque} if ffi.typeof(n).kind == "struct"]
+    sized = {name: ffi.sizeof(name) for name in structures}
+    assert {"edb_matrix", "edb_op", "edb_attention_shape"} <= sized.keys()
+    compiler = host().compiler
+    if shutil.which(compiler[0]) is None:
+        pytest.skip("no C compiler here")
+    checks = "".join(
+        f"_Static_assert(sizeof({n}) == {size}, {n!r});\n" for n, size in sized.items()
+    )
+    source = tmp_path / "sizes.c"
+    source.write_text('#include "edgedb.h"\n' + checks.replace("'", '"'))
+    include = SOURCE_TREE / "native" / "include"
+    subprocess.run([*compiler, "-std=c11", "-fsyntax-only", f"-I{include}", source], check=True)
