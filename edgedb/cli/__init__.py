@@ -1,5 +1,5 @@
 """The commands. Arguments and what is printed, one file for each group of commands; the work is
 done in the rooms below.
 
-May ask: chat, jobs, measure, convert, run, choose, model, hub.
+May ask: chat, serve, jobs, measure, convert, run, choose, model, hub.
 """

@@ -20,6 +20,7 @@ from .measure import bench, evaluate
 from .models import models, path, rm, show
 from .options import OneLineErrors
 from .pull import pull
+from .serve import serve
 from .talk import chat, generate
 
 # What other programs call a command of this one.
@@ -75,6 +76,7 @@ def main() -> None:
 for command in (
     chat,
     generate,
+    serve,
     batch,
     pull,
     models,

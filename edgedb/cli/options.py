@@ -211,15 +211,19 @@ def _option(setting: Setting, default: Any) -> click.Option:
     return click.Option([flag], type=kind, default=default, help=text)
 
 
-def sampling_options(**defaults: Any) -> Callable[[Function], Function]:
-    """Sampling, ends, guesses; ``defaults`` in place of those of ``SamplingParams``.
+def sampling_fields(**defaults: Any) -> Callable[[Function], Function]:
+    """Sampling alone; ``defaults`` in place of those of ``SamplingParams``.
 
     The command must be a ``SamplingCommand``.
     """
-    marker = click.option(
+    return click.option(
         "--sampling", cls=_SamplingOptions, defaults=defaults, expose_value=False, hidden=True
     )
-    return together(marker, stop_options, lookup_option)
+
+
+def sampling_options(**defaults: Any) -> Callable[[Function], Function]:
+    """Sampling, ends, guesses; as ``sampling_fields``."""
+    return together(sampling_fields(**defaults), stop_options, lookup_option)
 
 
 def take_sampling(options: dict[str, Any]) -> SamplingParams:
@@ -229,18 +233,19 @@ def take_sampling(options: dict[str, Any]) -> SamplingParams:
     return SamplingParams(**{name: options.pop(name) for name in sampling_settings()})
 
 
-def take_loader(options: dict[str, Any]) -> Callable[[str | Path | None], Model]:
+def take_loader(options: dict[str, Any]) -> Callable[..., Model]:
     """Take the load options out of a command's ``options``; opens models with them.
 
-    ``None`` opens the default model; ``EdgeDBError`` says how to get one.
+    ``None`` opens the default model; ``EdgeDBError`` says how to get one. What else it is given are
+    options of ``load`` too.
     """
     chosen = {name: options.pop(name) for name in LOADING}
 
-    def open_model(path: str | Path | None) -> Model:
+    def open_model(path: str | Path | None, **more: Any) -> Model:
         from ..hub.modelfiles import default_model
         from ..run.engine import load
 
-        return load(default_model() if path is None else str(path), **chosen)
+        return load(default_model() if path is None else str(path), **chosen, **more)
 
     return open_model
 

@@ -57,6 +57,17 @@ class Admission:
                 self._holders.add(holder)
 
     @property
+    def most(self) -> int | None:
+        """Positions that one answer may come to hold, or None where there is no bound."""
+        return None if self._room is None else self._room * PAGE
+
+    @property
+    def held_pages(self) -> int:
+        """Pages that sequences hold, shared ones once for each; 0 where there is no bound."""
+        with gate.lock, self._lock:
+            return sum(one.n_pages for one in self._holders)
+
+    @property
     def waiting(self) -> int:
         """Answers that have not begun."""
         return len(self._queue)

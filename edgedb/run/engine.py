@@ -18,7 +18,7 @@ from ..model.dbb import read_dbb
 from .answers import Answers
 from .completion import Chunk
 from .embedding import embed
-from .loaded import LoadedModel, Prompt
+from .loaded import CacheRoom, LoadedModel, Prompt
 from .request import AnswerOptions
 from .session import Session
 
@@ -42,7 +42,7 @@ def load(
     context: int | None = None,
     kv_dtype: str = "float16",
     head: str = "full",
-    cache_tokens: int | None = None,
+    cache_tokens: int | CacheRoom | None = None,
     verify: bool = True,
 ) -> Model:
     """Open a ``.dbb`` file; the weights stay in the file and are read through a memory map.
@@ -54,7 +54,8 @@ def load(
     the cache's type. ``head="two-stage"`` leaves out logits that no choice of a token depends on,
     in a head of two pairs or more: the same text, rarely faster (``docs/head.md``).
     ``cache_tokens`` bounds what all sessions hold together, in positions: an answer begins when
-    there is room for all of it, and what is left keeps beginnings of earlier ones. ``verify``
+    there is room for all of it, and what is left keeps beginnings of earlier ones; a function gets
+    the context and the bytes that one takes when it is full, and returns the bound. ``verify``
     compares the data with the file's checksums.
     Raises ``FormatError`` for a damaged file, ``UnsupportedModelError`` for a model this version
     cannot run, ``NativeError`` if a forced backend cannot run.

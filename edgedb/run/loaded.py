@@ -29,6 +29,7 @@ _BOS = arguments.optional(arguments.flag)
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 Prompt = str | Sequence[int]
+CacheRoom = Callable[[int, int], int]  # by the context and the bytes of a full one
 
 
 class LoadedModel:
@@ -41,7 +42,7 @@ class LoadedModel:
         context: int | None,
         kv_dtype: str,
         head: str = "full",
-        cache_tokens: int | None = None,
+        cache_tokens: int | CacheRoom | None = None,
     ) -> None:
         self.file = file
         self.ops = ops
@@ -76,6 +77,9 @@ class LoadedModel:
             self.network.two_stage = TwoStageHead(whole, ops, bias)
         self.loop = Loop(self.network)
         self.prefixes = Prefixes()
+        if callable(cache_tokens):
+            full = self.network.cache(self.context, self.kv_dtype)
+            cache_tokens = cache_tokens(self.context, full.size_bytes)
         room = arguments.optional(arguments.whole(PAGE))("cache_tokens", cache_tokens)
         self.admission = Admission(self.prefixes, room)
 

@@ -1,0 +1,140 @@
+"""One request to the engine: prompts, and how each is to be answered. Knows no HTTP.
+
+``read_...`` of an endpoint's module makes one and a ``Reply`` from a body; ``answered`` does both
+in the calling thread, for whoever has no connection to serve::
+
+    asked, reply = read_chat(served, body)
+    document = answered(served, asked, reply)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from ..run.completion import Chunk, Stats, TokenLogprobs
+from ..run.logprobs import token_logprobs
+from ..run.request import Progress, Request
+from .errors import Refused
+from .served import Served
+
+Cancelled = Callable[[], bool]
+_SCORED_AT_ONCE = 32  # rows of logits in memory while a prompt's own probabilities are taken
+MAX_ANSWERS = 128  # of one request
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Prompts and how to answer them; each gets ``n`` answers, answer i with ``seed + i``."""
+
+    prompts: tuple[list[int], ...]
+    request: Request
+    n: int = 1
+    stream: bool = False
+    progress: bool = False  # whether the reply wants to hear of it
+    scores: bool = False  # whether a prompt's own tokens come first, with probabilities
+
+    def check(self, served: Served) -> None:
+        """Raises what answering would raise, before anything is read."""
+        model, most = served.model, self.request.max_tokens or 0
+        if len(self.prompts) * self.n > MAX_ANSWERS:
+            raise Refused(400, f"n: more than {MAX_ANSWERS} answers", param="n")
+        for ids in self.prompts:
+            if not ids:
+                raise Refused(400, "the prompt is empty; give at least one token", param="prompt")
+            if len(ids) + max(most, 1) > model.context:
+                more = f" and max_tokens asks for {most} more" if most else ""
+                raise Refused(
+                    400,
+                    f"the prompt has {len(ids)} tokens{more}; the context has room for "
+                    f"{model.context} together",
+                    code="context_length_exceeded",
+                    param="messages",
+                )
+            room = model.admission.most
+            wanted = min(len(ids) + most, model.context) if most else model.context
+            if room is not None and wanted > room:
+                raise Refused(
+                    400,
+                    f"{wanted} positions for an answer are more than the {room} in memory; ask for "
+                    "fewer tokens, or serve with more --cache-tokens",
+                    code="context_length_exceeded",
+                    param="max_tokens",
+                )
+        self.request.sampler(model)
+
+    def chunks(
+        self, served: Served, cancelled: Cancelled, progress: Progress | None = None
+    ) -> Iterator[Chunk]:
+        """All answers, one after the other, by ``Chunk.index``; the prompt of several is read
+        once."""
+        model = served.model
+        for number, ids in enumerate(self.prompts):
+            for answer in range(self.n):
+                session, index = model.session(), number * self.n + answer
+                if self.scores:
+                    yield from self._scored(session, ids, index)
+                params = self.request.params
+                request = replace(
+                    self.request,
+                    params=replace(params, seed=(params.seed or 0) + answer),
+                    cancelled=cancelled,
+                    progress=progress if self.progress else None,
+                )
+                for chunk in session.start(ids, request):
+                    yield replace(chunk, index=index) if index else chunk
+                if cancelled():
+                    return
+
+    def _scored(self, session: Any, ids: list[int], index: int) -> Iterator[Chunk]:
+        """``ids`` as chunks without a reason, from the model's probabilities for them."""
+        model, stats = session.model, Stats(prompt_tokens=len(ids))
+        row = None
+        for start in range(0, len(ids), _SCORED_AT_ONCE):
+            part = ids[start : start + _SCORED_AT_ONCE]
+            rows = session.logits_of(part)
+            for offset, token in enumerate(part):
+                before, row = row, rows[offset]
+                yield Chunk("", token, None, stats, self._score(model, before, token), index)
+
+    def _score(self, model: Any, logits: Any, token: int) -> TokenLogprobs:
+        if logits is None:  # nothing comes before the first one
+            text = model.tokenizer.token_bytes(token, False).decode("utf-8", "replace")
+            return TokenLogprobs(token, text, 0.0)
+        n = self.request.logprobs or 0
+        return token_logprobs(logits, token, n, model.ops, model.tokenizer)
+
+
+class Reply(Protocol):
+    """What becomes of chunks: events of a stream as they come, or one document at the end."""
+
+    def begin(self) -> list[Any]:
+        """Events before anything is read."""
+
+    def push(self, chunk: Chunk) -> list[Any]:
+        """Events of one more chunk."""
+
+    def reading(self, done: int, total: int) -> list[Any]:
+        """Events of a prompt that is being read."""
+
+    def finish(self) -> list[Any]:
+        """Events at the end."""
+
+    def document(self) -> Any:
+        """Everything, after ``finish``."""
+
+
+def answered(
+    served: Served,
+    asked: Asked,
+    reply: Reply,
+    cancelled: Cancelled = lambda: False,
+    progress: Progress | None = None,
+) -> Any:
+    """The document that answers. Raises ``EdgeDBError``."""
+    reply.begin()
+    for chunk in asked.chunks(served, cancelled, progress):
+        reply.push(chunk)
+    reply.finish()
+    return reply.document()

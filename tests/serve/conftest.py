@@ -1,0 +1,76 @@
+"""A server in a thread, over the tiny model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edgedb
+
+pytest.importorskip("starlette", reason="needs edgedb-llm[serve]")
+pytest.importorskip("uvicorn", reason="needs edgedb-llm[serve]")
+
+from edgedb.serve.served import Served
+from edgedb.serve.server import Server, listen
+
+CACHE_TOKENS = 8192
+
+
+class Running:
+    """A server that runs, and where."""
+
+    def __init__(self, server: Server, port: int, thread: threading.Thread) -> None:
+        self.server, self.port, self._thread = server, port, thread
+        self.address = f"http://127.0.0.1:{port}"
+
+    def join(self) -> None:
+        self._thread.join(20)
+        assert not self._thread.is_alive(), "the server does not end"
+
+
+def start(load: Callable[[], Served], **options: Any) -> Running:
+    sock = listen("127.0.0.1", 0)
+    server = Server(load, sock, **options)
+    thread = threading.Thread(target=server.run_here, daemon=True)
+    thread.start()
+    return Running(server, sock.getsockname()[1], thread)
+
+
+@pytest.fixture(scope="session")
+def served(long_model: Path) -> Served:
+    """The tiny model with a context of 2,048, as it is served."""
+    model = edgedb.load(long_model, context=2048, threads=1, cache_tokens=CACHE_TOKENS)
+    return Served(model, aliases=["tiny"], params=edgedb.SamplingParams(temperature=0.7))
+
+
+@pytest.fixture
+def serve(served: Served) -> Iterator[Callable[..., Running]]:
+    """Starts servers that end with the test."""
+    found: list[Running] = []
+
+    def run(load: Callable[[], Served] = lambda: served, **options: Any) -> Running:
+        running = start(load, **options)
+        found.append(running)
+        if load.__name__ == "<lambda>":
+            assert running.server.ready.wait(20)
+        return running
+
+    yield run
+    for running in found:
+        running.server.shut()
+        running.server.shut()
+        running.join()
+
+
+@pytest.fixture(scope="session")
+def server(served: Served) -> Iterator[Running]:
+    """One for all tests that change nothing of it."""
+    running = start(lambda: served)
+    assert running.server.ready.wait(20)
+    yield running
+    running.server.shut()
+    running.join()
