@@ -15,8 +15,8 @@ from ..gate import gate
 from .lines import Line
 
 ALIKE = 256  # characters that two prompts must share to be read one after the other
-_LOOK_SECONDS = 0.02
-_REMEMBERED = 256  # prompts read last
+_LOOK_SECONDS = 0.04  # how often who waits looks whether it was cancelled
+_REMEMBERED = 64  # prompts read last
 
 
 def in_order(lines: Sequence[Line]) -> list[Line]:
@@ -56,31 +56,42 @@ class Beginnings:
     read all of it. Threads share one."""
 
     def __init__(self) -> None:
-        self._reading: dict[object, str] = {}
+        self._reading: dict[Event, str] = {}
+        self._waiting: list[Event] = []
         self._read: deque[str] = deque(maxlen=_REMEMBERED)
         self._lock = Lock()
 
     @contextmanager
     def reading(self, text: str, cancelled: Callable[[], bool]) -> Iterator[Callable[[], None]]:
         """Wait for the turn of ``text``; call what this gives once it is read."""
-        place, pause = object(), Event()
-        while not self._begin(place, text) and not cancelled():
-            pause.wait(_LOOK_SECONDS)
+        bell = Event()
         try:
-            yield lambda: self._end(place)
+            while not self._begin(bell, text):
+                while not bell.wait(_LOOK_SECONDS) and not cancelled():
+                    pass
+                if not bell.is_set():
+                    break
+                bell.clear()
+            yield lambda: self._end(bell)
         finally:
-            self._end(place)
+            self._end(bell)
 
-    def _begin(self, place: object, text: str) -> bool:
+    def _begin(self, bell: Event, text: str) -> bool:
         with gate.lock, self._lock:
             known = max((common(one, text) for one in self._read), default=0)
             if any(common(one, text) >= known + ALIKE for one in self._reading.values()):
+                self._waiting.append(bell)
                 return False
-            self._reading[place] = text
+            self._reading[bell] = text
             return True
 
-    def _end(self, place: object) -> None:
+    def _end(self, bell: Event) -> None:
         with gate.lock, self._lock:
-            text = self._reading.pop(place, None)
-            if text is not None:
-                self._read.append(text)
+            text = self._reading.pop(bell, None)
+            if text is None:
+                self._waiting = [one for one in self._waiting if one is not bell]
+                return
+            self._read.append(text)
+            for one in self._waiting:
+                one.set()
+            self._waiting = []
