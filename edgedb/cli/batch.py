@@ -66,8 +66,9 @@ def batch(
     code is 3 if some lines failed.
     """
     from ..hub.modelfiles import default_model
-    from ..jobs.answering import Answering, Defaults, identity
+    from ..jobs.answering import Answering
     from ..jobs.batch import Opening, run_batch
+    from ..jobs.defaults import Defaults, identity
     from ..jobs.machine import answer_here
     from . import ui
 

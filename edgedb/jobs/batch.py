@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from ..model.dbb import read_dbb
 from ..model.families import program_of
 from ..ops.pages import PAGE, PageLayout
 from ..run.engine import Model, load
-from .answering import Record
 from .lines import Line, read_lines
 from .order import in_order
+from .records import Record, failure
 from .results import Results
 
 _USUAL_POSITIONS = 2048  # of a prompt and its answer, where memory is plenty
@@ -103,7 +104,8 @@ def run_batch(
     """Answer the lines of ``source`` into ``out``, or those that an interrupted run left.
 
     ``identity`` is what records depend on beside their lines; ``answer`` gives the records of some
-    lines in any order. Raises ``EdgeDBError``; what was done by then stays for the next run.
+    lines, all of which ask something, in any order. Raises ``EdgeDBError``; what was done by then
+    stays for the next run.
     """
     lines = read_lines(source)
     by_number = {line.number: line for line in lines}
@@ -111,9 +113,11 @@ def run_batch(
     tokens = 0
     with Results(out, identity, overwrite=overwrite) as results:
         left = in_order(results.left(lines))
+        wrong = [failure(line, line.error) for line in left if line.error is not None]
+        asked = [line for line in left if line.error is None]
         done = len(lines) - len(left)
         progress(Status(len(lines), done, 0, 0.0))
-        for record in answer(left) if left else ():
+        for record in chain(wrong, answer(asked) if asked else ()):
             results.add(by_number[record.number], record)
             done += 1
             tokens += record.tokens

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import EdgeDBError
 from ..ops.cores import physical_cores
-from .answering import Answering, Defaults, Record, identity
+from .answering import Answering
 from .batch import Opening
+from .defaults import Defaults, identity
 from .lines import Line, parse_line
+from .records import Record
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Line:
     text: str = field(repr=False)  # the line itself
     id: str | int | None = None  # as it stands there; the line's number where it has none
     request: dict[str, Any] = field(default_factory=dict, repr=False)
+    url: str | None = None  # of OpenAI's API, in whose form the line is; None: it is a plain one
     error: str | None = None
 
     @property
@@ -47,7 +48,7 @@ class Line:
         asked = self.request
         if "messages" in asked:
             return json.dumps([asked.get("tools"), asked["messages"]], ensure_ascii=False)
-        prompt = asked.get("prompt")
+        prompt = asked.get("prompt", asked.get("input"))
         return prompt if isinstance(prompt, str) else json.dumps(prompt)
 
 
@@ -67,29 +68,52 @@ def read_lines(path: Path) -> list[Line]:
                 f"{path}: lines {first[str(line.id)]} and {line.number} have the same id "
                 f"{quoted(line.id)}; give each its own"
             )
-    return lines
+    # A line that cannot be read fails in the form of the others.
+    url = next((line.url for line in lines if line.error is None), None)
+    return [replace(line, url=url) if line.id is None else line for line in lines]
 
 
 def parse_line(number: int, text: str) -> Line:
     """What line ``number`` asks. Never raises: a fault is what the line says."""
+    name: str | int | None = None
+    url: str | None = None
     try:
         request = parse_json(text, f"line {number}")
         if not isinstance(request, dict):
             raise EdgeDBError("expected a JSON object")
-        name = request.pop("id", None)
-        return Line(number, text, _id(name, number), request)
+        if "custom_id" not in request:
+            name = request.pop("id", None)
+            name = str(number) if name is None else _id("id", name)
+            return Line(number, text, name, request)
+        url = ""
+        name = _id("custom_id", request.pop("custom_id"))
+        url, body = _call(request)
+        return Line(number, text, name, body, url)
     except EdgeDBError as error:
-        return Line(number, text, error=str(error).removeprefix(f"line {number}: "))
+        reason = str(error).removeprefix(f"line {number}: ")
+        return Line(number, text, name, url=url, error=reason)
 
 
-def _id(name: Any, number: int) -> str | int:
-    if name is None:
-        return str(number)
+def _id(key: str, name: Any) -> str | int:
     if isinstance(name, int) and not isinstance(name, bool):
         return name
     if isinstance(name, str):
-        return unicode("id", name)
-    raise EdgeDBError(f"id = {quoted(name)}: expected a text or a whole number")
+        return unicode(key, name)
+    raise EdgeDBError(f"{key} = {quoted(name)}: expected a text or a whole number")
+
+
+def _call(request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Where OpenAI's form would send what."""
+    for name in request.keys() - {"method", "url", "body"}:
+        raise EdgeDBError(f"there is no key {quoted(name)} beside custom_id, method, url and body")
+    method, url, body = (request.get(name) for name in ("method", "url", "body"))
+    if method != "POST":
+        raise EdgeDBError(f"method = {quoted(method)}: expected POST")
+    if not isinstance(url, str):
+        raise EdgeDBError(f"url = {quoted(url)}: expected one like /v1/chat/completions")
+    if not isinstance(body, dict):
+        raise EdgeDBError(f"body = {quoted(body)}: expected a JSON object")
+    return url, body
 
 
 def _read(path: Path) -> Iterator[Line]:

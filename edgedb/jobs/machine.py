@@ -6,8 +6,9 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-from .answering import Cancelled, Record
+from .answering import Cancelled
 from .lines import Line
+from .records import Record
 
 Answer = Callable[[Line, Callable[[], bool]], Record]
 

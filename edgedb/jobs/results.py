@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 from ..display import quoted
 from ..errors import EdgeDBError
 from ..files import lock, replacing
-from .answering import Record
 from .lines import Line
+from .records import Record
 
 _VERSION = 1
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import edgedb
-from edgedb.jobs.answering import Answering, Cancelled, Defaults, Record, identity
+from edgedb.jobs.answering import Answering, Cancelled
+from edgedb.jobs.defaults import Defaults
 from edgedb.jobs.lines import parse_line
 
 
@@ -88,7 +89,6 @@ def test_defaults_of_the_run(model: edgedb.Model) -> None:
         ({"prompt": ""}, "the prompt is empty"),
         ({"prompt": 5}, "prompt = 5"),
         ({"messages": [{"role": "user"}]}, "content is missing"),
-        ({"id": [], "prompt": "a"}, "id = []"),
     ],
 )
 def test_a_wrong_line_is_a_record_of_failure(
@@ -111,25 +111,3 @@ def test_a_cancelled_answer_is_no_record(model: edgedb.Model) -> None:
     stop: Callable[[], bool] = lambda: True  # noqa: E731
     with pytest.raises(Cancelled):
         Answering(model, Defaults())(parse_line(1, '{"prompt": "Hi"}'), stop)
-
-
-def test_identity_names_what_changes_results(tiny_model: Path, model: edgedb.Model) -> None:
-    from edgedb import SamplingParams
-
-    same = identity(model, Defaults())
-    assert same == json.loads(json.dumps(same))
-    assert same == identity(edgedb.load(tiny_model, backend="numpy", threads=2), Defaults())
-    others = [
-        identity(edgedb.load(tiny_model, backend="numpy", context=64), Defaults()),
-        identity(edgedb.load(tiny_model, backend="numpy", kv_dtype="int8"), Defaults()),
-        identity(model, Defaults(max_tokens=5)),
-        identity(model, Defaults(SamplingParams(seed=1))),
-        identity(model, Defaults(SamplingParams(seed=0, logit_bias={3: 1.0}))),
-    ]
-    assert all(other != same for other in others)
-
-
-def test_a_record_is_one_line_of_json() -> None:
-    from edgedb.jobs.answering import to_json
-
-    assert Record(1, to_json({"text": "é\n"}), False).text == '{"text": "é\\n"}'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ def test_ids_are_kept_and_lines_without_one_are_counted(tmp_path: Path) -> None:
         (b"{", "not valid JSON"),
         (b"[1]", "expected a JSON object"),
         (b'{"prompt": "a", "prompt": "b"}', "'prompt' is there twice"),
+        (b'{"id": [], "prompt": "a"}', "id = []: expected a text or a whole number"),
         (b'{"id": true, "prompt": "a"}', "id = True: expected a text or a whole number"),
         (b'{"id": "\\ud800", "prompt": "a"}', "valid Unicode"),
         (b'{"prompt": "caf\xe9"}', "not UTF-8 text (byte 15)"),
@@ -81,3 +83,30 @@ def test_a_seed_depends_on_the_run_and_the_id_alone() -> None:
     assert seed == parse_line(5, '{"id": "a", "prompt": "y"}').seed(0)
     assert seed != parse_line(1, '{"id": "a", "prompt": "x"}').seed(1)
     assert seed != parse_line(1, '{"id": "b", "prompt": "x"}').seed(0)
+
+
+def test_lines_in_openai_s_form(tmp_path: Path) -> None:
+    call = (
+        b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x"}}'
+    )
+    wrong, right = read(tmp_path, b"{\n" + call)
+    assert (right.id, right.url, right.error) == ("a", "/v1/completions", None)
+    assert right.request == {"prompt": "x"} and right.beginning == "x"
+    assert wrong.error is not None and wrong.url == right.url  # it fails in the others' form
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"custom_id": None}, "custom_id = None"),
+        ({"method": "GET"}, "method = 'GET': expected POST"),
+        ({"url": 5}, "url = 5: expected one like"),
+        ({"body": "x"}, "body = 'x': expected a JSON object"),
+        ({"prompt": "x"}, "there is no key 'prompt' beside custom_id"),
+    ],
+)
+def test_a_wrong_line_in_openai_s_form(change: dict[str, object], fault: str) -> None:
+    call = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {}, **change}
+    line = parse_line(1, json.dumps(call))
+    assert line.error is not None and fault in line.error and line.url is not None
+    assert line.id == change.get("custom_id", "a")

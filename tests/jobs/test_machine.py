@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from edgedb.jobs.answering import Cancelled, Record
+from edgedb.jobs.answering import Cancelled
 from edgedb.jobs.lines import Line, parse_line
 from edgedb.jobs.machine import answer_here
+from edgedb.jobs.records import Record
 
 LINES = [parse_line(i, "{}") for i in range(1, 9)]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from edgedb.errors import EdgeDBError
-from edgedb.jobs.answering import Record, failure, to_json
 from edgedb.jobs.lines import Line, parse_line
+from edgedb.jobs.records import Record, answered, failure
 from edgedb.jobs.results import Results
 
 SAME = {"model": "m", "temperature": 0.7}
@@ -22,7 +22,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def record(line: Line) -> Record:
-    return Record(line.number, to_json({"id": line.id, "text": f"answer {line.number}"}), False, 3)
+    return answered(line, {"text": f"answer {line.number}"}, 3)
 
 
 def part(out: Path) -> Path:

@@ -7,10 +7,12 @@ import re
 from pathlib import Path
 from random import Random
 
-from edgedb.jobs.answering import Answering, Defaults, Record, identity
+from edgedb.jobs.answering import Answering
 from edgedb.jobs.batch import run_batch
+from edgedb.jobs.defaults import Defaults, identity
 from edgedb.jobs.lines import Line
 from edgedb.jobs.machine import answer_here
+from edgedb.jobs.records import Record
 
 from .. import mutators
 from . import models

@@ -1,0 +1,56 @@
+"""What becomes of a line: a line of the output, in the form in which it asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..display import one_line
+from .lines import Line
+
+
+@dataclass(frozen=True)
+class Record:
+    """A line of the output."""
+
+    number: int  # of the line that asked
+    text: str  # JSON
+    failed: bool
+    tokens: int = 0  # that were written
+
+
+def answered(line: Line, record: Mapping[str, Any], tokens: int) -> Record:
+    """The record of a line in the plain form."""
+    return Record(line.number, _json({"id": line.id, **record}), False, tokens)
+
+
+def responded(line: Line, status: int, body: Mapping[str, Any], tokens: int = 0) -> Record:
+    """The record of a line in OpenAI's form: what a server would have answered."""
+    record = {
+        "id": f"batch_req_{line.key}",
+        "custom_id": line.id,
+        "response": {"status_code": status, "request_id": f"req_{line.key}", "body": body},
+        "error": None,
+    }
+    return Record(line.number, _json(record), status != 200, tokens)
+
+
+def failure(line: Line, reason: str) -> Record:
+    """The record of a line that could not be read, or whose answer failed."""
+    said = one_line(reason)
+    if line.url is None:
+        return Record(line.number, _json({"id": line.id, "line": line.number, "error": said}), True)
+    record = {
+        "id": f"batch_req_{line.key}",
+        "custom_id": line.id,
+        "response": None,
+        "error": {"code": "failed", "message": said, "line": line.number},
+    }
+    return Record(line.number, _json(record), True)
+
+
+def _json(record: Mapping[str, Any]) -> str:
+    """One line; characters as themselves."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False)
