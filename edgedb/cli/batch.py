@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ def batch(
     params = take_sampling(options)
     chosen = {name: options.pop(name) for name in LOADING}
     path = str(default_model()) if model is None else model
+    if os.path.exists(path):  # a worker's folder is another one
+        path = os.path.abspath(path)
     opening = Opening(path, parallel, cache_tokens=cache_tokens, **chosen)
     defaults = Defaults(params, **options)
     loaded = opening.model()

@@ -6,14 +6,16 @@ where it was or on a machine that is left, and its lines are answered again, wit
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
+from ..display import quoted
 from ..errors import EdgeDBError
 from ..ops.cores import physical_cores
 from .answering import Answering
@@ -27,32 +29,48 @@ if TYPE_CHECKING:
 
 _MOST_TASKS = 2000  # about; a task is some lines, which are lost together if their worker dies
 _COLUMNS = ("number", "text", "failed", "tokens")
+_REFUSED = -1  # the number of a record that says why a worker answers nothing
 
 
 class Worker:
     """What a machine of the cluster runs. Its calls come from many threads at once."""
 
     def __init__(self, opening: Opening, defaults: Defaults, expected: dict[str, Any]) -> None:
-        """Raises ``EdgeDBError`` if records would not be ``expected`` ones: ``identity``."""
-        import ray
-
-        node = ray.get_runtime_context().get_node_id()
-        cores = int(next(n["Resources"]["CPU"] for n in ray.nodes() if n["NodeID"] == node))
-        model = opening.model(cores if cores < physical_cores() else None)
-        found = identity(model, defaults)
-        for name, value in expected.items():
-            if found.get(name) != value:
-                raise EdgeDBError(
-                    f"{socket.gethostname()} has {name} = {found.get(name)}, where the run has "
-                    f"{value}: its results would not be the same"
-                )
-        self._answer = Answering(model, defaults)
+        """What cannot be is said by the first call: Ray would try again what fails here."""
+        self._refusal = ""
+        try:
+            model = opening.model(_threads())
+            self._refusal = _difference(identity(model, defaults), expected)
+            self._answer = Answering(model, defaults)
+        except EdgeDBError as error:
+            self._refusal = str(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Columns ``number`` and ``text`` of lines become those of their records."""
-        rows = zip(batch["number"].tolist(), batch["text"].tolist(), strict=True)
-        records = [self._answer(parse_line(*row), lambda: False) for row in rows]
+        if self._refusal:
+            refused = Record(_REFUSED, f"{socket.gethostname()}: {self._refusal}", True)
+            records = [refused] * len(batch["number"])
+        else:
+            rows = zip(batch["number"].tolist(), batch["text"].tolist(), strict=True)
+            records = [self._answer(parse_line(*row), lambda: False) for row in rows]
         return {name: [getattr(record, name) for record in records] for name in _COLUMNS}
+
+
+def _threads() -> int | None:
+    """As many as the cluster gives this machine; None for as many as it has."""
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    cores = int(next(n["Resources"]["CPU"] for n in ray.nodes() if n["NodeID"] == node))
+    return cores if cores < physical_cores() else None
+
+
+def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
+    """Why a worker's records would not be the run's, if they would not."""
+    for name, value in expected.items():
+        if found.get(name) != value:
+            return f"{name} is {quoted(found.get(name))} there, and {quoted(value)} here"
+    return ""
 
 
 @contextmanager
@@ -77,14 +95,15 @@ def cluster(address: str) -> Iterator[Cluster]:
         raise EdgeDBError(
             f"no Ray cluster at {address} ({error}); start one with ray start --head"
         ) from None
-    try:
-        yield Cluster(ray)
-    except ray.exceptions.RayError as error:
-        raise EdgeDBError(
-            f"the cluster gave up: {_cause(error)}; run again to go on from here"
-        ) from None
-    finally:
-        ray.shutdown()
+    with redirect_stdout(_Nowhere()):  # where Ray prints what becomes of workers
+        try:
+            yield Cluster(ray)
+        except ray.exceptions.RayError as error:
+            raise EdgeDBError(
+                f"the cluster gave up: {_cause(error)}; run again to go on from here"
+            ) from None
+        finally:
+            ray.shutdown()
 
 
 class Cluster:
@@ -100,7 +119,6 @@ class Cluster:
         data = self._ray.data
         context = data.DataContext.get_current()
         context.enable_progress_bars = False
-        context.scheduling_strategy = "SPREAD"  # of workers over machines
         machines = self._count_machines()
         context.max_consecutive_actor_init_deaths = 2 * machines
         rows = [{"number": line.number, "text": line.text} for line in lines]
@@ -119,7 +137,10 @@ class Cluster:
         )
         for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
             columns = (batch[name].tolist() for name in _COLUMNS)
-            yield from itertools.starmap(Record, zip(*columns, strict=True))
+            for record in itertools.starmap(Record, zip(*columns, strict=True)):
+                if record.number == _REFUSED:
+                    raise EdgeDBError(record.text)
+                yield record
 
     def _count_machines(self) -> int:
         """Of those that compute."""
@@ -128,6 +149,13 @@ class Cluster:
         if not found:
             raise EdgeDBError("no machine of the cluster has a core to give")
         return found
+
+
+class _Nowhere(io.TextIOBase):
+    """Takes what others write. Never closed: threads of Ray's may write later."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 def _cause(error: BaseException) -> str:
