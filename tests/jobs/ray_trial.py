@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,18 @@ class Driver:
         """Records so far."""
         return self._part.read_bytes().count(b"\n") - 1 if self._part.exists() else 0
 
-    def wait_for(self, records: int) -> None:
-        """Until so many are kept."""
+    def wait_for(self, happened: Callable[[], bool]) -> None:
+        """Until that is so; the run must not end before."""
         end = time.monotonic() + WAIT_SECONDS
-        while self.kept < records:
+        while not happened():
             assert self.process.poll() is None, self.process.communicate()[1].decode()
             assert time.monotonic() < end, f"{self.kept} records after {WAIT_SECONDS} s"
             time.sleep(0.01)
+
+    def wait_for_more(self, records: int) -> None:
+        """Until so many more are kept."""
+        enough = self.kept + records
+        self.wait_for(lambda: self.kept >= enough)
 
 
 def main() -> None:
@@ -82,16 +88,18 @@ def main() -> None:
     other = cluster.add_node(num_cpus=1, **memory)
     seen: dict[str, Any] = {}
     driver = Driver(folder, model, cluster.address)
-    driver.wait_for(step)
-    seen["workers"] = [len(workers(node)) for node in (cluster.head_node, other)]
+    nodes = (cluster.head_node, other)
+    driver.wait_for(lambda: all(map(workers, nodes)))
+    driver.wait_for_more(step)
+    seen["workers"] = [len(workers(node)) for node in nodes]
     for pid in workers(cluster.head_node):
         os.kill(pid, signal.SIGKILL)
     seen["worker killed"] = driver.kept
-    driver.wait_for(driver.kept + step)
+    driver.wait_for_more(step)
     cluster.remove_node(other, allow_graceful=False)
     seen["machine gone"] = driver.kept
     if "driver" in sys.argv[4:]:
-        driver.wait_for(driver.kept + step)
+        driver.wait_for_more(step)
         driver.process.kill()
         driver.process.wait()
         seen["driver killed"] = driver.kept

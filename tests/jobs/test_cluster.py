@@ -50,11 +50,18 @@ def test_nothing_is_lost_and_nothing_done_twice(
     alone: list[str], tiny_model: Path, tmp_path: Path
 ) -> None:
     """With ``EDGEDB_SLOW`` of 500 lines, and the driver is killed too."""
-    n, more = (500, ["driver"]) if SLOW else (30, [])
-    write_input(tmp_path / "in.jsonl", n, 300)
+    n, more = (500, ["20", "driver"]) if SLOW else (60, ["2"])
+    write_input(tmp_path / "in.jsonl", n, 200)
     here = [sys.executable, "-m", "edgedb", "batch", "in.jsonl", "here.jsonl"]
     subprocess.run([*here, "--model", str(tiny_model)], cwd=tmp_path, env=ENV)
-    trial = [*alone, sys.executable, str(TRIAL), str(tmp_path), str(tiny_model), str(n // 10)]
+    trial = [
+        *alone,
+        sys.executable,
+        str(TRIAL),
+        str(tmp_path),
+        str(tiny_model),
+        "20" if SLOW else "2",
+    ]
     trial += more
     done = subprocess.run(trial, env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
