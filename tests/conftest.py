@@ -150,7 +150,7 @@ def _random_pair(rows: int, cols: int, rng: np.random.Generator) -> PairTensor:
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of training text for the model of ``tiny``; see ``training.write_text``."""
-    pytest.importorskip("torch", reason="needs PyTorch: pip install 'edgedb-llm[train]'")
+    pytest.importorskip("torch", reason="needs PyTorch: pip install '.[train]'")
     from training import write_text
 
     folder = tmp_path_factory.mktemp("text")

@@ -23,7 +23,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 def test_the_examples_run(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("llguidance", reason="needs pip install 'edgedb-llm[grammar]'")
+    pytest.importorskip("llguidance", reason="needs pip install '.[grammar]'")
     shutil.copy(tiny_model, tmp_path / "model.dbb")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}

@@ -128,3 +128,15 @@ def _anchors(page: Path) -> set[str]:
     titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     plain = (re.sub(r"[^\w\- ]", "", title.lower()) for title in titles)
     return {title.replace(" ", "-") for title in plain}
+
+
+def test_nothing_is_installed_from_an_index_that_has_it_not() -> None:
+    """The package is on none: a clone, a wheel or the name of what is missing is said instead."""
+    files = [
+        *PAGES,
+        *(path for folder in ("edgedb", "tests") for path in ROOT.glob(f"{folder}/**/*.py")),
+    ]
+    wanted = re.compile(r"pip install[^\n]*edgedb-llm")
+    assert not [
+        p.name for p in files if p != Path(__file__) and wanted.search(p.read_text("utf-8"))
+    ]

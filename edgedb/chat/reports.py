@@ -31,14 +31,15 @@ def model(conversation: Conversation) -> Rows:
     """What answers, and what runs it."""
     model = conversation.model
     file, config = model.file, model.config
-    weights = sum(tensor.rows * tensor.cols for tensor in file.linears.values())
+    weights = model.footprint.n_weights
     return [
         ("model", str(file.path)),
         ("kind", f"{config.model_type}, {weights / 1e6:,.0f}M parameters"),
         (
             "file",
             f"{size_text(file.size_bytes)}, "
-            f"{8 * file.size_bytes / weights:.2f} bits a weight in all",
+            f"{model.footprint.layer_bits:.2f} bits a weight in the layers, "
+            f"{8 * file.size_bytes / weights:.2f} in the file",
         ),
         ("context", f"{model.context:,} tokens of {config.max_position_embeddings:,}"),
         ("runs on", _runs(conversation)),

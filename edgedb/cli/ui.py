@@ -204,7 +204,10 @@ def model_info(info: dict[str, Any]) -> None:
             ("vocabulary", f"{config['vocab_size']:,} ({info['tokenizer']['kind']})"),
             ("context", f"{config['max_position_embeddings']:,} tokens, {rope}"),
             ("chat template", "yes" if info["tokenizer"]["chat_template"] else "no"),
-            ("bits a weight", f"{bits['linear']:.2f} linear layers, {bits['file']:.2f} whole file"),
+            (
+                "bits a weight",
+                f"{bits['linear']:.2f} in the layers, {bits['file']:.2f} in the file",
+            ),
         ]
     )
     click.echo("\nbytes")

@@ -26,6 +26,7 @@ from ..format.packing import dequantize
 from ..format.tensors import GROUP, Kind, LinearTensor
 from ..model.dbb_writer import DbbWriter
 from ..model.families import program_of
+from ..model.footprint import Footprint
 from ..model.layer_map import layer_map
 from ..text.spec import TokenizerSpec
 from . import calibrate, sample
@@ -97,7 +98,7 @@ def export(
         }
         writer.finish(record)
     job.state.remove()
-    _summarize(out, source, record, time.monotonic() - started, console)
+    _summarize(out, source, kinds, record, time.monotonic() - started, console)
     return record
 
 
@@ -326,7 +327,12 @@ def _key(fingerprint: dict[str, Any], options: Options) -> str:
 
 
 def _summarize(
-    out: Path, source: Source, record: dict[str, Any], seconds: float, console: Console
+    out: Path,
+    source: Source,
+    kinds: dict[str, Kind],
+    record: dict[str, Any],
+    seconds: float,
+    console: Console,
 ) -> None:
     size = out.stat().st_size
     n_weights = sum(program_of(source.config).sizes().values())
@@ -337,7 +343,8 @@ def _summarize(
     ]
     console.print(
         f"{one_line(str(out))}: {size / 1e6:.1f} MB, "
-        f"{8 * size / n_weights:.2f} bits a weight in all, "
+        f"{Footprint.of(source.config, kinds).layer_bits:.2f} bits a weight in the layers, "
+        f"{8 * size / n_weights:.2f} in the file, "
         f"mean error of a layer's matrices {np.mean([f['error'] for f in layers]):.3g}"
         + (
             f" (of their outputs {np.mean([f['output_error'] for f in layers]):.3g})"

@@ -76,11 +76,12 @@ def render_header(
 
 
 def read_header(
-    data: Any, size: int, *, kind: str = "dbb", versions: Sequence[str] = VERSIONS
+    data: Any, size: int, *, kind: str = "dbb", versions: Sequence[str] = VERSIONS, hint: str = ""
 ) -> tuple[dict[str, str], dict[str, Entry], int]:
     """Read and check the header of a file of ``size`` bytes held in ``data`` (bytes or mmap).
 
-    ``kind`` and one of ``versions`` are what its metadata must say.
+    ``kind`` and one of ``versions`` are what its metadata must say; ``hint`` is what to do with a
+    checkpoint of safetensors, which looks alike.
 
     Returns the metadata, the tensors by name, and the offset of the data. Checked here: length,
     checksum, JSON, types, shapes against byte counts, alignment, and that the tensors cover the
@@ -101,7 +102,7 @@ def read_header(
         )
     header = bytes(data[:start])
     if header[8:CRC_START] != PREFIX:
-        raise FormatError(_explain_foreign_header(header[8:], kind))
+        raise FormatError(_explain_foreign_header(header[8:], kind, hint))
     stored = header[CRC_START : CRC_START + 8]
     zeroed = header[:CRC_START] + b"0" * 8 + header[CRC_START + 8 :]
     if stored != b"%08x" % zlib.crc32(zeroed):
@@ -133,7 +134,7 @@ def _noun(kind: str) -> str:
     return ".dbb file" if kind == "dbb" else f"file of the kind {kind}"
 
 
-def _explain_foreign_header(text: bytes, kind: str) -> str:
+def _explain_foreign_header(text: bytes, kind: str, hint: str) -> str:
     if kind != "dbb":
         return f"not a {_noun(kind)}"
     if not text.startswith(b"{"):
@@ -142,10 +143,7 @@ def _explain_foreign_header(text: bytes, kind: str) -> str:
         document = parse_json(text, "header")
         metadata = document.get("__metadata__", {})
         if metadata.get("format") != "dbb" and "header_crc32" not in metadata:
-            return (
-                "a safetensors checkpoint, not a .dbb; "
-                "convert its directory with: edgedb convert DIRECTORY OUT.dbb"
-            )
+            return f"a safetensors checkpoint, not a .dbb; {hint}"
     except (FormatError, AttributeError):
         pass
     return "header: it does not open as a .dbb header must; the file is damaged, fetch it again"

@@ -86,7 +86,7 @@ def cluster(address: str) -> Iterator[Cluster]:
         import ray.data
     except ImportError as error:
         raise EdgeDBError(
-            f"--ray needs Ray ({error.name} is missing): pip install 'edgedb-llm[ray]'"
+            f"--ray needs Ray ({error.name} is missing): pip install 'ray[data]'"
         ) from None
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:

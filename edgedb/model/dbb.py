@@ -12,6 +12,7 @@ import math
 import mmap
 import os
 import re
+import shlex
 import stat
 import zlib
 from collections.abc import Callable
@@ -94,9 +95,9 @@ def read_dbb(path: str | os.PathLike[str], *, verify: bool = True) -> DbbFile:
 
 
 def _read(path: Path, verify: bool) -> DbbFile:
-    mapped, size = map_file(path, _refuse)
-    _refuse_other_formats(mapped[:8])
-    metadata, entries, start = read_header(mapped, size)
+    mapped, size = map_file(path, lambda info: _refuse(info, path))
+    _refuse_other_formats(mapped[:8], path)
+    metadata, entries, start = read_header(mapped, size, hint=_conversion(path.parent))
     _refuse_new_parts(metadata["version"], entries)
     source = _Source(mapped, entries, start)
     config = _decode("config", metadata, ModelConfig.from_dict)
@@ -128,21 +129,22 @@ def _read(path: Path, verify: bool) -> DbbFile:
     return DbbFile(path, config, quantization, tokenizer, linears, vectors, size, fingerprint)
 
 
-def _refuse(info: os.stat_result) -> str:
+def _refuse(info: os.stat_result, path: Path) -> str:
     if stat.S_ISDIR(info.st_mode):
-        return (
-            "is a directory, expected a .dbb file; "
-            "convert a checkpoint with: edgedb convert DIRECTORY OUT.dbb"
-        )
+        return f"is a directory, expected a .dbb file; {_conversion(path)}"
     if not stat.S_ISREG(info.st_mode):
         return "is not a regular file"
     return "is empty; fetch or export it again"
 
 
-def _refuse_other_formats(magic: bytes) -> None:
-    hint = "convert it with: edgedb convert SOURCE OUT.dbb"
+def _conversion(source: Path) -> str:
+    """The command that makes a model of a checkpoint."""
+    return f"convert a checkpoint with: edgedb convert {shlex.quote(str(source))} OUT.dbb"
+
+
+def _refuse_other_formats(magic: bytes, path: Path) -> None:
     if magic.startswith(b"GGUF"):
-        raise FormatError(f"is a GGUF file, not a .dbb; {hint}")
+        raise FormatError(f"is a GGUF file, not a .dbb; {_conversion(path)}")
     if magic.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         raise FormatError(
             "is a pickle or PyTorch checkpoint, not a .dbb, and pickles run code; "

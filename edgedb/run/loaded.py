@@ -12,6 +12,7 @@ from ..format.tensors import Experts
 from ..model.config import ModelConfig
 from ..model.dbb import DbbFile
 from ..model.families import program_of
+from ..model.footprint import Footprint
 from ..model.head import HEADS, TwoStageHead
 from ..model.kvcache import KV_DTYPES
 from ..model.network import Network
@@ -100,6 +101,12 @@ class LoadedModel:
     def vocab_size(self) -> int:
         """Number of logits."""
         return self.config.vocab_size
+
+    @property
+    def footprint(self) -> Footprint:
+        """What the file's matrices take."""
+        sizes = {name: weight.nbytes for name, weight in self.file.linears.items()}
+        return Footprint(self.config, sizes)
 
     @property
     def longest_context(self) -> int:

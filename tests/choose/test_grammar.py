@@ -15,7 +15,7 @@ from places import ROOT
 import edgedb
 from edgedb import EdgeDBError
 
-pytest.importorskip("llguidance", reason="needs pip install 'edgedb-llm[grammar]'")
+pytest.importorskip("llguidance", reason="needs pip install '.[grammar]'")
 jsonschema = pytest.importorskip("jsonschema")
 
 PROMPT = [5, 9, 2, 40, 17, 23, 8]

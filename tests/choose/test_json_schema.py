@@ -9,7 +9,7 @@ import pytest
 from edgedb import EdgeDBError
 from edgedb.choose.json_schema import MAX_NESTING, readable
 
-pytest.importorskip("llguidance", reason="needs pip install 'edgedb-llm[grammar]'")
+pytest.importorskip("llguidance", reason="needs pip install '.[grammar]'")
 
 COLOUR = {"type": "string", "format": "colour"}
 

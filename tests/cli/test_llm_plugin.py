@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 import edgedb
 
-llm = pytest.importorskip("llm", reason="needs pip install 'edgedb-llm[llm]'")
+llm = pytest.importorskip("llm", reason="needs pip install '.[llm]'")
 
 from llm.plugins import load_plugins, pm  # noqa: E402
 

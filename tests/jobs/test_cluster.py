@@ -29,7 +29,7 @@ SLOW = int(os.environ.get("EDGEDB_SLOW", "0"))
 @pytest.fixture(scope="module")
 def alone() -> list[str]:
     """The command that runs another one without a network."""
-    pytest.importorskip("ray.data", reason="needs Ray: pip install 'edgedb-llm[ray]'")
+    pytest.importorskip("ray.data", reason="needs Ray: pip install '.[ray]'")
     for command in (["unshare", "-n"], ["unshare", "-rn"]):
         if shutil.which("unshare") and subprocess.run([*command, "true"]).returncode == 0:
             return command
@@ -96,12 +96,12 @@ def test_a_worker_answers_lines_or_says_why_not(
 
 
 def test_no_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray.data", reason="needs Ray: pip install 'edgedb-llm[ray]'")
+    pytest.importorskip("ray.data", reason="needs Ray: pip install '.[ray]'")
     with pytest.raises(EdgeDBError, match=r"no Ray cluster at auto \(.*start one"), cluster("auto"):
         pass
 
 
 def test_without_ray_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(EdgeDBError, match=r"edgedb-llm\[ray\]"), cluster("auto"):
+    with pytest.raises(EdgeDBError, match=r"pip install .ray\[data\]"), cluster("auto"):
         pass

@@ -117,7 +117,7 @@ def of_the_sampler(source: Source, ids: list[int]) -> np.ndarray:
     return torch.stack(rows).numpy()
 
 
-NO_TORCH = "needs PyTorch: pip install 'edgedb-llm[train]'"
+NO_TORCH = "needs PyTorch: pip install '.[train]'"
 OTHERS = {"exporter": of_the_exporter, "training": of_training, "sampler": of_the_sampler}
 interpreters = pytest.mark.parametrize("interpreter", [*BACKENDS, *OTHERS])
 

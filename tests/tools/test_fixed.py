@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'edgedb-llm[train]'")
+torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[train]'")
 torch.set_num_threads(1)  # more cost more than they give on matrices this small
 
 from edgedb.convert.fdb import fit  # noqa: E402

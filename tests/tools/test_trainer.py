@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'edgedb-llm[train]'")
+torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[train]'")
 torch.set_num_threads(1)  # more cost more than they give on matrices this small
 
 from tiny import TRAINED, TinySource, family_source  # noqa: E402
