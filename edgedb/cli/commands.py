@@ -6,6 +6,7 @@ Imports of the engine stay inside the commands, so that ``edgedb --help`` is fas
 from __future__ import annotations
 
 import warnings
+from difflib import get_close_matches
 from typing import Any
 
 import click
@@ -43,8 +44,11 @@ class _Commands(OneLineErrors, click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] in _ELSEWHERE and args[0] not in self.commands:
-            ctx.fail(f"No such command {args[0]!r}. Did you mean {_ELSEWHERE[args[0]]!r}?")
+        if args[0] not in self.commands and args[0][:1] != "-":
+            near = get_close_matches(args[0], [*self.commands, *_ELSEWHERE], n=1)
+            if near:
+                meant = _ELSEWHERE.get(near[0], near[0])
+                ctx.fail(f"No such command {args[0]!r}. Did you mean {meant!r}?")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

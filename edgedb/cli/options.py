@@ -84,11 +84,17 @@ class OneLineErrors(click.Command):
             ctx.exit(130)
 
 
+# What newer versions of click raise where a group was given nothing: its message is the help.
+_HELP = getattr(click.exceptions, "NoArgsIsHelpError", ())
+
+
 @contextmanager
 def _one_line_usage() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
+        if isinstance(error, _HELP):
+            raise
         if isinstance(error, click.NoSuchOption) and error.ctx:
             known = [
                 name for param in error.ctx.command.get_params(error.ctx) for name in param.opts

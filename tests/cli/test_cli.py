@@ -368,8 +368,20 @@ def test_help_texts_in_the_documentation() -> None:
 
 @pytest.mark.parametrize(
     ("line", "meant"),
-    [("run model.dbb", "'chat'"), ("ls", "'models'"), ("chat --temp 1", "'--temperature'")],
+    [
+        ("run model.dbb", "'chat'"),
+        ("ls", "'models'"),
+        ("convrt", "'convert'"),
+        ("chat --temp 1", "'--temperature'"),
+    ],
 )
 def test_words_of_other_programs_are_understood(line: str, meant: str) -> None:
     done = CliRunner().invoke(cli.main, line.split())
     assert done.exit_code == 2 and f"Did you mean {meant}?" in done.stderr
+
+
+@pytest.mark.parametrize("group", [[], ["eval"]])
+def test_a_group_alone_explains_itself_in_lines(group: list[str]) -> None:
+    done = CliRunner().invoke(cli.main, group)
+    shown = done.stdout + done.stderr
+    assert shown.startswith("Usage: ") and "\n\nCommands:\n" in shown
