@@ -14,6 +14,7 @@ from .origin import origin_of
 # The first, trained in three planes, a pair and a half, is part of the source tree; `make chat
 # PAIRS=2` makes the second, of four bits and untrained.
 DEFAULT_NAMES = ("smollm2-135m-instruct-mixed.dbb", "smollm2-135m-instruct.dbb")
+_NAMED = 8  # models that an error names, of any number
 # What to know before talking to a model, by its fingerprint: of the first one above, and of the one
 # at two bits throughout that was it before. A file that takes its place says nothing until it has a
 # line of its own.
@@ -68,9 +69,12 @@ def default_model() -> Path:
         for name in DEFAULT_NAMES:
             if os.path.isfile(folder / name):
                 return folder / name
+    there = ", ".join(path.stem for path in known_models()[:_NAMED])
     raise EdgeDBError(
-        f"name a model file: there is no models/{DEFAULT_NAMES[0]} in this folder; the source tree "
-        "has it, and `edgedb convert CHECKPOINT OUT.dbb` makes others"
+        f"name a model; on this disk: {there}"
+        if there
+        else "no model is on this disk: edgedb pull OWNER/NAME gets one, edgedb fits lists some, and "
+        "a clone of the project has a small one"
     )
 
 

@@ -189,7 +189,10 @@ def test_chat_takes_the_default_model(
 ) -> None:
     checkout = tmp_path / "checkout"
     monkeypatch.setattr(modelfiles, "CHECKOUT", checkout)
-    refused(run("chat", text="Hi\n"), "models/smollm2-135m-instruct-mixed.dbb")
+    refused(run("chat", text="Hi\n"), "no model is on this disk: edgedb pull OWNER/NAME gets one")
+    Path("models").mkdir()
+    Path("models/mine.dbb").symlink_to(tiny_model)
+    refused(run("chat", text="Hi\n"), "name a model; on this disk: mine")
     first, second = modelfiles.DEFAULT_NAMES
     for path in (checkout / "models" / second, checkout / "models" / first, Path("models", first)):
         path.parent.mkdir(parents=True, exist_ok=True)
