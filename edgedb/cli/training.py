@@ -41,8 +41,8 @@ def convert_with_tools(arguments: list[str]) -> None:
     """
     if not (_CHECKOUT / "tools" / "export.py").is_file():
         raise EdgeDBError(
-            "--train needs a clone of the project, which this installation is not: the same command "
-            "works there"
+            "--train needs a clone of the project, which this installation is not: the same "
+            "command works there"
         )
     if importlib.util.find_spec("torch") is None:
         raise EdgeDBError("--train needs PyTorch: pip install torch")

@@ -73,8 +73,8 @@ def default_model() -> Path:
     raise EdgeDBError(
         f"name a model; on this disk: {there}"
         if there
-        else "no model is on this disk: edgedb pull OWNER/NAME gets one, edgedb fits lists some, and "
-        "a clone of the project has a small one"
+        else "no model is on this disk: edgedb pull OWNER/NAME gets one, edgedb fits lists some, "
+        "and a clone of the project has a small one"
     )
 
 

@@ -56,4 +56,4 @@ def test_what_is_missing_is_said_in_one_line(
         training.convert_with_tools([])
     line = str(error.value)
     assert "\n" not in line
-    assert {"tools": "checkout", "torch": "pip install"}[missing] in line
+    assert {"tools": "clone", "torch": "pip install"}[missing] in line
