@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
+import subprocess
 import sys
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from chats import CONTROL, READY, environment, leave, say
@@ -54,7 +57,12 @@ def prepared(
     monkeypatch.setenv("EDGEDB_BACKEND", "native" if library.available()[0] else "numpy")
 
 
-@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("edgedb ")])
+SERVE = "edgedb serve"
+
+
+@pytest.mark.parametrize(
+    "line", [line for line in LINES if line.startswith("edgedb ") and line != SERVE]
+)
 def test_a_command_of_the_first_screen_runs(prepared: None, line: str, tmp_path: Path) -> None:
     arguments = shlex.split(line)[1:]
     done = CliRunner().invoke(commands.main, arguments, input=TYPED)
@@ -63,6 +71,25 @@ def test_a_command_of_the_first_screen_runs(prepared: None, line: str, tmp_path:
         assert (tmp_path / arguments[-1]).is_file()
     if HUB in arguments:
         assert list(tmp_path.glob(f"data/edgedb/models/{HUB.replace('/', '--')}/*.dbb"))
+
+
+def test_the_server_of_the_first_screen_answers(prepared: None) -> None:
+    for package in ("starlette", "uvicorn"):
+        pytest.importorskip(package, reason="needs pip install '.[serve]'")
+    assert SERVE in LINES and "http://127.0.0.1:8080" in COMMANDS
+    command = [sys.executable, "-m", *SERVE.split(), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        address = re.search(r"listening on (http://127.0.0.1:\d+)\n", server.stderr.readline())
+        assert address
+        server.stderr.readline()  # that it is ready
+        try:
+            with urlopen(f"{address[1]}/v1/models") as answer:
+                assert DEFAULT_NAMES[0].removesuffix(".dbb") in answer.read().decode()
+            with urlopen(address[1]) as page:
+                assert "<title>edgedb</title>" in page.read().decode()
+        finally:
+            server.send_signal(signal.SIGTERM)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="needs tomllib of Python 3.11")

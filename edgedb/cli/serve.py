@@ -96,7 +96,7 @@ def serve(
         from ..serve.server import Server, listen
     except ImportError as error:
         raise EdgeDBError(
-            f"edgedb serve needs {error.name}: pip install 'edgedb-llm[serve]'"
+            f"edgedb serve needs {error.name}: pip install starlette uvicorn llguidance"
         ) from None
     from ..serve.guard import is_loopback
     from ..serve.memory import room_for

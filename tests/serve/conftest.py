@@ -11,8 +11,8 @@ import pytest
 
 import edgedb
 
-pytest.importorskip("starlette", reason="needs edgedb-llm[serve]")
-pytest.importorskip("uvicorn", reason="needs edgedb-llm[serve]")
+pytest.importorskip("starlette", reason="needs pip install '.[serve]'")
+pytest.importorskip("uvicorn", reason="needs pip install '.[serve]'")
 
 from edgedb.serve.served import Served
 from edgedb.serve.server import Server, listen
