@@ -9,11 +9,16 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router
 
+from . import ollama, ollama_models
 from .chat import read_chat
+from .completions import read_completion
+from .embeddings import read_embed, read_embeddings
 from .errors import Refused
 from .guard import PAGE_HEADERS, Guard
 from .listing import health, model_entry, models
 from .page_files import page_files
+from .prompts import apply_template, detokenize, tokenize
+from .responses import read_response
 from .served import Served
 from .service import Read, Service
 from .transport import Sender, transport_of
@@ -21,11 +26,29 @@ from .transport import Sender, transport_of
 _DONE = b"data: [DONE]\n\n"
 
 # Route, what reads a request, what ends a stream.
-_ANSWERS: tuple[tuple[str, Read, bytes], ...] = (("/v1/chat/completions", read_chat, _DONE),)
+_ANSWERS: tuple[tuple[str, Read, bytes], ...] = (
+    ("/v1/chat/completions", read_chat, _DONE),
+    ("/v1/completions", read_completion, _DONE),
+    ("/v1/embeddings", read_embeddings, b""),
+    ("/v1/responses", read_response, b""),
+    ("/api/embed", read_embed, b""),
+    ("/api/chat", ollama.read_chat, b""),
+    ("/api/generate", ollama.read_generate, b""),
+)
 # Route, what makes the document that answers a body.
-_QUESTIONS: tuple[tuple[str, Callable[[Served, Any], Any]], ...] = ()
+_QUESTIONS: tuple[tuple[str, Callable[[Served, Any], Any]], ...] = (
+    ("/tokenize", tokenize),
+    ("/detokenize", detokenize),
+    ("/apply-template", apply_template),
+    ("/api/show", ollama_models.show),
+)
 # Route, what makes the document that answers anybody.
-_LISTS: tuple[tuple[str, Callable[[Served], Any]], ...] = (("/v1/models", models),)
+_LISTS: tuple[tuple[str, Callable[[Served], Any]], ...] = (
+    ("/v1/models", models),
+    ("/api/version", ollama_models.version),
+    ("/api/tags", ollama_models.tags),
+    ("/api/ps", ollama_models.running),
+)
 
 
 class App:

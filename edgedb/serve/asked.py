@@ -9,6 +9,7 @@ in the calling thread, for whoever has no connection to serve::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -101,9 +102,26 @@ class Asked:
     def _score(self, model: Any, logits: Any, token: int) -> TokenLogprobs:
         if logits is None:  # nothing comes before the first one
             text = model.tokenizer.token_bytes(token, False).decode("utf-8", "replace")
-            return TokenLogprobs(token, text, 0.0)
+            return TokenLogprobs(token, text, math.nan)
         n = self.request.logprobs or 0
         return token_logprobs(logits, token, n, model.ops, model.tokenizer)
+
+
+class Task(Protocol):
+    """What a request asks of the engine."""
+
+    @property
+    def stream(self) -> bool:
+        """Whether events are wanted as they come."""
+
+    @property
+    def progress(self) -> bool:
+        """Whether the reply wants to hear how far a prompt is read."""
+
+    def chunks(
+        self, served: Served, cancelled: Cancelled, progress: Progress | None = None
+    ) -> Iterator[Any]:
+        """What the reply takes, ``Chunk`` or other things."""
 
 
 class Reply(Protocol):
@@ -112,7 +130,7 @@ class Reply(Protocol):
     def begin(self) -> list[Any]:
         """Events before anything is read."""
 
-    def push(self, chunk: Chunk) -> list[Any]:
+    def push(self, chunk: Any) -> list[Any]:
         """Events of one more chunk."""
 
     def reading(self, done: int, total: int) -> list[Any]:
@@ -127,7 +145,7 @@ class Reply(Protocol):
 
 def answered(
     served: Served,
-    asked: Asked,
+    asked: Task,
     reply: Reply,
     cancelled: Cancelled = lambda: False,
     progress: Progress | None = None,

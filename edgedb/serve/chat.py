@@ -20,7 +20,7 @@ from .tools import read_tools
 from .usage import Usage, timings
 
 # What clients send and what changes nothing here.
-_HARMLESS = (
+HARMLESS = (
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
     *("prompt_cache_retention", "cache_prompt", "timings_per_token", "id_slot", "n_keep"),
 )
@@ -55,34 +55,46 @@ def read_chat(served: Served, body: object) -> tuple[Asked, ChatReply]:
         if form.keys() - {"json_schema"}:
             raise bad_value("tools: they do not go together with regex or grammar", "tools")
         form = {"grammar": toolbox.grammar(schema, conversation.thinks is True)}
-    n = fields.typed("n", int, 1) or 0
-    if n < 1:
-        raise bad_value(f"n = {n}: expected a whole number of at least 1", "n")
+    n = read_count(fields)
     request = read_request(
         fields,
         served,
         read_max_tokens(fields, served, "max_completion_tokens", "max_tokens", "n_predict"),
         form,
-        logprobs=_logprobs(fields),
+        logprobs=read_logprobs(fields),
     )
+    stream, include_usage, progress = read_stream(fields)
+    fields.ignore(*HARMLESS)
+    fields.refuse("audio", "prediction", "web_search_options", "functions", "function_call")
+    fields.refuse("modalities", unless=(["text"],))
+    fields.refuse("verbosity", unless=("medium",))
+    fields.refuse("ignore_eos", "add_generation_prompt", unless=(True,))
+    fields.finish()
+    asked = Asked((conversation.ids,), request, n, stream, progress)
+    asked.check(served)
+    return asked, ChatReply(served, asked, conversation, include_usage)
+
+
+def read_count(fields: Fields) -> int:
+    """``n``: how many answers to each prompt."""
+    n = fields.typed("n", int, 1)
+    if n is None or n < 1:
+        raise bad_value(f"n = {n}: expected a whole number of at least 1", "n")
+    return n
+
+
+def read_stream(fields: Fields) -> tuple[bool, bool, bool]:
+    """Whether to stream, to end with the usage, and to tell how far the prompt is read."""
     stream = fields.flag("stream")
     options = Fields(fields.take("stream_options") or {}, "stream_options")
     include_usage = options.flag("include_usage")
     options.ignore("include_obfuscation")
     options.finish()
     progress = fields.flag("return_progress")
-    fields.ignore(*_HARMLESS)
-    fields.refuse("audio", "prediction", "web_search_options", "functions", "function_call")
-    fields.refuse("modalities", unless=(["text"],))
-    fields.refuse("verbosity", unless=("medium",))
-    fields.refuse("ignore_eos", "add_generation_prompt", unless=(True,))
-    fields.finish()
-    asked = Asked((conversation.ids,), request, n, stream, progress and stream)
-    asked.check(served)
-    return asked, ChatReply(served, asked, conversation, include_usage)
+    return stream, include_usage and stream, progress and stream
 
 
-def _logprobs(fields: Fields) -> int | None:
+def read_logprobs(fields: Fields) -> int | None:
     """How many likely tokens to tell for each place, or None."""
     wanted, top = fields.flag("logprobs"), fields.typed("top_logprobs", int)
     if top is not None and not 0 <= top <= _MOST_LOGPROBS:

@@ -36,6 +36,8 @@ def read_sampling(fields: Fields, served: Served) -> SamplingParams:
         given["logit_bias"] = _bias(given["logit_bias"])
     if given["seed"] == -1:
         given["seed"] = None
+    if given["repetition_window"] == -1:
+        given["repetition_window"] = served.model.context
     params = replace(served.params, **{k: v for k, v in given.items() if v is not None})
     if params.seed is None:
         params = replace(params, seed=secrets.randbits(_SEED_BITS))

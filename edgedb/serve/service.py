@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..run.completion import Chunk, Stats
-from .asked import Asked, Reply
+from .asked import Reply, Task
 from .body import parse_body, read_body
 from .desk import Desk, Seat
 from .errors import Refused, refusal
@@ -21,7 +21,7 @@ from .served import Served
 from .transport import PING_SECONDS, Sender, to_json
 from .worker import Worker
 
-Read = Callable[[Served, Any], tuple[Asked, Reply]]
+Read = Callable[[Served, Any], tuple[Task, Reply]]
 _READERS = 2  # threads that parse and tokenize, so that the event loop need not
 
 
@@ -109,6 +109,7 @@ class Service:
         )
         if asked.stream:  # so that who waits hears that somebody is there
             await sender.begin()
+            await sender.events(reply.begin())
         pulse = None
         if asked.stream:
             pulse = asyncio.ensure_future(self._pulse(sender, asyncio.current_task()))
@@ -133,7 +134,7 @@ class Service:
         else:
             await sender.document(200, worker.result)
 
-    def _work(self, served: Served, asked: Asked, reply: Reply, arrived: float) -> Any:
+    def _work(self, served: Served, asked: Task, reply: Reply, arrived: float) -> Any:
         """What a worker's thread does."""
 
         def work(put: Callable[[Any], None], cancelled: Callable[[], bool]) -> bytes:
@@ -189,7 +190,6 @@ class Service:
 
 
 async def _send_stream(worker: Worker, reply: Reply, sender: Sender) -> None:
-    await sender.events(reply.begin())
     is_over = False
     while not is_over:
         await worker.woken.wait()

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import edgedb
-
-pytest.importorskip("starlette", reason="needs pip install '.[serve]'")
-pytest.importorskip("uvicorn", reason="needs pip install '.[serve]'")
-
 from edgedb.serve.served import Served
-from edgedb.serve.server import Server, listen
 
 CACHE_TOKENS = 8192
 
@@ -23,7 +20,7 @@ CACHE_TOKENS = 8192
 class Running:
     """A server that runs, and where."""
 
-    def __init__(self, server: Server, port: int, thread: threading.Thread) -> None:
+    def __init__(self, server: Any, port: int, thread: threading.Thread) -> None:
         self.server, self.port, self._thread = server, port, thread
         self.address = f"http://127.0.0.1:{port}"
 
@@ -33,9 +30,18 @@ class Running:
 
 
 def start(load: Callable[[], Served], **options: Any) -> Running:
+    pytest.importorskip("starlette", reason="needs pip install '.[serve]'")
+    pytest.importorskip("uvicorn", reason="needs pip install '.[serve]'")
+    from edgedb.serve.server import Server, listen
+
     sock = listen("127.0.0.1", 0)
     server = Server(load, sock, **options)
-    thread = threading.Thread(target=server.run_here, daemon=True)
+
+    def run() -> None:
+        with suppress(ValueError):  # a test's own, of loading
+            server.run_here()
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     return Running(server, sock.getsockname()[1], thread)
 
@@ -52,10 +58,12 @@ def serve(served: Served) -> Iterator[Callable[..., Running]]:
     """Starts servers that end with the test."""
     found: list[Running] = []
 
-    def run(load: Callable[[], Served] = lambda: served, **options: Any) -> Running:
+    def run(
+        load: Callable[[], Served] = lambda: served, wait: bool = True, **options: Any
+    ) -> Running:
         running = start(load, **options)
         found.append(running)
-        if load.__name__ == "<lambda>":
+        if wait:
             assert running.server.ready.wait(20)
         return running
 
@@ -74,3 +82,33 @@ def server(served: Served) -> Iterator[Running]:
     yield running
     running.server.shut()
     running.join()
+
+
+@pytest.fixture(scope="session")
+def client(server: Running) -> Iterator[Any]:
+    """The ``openai`` package's client of it."""
+    openai = pytest.importorskip("openai")
+    with openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def http(server: Running) -> Iterator[Any]:
+    """A plain client of it."""
+    httpx = pytest.importorskip("httpx")
+    with httpx.Client(base_url=server.address, timeout=30) as found:
+        yield found
+
+
+@pytest.fixture
+def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choosing a token takes 4 ms, so that answers last."""
+    from edgedb.choose.sampling import Sampler
+
+    sample = Sampler.sample
+
+    def wait(self: Any, *arguments: Any) -> int:
+        time.sleep(0.004)
+        return sample(self, *arguments)
+
+    monkeypatch.setattr(Sampler, "sample", wait)
