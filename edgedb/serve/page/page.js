@@ -291,10 +291,10 @@ function remove(gone, conversation = "") {
 }
 
 // ---- The tree of messages
-// Conversation: {id, title, at, head, system, schema}; what is seen is the path from a first message
-// to `head`. Message: {id, conversation, parent, role, text, at}, and of an answer {thought; state:
-// writing, done, cut or failed; reason; from: characters that were there when it was last asked for; fields:
-// of that request; system; facts: what it cost}.
+// Conversation: {id, title, at, head, system, schema}; seen is the path from a first message to `head`.
+// Message: {id, conversation, parent, role, text, at}, and of an answer {thought; state: writing, done,
+// cut or failed; reason; from: length of the text that the last request went on with; fields: of that
+// request; system; facts: what it cost}.
 
 let conversations = new Map();
 let open = null;
@@ -382,7 +382,7 @@ async function* ask(body, run) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let rest = ""; ; ) {
     const { done: ended, value } = await reader.read().catch((error) => {
-      throw signal.aborted ? error : new Trouble("The connection to the server broke.");
+      throw signal.aborted ? error : new Trouble("The connection broke.");
     });
     if (ended) return;
     const lines = (rest + value).split(/\r?\n/);
@@ -405,7 +405,7 @@ function fieldsNow() {
 function bodyOf(answer) {
   const before = pathTo(answer.parent).filter((m) => m.text).map(({ role, text }) => ({ role, content: text }));
   if (answer.system) before.unshift({ role: "system", content: answer.system });
-  const continued = answer.text && { continue_final_message: true, add_generation_prompt: false };
+  const continued = answer.text && { continue_final_message: true };
   if (continued) before.push({ role: "assistant", content: answer.text });
   const stream = { stream: true, stream_options: { include_usage: true }, return_progress: true };
   return { model: model?.id, ...answer.fields, messages: before, ...continued, ...stream };
@@ -423,7 +423,7 @@ async function write(answer) {
   try {
     for await (const chunk of ask(bodyOf(answer), run)) {
       if (chunk.error) throw new Trouble(chunk.error.message);
-      const choice = chunk.choices?.[0];
+      const choice = chunk.choices?.find(({ index }) => !index);
       const { content = "", reasoning_content: thought } = choice?.delta ?? {};
       answer.text += content ?? "";
       answer.thought += thought ?? "";
@@ -525,7 +525,7 @@ function send(text, parent = open.head) {
 
 const views = new Map(); // of the messages that were shown since the conversation was opened
 const changed = new Set();
-let stuck = true; // the end of the conversation stays in sight
+let stuck = true; // to the end
 
 class View {
   constructor(message) {
@@ -631,7 +631,7 @@ function factsText(message, run) {
     words.push(why[message.reason] ?? "cut when the page was closed");
   }
   if (tokens) words.push(`${format(tokens)} tokens` + (speed ? `, ${format(speed)} a second` : ""));
-  if (prompt) words.push(`read ${format(prompt - known)} of ${format(prompt)}` + (readMs ? ` in ${format(readMs / 1000)} s` : ""));
+  if (prompt) words.push(`read ${format(prompt - known)} of ${format(prompt)}` + (readMs ? ` in ${format(readMs / 1000)}\u00a0s` : ""));
   return words.join(" · ");
 }
 
@@ -640,7 +640,7 @@ function viewOf(message) {
   return views.get(message.id);
 }
 
-// Once a frame, whatever has come since the last one.
+// Once a frame.
 function refresh(message) {
   if (!changed.size) requestAnimationFrame(() => {
     for (const one of changed) views.get(one.id)?.update();
@@ -665,6 +665,7 @@ function show() {
   const running = runs.has(open.head);
   $("stop").hidden = !running;
   $("send").hidden = running;
+  if (!touch && !document.activeElement.checkVisibility()) $("text").focus(); // its button is gone
   if (conversations.has(open.id) && location.hash !== `#${open.id}`) history.replaceState(null, "", `#${open.id}`);
   list();
   chosen();
@@ -748,14 +749,13 @@ function say(text) {
   if ($("spoken").children.length > 20) $("spoken").firstChild.remove();
 }
 
-let noticeTimer;
 function notice(text, act = "", action = null) {
   const [words, button] = $("notice").children;
   words.textContent = text;
   Object.assign(button, { textContent: act, hidden: !act, onclick: () => (($("notice").hidden = true), action()) });
   $("notice").hidden = false;
-  clearTimeout(noticeTimer);
-  noticeTimer = setTimeout(() => ($("notice").hidden = true), 8000);
+  clearTimeout(notice.timer);
+  notice.timer = setTimeout(() => ($("notice").hidden = true), 8000);
 }
 
 async function copyText(text, button) {
@@ -985,7 +985,7 @@ tabs.onmessage = async ({ data }) => {
 async function hello() {
   try {
     const [row] = (await (await fetchFrom("v1/models")).json()).data;
-    model = { id: row.id, context: row.context_length };
+    model = { id: row.id, context: row.meta?.n_ctx };
     $("model").textContent = row.id;
     gauge();
   } catch (trouble) {
