@@ -38,7 +38,8 @@ FAILED = 3  # exit code: the output is complete, and some of it are failures
 @click.option(
     "--cache-tokens",
     type=int,
-    help="Tokens that are kept for all of them.  [default: 2048 for each, in a quarter of memory]",
+    help="Tokens in memory, of all answers and of earlier ones.  [default: what an eighth of the "
+    "memory holds]",
 )
 @click.option(
     "--ray", "address", metavar="ADDRESS", help="Use a Ray cluster; auto: the one that runs here."

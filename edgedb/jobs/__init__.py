@@ -1,5 +1,5 @@
 """Many requests from a file: read, put in order, answered on this machine or on a cluster, written
 so that nothing is done twice.
 
-May ask: run, choose, model, hub, ops.
+May ask: serve, run, choose, ops.
 """

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from ..errors import EdgeDBError
 from ..run.completion import Chunk
 from ..run.engine import Model
-from . import plain
 from .defaults import Defaults
 from .lines import Line
+from .openai import OpenAI, refused
 from .order import Beginnings
+from .plain import Plain
 from .records import Record, failure
 
 Stop = Callable[[], bool]
@@ -24,7 +26,7 @@ class Answering:
     """Answers lines with a model. Threads share one."""
 
     def __init__(self, model: Model, defaults: Defaults) -> None:
-        self._model, self._defaults = model, defaults
+        self._plain, self._openai = Plain(model, defaults), OpenAI(model, defaults)
         self._beginnings = Beginnings()
 
     def __call__(self, line: Line, cancelled: Stop) -> Record:
@@ -32,23 +34,24 @@ class Answering:
 
         Raises ``Cancelled``.
         """
+        form = self._plain if line.url is None else self._openai
         try:
             with self._beginnings.reading(line.beginning, cancelled) as is_read:
-                chunks = plain.begin(self._model, self._defaults, line, cancelled)
+                chunks, record = form.begin(line, cancelled)
                 answer = list(_watched(chunks, is_read))
-            return plain.record(line, self._defaults, answer)
+            return record(answer)
         except Cancelled:
             raise
         except EdgeDBError as error:
-            return failure(line, str(error))
+            return failure(line, str(error)) if line.url is None else refused(line, error)
         except Exception as error:  # one line's, whatever it is: the others go on
             return failure(line, f"{type(error).__name__}: {error}")
 
 
-def _watched(chunks: Iterable[Chunk], is_read: Callable[[], None]) -> Iterator[Chunk]:
+def _watched(chunks: Iterable[Any], is_read: Callable[[], None]) -> Iterator[Any]:
     """``chunks``; says when the prompt was read."""
     for chunk in chunks:
         is_read()
-        if chunk.finish_reason == "cancelled":
+        if isinstance(chunk, Chunk) and chunk.finish_reason == "cancelled":
             raise Cancelled
         yield chunk

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,18 +9,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ..hub.modelfiles import find_model
-from ..model.dbb import read_dbb
-from ..model.families import program_of
-from ..ops.pages import PAGE, PageLayout
 from ..run.engine import Model, load
+from ..serve.memory import room_for
 from .lines import Line, read_lines
 from .order import in_order
 from .records import Record, failure
 from .results import Results
-
-_USUAL_POSITIONS = 2048  # of a prompt and its answer, where memory is plenty
-_SHARE_OF_MEMORY = 4  # at most one part in so many is for what was read
 
 
 @dataclass(frozen=True)
@@ -40,7 +33,6 @@ class Opening:
 
     def model(self, threads: int | None = None) -> Model:
         """The model; with ``threads`` where nobody asked for another number of them."""
-        room = self.cache_tokens or self._usual_room()
         return load(
             self.path,
             threads=self.threads or threads,
@@ -49,26 +41,8 @@ class Opening:
             context=self.context,
             kv_dtype=self.kv_dtype,
             head=self.head,
-            cache_tokens=room,
+            cache_tokens=self.cache_tokens or room_for(self.parallel),
         )
-
-    def _usual_room(self) -> int:
-        """Positions for so many lines at a time, as far as a share of this machine's memory holds
-        them; but always for one line that needs the whole context."""
-        config = read_dbb(find_model(self.path), verify=False).config
-        layers = [(v["n_kv_heads"], v["head_dim"]) for v in program_of(config).attentions()]
-        position_bytes = PageLayout(layers, self.kv_dtype).page_bytes // PAGE
-        whole = -(-(self.context or config.usual_context) // PAGE) * PAGE
-        fitting = _memory_bytes() // _SHARE_OF_MEMORY // position_bytes
-        return max(min(self.parallel * _USUAL_POSITIONS, fitting), whole)
-
-
-def _memory_bytes() -> int:
-    """Of this machine; where the system does not say, enough for any wish."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 1 << 62
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from ..choose.sampling import SamplingParams
 from ..choose.settings import suggestion
 from ..display import quoted
 from ..errors import EdgeDBError
-from ..run.completion import Chunk, collect
+from ..run.completion import Chunk, Completion, collect
 from ..run.engine import Model
 from .defaults import Defaults
 from .lines import Line
@@ -24,31 +24,41 @@ _ANSWER = (
 _CHAT = ("tools", "documents", "continue_final_message", "chat_template_kwargs")
 
 
-def begin(
-    model: Model, defaults: Defaults, line: Line, cancelled: Callable[[], bool]
-) -> Iterator[Chunk]:
-    """The answer to ``line``. Raises ``EdgeDBError`` for one that is wrong."""
-    request = {name: value for name, value in line.request.items() if value is not None}
-    asked = [name for name in ("prompt", "messages") if name in request]
-    if len(asked) != 1:
-        raise EdgeDBError("give a prompt or messages, one of them")
-    is_chat = asked == ["messages"]
-    prompt = request.pop(asked[0])
-    options = _options(request, defaults, (*_ANSWER, *(_CHAT if is_chat else ())))
-    options["seed"] = _seed(line, defaults)
-    if not is_chat:
-        return model.generate(prompt, stream=True, cancelled=cancelled, **options)
-    options.setdefault("chat_template_kwargs", defaults.chat_template_kwargs)
-    return model.chat(prompt, stream=True, cancelled=cancelled, **options)
+class Plain:
+    """Answers lines of this form with a model. Threads share one."""
+
+    def __init__(self, model: Model, defaults: Defaults) -> None:
+        self._model, self._defaults = model, defaults
+
+    def begin(
+        self, line: Line, cancelled: Callable[[], bool]
+    ) -> tuple[Iterator[Chunk], Callable[[Sequence[Chunk]], Record]]:
+        """The answer to ``line``, and what makes the record of all of it.
+
+        Raises ``EdgeDBError`` for a line that is wrong.
+        """
+        request = {name: value for name, value in line.request.items() if value is not None}
+        asked = [name for name in ("prompt", "messages") if name in request]
+        if len(asked) != 1:
+            raise EdgeDBError("give a prompt or messages, one of them")
+        is_chat = asked == ["messages"]
+        prompt = request.pop(asked[0])
+        known = (*_ANSWER, *(_CHAT if is_chat else ()), *_SAMPLING)
+        options = _options(request, self._defaults, known)
+        seed = options.setdefault("seed", line.seed(self._defaults.params.seed or 0))
+        if is_chat:
+            options.setdefault("chat_template_kwargs", self._defaults.chat_template_kwargs)
+            chunks = self._model.chat(prompt, stream=True, cancelled=cancelled, **options)
+        else:
+            chunks = self._model.generate(prompt, stream=True, cancelled=cancelled, **options)
+        return chunks, lambda answer: _record(line, seed, collect(answer))
 
 
-def record(line: Line, defaults: Defaults, chunks: Sequence[Chunk]) -> Record:
-    """What ``chunks``, the whole answer to ``line``, say."""
-    found = collect(chunks)
+def _record(line: Line, seed: int, found: Completion) -> Record:
     document: dict[str, Any] = {
         "text": found.text,
         "finish_reason": found.finish_reason,
-        "seed": _seed(line, defaults),
+        "seed": seed,
         "prompt_tokens": found.stats.prompt_tokens,
         "completion_tokens": found.stats.completion_tokens,
     }
@@ -57,17 +67,10 @@ def record(line: Line, defaults: Defaults, chunks: Sequence[Chunk]) -> Record:
     return answered(line, document, found.stats.completion_tokens)
 
 
-def _seed(line: Line, defaults: Defaults) -> Any:
-    own = line.request.get("seed")
-    return line.seed(defaults.params.seed or 0) if own is None else own
-
-
 def _options(request: dict[str, Any], defaults: Defaults, known: tuple[str, ...]) -> dict[str, Any]:
     """Those of ``generate`` or ``chat``: what ``request`` does not say is the run's."""
-    for name in request.keys() - {*known, *_SAMPLING}:
-        raise EdgeDBError(
-            f"there is no option {quoted(name)}{suggestion(name, (*known, *_SAMPLING))}"
-        )
+    for name in request.keys() - set(known):
+        raise EdgeDBError(f"there is no option {quoted(name)}{suggestion(name, known)}")
     if isinstance(bias := request.get("logit_bias"), Mapping):
         request["logit_bias"] = {_token(name): value for name, value in bias.items()}
     return {

@@ -231,11 +231,6 @@ class ModelConfig:
         return self.max_position_embeddings
 
     @property
-    def usual_context(self) -> int:
-        """Positions that a session can hold where nobody asks for another number."""
-        return min(self.max_position_embeddings, DEFAULT_CONTEXT, self.plain_context)
-
-    @property
     def q_size(self) -> int:
         """Rows of the query projection: ``n_heads * head_dim``."""
         return self.n_heads * self.head_dim

@@ -9,7 +9,7 @@ from .. import arguments
 from .. import ops as operations
 from ..errors import EdgeDBError, FormatError, UnsupportedModelError
 from ..format.tensors import Experts
-from ..model.config import ModelConfig
+from ..model.config import DEFAULT_CONTEXT, ModelConfig
 from ..model.dbb import DbbFile
 from ..model.families import program_of
 from ..model.footprint import Footprint
@@ -58,7 +58,8 @@ class LoadedModel:
                 f"context = {context}: this model has learned positions for {positions:,} tokens "
                 "and cannot read further"
             )
-        room = arguments.optional(arguments.whole(1, longest), file.config.usual_context)
+        usual = min(longest, DEFAULT_CONTEXT, file.config.plain_context)
+        room = arguments.optional(arguments.whole(1, longest), usual)
         self.context: int = room("context", context)
         vocab_size = file.config.vocab_size
         self.check_ids = arguments.token_ids(vocab_size)

@@ -15,7 +15,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from edgedb.cli import commands as cli
-from edgedb.jobs import batch
 
 Run = Callable[..., Result]
 SYSTEM = "Answer in one word, and do not say why. " * 8
@@ -142,19 +141,3 @@ def slow(self, line, record):
 Results.add = slow
 main()
 """
-
-
-def test_room_for_what_is_kept(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As much as lines may want, no more than memory allows, and always for one whole context."""
-
-    def room(parallel: int = 16, **options: int) -> int:
-        return batch.Opening(str(tiny_model), parallel, **options)._usual_room()
-
-    assert room() == 16 * 2048
-    position = 2 * 2 * 2 * 18 * 2
-    monkeypatch.setattr(batch, "_memory_bytes", lambda: 4 * position * 3000)
-    assert room() == 3000
-    assert room(parallel=1) == 2048
-    monkeypatch.setattr(batch, "_memory_bytes", lambda: 0)
-    assert room() == 512
-    assert room(context=300) == 512
