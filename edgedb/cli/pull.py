@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 class Plan:
     """A pull that has been looked up and found possible. ``files``: all that are needed;
     ``download_bytes``: of those that are not here; ``file_bytes``: about what ``out`` will have.
-    ``done``: there is nothing to do."""
+    ``memory_bytes``: about what a conversation will take, where the configuration is known before
+    the weights are here. ``done``: there is nothing to do."""
 
     repository: Repository
     choice: Choice
@@ -40,6 +41,7 @@ class Plan:
     out: Path
     download_bytes: int = 0
     file_bytes: int = 0
+    memory_bytes: int | None = None
     done: bool = False
 
     @property
@@ -85,6 +87,8 @@ def pull(name: str, wanted: str | None, offline: bool, threads: int | None, **va
     with resumable():
         found = _planned_or_here(hub, options, wanted, offline)
         if isinstance(found, Plan):
+            if tight := _tight(found):
+                new_console().print(f"{hub} {tight}", style="yellow")
             carry_out(found, threads)
             new_console().print(f"Talk to it: edgedb chat {hub}")
 
@@ -97,8 +101,29 @@ def offer(name: HubName) -> None:
         what = f"download {size_text(found.download_bytes)}"
         if found.choice.kind != "dbb":
             what += f" and convert them to about {size_text(found.file_bytes)}"
+        if tight := _tight(found):
+            what += f", although it {tight}"
         if click.confirm(f"{name} is not on this disk: {what}?", err=True):
             carry_out(found)
+
+
+def _tight(found: Plan) -> str:
+    """What to say of a model that this machine has not the memory for; nothing where it fits."""
+    from ..measure.known import Machine
+    from ..measure.memory import memory_bytes
+
+    try:
+        machine = Machine("this machine", memory_bytes())
+    except EdgeDBError:  # the system does not say
+        return ""
+    wanted = found.memory_bytes
+    if wanted is None or machine.holds(wanted):
+        return ""
+    return (
+        f"needs about {size_text(wanted)} of memory with a full context, of "
+        f"{size_text(machine.memory_bytes)} here, and may be slow "
+        f"(edgedb fits {found.name.repository})"
+    )
 
 
 def _planned_or_here(
@@ -178,9 +203,14 @@ def _with_weights(found: Plan) -> Plan:
     index = read_json(repository.fetch(INDEX)) if sharded else {}
     weights = weight_files(found.name.name, repository.files, index)
     _refuse_unsampled(options, config)
-    size = options.footprint(config).file_bytes
+    footprint = options.footprint(config)
     small = (name for name in found.files if name != INDEX or sharded)
-    return replace(found, files=(*small, *weights), file_bytes=size)
+    return replace(
+        found,
+        files=(*small, *weights),
+        file_bytes=footprint.file_bytes,
+        memory_bytes=footprint.memory_bytes(footprint.context()),
+    )
 
 
 def _refuse_unsampled(options: Options, config: ModelConfig) -> None:

@@ -330,6 +330,20 @@ def test_a_pipe_is_told_the_command_and_a_terminal_is_asked(
     assert asked[2].endswith("data/edgedb/models/owner--tiny/tiny-4.dbb")
 
 
+def test_what_does_not_fit_is_said_before_the_download(
+    run: Run, hub: FakeHub, folder: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(pull.click, "confirm", lambda question, **_: asked.append(question))
+    monkeypatch.setattr(talk, "_terminal", lambda: True)
+    monkeypatch.setattr("edgedb.measure.memory.memory_bytes", lambda: 10**9)
+    refused(run("chat", NAME, "-p", "Hi"))
+    assert "although it needs about" in asked[0] and "1.00 GB here" in asked[0]
+    assert f"(edgedb fits {NAME})" in run("pull", NAME, QUICK).stderr
+    monkeypatch.setattr("edgedb.measure.memory.memory_bytes", lambda: 10**11)
+    assert "needs about" not in run("pull", NAME, QUICK).stderr
+
+
 def test_a_conversation_begins_with_a_pull(hub: FakeHub, tiny_model: Path) -> None:
     hub.put(NAME, {"tiny.dbb": tiny_model.read_bytes()})
     command = [sys.executable, "-m", "edgedb", "chat", NAME, "--plain", "-n", "3"]
