@@ -86,7 +86,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gradient-tokens", type=int, default=RunOptions.gradient_tokens,
                         help="that channels are weighted by; 0: all alike")  # fmt: skip
     own = BlockOptions()
-    parser.add_argument("--epochs", type=int, default=own.epochs)
+    parser.add_argument("--epochs", type=int, default=own.epochs,
+                        help="of each layer; 0: scales alone, at the end")  # fmt: skip
     parser.add_argument("--batch", type=int, default=own.batch, help="sequences of a step")
     parser.add_argument("--lr-latent", type=float, default=own.lr_latent,
                         help="of a matrix's root mean square")  # fmt: skip
@@ -116,13 +117,14 @@ def default_device() -> str:
 
 def options_of(args: argparse.Namespace) -> RunOptions:
     """The settings of a command line. Raises ``EdgeDBError`` for numbers that make no sense."""
-    counts = ("tokens", "length", "epochs", "batch", "start_tokens", "scale_batch")
+    counts = ("tokens", "length", "batch", "start_tokens", "scale_batch")
     for name in counts:
         if getattr(args, name) < 1:
             raise EdgeDBError(
                 f"--{name.replace('_', '-')} {getattr(args, name)}: expected 1 or more"
             )
-    for name in ("gradient_tokens", "scale_steps", "lr_latent", "lr_scale", "scale_rate", "seed"):
+    rates = ("lr_latent", "lr_scale", "scale_rate")
+    for name in ("gradient_tokens", "epochs", "scale_steps", *rates, "seed"):
         if not getattr(args, name) >= 0:
             raise EdgeDBError(
                 f"--{name.replace('_', '-')} {getattr(args, name)}: expected 0 or more"

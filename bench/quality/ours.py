@@ -16,6 +16,7 @@ from .teachers import Sources, run
 
 KIND, MODEL = "edgedb", "edgedb, model"
 LAYER_BITS = (2.3, 2.9, 3.4, 4.5)
+CALIBRATION_TOKENS = 65536
 TABLE_BITS = 8.5  # of the embedding, which is the head as well, in int8
 
 
@@ -57,7 +58,8 @@ class Ours:
         return [
             *(sys.executable, "-m", "edgedb", "convert", str(self.sources.teacher()), str(path)),
             *("--bits", f"{in_all + 0.005:.2f}", "--embedding", "int8"),
-            *("--calibration", str(self.sources.calibration())),
+            *("--calibration", str(self.sources.long_calibration())),
+            *("--calibration-tokens", str(CALIBRATION_TOKENS)),
             *("--plan", str(self.plan(bits)), "--threads", str(self.threads)),
         ]
 

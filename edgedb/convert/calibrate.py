@@ -8,6 +8,7 @@ quantized, really produce.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from .feedback import panels
 from .forward import Float32Program, Meeting
 from .sources import Source
 from .windows import lead_of, windows
+from .workers import Each, in_turn
 
 Float32 = NDArray[np.float32]
 Ids = NDArray[np.int32]
@@ -33,8 +35,9 @@ Replace = Callable[[str, "Needs", "int | None"], Float32]
 # Of all experts' inputs, what counts beside an expert's own.
 SHARED_TOKENS = 256
 
-# Tokens whose outputs of a matrix exist at a time.
+# Tokens and outputs of a matrix, or two stretches of its inputs, that are one product.
 _CHUNK_TOKENS = 2048
+_CHUNK_COLUMNS = 256
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,11 @@ class LayerInputs:
     after ``layer`` layers.
     """
 
-    def __init__(self, source: Source, ids: Ids) -> None:
-        self.source = source
+    def __init__(self, source: Source, ids: Ids, each: Each = in_turn) -> None:
+        self.source, self._each = source, each
         self.layer = 0
         self.program = program_of(source.config)
-        self._forward = Float32Program(self.program, ids.shape[1])
+        self._forward = Float32Program(self.program, ids.shape[1], each)
         self.exact = self.hidden = embedded(source, ids)
 
     def next_layer(self, store: Replace) -> None:
@@ -99,15 +102,17 @@ class LayerInputs:
         shared: dict[str, list[Float32]] = {}  # of a stack, of all its experts' inputs
 
         def weights_at(name: str, met: Sequence[Meeting], expert: int | None) -> list[Float32]:
+            teacher, here = met
             if expert is None:
                 weight = self.source.tensor(prefix + name)
-                return [weight, store(prefix + name, Needs.of(weight, *met), None)]
-            weight, (teacher, here) = self.source.expert(prefix + name, expert), met
+                needs = Needs.of(weight, teacher, here, self._each)
+                return [weight, store(prefix + name, needs, None)]
+            weight = self.source.expert(prefix + name, expert)
             if name not in shared:
                 assert here.shared is not None
                 shared.clear()
-                shared[name] = hessians(here.shared)
-            needs = Needs.of_expert(weight, teacher, here, shared[name])
+                shared[name] = hessians(here.shared, self._each)
+            needs = Needs.of_expert(weight, teacher, here, shared[name], self._each)
             return [weight, store(prefix + name, needs, expert)]
 
         streams = [self.exact, self.hidden]
@@ -118,7 +123,7 @@ class LayerInputs:
         """After the last layer: what the head needs, which is too large to make up for anything."""
         vectors = {name: self.source.tensor(name) for name in self.program.final.vectors}
         x = self._forward.final(self.hidden, vectors)
-        return Needs(hessians(x.reshape(-1, x.shape[-1])), None)
+        return Needs(hessians(x.reshape(-1, x.shape[-1]), self._each), None)
 
 
 @dataclass(frozen=True)
@@ -134,29 +139,40 @@ class Needs:
     tokens: int = 0
 
     @classmethod
-    def of(cls, weight: Float32, teacher: Meeting, here: Meeting) -> Needs:
+    def of(cls, weight: Float32, teacher: Meeting, here: Meeting, each: Each = in_turn) -> Needs:
         """What is added to the residual stream is to make up for the error of that stream too."""
         n, (rows, cols) = len(here.x), weight.shape
         alone = teacher.base is None or here.base is None
         # The weights may come last: the sum over tokens is then one of squares of the inputs.
         inputs_first = alone and cols <= 2 * rows
         missing = np.zeros((cols if inputs_first else rows, cols), np.float32)
-        for start in range(0, n, _CHUNK_TOKENS):
-            s = slice(start, start + _CHUNK_TOKENS)
-            lack = teacher.x[s] - here.x[s]
-            if not inputs_first:
-                lack = lack @ weight.T
-            if teacher.base is not None and here.base is not None:
-                lack += teacher.base[s] - here.base[s]
-            missing += lack.T @ here.x[s]
+
+        def some(part: slice) -> None:
+            """Of outputs, or of inputs where these come first."""
+            for start in range(0, n, _CHUNK_TOKENS):
+                s = slice(start, start + _CHUNK_TOKENS)
+                if inputs_first:
+                    lack = teacher.x[s, part] - here.x[s, part]
+                else:
+                    lack = (teacher.x[s] - here.x[s]) @ weight[part].T
+                if teacher.base is not None and here.base is not None:
+                    lack += teacher.base[s, part] - here.base[s, part]
+                missing[part] += lack.T @ here.x[s]
+
+        list(each(some, _stretches(len(missing))))
         if inputs_first:
             missing = weight @ missing
         missing /= np.float32(n)
-        return cls(hessians(here.x), missing, n)
+        return cls(hessians(here.x, each), missing, n)
 
     @classmethod
     def of_expert(
-        cls, weight: Float32, teacher: Meeting, here: Meeting, shared: list[Float32]
+        cls,
+        weight: Float32,
+        teacher: Meeting,
+        here: Meeting,
+        shared: list[Float32],
+        each: Each = in_turn,
     ) -> Needs:
         """Of one of a stack, whose inputs all together have the Hessians ``shared``: those count as
         ``SHARED_TOKENS`` of its own, so that an expert that few tokens went to is not fitted to
@@ -170,7 +186,7 @@ class Needs:
             here.tokens, teacher.tokens, assume_unique=True, return_indices=True
         )
         theirs[mine] = teacher.x[found]
-        needs = cls.of(weight, Meeting(theirs, None), Meeting(here.x, None))
+        needs = cls.of(weight, Meeting(theirs, None), Meeting(here.x, None), each)
         assert needs.missing is not None
         share = np.float32(n / (n + SHARED_TOKENS))
         for own, of_all in zip(needs.hessians, shared, strict=True):
@@ -179,9 +195,28 @@ class Needs:
         return replace(needs, missing=share * needs.missing)
 
 
-def hessians(x: Float32) -> list[Float32]:
+def hessians(x: Float32, each: Each = in_turn) -> list[Float32]:
     """Mean of ``x x^T`` over tokens, ``x [tokens, cols]``, for each panel of columns."""
-    return [x[:, part].T @ x[:, part] / np.float32(len(x)) for part in panels(x.shape[1])]
+    return [_hessian(x[:, part], each) for part in panels(x.shape[1])]
+
+
+def _hessian(x: Float32, each: Each) -> Float32:
+    """Blocks on and above the diagonal; those below are their mirror images."""
+    found = np.empty((x.shape[1], x.shape[1]), np.float32)
+
+    def block(where: tuple[slice, slice]) -> None:
+        first, second = where
+        found[where] = x[:, first].T @ x[:, second] / np.float32(len(x))
+        if first != second:
+            found[second, first] = found[where].T
+
+    stretches = _stretches(x.shape[1])
+    list(each(block, itertools.combinations_with_replacement(stretches, 2)))
+    return found
+
+
+def _stretches(columns: int) -> list[slice]:
+    return [slice(at, at + _CHUNK_COLUMNS) for at in range(0, columns, _CHUNK_COLUMNS)]
 
 
 def embedded(source: Source, ids: Ids) -> Float32:

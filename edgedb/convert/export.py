@@ -6,6 +6,7 @@ tensors are in ``OUT.dbb.partial``, the calibration's state in ``OUT.dbb.partial
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -39,9 +40,10 @@ from .sensitivity import sensitivities
 from .sources import Source
 from .storage import Options
 from .store import facts, source_matrix, stack_facts, store_plain
+from .workers import Workers
 
 # Part of the provenance: raised when the same source and options would give other weights.
-VERSION = 3
+VERSION = 4
 # Seconds over which the time left is told: a large matrix takes minutes.
 _SPEED_SECONDS = 1800
 # Of the calibration's tokens, those on which errors are weighed for a budget.
@@ -80,11 +82,13 @@ def export(
         raise EdgeDBError(f"{out}: {error.strerror}") from None
     state = SavedState(out, key)
     tokenizer = compacted(source.tokenizer_spec)
-    if options.budgeted:
-        options = _planned(source, tokenizer, options, state, threads, console, plan_file)
-    kinds = options.kinds(config)
-    with DbbWriter(out, config, tokenizer, kinds, fingerprint=key) as writer:
-        job = _Job(source, options, kinds, writer, state, threads, console)
+    with contextlib.ExitStack() as stack:
+        workers = stack.enter_context(Workers(threads))
+        if options.budgeted:
+            options = _planned(source, tokenizer, options, state, workers, console, plan_file)
+        kinds = options.kinds(config)
+        writer = stack.enter_context(DbbWriter(out, config, tokenizer, kinds, fingerprint=key))
+        job = _Job(source, options, kinds, writer, state, workers, console)
         job.run()
         record = {
             "method": options.method,
@@ -107,7 +111,7 @@ def _planned(
     tokenizer: TokenizerSpec,
     options: Options,
     state: SavedState,
-    threads: int | None,
+    workers: Workers,
     console: Console,
     plan_file: Path | None,
 ) -> Options:
@@ -133,7 +137,8 @@ def _planned(
                 calibration.ids[some],
                 state.inputs,
                 seed=options.seed,
-                threads=threads,
+                threads=workers.threads,
+                each=workers.each,
                 progress=_counted(progress, "Weighing errors"),
             )
             budget = Budget(options.bits, options.size_bytes)
@@ -200,11 +205,11 @@ class _Job:
         kinds: dict[str, Kind],
         writer: DbbWriter,
         state: SavedState,
-        threads: int | None,
+        workers: Workers,
         console: Console,
     ) -> None:
         self.source, self.options, self.kinds, self.writer = source, options, kinds, writer
-        self.state, self.threads, self.console = state, threads, console
+        self.state, self.workers, self.console = state, workers, console
         self.stacks = program_of(source.config).stacks()
         self._of_stack: list[dict[str, Any]] = []  # what is known of a stack's experts so far
         self.calibration: dict[str, Any] | None = None
@@ -252,7 +257,7 @@ class _Job:
         remaining = self.writer.remaining
         if any(name.startswith(f"layers.{i}.") for name in remaining for i in range(layer)):
             layer = 0  # a finished tensor was damaged: its successors saw the same numbers again
-        inputs = calibrate.LayerInputs(self.source, calibration.ids)
+        inputs = calibrate.LayerInputs(self.source, calibration.ids, self.workers.each)
         if layer and state:
             inputs.layer = layer
             inputs.exact, inputs.hidden = state["streams"]
@@ -285,7 +290,7 @@ class _Job:
                 hessians=None if needs is None else needs.hessians,
                 missing=None if needs is None else needs.missing,
                 method=cast(Method, o.method if o.method == "rtn" else "fdb"),
-                threads=self.threads,
+                threads=self.workers.threads,
             )
         except (FormatError, np.linalg.LinAlgError) as error:
             raise FormatError(f"{name}: {error}") from None

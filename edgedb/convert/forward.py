@@ -17,6 +17,7 @@ from ..ops import experts
 from ..ops.functions import FUNCTIONS, clamped_gate, softcap, softcap_slope
 from ..ops.program import Block, Program
 from ..ops.values import ACTIVATIONS, RopeTable, Value
+from .workers import Each, in_turn
 
 Float32 = NDArray[np.float32]
 
@@ -47,9 +48,9 @@ _CHUNK_TOKENS = 512
 class Float32Program:
     """The layers of a program; weights come from the caller."""
 
-    def __init__(self, program: Program, length: int) -> None:
-        """``length``: tokens of a sequence."""
-        self.program = program
+    def __init__(self, program: Program, length: int, each: Each = in_turn) -> None:
+        """``length``: tokens of a sequence; ``each``: computes sequences, some side by side."""
+        self.program, self._each = program, each
         self._tables: dict[RopeTable, RopeTables] = {}
         for table in program.ropes():
             self._tables[table] = RopeTables(table, length)
@@ -111,13 +112,16 @@ class Float32Program:
         kept = [value for value in segment if value in needed]
         whole = {v: np.empty((sequences, length, v.width), np.float32) for v in kept}
         step = max(1, _CHUNK_TOKENS // length)
-        for start in range(0, sequences, step):
+
+        def some(start: int) -> None:
             part = slice(start, start + step)
             values = {value: array[part] for value, array in found.items()}
             for value in segment:
                 values[value] = self._do(value, values, vectors, weight)
             for value in kept:
                 whole[value][part] = values[value]
+
+        list(self._each(some, range(0, sequences, step)))
         found |= whole
         for value in found.keys() - needed:
             del found[value]

@@ -19,16 +19,19 @@ from .adjoint import Adjoint, Seen
 from .calibrate import embedded, entrance, looked_up
 from .forward import Float32Program, softmax
 from .sources import Source
+from .workers import Each, in_turn
 
 Float32 = NDArray[np.float32]
 Ids = NDArray[np.int32]
 
-# Tokens (of whole sequences, one at least) whose every value of a layer is in memory at a time, or
-# whose logits are.
+# Tokens (of whole sequences, one at least) whose every value of a layer a thread has in memory at a
+# time, or whose logits.
 _CHUNK_TOKENS = 512
 
 
-def backwards(source: Source, ids: Ids, file: Path, seed: int, seen: Seen) -> Iterator[str]:
+def backwards(
+    source: Source, ids: Ids, file: Path, seed: int, seen: Seen, each: Each = in_turn
+) -> Iterator[str]:
     """Run ``ids [sequences, tokens]`` through the model and the loss back to its embedding.
 
     ``seen(name, x, gradient)`` for every matrix: some sequences' inputs ``[sequences, tokens,
@@ -40,7 +43,7 @@ def backwards(source: Source, ids: Ids, file: Path, seed: int, seen: Seen) -> It
     ``FormatError`` for weights that are no numbers.
     """
     program = program_of(source.config)
-    forward = Float32Program(program, ids.shape[1])
+    forward = Float32Program(program, ids.shape[1], each)
     adjoint = Adjoint(forward)
     layers = range(len(program.layers))
     sequence = ids.shape[1] * program.width  # floats
@@ -65,18 +68,21 @@ def backwards(source: Source, ids: Ids, file: Path, seed: int, seen: Seen) -> It
         """``gradient`` of the layer's output becomes that of its input."""
         vectors, weights = tensors(i)
 
-        def seen_of_layer(name: str, x: Float32, g: Float32) -> None:
-            seen(f"layers.{i}.{name}", x, g)
-
         block = program.kinds[program.layers[i]]
-        for start in range(0, len(ids), step):
-            part = slice(start, start + step)
+
+        def some(start: int) -> list[tuple[str, Float32, Float32]]:
+            part, met = slice(start, start + step), []
             shape = gradient[part].shape
             offset = 4 * (i * ids.size * program.width + start * sequence)
             x = np.fromfile(file, np.float32, shape[0] * sequence, offset=offset).reshape(shape)
             gradient[part] = adjoint.block(
-                block, x, gradient[part], vectors, weights, seen_of_layer
+                block, x, gradient[part], vectors, weights, lambda *what: met.append(what)
             )
+            return met
+
+        for met in each(some, range(0, len(ids), step)):
+            for name, x, g in met:
+                seen(f"layers.{i}.{name}", x, g)
 
     step = max(1, _CHUNK_TOKENS // ids.shape[1])
     rows, hidden = looked_up(source, ids), embedded(source, ids)
@@ -84,7 +90,7 @@ def backwards(source: Source, ids: Ids, file: Path, seed: int, seen: Seen) -> It
         _store(file, hidden, fresh=i == 0)
         hidden = through(i, hidden)
         yield f"layers.{i}"
-    gradient = _from_the_end(source, forward, adjoint, hidden, np.random.default_rng(seed), seen)
+    gradient = _from_the_end(source, forward, adjoint, hidden, seed, seen, each)
     yield "head"
     for i in reversed(layers):
         back(i)
@@ -111,8 +117,9 @@ def _from_the_end(
     forward: Float32Program,
     adjoint: Adjoint,
     hidden: Float32,
-    random: np.random.Generator,
+    seed: int,
     seen: Seen,
+    each: Each,
 ) -> Float32:
     """The gradient of the last layer's output ``hidden [sequences, tokens, width]``."""
     final = forward.program.final
@@ -122,12 +129,12 @@ def _from_the_end(
     weights = {name: _finite(source, name)}
     of_head = {name: source.tensor(name) for name in block.vectors}
 
-    def seen_by_head(_: str, x: Float32, gradient: Float32) -> None:
-        seen("head", x, gradient)
-
     out = np.empty_like(hidden)
-    for i, row in enumerate(hidden):
-        x = forward.final(row[None], vectors)
+    alone = Float32Program(forward.program, hidden.shape[1])  # a thread must not wait for others
+
+    def one(i: int) -> list[tuple[str, Float32, Float32]]:
+        row, random, met = hidden[i], np.random.default_rng((seed, i)), []
+        x = alone.final(row[None], vectors)
         gradient = np.empty_like(x)
         for at in range(0, len(row), _CHUNK_TOKENS):
             part = slice(at, at + _CHUNK_TOKENS)
@@ -136,9 +143,14 @@ def _from_the_end(
             drawn = draw(surprise, random)
             surprise[np.arange(len(drawn)), drawn] -= 1
             gradient[:, part] = adjoint.back(
-                block, values, surprise[None], of_head, weights, seen_by_head
+                block, values, surprise[None], of_head, weights, lambda *what: met.append(what)
             )
         out[i] = adjoint.block(final, row[None], gradient, vectors, {})[0]
+        return met
+
+    for met in each(one, range(len(hidden))):
+        for _, x, gradient in met:
+            seen("head", x, gradient)
     return out
 
 

@@ -20,6 +20,7 @@ from .fdb import fit
 from .feedback import panels
 from .gradients import backwards
 from .sources import Source
+from .workers import Each, in_turn
 
 Float32 = NDArray[np.float32]
 Ids = NDArray[np.int32]
@@ -38,6 +39,7 @@ def sensitivities(
     *,
     seed: int = 0,
     threads: int | None = None,
+    each: Each = in_turn,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
     """The KL, in nats a token, that each matrix would make as one pair, the others exact.
@@ -64,7 +66,7 @@ def sensitivities(
 
     total = 2 * len(program.layers) + 2
     try:
-        for done, _ in enumerate(backwards(source, ids, file, seed, collect)):
+        for done, _ in enumerate(backwards(source, ids, file, seed, collect, each)):
             for name, hessian in seen.items():
                 matrix = head if name == "head" else name
                 found[matrix] += _trial(source, matrix, hessian, threads)
