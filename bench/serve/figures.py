@@ -39,6 +39,7 @@ class Load:
     answers: list[Answer]
     intruder: list[Span] = field(default_factory=list)  # while one was being read
     health: list[float] = field(default_factory=list)  # seconds of each look
+    is_closed: bool = True  # its streams lasted from begin to end
     same: tuple[int, int] | None = None  # answers that are those given alone, of how many
 
 
@@ -66,7 +67,7 @@ def summary(load: Load) -> dict[str, object]:
         "tokens a second": len(pieces) * _tokens_a_piece(answers) / (end - begin),
         "first token": percentiles(a.stamps[0] - a.sent for a in answers if a.stamps),
         "between tokens": percentiles(b - a for (a, b), _ in gaps),
-        "slowest over fastest": _evenness(answers, load.window),
+        "slowest over fastest": _evenness(answers, load.window) if load.is_closed else None,
         "health max": 1000 * max(load.health) if load.health else None,
         "same": load.same,
     }
@@ -122,8 +123,9 @@ def line(server: str, found: dict[str, object]) -> str:
         f"{server}, {found['load']}: {found['tokens a second']:.1f} tokens/s",
         f"first token {three('first token')} ms",
         f"between tokens {three('between tokens')} ms (p50 / p95 / p99)",
-        f"fastest stream {found['slowest over fastest']:.2f} times the slowest",
     ]
+    if found["slowest over fastest"] is not None:
+        parts.append(f"fastest stream {found['slowest over fastest']:.2f} times the slowest")
     if "beside the intruder" in found:
         parts.append(
             f"between tokens beside the intruder {three('beside the intruder')} ms, without "

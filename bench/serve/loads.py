@@ -104,7 +104,7 @@ class Bench:
 
         with self._beside(end, intruder) as (spans, looks):
             _together([lambda i=i, at=at: ask(i, at) for i, at in enumerate(arrivals)])  # type: ignore[misc]
-        return Load(f"{rate:g} a second", (begin, end), answers, spans, looks)
+        return Load(f"{rate:g} a second", (begin, end), answers, spans, looks, is_closed=False)
 
     def compared(self, load: Load, most: int) -> Load:
         """``load`` with how many of its first ``most`` whole answers are those given alone."""

@@ -127,6 +127,7 @@ def test_arrivals_at_random(url: str) -> None:
     assert 5 < len(load.answers) < 40
     assert {a.stream for a in load.answers} == set(range(len(load.answers)))
     assert all(a.number == a.stream for a in load.answers)
+    assert "stream" not in line("fake", summary(load))
 
 
 def test_figures() -> None:
