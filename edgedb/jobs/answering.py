@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ..errors import EdgeDBError
-from ..run.completion import Chunk
 from ..run.engine import Model
 from .defaults import Defaults
 from .lines import Line
@@ -39,6 +38,8 @@ class Answering:
             with self._beginnings.reading(line.beginning, cancelled) as is_read:
                 chunks, record = form.begin(line, cancelled)
                 answer = list(_watched(chunks, is_read))
+            if cancelled():  # it may have come to an early end
+                raise Cancelled
             return record(answer)
         except Cancelled:
             raise
@@ -52,6 +53,4 @@ def _watched(chunks: Iterable[Any], is_read: Callable[[], None]) -> Iterator[Any
     """``chunks``; says when the prompt was read."""
     for chunk in chunks:
         is_read()
-        if isinstance(chunk, Chunk) and chunk.finish_reason == "cancelled":
-            raise Cancelled
         yield chunk

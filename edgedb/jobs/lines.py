@@ -48,7 +48,9 @@ class Line:
         asked = self.request
         if "messages" in asked:
             return json.dumps([asked.get("tools"), asked["messages"]], ensure_ascii=False)
-        prompt = asked.get("prompt", asked.get("input"))
+        if "input" in asked:
+            return json.dumps([asked.get("instructions"), asked["input"]], ensure_ascii=False)
+        prompt = asked.get("prompt")
         return prompt if isinstance(prompt, str) else json.dumps(prompt)
 
 

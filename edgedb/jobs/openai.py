@@ -6,6 +6,7 @@ random names and its speed, is taken out: the same line has the same record, to 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,18 +14,32 @@ from typing import Any
 from ..display import quoted
 from ..errors import EdgeDBError
 from ..run.engine import Model
-from ..serve.asked import Asked, Reply
+from ..serve.asked import Asked, Reply, Task
 from ..serve.chat import read_chat
+from ..serve.completions import read_completion
+from ..serve.embeddings import read_embeddings
 from ..serve.errors import Refused, openai_error, refusal, unsupported
+from ..serve.responses import read_response
 from ..serve.served import Served
 from .defaults import Defaults
 from .lines import Line
 from .records import Record, responded
 
-_READERS: dict[str, Callable[[Served, Any], tuple[Asked, Reply]]] = {
+_READERS: dict[str, Callable[[Served, Any], tuple[Task, Reply]]] = {
     "/v1/chat/completions": read_chat,
+    "/v1/completions": read_completion,
+    "/v1/embeddings": read_embeddings,
+    "/v1/responses": read_response,
 }
-_LENGTHS = {"max_tokens", "max_completion_tokens", "n_predict"}
+_UNSEEDED = "/v1/embeddings"  # which leave nothing to chance
+_LENGTHS = {"max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"}
+
+# What in an answer is of the moment: speed and what had been read before, times, random names.
+_SPEED = ("timings", "prompt_tokens_details", "input_tokens_details")
+_TIMES = ("created", "created_at", "completed_at")
+_NAMES = ("id", "call_id")
+_RANDOM = re.compile(r"[a-z]+[-_](?=[0-9a-f]{16,}$)")
+_ECHOED = ("tools", "metadata")  # the request's own, whatever it holds
 
 
 class OpenAI:
@@ -48,10 +63,11 @@ class OpenAI:
         body = {**line.request}
         if body.pop("stream", False):
             raise unsupported("stream", "a batch has no streams")
-        if body.get("seed") is None:
+        if body.get("seed") is None and line.url != _UNSEEDED:
             body["seed"] = line.seed(self._defaults.params.seed or 0)
         asked, reply = read(self._served, body)
-        if not body.keys() & _LENGTHS:  # a line that asks for no length fits in any
+        if isinstance(asked, Asked) and not body.keys() & _LENGTHS:
+            # Behind its check: what a run says is no reason to refuse a line that fits.
             request = replace(asked.request, max_tokens=self._defaults.max_tokens)
             asked = replace(asked, request=request)
 
@@ -60,8 +76,10 @@ class OpenAI:
             for chunk in chunks:
                 reply.push(chunk)
             reply.finish()
-            document = _settled(reply.document(), line)
-            return responded(line, 200, document, document["usage"].get("completion_tokens", 0))
+            document = _settled(reply.document(), line.key, {})
+            usage = document["usage"]
+            tokens = usage.get("completion_tokens", usage.get("output_tokens", 0))
+            return responded(line, 200, document, tokens)
 
         return asked.chunks(self._served, cancelled), record
 
@@ -72,16 +90,19 @@ def refused(line: Line, error: EdgeDBError) -> Record:
     return responded(line, answer.status, openai_error(answer))
 
 
-def _settled(document: dict[str, Any], line: Line) -> dict[str, Any]:
-    """``document`` without what is of the moment."""
-    document.pop("timings", None)
-    if "id" in document:
-        document["id"] = f"{document['id'].partition('-')[0]}-{line.key}"
-    if "created" in document:
-        document["created"] = 0
-    document["usage"].pop("prompt_tokens_details", None)  # what had been read before
-    for choice in document.get("choices", ()):
-        calls = choice.get("message", {}).get("tool_calls", ())
-        for number, call in enumerate(calls):
-            call["id"] = f"call_{line.key[:16]}_{choice['index']}_{number}"
-    return document
+def _settled(value: Any, key: str, names: dict[str, str]) -> Any:
+    """``value`` of an answer without what is of the moment; random ``names`` become those of the
+    line, by its ``key``, in their order."""
+    if isinstance(value, list):
+        return [_settled(one, key, names) for one in value]
+    if not isinstance(value, dict):
+        return value
+    found: dict[str, Any] = {}
+    for name, one in value.items():
+        if name in _NAMES and isinstance(one, str) and (prefix := _RANDOM.match(one)):
+            found[name] = names.setdefault(one, f"{prefix[0]}{key}_{len(names)}")
+        elif name in _TIMES and isinstance(one, int):
+            found[name] = 0
+        elif name not in _SPEED:
+            found[name] = one if name in _ECHOED else _settled(one, key, names)
+    return found

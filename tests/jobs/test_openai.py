@@ -93,23 +93,50 @@ def test_any_fault_is_one_line_s(model: edgedb.Model, monkeypatch: pytest.Monkey
     assert record.failed and json.loads(record.text)["error"] == error
 
 
+@pytest.mark.parametrize(
+    ("url", "body", "text"),
+    [
+        (
+            "/v1/completions",
+            {"prompt": ["Hi", "Once"], "max_tokens": 3, "n": 2, "echo": True},
+            lambda body: [choice["text"][:2] for choice in body["choices"]],
+        ),
+        (
+            "/v1/embeddings",
+            {"input": ["Hi", "Once"]},
+            lambda body: [len(one["embedding"]) for one in body["data"]],
+        ),
+        (
+            "/v1/responses",
+            {"input": "Hi", "max_output_tokens": 3},
+            lambda body: [item["type"] for item in body["output"]],
+        ),
+    ],
+)
+def test_other_routes(model: edgedb.Model, url: str, body: Any, text: Any) -> None:
+    response = answer(model, body, url)
+    assert response["status_code"] == 200, response
+    found = text(response["body"])
+    assert found in (["Hi", "Hi", "On", "On"], [72, 72], ["message"])
+
+
 def test_nothing_of_the_moment_is_left() -> None:
-    line = parse_line(1, '{"id": "a"}')
-
-    def made(chance: str) -> dict[str, Any]:
-        def message() -> dict[str, Any]:
-            return {"tool_calls": [{"id": f"call_{chance}{i}", "function": {}} for i in range(2)]}
-
+    def made(chance: int) -> dict[str, Any]:
+        calls = [{"id": f"call_{chance + i:024x}", "function": {}} for i in range(2)]
         return {
-            "id": f"chatcmpl-{chance}",
-            "created": hash(chance),
-            "choices": [{"index": i, "message": message()} for i in range(2)],
+            "id": f"chatcmpl-{chance:024x}",
+            "created": chance,
+            "choices": [{"index": 0, "message": {"tool_calls": calls, "content": "a_0 b"}}],
+            "output": [{"call_id": calls[1]["id"], "id": f"fc_{chance + 9:024x}"}],
             "usage": {"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": chance}},
             "timings": {"prompt_ms": chance},
+            "tools": [{"id": "x_0123456789abcdef0123", "created": 7, "timings": 1}],
         }
 
-    first, second = (_settled(made(chance), line) for chance in ("x", "y"))
-    assert first == second and first["id"] == f"chatcmpl-{line.key}"
-    calls = [call["id"] for one in first["choices"] for call in one["message"]["tool_calls"]]
-    assert len(set(calls)) == 4
-    assert first["usage"] == {"prompt_tokens": 3}
+    first, second = (_settled(made(chance), "KEY", {}) for chance in (5, 99))
+    assert first == second and first["id"] == "chatcmpl-KEY_0"
+    message = first["choices"][0]["message"]
+    assert [call["id"] for call in message["tool_calls"]] == ["call_KEY_1", "call_KEY_2"]
+    assert first["output"] == [{"call_id": "call_KEY_2", "id": "fc_KEY_3"}]
+    assert first["usage"] == {"prompt_tokens": 3} and first["created"] == 0
+    assert first["tools"] == made(0)["tools"] and message["content"] == "a_0 b"

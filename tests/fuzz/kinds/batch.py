@@ -19,10 +19,12 @@ from . import models
 from .kind import Files, Kind, WrongMessage
 
 _MESSAGES = [{"role": "user", "content": "Hi"}]
+_CALL = {"model": "batch", "messages": _MESSAGES, "max_tokens": 2, "n": 2, "stop": "x"}
 _LINES = (
     {"id": "a", "prompt": "Once upon a time", "max_tokens": 2, "stop": ["x"], "seed": 3},
     {"messages": _MESSAGES, "max_tokens": 2, "tools": [{"type": "function"}], "temperature": 0},
     {"id": 3, "prompt": [5, 6, 7], "max_tokens": 1, "logprobs": 2, "logit_bias": {"4": -1}},
+    {"custom_id": "b", "method": "POST", "url": "/v1/chat/completions", "body": _CALL},
 )
 
 
@@ -71,6 +73,7 @@ class BatchKind(Kind):
         source = folder / "in.jsonl"
         run_batch(source, out, self.same, lambda lines: answer_here(self.answer, lines, 1))
         for line in out.read_bytes().splitlines():
-            said = str(json.loads(line).get("error", ""))
+            error = json.loads(line).get("error", "")
+            said = str(error["message"] if isinstance(error, dict) else error)
             if re.match(r"\w+Error: ", said):  # a fault of ours, which the record quotes
                 raise WrongMessage(said)
