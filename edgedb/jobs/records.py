@@ -23,7 +23,7 @@ class Record:
 
 def answered(line: Line, record: Mapping[str, Any], tokens: int) -> Record:
     """The record of a line in the plain form."""
-    return Record(line.number, _json({"id": line.id, **record}), False, tokens)
+    return Record(line.number, to_json({"id": line.id, **record}), False, tokens)
 
 
 def responded(line: Line, status: int, body: Mapping[str, Any], tokens: int = 0) -> Record:
@@ -34,23 +34,30 @@ def responded(line: Line, status: int, body: Mapping[str, Any], tokens: int = 0)
         "response": {"status_code": status, "request_id": f"req_{line.key}", "body": body},
         "error": None,
     }
-    return Record(line.number, _json(record), status != 200, tokens)
+    return Record(line.number, to_json(record), status != 200, tokens)
 
 
 def failure(line: Line, reason: str) -> Record:
     """The record of a line that could not be read, or whose answer failed."""
     said = one_line(reason)
     if line.url is None:
-        return Record(line.number, _json({"id": line.id, "line": line.number, "error": said}), True)
+        return Record(
+            line.number, to_json({"id": line.id, "line": line.number, "error": said}), True
+        )
     record = {
         "id": f"batch_req_{line.key}",
         "custom_id": line.id,
         "response": None,
         "error": {"code": "failed", "message": said, "line": line.number},
     }
-    return Record(line.number, _json(record), True)
+    return Record(line.number, to_json(record), True)
 
 
-def _json(record: Mapping[str, Any]) -> str:
-    """One line; characters as themselves."""
-    return json.dumps(record, ensure_ascii=False, allow_nan=False)
+def to_json(document: Mapping[str, Any]) -> str:
+    """One line; characters as themselves, if all of them can be written."""
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which a request may hold
+        text = json.dumps(document, allow_nan=False)
+    return text

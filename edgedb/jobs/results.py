@@ -17,7 +17,7 @@ from ..display import quoted
 from ..errors import EdgeDBError
 from ..files import lock, replacing
 from .lines import Line
-from .records import Record
+from .records import Record, to_json
 
 _VERSION = 1
 
@@ -73,12 +73,12 @@ class Results:
                 self._file.seek(start)
                 entry = json.loads(self._file.read(size))
                 failed += entry["failed"]
-                file.write(_dump(entry["record"]))
+                file.write(_line(to_json(entry["record"])))
         self._part.unlink()
         return failed
 
     def _append(self, entry: str, key: str, failed: bool) -> None:
-        raw = entry.encode() + b"\n"
+        raw = _line(entry)
         self._file.seek(0, os.SEEK_END)
         start = self._file.tell()
         self._file.write(raw)
@@ -107,7 +107,7 @@ class Results:
             start += len(raw)
         self._file.truncate(start)
         if start == 0:
-            self._file.write(_dump(head))
+            self._file.write(_line(to_json(head)))
             self._file.flush()
 
     def _compare(self, begun: dict[str, Any], head: dict[str, Any]) -> None:
@@ -119,8 +119,8 @@ class Results:
                 )
 
 
-def _dump(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+def _line(text: str) -> bytes:
+    return text.encode() + b"\n"
 
 
 def _parsed(raw: bytes, *, head: bool) -> dict[str, Any] | None:

@@ -141,3 +141,11 @@ def test_damage_in_the_middle_is_said(out: Path, damage: bytes) -> None:
     part(out).write_bytes(whole + damage + whole.splitlines(keepends=True)[1])
     with pytest.raises(EdgeDBError, match="line 3 is damaged"):
         Results(out, SAME)
+
+
+def test_what_no_file_can_hold_is_escaped(out: Path) -> None:
+    line = LINES[0]
+    with Results(out, SAME) as results:
+        results.add(line, answered(line, {"text": "é\ud800"}, 1))
+        results.finish([line])
+    assert json.loads(out.read_text())["text"] == "é\ud800"
