@@ -295,7 +295,6 @@ def test_without_a_network(
         result = run("pull", "owner/other")
         assert result.exit_code == 2 and "HF_HUB_OFFLINE" in result.stderr
     assert not hub.requests
-    # What the cache has is converted anew without a request.
     find_model(NAME).unlink()
     succeeded(run("pull", NAME, QUICK, "--offline"))
     assert models() and not hub.requests
@@ -337,11 +336,11 @@ def test_what_does_not_fit_is_said_before_the_download(
     monkeypatch.setattr(pull.click, "confirm", lambda question, **_: asked.append(question))
     monkeypatch.setattr(talk, "_terminal", lambda: True)
     monkeypatch.setattr("edgedb.measure.memory.memory_bytes", lambda: 10**9)
-    refused(run("chat", NAME, "-p", "Hi"))
+    run("chat", NAME, "-p", "Hi")
     assert "although it needs about" in asked[0] and "1.00 GB here" in asked[0]
     assert f"(edgedb fits {NAME})" in run("pull", NAME, QUICK).stderr
     monkeypatch.setattr("edgedb.measure.memory.memory_bytes", lambda: 10**11)
-    assert "needs about" not in run("pull", NAME, QUICK).stderr
+    assert "needs" not in run("pull", NAME, QUICK).stderr
 
 
 def test_a_conversation_begins_with_a_pull(hub: FakeHub, tiny_model: Path) -> None:
