@@ -26,6 +26,8 @@ from .figures import Load, line, summary
 from .inside import measure_inside
 from .loads import Bench, Questions
 
+_READY_SECONDS = 120  # that a server may take to load a model
+
 
 def main() -> None:
     """Print a line for each load."""
@@ -65,6 +67,7 @@ def main() -> None:
 
 def _measure_server(args: argparse.Namespace) -> None:
     server = Server(args.target, args.key)
+    server.wait(_READY_SECONDS)
     model = server.model()
     questions = Questions(
         model,

@@ -36,6 +36,16 @@ class Server:
         connection.close()
         return str(found["data"][0]["id"])
 
+    def wait(self, seconds: float) -> None:
+        """Until it has loaded its model. Raises ``SystemExit`` if that takes longer."""
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            with suppress(OSError, http.client.HTTPException):
+                if self.health_seconds() is not None:
+                    return
+            time.sleep(0.2)
+        raise SystemExit(f"{self._host}:{self._port}: no server is ready there")
+
     def health_seconds(self) -> float | None:
         """How long a look at its health takes; None where it has none."""
         started = time.perf_counter()
