@@ -69,7 +69,7 @@ class Page:
         end = time.monotonic() + _PATIENCE
         while not (found := look()):
             if time.monotonic() > end:
-                pytest.fail("waited in vain; the page shows:\n" + self.text("body"))
+                pytest.fail("waited in vain; the page shows:\n" + self.text("body")[-2000:])
             time.sleep(0.02)
         return found
 

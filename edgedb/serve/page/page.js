@@ -967,6 +967,7 @@ $("scroll").onscroll = ({ target }) => {
   stuck = target.scrollHeight - target.scrollTop - target.clientHeight < 40;
   $("end").hidden = stuck;
 };
+new ResizeObserver(follow).observe($("scroll"));
 onpopstate = () => visit(location.hash.slice(1));
 // The words of the last quarter of a second.
 onpagehide = () => put("messages", ...[...runs.values()].map((run) => run.message));
