@@ -11,7 +11,7 @@ import pytest
 from fake_hub import FakeHub, serving
 from hypothesis import settings
 from places import NOT_HERE, SHARED
-from tiny_tokenizers import byte_level_bpe, sentencepiece_bpe
+from tiny_tokenizers import CHATML, byte_level_bpe, sentencepiece_bpe
 
 from edgedb.format.packing import pack_int8, pack_planes, quantize_int8
 from edgedb.format.tensors import Kind, PairTensor
@@ -23,12 +23,6 @@ from edgedb.text.spec import TokenizerSpec
 # A busy machine is no failure: speed belongs in benchmarks.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
-
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
-    " + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
 @pytest.fixture(scope="session")

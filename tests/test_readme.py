@@ -14,10 +14,10 @@ import pytest
 from chats import CONTROL, READY, environment, leave, say
 from checkpoints import write_hf
 from click.testing import CliRunner
-from conftest import CHATML
 from fake_hub import FakeHub
 from places import ROOT
 from terminal import Terminal
+from tiny_tokenizers import CHATML
 
 from edgedb.cli import commands, pull, talk
 from edgedb.hub.modelfiles import DEFAULT_NAMES

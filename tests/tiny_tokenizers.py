@@ -7,6 +7,12 @@ import io
 import json
 from typing import Any
 
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
+    " + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
 TEXT = [
     "Once upon a time there was a little girl named Lily.",
     "She lived in a small house near the sea, and she liked to play outside with her friends.",
