@@ -352,6 +352,38 @@ def fail(page: Page, status: int, headers: Mapping[str, str] | None = None) -> N
     )
 
 
+def test_an_answer_that_breaks_keeps_what_came(page: Page, address: str) -> None:
+    """By chunks that come when the test says."""
+    page.open(address)
+    page.js(
+        "window.real = window.fetch; window.fetch = async () => new Response(new ReadableStream({"
+        " start(stream) { window.send = (chunk) => stream.enqueue(new TextEncoder().encode("
+        "   ': ping\\n\\ndata: ' + JSON.stringify(chunk) + '\\n\\n')); } }))"
+    )
+    page.say("Hello")
+    page.wait(lambda: page.js("return window.send !== undefined"))
+    send = "window.send(arguments[0])"
+    page.js(send, {"choices": [], "prompt_progress": {"processed": 1024, "total": 4096}})
+    page.wait(lambda: page.text(".progress") == "Reading: 1,024 of 4,096 tokens")
+    page.js(send, {"choices": [{"index": 0, "delta": {"reasoning_content": "Hm."}}]})
+    for text in ("One.\n", "\nTwo."):
+        page.js(send, {"choices": [{"index": 0, "delta": {"content": text}}]})
+    spoken = "return document.querySelector('#spoken').innerText"
+    page.wait(lambda: page.js(spoken).split() == ["One."])
+    assert not page.text(".progress") and page.text(".thinking") == "Thinking"
+    page.js(send, {"error": {"message": "the engine is gone"}})
+    page.wait(lambda: page.text(".trouble") == "the engine is gone Try again")
+    page.wait(lambda: page.js(spoken).split() == ["One.", "Two."])
+    [answer] = answers(page)
+    assert (answer["text"], answer["thought"]) == ("One.\n\nTwo.", "Hm.")
+    page.js("window.fetch = window.real")
+    page.click("[data-act=retry]")
+    page.wait(lambda: "tokens a second" in page.below())
+    page.click("#stop")
+    page.wait(page.idle)
+    assert answers(page)[0]["text"].startswith("One.\n\nTwo.")
+
+
 def test_settings_reach_the_request(page: Page, address: str) -> None:
     page.open(address)
     page.click("#configure")
@@ -362,7 +394,7 @@ def test_settings_reach_the_request(page: Page, address: str) -> None:
     page.keys("[1]", Keys.TAB)
     assert page.js("return document.querySelector('[name=more]').validationMessage")
     page.keys(Keys.ESCAPE)
-    assert page.text("#chosen") == "System prompt JSON schema of the answers Seed 7"
+    assert page.text("#chosen") == "System prompt JSON schema Seed 7"
     page.js(
         "window.real = window.fetch; window.fetch = async (path, options) =>"
         "{ window.body = options.body; return new Response('', {status: 500}); }"
@@ -376,7 +408,7 @@ def test_settings_reach_the_request(page: Page, address: str) -> None:
     assert body["seed"] == 7 and "temperature" not in body
     assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
     page.reload()
-    assert page.text("#chosen") == "System prompt JSON schema of the answers Seed 7"
+    assert page.text("#chosen") == "System prompt JSON schema Seed 7"
 
 
 @pytest.mark.parametrize("width", [360, 1280])

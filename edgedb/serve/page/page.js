@@ -346,7 +346,7 @@ async function fetchFrom(path, options = {}) {
   const headers = { "Content-Type": "application/json" };
   if (settings.key) headers.Authorization = `Bearer ${settings.key}`;
   const response = await fetch(path, { ...options, headers }).catch((error) => {
-    throw options.signal?.aborted ? error : new Trouble(`No answer from ${location.host}. Is edgedb serve still running?`);
+    throw options.signal?.aborted ? error : new Trouble(`No answer from ${location.host}. Is edgedb serve running?`);
   });
   if (response.ok) return response;
   const { status } = response;
@@ -447,6 +447,7 @@ async function write(answer) {
     if (run.abort.signal.aborted) Object.assign(answer, { state: "cut", reason: "stopped" });
     else Object.assign(answer, { state: answer.text ? "cut" : "failed", reason: "trouble", trouble: error.message });
     if (error.status === 401) configure("key");
+    else if (error.status === 404) hello(); // another model?
   }
   runs.delete(answer.id);
   if (conversations.has(answer.conversation)) await put("messages", answer);
@@ -525,7 +526,7 @@ function send(text, parent = open.head) {
 
 const views = new Map(); // of the messages that were shown since the conversation was opened
 const changed = new Set();
-let stuck = true; // to the end
+let stuck = true;
 
 class View {
   constructor(message) {
