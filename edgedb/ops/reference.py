@@ -18,18 +18,14 @@ from ..format.tensors import GROUP, DenseTensor, Int8Tensor, LinearTensor, PairT
 from .activations import quantize
 from .buffer import Buffer, aligned_zeros
 from .functions import FUNCTIONS, clamped_gate, softcap
-from .narrow_cache import pack_rows, unpack_rows
+from .narrow_attention import Found, Scoring, find, fma
+from .narrow_cache import pack_rows
 from .pages import CacheLayer, PageLayout, PageTable
 from .program import Program
 from .selection import Floats, NumpySelection
 from .values import Value
 from .walker import Walker
 from .weights import Weights
-
-
-def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """``a * b + c`` of float32 arrays through float64, where the product is exact."""
-    return (a.astype(np.float64) * b + c).astype(np.float32)
 
 
 class ReferenceMatrix:
@@ -98,10 +94,19 @@ def store(cache: CacheLayer, k: Floats, v: Floats, position: int) -> None:
         cache.store(keys, values, position)
 
 
-def _widened(rows: np.ndarray, head_dim: int) -> np.ndarray:
-    if rows.dtype == np.int8:
-        return unpack_rows(rows, head_dim)
-    return rows.astype(np.float32)
+def find_in_floats(
+    q: Floats, keys: np.ndarray, values: np.ndarray, distance: np.ndarray, window: int, how: Scoring
+) -> Found:
+    """``narrow_attention.find`` for rows of numbers, ``[length, head_dim]``, all at once."""
+    scores = (q @ keys.astype(np.float32).T) * how.scale
+    if how.cap is not None:
+        scores = softcap(scores, how.cap)
+    if how.slope is not None:
+        scores -= how.slope * distance.astype(np.float32)
+    scores[(distance < 0) | (distance >= window)] = -np.inf
+    largest = scores.max(axis=1)
+    p = np.exp(scores - largest[:, None])
+    return Found(largest, p.sum(axis=1), p @ values.astype(np.float32))
 
 
 class ReferenceOps(NumpySelection):
@@ -184,24 +189,20 @@ class ReferenceOps(NumpySelection):
         out = np.empty_like(q)
         # A query sees its own key and those before it, as far as its window reaches.
         distance = (position + np.arange(n))[:, None] - np.arange(length)[None, :]
-        hidden = (distance < 0) | (distance >= (value["window"] or length))
-        scale = np.float32(value["scale"])
+        window = value["window"] or length
+        see = find if cache.dtype == np.int8 else find_in_floats
         for kv in range(n_kv_heads):
-            keys, values = (_widened(rows[kv, :length], head_dim) for rows in cached)
+            keys, values = (rows[kv, :length] for rows in cached)
             for h in range(heads_per_kv):
-                scores = (q[:, kv, h] @ keys.T) * scale
-                if value["cap"] is not None:
-                    scores = softcap(scores, value["cap"])
-                if value["slopes"] is not None:
-                    slope = np.float32(value["slopes"][kv * heads_per_kv + h])
-                    scores -= slope * distance.astype(np.float32)
-                scores[hidden] = -np.inf
-                largest = scores.max(axis=1, keepdims=True)
+                head = kv * heads_per_kv + h
+                slope = None if value["slopes"] is None else np.float32(value["slopes"][head])
+                how = Scoring(np.float32(value["scale"]), value["cap"], slope)
+                found = see(q[:, kv, h], keys, values, distance, window, how)
+                total = found.total
                 if sinks is not None:
-                    largest = np.maximum(largest, sinks[kv * heads_per_kv + h])
-                p = np.exp(scores - largest)
-                total = p.sum(axis=1, keepdims=True)
-                if sinks is not None:
-                    total += np.exp(sinks[kv * heads_per_kv + h] - largest)
-                out[:, kv, h] = (p @ values) / total
+                    largest = np.maximum(found.largest, sinks[head])
+                    shrunk = np.exp(found.largest - largest)
+                    total = total * shrunk + np.exp(sinks[head] - largest)
+                    found.values *= shrunk[:, None]
+                out[:, kv, h] = found.values / total[:, None]
         return out.reshape(n, -1)

@@ -222,7 +222,7 @@ enum { EDB_PAGE = 256 };
  * Heads of one layer. A sequence's cache is a table of pages on 4-byte boundaries, of EDB_PAGE
  * positions each: keys and then values, [2, n_kv_heads, EDB_PAGE] rows of head_dim float32 or binary16;
  * or in int8, of head_dim codes and then a float32 scale for each group of 64 columns, not aligned, as
- * edb_quantize makes them: the result is that of a float32 cache of scale * code. Sequences may share
+ * edb_quantize makes them. Sequences may share
  * pages as long as nobody writes into them. Pages below pos + n are there, later ones are not looked at.
  */
 typedef struct {
@@ -255,7 +255,8 @@ size_t edb_attention_scratch_bytes(const edb_context *context, const edb_attenti
  * Keys are taken in blocks of EDB_PAGE, counted from position 0: m = the largest score of the block,
  * p = exp(score - m), t = sum p, o = sum p*v. Two blocks join, in ascending order, into
  * m = max(m1, m2), f1 = exp(m1 - m), f2 = exp(m2 - m), t = fma(t2, f2, t1*f1), o likewise;
- * the result is o / t. How sums run within a block: native/src/attention_body.h.
+ * the result is o / t. How sums run within a block: native/src/attention_body.h; over an int8 cache
+ * they are sums of integers, of queries and weights quantized too: native/src/attention_int8.c.
  */
 edb_status edb_attention(const edb_context *context, const edb_attention_shape *shape,
                          const float *qkv, void *const *pages, float *out, int64_t n, int64_t pos,

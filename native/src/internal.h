@@ -33,6 +33,7 @@ enum {
     EDB_BATCH = 128,          /* tokens of a matrix product at once; bounds its scratch */
     EDB_TOKEN_BLOCK = 64,     /* tokens that share one expansion of a block */
     EDB_FEW = 24,             /* tokens for which AVX-512 unpacks blocks in registers */
+    EDB_CODE_ROWS = 64,       /* queries that go over a block of an int8 cache together */
     EDB_ATTEND_ROWS = 4,      /* query rows that share one pass over the keys */
     EDB_PLANES = 8,       /* bits of an activation: -128, 64, 32, ... 1 times plane 7, 6, ... 0 */
     EDB_PLANE_BYTES = 64, /* the planes of one group: byte 8*p + i has columns 8i..8i+7 */
@@ -119,6 +120,23 @@ typedef struct {
     int64_t away[EDB_ATTEND_ROWS]; /* how far the query is behind the first key of the block */
 } edb_attend;
 
+/* A block of keys and values of an int8 cache (attention_int8.c), rows as they lie in a page. */
+typedef struct {
+    const void *k, *v, *next; /* next: keys that will be read after these, or NULL */
+    int64_t count, head_dim;  /* rows; those beyond are not read */
+    float scale, cap;        /* of the scores; cap 0: none */
+    int32_t leans;
+} edb_code_block;
+
+/* A query that sees the keys begin..end-1 of a block, at least one. */
+typedef struct {
+    const float *q;
+    int64_t begin, end;
+    float slope;
+    int64_t away; /* as in edb_attend, of the block's first key */
+    float *found; /* written */
+} edb_code_row;
+
 /* Quantized activations of n tokens, group-major; `stride` tokens lie between two groups. */
 typedef struct {
     const int8_t *q;        /* [groups][stride][64] */
@@ -196,8 +214,21 @@ typedef struct {
     void (*to_f16)(const float *x, uint16_t *y, int64_t count);
     void (*from_f16)(const uint16_t *x, float *y, int64_t count);
 
-    /* Rows of an int8 cache (edgedb.h) -> float32 [rows, head_dim]. */
-    void (*widen_int8)(const void *rows, float *y, int64_t n_rows, int64_t head_dim);
+    /*
+     * Rows of an int8 cache (edgedb.h) in the layout of EDB_INT8, zeros behind them: keys as rows,
+     * codes [tiles of 64 keys][groups][4096], scales [tiles][groups][64]; values with columns as rows,
+     * codes [groups][EDB_PAGE / 64][4096], scales [groups][EDB_PAGE], of which the tiles with keys.
+     */
+    void (*pack_keys)(const void *rows, int64_t count, int64_t head_dim, int8_t *codes,
+                      float *scales);
+    void (*pack_values)(const void *rows, int64_t count, int64_t head_dim, int8_t *codes,
+                        float *scales);
+    /*
+     * The products of a row with the keys, 64 of a tile together and tiles `stride` apart, to its share
+     * of every value, p * scale [groups][EDB_PAGE], and found's largest score and total.
+     */
+    void (*share)(const edb_code_block *block, const edb_code_row *row, const float *dots,
+                  int64_t stride, const float *scales, float *shares);
 
     /* One block of keys, apart from all others. */
     void (*attend)(const edb_attend *job);
@@ -277,6 +308,10 @@ struct edb_context {
 
 #define EDB_INLINE inline __attribute__((always_inline))
 
+#define EDB_ONES_16  1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1
+#define EDB_ONES_64  EDB_ONES_16, EDB_ONES_16, EDB_ONES_16, EDB_ONES_16
+#define EDB_ONES_256 {EDB_ONES_64, EDB_ONES_64, EDB_ONES_64, EDB_ONES_64}
+
 static inline int64_t edb_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* A row of an int8 cache: codes, then a float32 scale for each group of 64. */
@@ -340,49 +375,5 @@ typedef struct {
 
 /* Tasks are the n rows. */
 edb_stage edb_row_stage(const edb_context *context, edb_row_job *job, int64_t n);
-
-/* ---- rotary embedding and attention as stages of a job (attention.c) ---- */
-
-/* n tokens of one sequence, positions pos..pos+n-1, against one layer's cache. */
-typedef struct {
-    const edb_kernels *kernels;
-    edb_attention_shape shape;
-    edb_rows q, k, v, out; /* [n, heads * head_dim]; q is turned in place, k on its way to the cache */
-    const float *q_norm, *k_norm; /* [head_dim], of every head before it turns; NULL: none */
-    float eps;
-    const float *cos, *sin; /* [capacity, head_dim/2]; NULL: keys do not turn */
-    const float *q_cos, *q_sin; /* likewise, of the queries */
-    void *const *pages;
-    int64_t offset; /* bytes, of this layer's keys and values in a page */
-    int64_t n, pos;
-    float scale;    /* of the scores */
-    const float *slopes; /* [n_heads], what a score loses for each position; NULL: nothing */
-    float cap;      /* of the scaled scores; 0: none */
-    int64_t window; /* keys that a query sees, its own included */
-    const float *sinks; /* [n_heads]; NULL: none */
-    char *scratch;  /* see edb_attention_stages */
-    int64_t first_block, blocks; /* of keys that some query sees */
-} edb_attention_job;
-
-edb_status edb_check_shape(const edb_attention_shape *shape);
-
-/* Whether shape, n and pos make sense. */
-edb_status edb_check_attention(const edb_attention_shape *shape, int64_t n, int64_t pos);
-
-/* Whether there are aligned pages for so many positions. */
-edb_status edb_check_pages(void *const *pages, int64_t positions);
-
-/* What one layer takes of a page. */
-int64_t edb_page_bytes(const edb_attention_shape *shape);
-
-uint64_t edb_attention_scratch(const edb_context *context, const edb_attention_shape *shape,
-                               int64_t n, int64_t positions);
-
-/*
- * Queries are normed and turned, keys too, and keys and values stored; then attention. One stage, and
- * up to two; they return how many. The job is filled but for scratch and blocks.
- */
-int32_t edb_store_stages(const edb_context *context, edb_attention_job *job, edb_stage *stages);
-int32_t edb_attention_stages(edb_attention_job *job, void *scratch, edb_stage *stages);
 
 #endif

@@ -108,6 +108,7 @@ static EDB_INLINE float v_max_lane(v16 x) {
 
 enum { ATTEND_FLIGHT = 6 }; /* of 16 registers, two a vector */
 #include "ops_body.h"
+#include "packing_avx2.h"
 #include "attention_body.h"
 
 static EDB_INLINE __m256i load256(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }

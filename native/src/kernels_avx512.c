@@ -71,6 +71,24 @@ static EDB_INLINE float v_max_lane(v16 x) { return _mm512_reduce_max_ps(x); }
 
 enum { ATTEND_FLIGHT = 16 }; /* of 32 registers */
 #include "ops_body.h"
+#define OWN_INTERLEAVING
+#include "packing_avx2.h"
+
+/* Sixteen bytes of each row fill a register, which one vpermb puts in order. */
+static inline void interleave_4_values(const int8_t *rows, int64_t stride, int8_t *codes) {
+    const __m512i order = _mm512_set_epi32(
+        0x3f2f1f0f, 0x3e2e1e0e, 0x3d2d1d0d, 0x3c2c1c0c, 0x3b2b1b0b, 0x3a2a1a0a, 0x39291909,
+        0x38281808, 0x37271707, 0x36261606, 0x35251505, 0x34241404, 0x33231303, 0x32221202,
+        0x31211101, 0x30201000);
+    for (int column = 0; column < EDB_GROUP; column += 16, rows += 16, codes += 64) {
+        __m512i x = _mm512_castsi128_si512(row16(rows));
+        x = _mm512_inserti32x4(x, row16(rows + stride), 1);
+        x = _mm512_inserti32x4(x, row16(rows + 2 * stride), 2);
+        x = _mm512_inserti32x4(x, row16(rows + 3 * stride), 3);
+        _mm512_storeu_si512(codes, _mm512_permutexvar_epi8(order, x));
+    }
+}
+
 #include "attention_body.h"
 
 /*

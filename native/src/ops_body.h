@@ -390,21 +390,6 @@ static void from_f16(const uint16_t *x, float *y, int64_t count) {
         v_store_part(y + i, v_load_f16_part(x + i, count - i), count - i);
 }
 
-static void widen_int8(const void *rows, float *y, int64_t n_rows, int64_t head_dim) {
-    const int8_t *row = rows;
-    for (int64_t r = 0; r < n_rows; r++, y += head_dim) {
-        for (int64_t group = 0; group * EDB_GROUP < head_dim; group++) {
-            float scale;
-            memcpy(&scale, row + head_dim + group * (int64_t)sizeof scale, sizeof scale);
-            int64_t end = edb_min(head_dim, (group + 1) * EDB_GROUP), d = group * EDB_GROUP;
-            for (; d + EDB_LANES <= end; d += EDB_LANES)
-                v_store(y + d, v_mul(v_set1(scale), v_load_i8(row + d)));
-            for (; d < end; d++) y[d] = scale * (float)row[d];
-        }
-        row += edb_int8_row_bytes(head_dim);
-    }
-}
-
 /* Everything above that belongs in an edb_kernels. */
 #define OPS_KERNELS                                                                       \
     .quantize = quantize, .quantize_normed = quantize_normed,                             \
@@ -413,4 +398,4 @@ static void widen_int8(const void *rows, float *y, int64_t n_rows, int64_t head_
     .norm_scale = norm_scale, .rmsnorm = rmsnorm, .activate = activate,                   \
     .gate = apply_gate, .softcap = softcap, .softmax_row = softmax_row, .rotate = rotate,  \
     .to_f16 = to_f16, .clamped_gate = clamped_gate,                                       \
-    .from_f16 = from_f16, .widen_int8 = widen_int8
+    .from_f16 = from_f16

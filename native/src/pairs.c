@@ -98,10 +98,7 @@ void edb_pairs_one_by_one(void *argument, int64_t begin, int64_t end, int32_t wo
 /* expand_tile, or expand_half_tile, by expand_block and int8_tile. */
 static void expand_blocks(const edb_kernels *kernels, const uint8_t *block, int half,
                           int64_t groups, edb_tokens tokens, float *acc) {
-    static const float ones[EDB_TILE] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                                         1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                                         1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                                         1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    static const float ones[EDB_TILE] = {EDB_ONES_64};
     _Alignas(64) int8_t codes[EDB_CODES_BYTES];
     _Alignas(64) uint8_t pair[EDB_BLOCK_BYTES];
     memset(pair + EDB_BLOCK_BYTES - EDB_TILE, 0, EDB_TILE);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "attention.h"
 #include "experts.h"
 
 enum { MAX_OPS = 1 << 20, MAX_SLOTS = 1 << 12, MAX_HEADS = 1024 };
