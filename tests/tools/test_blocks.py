@@ -21,6 +21,7 @@ from tools import block_run, blocks  # noqa: E402
 from tools.checkpoint import load_student  # noqa: E402
 from tools.decoder import load_teacher  # noqa: E402
 from tools.export import main as export  # noqa: E402
+from tools.fixed import Fixed  # noqa: E402
 from tools.quality import evaluate  # noqa: E402
 from tools.student import make_student, plan_of  # noqa: E402
 
@@ -116,6 +117,20 @@ def test_it_goes_on_from_a_student_or_a_model(
     assert json.loads(metadata["provenance"])["start"] == start.name
 
 
+def test_without_epochs_scales_learn_and_planes_stay(
+    teacher: Path, ids: Path, student: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "scales.safetensors"
+    command(str(teacher), str(out), "--text", str(ids), "--start", str(student), *SMALL,
+            "--epochs", "0", "--scale-steps", "4")  # fmt: skip
+    before, after = (dict(load_student(path)[0].matrices()) for path in (student, out))
+    for name, module in after.items():
+        old, new = before[name].weight().detach(), module.weight().detach()
+        assert not torch.equal(old, new), name
+        for was, now in zip(Fixed(before[name])._planes(), Fixed(module)._planes(), strict=True):
+            assert torch.equal(was, now), name
+
+
 def test_a_checkpoint_becomes_a_model_by_one_command(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +174,7 @@ def test_bad_arguments_are_one_line(
     teacher: Path, ids: Path, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, given = str(tmp_path / "out.safetensors"), ["--text", str(ids), *SMALL]
-    assert "epochs" in refused(capsys, str(teacher), out, *given, "--epochs", "0")
+    assert "epochs" in refused(capsys, str(teacher), out, *given, "--epochs", "-1")
     assert "scale-steps" in refused(capsys, str(teacher), out, *given, "--scale-steps", "-1")
     assert "lr-latent" in refused(capsys, str(teacher), out, *given, "--lr-latent", "nan")
     assert "pairs" in refused(capsys, str(teacher), out, *given, "--plan", "0.5")
