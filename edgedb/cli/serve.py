@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 @click.command(cls=SamplingCommand)
 @click.argument("model", required=False)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=int, default=8080, show_default=True, help="Its port; 0: any.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="Its port; 0: any.",
+)
 @click.option(
     "--alias", "aliases", multiple=True, help="Another name of the model. May be repeated."
 )

@@ -169,10 +169,11 @@ class Server(uvicorn.Server):
 def listen(host: str, port: int) -> socket.socket:
     """A socket that others can connect to. Raises ``EdgeDBError`` if there can be none."""
     try:
-        family, *_, address = socket.getaddrinfo(
+        family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        # With the protocol: only by it asyncio knows that small writes must not wait (TCP_NODELAY).
+        sock = socket.socket(family, kind, protocol)
         try:
             if sys.platform != "win32":  # where it would let two servers have one port
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -245,3 +245,8 @@ def test_an_error_in_the_middle_of_a_stream_is_an_event(
     assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
     monkeypatch.undo()
     assert http.post(CHAT, json={"messages": HI, "max_tokens": 1}).status_code == 200
+
+
+def test_small_writes_do_not_wait(server: Any) -> None:
+    """asyncio sets TCP_NODELAY by the socket's protocol: without it each event takes 40 ms."""
+    assert server.server._sock.proto == socket.IPPROTO_TCP
