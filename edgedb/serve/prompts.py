@@ -10,7 +10,7 @@ from .fields import Fields
 from .served import Served
 from .tools import read_tools
 
-_MOST = 2048  # in one request, as OpenAI has it
+MAX_PROMPTS = 2048  # in one request, as OpenAI has it
 
 
 def read_prompts(served: Served, value: Any, name: str, special: bool) -> list[list[int]]:
@@ -18,8 +18,8 @@ def read_prompts(served: Served, value: Any, name: str, special: bool) -> list[l
     control tokens that a text spells are ones."""
     many = isinstance(value, list) and bool(value) and isinstance(value[0], (str, list))
     found = [_ids(served, one, name, special) for one in (value if many else [value])]
-    if len(found) > _MOST:
-        raise bad_value(f"{name}: more than {_MOST}", name)
+    if len(found) > MAX_PROMPTS:
+        raise bad_value(f"{name}: more than {MAX_PROMPTS}", name)
     return found
 
 

@@ -16,7 +16,7 @@ from .fields import Fields
 from .tool_formats import ToolFormat, format_of, instructions
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_MOST_TOOLS = 128
+MAX_TOOLS = 128
 _MOST_CALLS = 16  # of one answer: small models like to go on
 _ANYTHING: dict[str, Any] = {"type": "object"}
 
@@ -93,8 +93,8 @@ def read_tools(fields: Fields, spec: TokenizerSpec) -> Toolbox | None:
     listed = fields.typed("tools", list) or []
     choice = fields.take("tool_choice", "auto")
     parallel = fields.flag("parallel_tool_calls", True)
-    if len(listed) > _MOST_TOOLS:
-        raise bad_value(f"tools: more than {_MOST_TOOLS}", "tools")
+    if len(listed) > MAX_TOOLS:
+        raise bad_value(f"tools: more than {MAX_TOOLS}", "tools")
     tools = tuple(_tool(item, f"tools[{n}]") for n, item in enumerate(listed))
     if len({tool.name for tool in tools}) < len(tools):
         raise bad_value("tools: two have the same name", "tools")
