@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,12 @@ FAILED = 3  # exit code: the output is complete, and some of it are failures
 @click.argument("source", metavar="IN.jsonl", type=click.Path(path_type=Path))
 @click.argument("out", metavar="OUT.jsonl", type=click.Path(path_type=Path))
 @click.option("--model", help="A .dbb file or the name of a model.")
+@click.option(
+    "--alias",
+    "aliases",
+    multiple=True,
+    help="Another name of the model, for lines in OpenAI's form. May be repeated.",
+)
 @click.option(
     "-n", "--max-tokens", type=int, default=1024, show_default=True, help=HELP["max_tokens"]
 )
@@ -52,6 +59,7 @@ def batch(
     source: Path,
     out: Path,
     model: str | None,
+    aliases: Sequence[str],
     parallel: int,
     cache_tokens: int | None,
     address: str | None,
@@ -80,7 +88,7 @@ def batch(
     if os.path.exists(path):  # a worker's folder is another one
         path = os.path.abspath(path)
     opening = Opening(path, parallel, cache_tokens=cache_tokens, **chosen)
-    defaults = Defaults(params, **options)
+    defaults = Defaults(params, aliases=tuple(aliases), **options)
     loaded = opening.model()
     same = identity(loaded, defaults)
     with ui.batch_progress() as show:

@@ -21,6 +21,7 @@ class Defaults:
     stop_ids: tuple[int, ...] = ()
     prompt_lookup: int = 0
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()  # names of the model, beside its own, in OpenAI's form
 
 
 def identity(model: Model, defaults: Defaults) -> dict[str, Any]:

@@ -47,8 +47,12 @@ class OpenAI:
 
     def __init__(self, model: Model, defaults: Defaults) -> None:
         self._defaults = defaults
-        template = defaults.chat_template_kwargs
-        self._served = Served(model, params=defaults.params, template=template)
+        self._served = Served(
+            model,
+            aliases=defaults.aliases,
+            params=defaults.params,
+            template=defaults.chat_template_kwargs,
+        )
 
     def begin(
         self, line: Line, cancelled: Callable[[], bool]

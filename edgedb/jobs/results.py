@@ -35,6 +35,7 @@ class Results:
             raise EdgeDBError(f"{out} is there already; give another name, or --overwrite")
         self._places: dict[str, tuple[int, int]] = {}  # of records, by the key of their line
         self._failed: set[str] = set()
+        self._size = 0  # of the part
         self._file: BinaryIO = open(self._part, "a+b")  # noqa: SIM115
         try:
             if not lock(self._file.fileno()):
@@ -59,31 +60,36 @@ class Results:
 
     def add(self, line: Line, record: Record) -> None:
         """Keep ``record``, whatever becomes of this process from here on."""
-        entry = (
-            f'{{"key":"{line.key}","failed":{json.dumps(record.failed)},"record":{record.text}}}'
-        )
-        self._append(entry, line.key, record.failed)
+        about = json.dumps({"key": line.key, "failed": record.failed})
+        place = self._append(f'{about[:-1]}, "record": {record.text}}}')
+        self._note(line.key, record.failed, *place)
 
     def finish(self, lines: Iterable[Line]) -> int:
         """Write OUT and remove ``OUT.part``; how many lines failed."""
         failed = 0
-        with replacing(self._out) as file:
+        with open(self._part, "rb") as part, replacing(self._out) as file:
             for line in lines:
                 start, size = self._places[line.key]
-                self._file.seek(start)
-                entry = json.loads(self._file.read(size))
+                part.seek(start)
+                entry = json.loads(part.read(size))
                 failed += entry["failed"]
-                file.write(_line(to_json(entry["record"])))
+                file.write(to_json(entry["record"]).encode() + b"\n")
         self._part.unlink()
         return failed
 
-    def _append(self, entry: str, key: str, failed: bool) -> None:
-        raw = _line(entry)
-        self._file.seek(0, os.SEEK_END)
-        start = self._file.tell()
-        self._file.write(raw)
-        self._file.flush()
-        self._note(key, failed, start, len(raw))
+    def _append(self, text: str) -> tuple[int, int]:
+        """Where the line is, and its size. No buffer: what failed is not tried again at the end."""
+        raw = text.encode() + b"\n"
+        start, left = self._size, memoryview(raw)
+        try:
+            while left:
+                left = left[os.write(self._file.fileno(), left) :]
+        except OSError as error:
+            raise EdgeDBError(
+                f"{self._part}: {error.strerror}; what is there is kept, run again to go on"
+            ) from None
+        self._size += len(raw)
+        return start, len(raw)
 
     def _note(self, key: str, failed: bool, start: int, size: int) -> None:
         self._places[key] = start, size
@@ -106,9 +112,9 @@ class Results:
                 self._note(entry["key"], entry["failed"], start, len(raw))
             start += len(raw)
         self._file.truncate(start)
+        self._size = start
         if start == 0:
-            self._file.write(_line(to_json(head)))
-            self._file.flush()
+            self._append(to_json(head))
 
     def _compare(self, begun: dict[str, Any], head: dict[str, Any]) -> None:
         for name in (*head, *begun):
@@ -117,10 +123,6 @@ class Results:
                     f"{self._part} was begun with {name} = {quoted(begun.get(name))}, and this run "
                     f"has {quoted(head.get(name))}; give the same to go on, or --overwrite"
                 )
-
-
-def _line(text: str) -> bytes:
-    return text.encode() + b"\n"
 
 
 def _parsed(raw: bytes, *, head: bool) -> dict[str, Any] | None:

@@ -93,6 +93,14 @@ def test_any_fault_is_one_line_s(model: edgedb.Model, monkeypatch: pytest.Monkey
     assert record.failed and json.loads(record.text)["error"] == error
 
 
+def test_the_model_has_other_names(model: edgedb.Model) -> None:
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions"}
+    line["body"] = {"model": "gpt-9", "messages": MESSAGES, "max_tokens": 1}  # type: ignore[assignment]
+    answering = Answering(model, Defaults(aliases=("gpt-9",)))
+    record = json.loads(answering(parse_line(1, json.dumps(line)), lambda: False).text)
+    assert record["response"]["body"]["model"] == "gpt-9"
+
+
 @pytest.mark.parametrize(
     ("url", "body", "text"),
     [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -149,3 +151,29 @@ def test_what_no_file_can_hold_is_escaped(out: Path) -> None:
         results.add(line, answered(line, {"text": "é\ud800"}, 1))
         results.finish([line])
     assert json.loads(out.read_text())["text"] == "é\ud800"
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, room = os.write, 300
+
+    def limited(fd: int, data: bytes) -> int:
+        nonlocal room
+        if not room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        room -= (n := min(room, len(data)))
+        return write(fd, data[:n])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", limited)
+        with pytest.raises(EdgeDBError, match=r"out\.jsonl\.part: No space left on device; what"):
+            interrupted(out, *LINES)
+    assert len(part(out).read_bytes()) == 300
+    with Results(out, SAME) as results:
+        left = results.left(LINES)
+        assert 0 < len(left) < len(LINES)
+        for line in left:
+            results.add(line, record(line))
+        results.finish(LINES)
+    assert out.read_text() == "".join(record(line).text + "\n" for line in LINES)
