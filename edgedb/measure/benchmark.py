@@ -1,7 +1,8 @@
 """Throughput of a model file, or of a model shape with random weights made in memory.
 
 ``pp512`` is reading a prompt of 512 tokens at once, ``tg64`` is decoding 64 tokens one by one, both
-from an empty cache: the terms of llama-bench. Every repetition is timed on its own.
+from an empty cache, or behind ``depth`` positions: the terms of llama-bench. Every repetition is
+timed on its own.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class BenchRow:
     model: str
     size_mb: float  # weights, 10^6 bytes
     bits_per_weight: float  # of the linear layers
-    test: str  # pp<tokens> or tg<tokens>
+    test: str  # pp<tokens> or tg<tokens>, behind positions @d<depth>
     threads: int
     backend: str
     isa: str
@@ -81,17 +82,19 @@ class Machine:
 class Decoder:
     """A model on a backend that reads random tokens; nothing is sampled."""
 
-    def __init__(self, weights: Weights, ops: Ops, context: int) -> None:
+    def __init__(self, weights: Weights, ops: Ops, context: int, kv_dtype: str = "float16") -> None:
         config = weights.config
         self.ops = ops
         self._network = Network(config, weights.linears, weights.vectors, ops, context)
-        self._cache, self._state = self._network.cache(context), self._network.state()
+        self._cache, self._state = self._network.cache(context, kv_dtype), self._network.state()
         draw = np.random.Generator(np.random.PCG64(1))
         self._tokens = [int(t) for t in draw.integers(config.vocab_size, size=context)]
 
-    def reset(self) -> None:
-        """Forget all tokens."""
-        self._cache.truncate(0)
+    def reset(self, depth: int = 0) -> None:
+        """Forget all tokens behind the first ``depth``, which are read if they were not."""
+        self._cache.truncate(min(depth, self._cache.length))
+        if self._cache.length < depth:
+            self.read_prompt(depth - self._cache.length)
 
     def read_prompt(self, n: int) -> None:
         """Read ``n`` tokens together; logits of the last one."""
@@ -115,6 +118,8 @@ def run(
     file: str | os.PathLike[str] | None = None,
     prompt: Sequence[int] = (128, 512),
     decode: Sequence[int] = (64, 128),
+    depth: int = 0,
+    kv_dtype: str = "float16",
     repetitions: int = 5,
     threads: Sequence[int] = (),
     backend: str | None = None,
@@ -125,9 +130,9 @@ def run(
     """Measure every test at every thread count (default: the backend's own).
 
     Give either ``model`` (a ``.dbb``) or ``shape`` (a key of ``SHAPES``), whose random weights are
-    made in memory, or in ``file``, where they are read from and stay. With ``all_kernels``,
-    decoding is also measured with the other kernels of the instruction set, unless EDGEDB_KERNEL
-    forces one.
+    made in memory, or in ``file``, where they are read from and stay. Every test runs behind
+    ``depth`` positions, which a cache of ``kv_dtype`` holds. With ``all_kernels``, decoding is also
+    measured with the other kernels of the instruction set, unless EDGEDB_KERNEL forces one.
     """
     if (model is None) == (shape is None):
         raise EdgeDBError("give either a model file or --shape")
@@ -143,7 +148,8 @@ def run(
         opened = read_dbb(model)
         name = shape or one_line(Path(model).stem, NAME_CHARS)
         weights = Weights(opened.config, opened.linears, opened.vectors)
-    longest = max([*prompt, *decode], default=1)
+    depth = arguments.whole(0)("depth", depth)
+    longest = depth + max([*prompt, *decode], default=1)
     if longest > weights.config.max_position_embeddings:
         raise EdgeDBError(
             f"{longest} tokens do not fit: this model takes "
@@ -156,7 +162,9 @@ def run(
         if all_kernels:
             measured += [(other, ()) for other in _other_kernels(ops)]
         for chosen, lengths in measured:
-            for row in _measure(name, weights, chosen, lengths, decode, repetitions):
+            decoder = Decoder(weights, chosen, max(longest, 8), kv_dtype)
+            tests = _tests(decoder, lengths, decode)
+            for row in _measure(name, weights, decoder, tests, depth, repetitions):
                 if progress is not None:
                     how = f"{row.threads} threads, {row.kernel or row.backend}"
                     progress(f"{row.test} at {how}: {row.mean:.1f} tokens/s")
@@ -175,24 +183,30 @@ def _other_kernels(ops: Ops) -> Iterator[Ops]:
             yield create(ops.name, ops.isa, ops.threads, kernel)
 
 
+_Test = tuple[str, int, Callable[[int], None]]
+
+
+def _tests(decoder: Decoder, prompt: Sequence[int], decode: Sequence[int]) -> list[_Test]:
+    tests: list[_Test] = [(f"pp{n}", n, decoder.read_prompt) for n in prompt]
+    return tests + [(f"tg{n}", n, decoder.decode) for n in decode]
+
+
 def _measure(
     name: str,
     weights: Weights,
-    ops: Ops,
-    prompt: Sequence[int],
-    decode: Sequence[int],
+    decoder: Decoder,
+    tests: Sequence[_Test],
+    depth: int,
     repetitions: int,
 ) -> Iterator[BenchRow]:
-    decoder = Decoder(weights, ops, max([*prompt, *decode, 8]))
+    ops = decoder.ops
     linears = [t for key, t in weights.linears.items() if key.startswith("layers.")]
     sizes = program_of(weights.config).sizes()
     n_weights = sum(size for key, size in sizes.items() if key.startswith("layers."))
-    tests = [(f"pp{n}", n, decoder.read_prompt) for n in prompt]
-    tests += [(f"tg{n}", n, decoder.decode) for n in decode]
     for test, n, body in tests:
         speeds = []
         for repetition in range(-1, repetitions):  # the first one warms caches and is not counted
-            decoder.reset()
+            decoder.reset(depth)
             started = time.perf_counter()
             body(n)
             seconds = time.perf_counter() - started
@@ -203,7 +217,7 @@ def _measure(
             model=name,
             size_mb=sum(t.nbytes for t in weights.linears.values()) / 1e6,
             bits_per_weight=8 * sum(t.nbytes for t in linears) / n_weights,
-            test=test,
+            test=f"{test}@d{depth}" if depth else test,
             threads=ops.threads,
             backend=ops.name,
             isa=ops.isa,

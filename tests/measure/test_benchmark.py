@@ -47,6 +47,30 @@ def test_decoding_is_measured_with_every_kernel(
     assert {r.kernel for r in benchmark.run(tiny_model, **options)} == {"popcount"}
 
 
+def test_tests_run_behind_positions(tiny_model: Path) -> None:
+    options: dict[str, Any] = {"prompt": [5], "decode": [3], "repetitions": 1, "threads": [1]}
+    rows = benchmark.run(tiny_model, depth=40, kv_dtype="int8", **options)
+    assert [r.test for r in rows] == ["pp5@d40", "tg3@d40"]
+    assert rows[1].gb_per_second > 0
+    with pytest.raises(EdgeDBError, match="tokens do not fit"):
+        benchmark.run(tiny_model, depth=10**6, **options)
+    with pytest.raises(EdgeDBError, match="depth"):
+        benchmark.run(tiny_model, depth=-1, **options)
+
+
+def test_positions_are_read_once(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    read = benchmark.Decoder.read_prompt
+
+    def note(self: benchmark.Decoder, n: int) -> None:
+        lengths.append(n)
+        read(self, n)
+
+    monkeypatch.setattr(benchmark.Decoder, "read_prompt", note)
+    benchmark.run(tiny_model, prompt=[5], decode=[], depth=40, repetitions=2, threads=[1])
+    assert lengths[0] == 40 and 40 not in lengths[1:]
+
+
 def test_reports_name_machine_and_commit(rows: list[benchmark.BenchRow]) -> None:
     machine = benchmark.Machine.here()
     assert machine.cpu and machine.commit
