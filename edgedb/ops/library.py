@@ -38,6 +38,8 @@ def open_library(file: Path, header: Path) -> tuple[Any, str]:
     checkout's: structures may differ, and Python would write past their ends.
     """
     if ffi is None or not file.exists():
+        if header.exists():  # which comes before an installation in Python's path
+            return None, "the C library was not built in this clone: pip install -e . builds it"
         return None, "the C library was not built (no C compiler at installation?)"
     try:
         # Never unloaded: threads of a pool may still be in it when the interpreter ends.

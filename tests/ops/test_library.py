@@ -167,3 +167,10 @@ def test_structures_are_as_large_as_the_compiler_makes_them(tmp_path: Path) -> N
     source.write_text('#include "edgedb.h"\n' + checks.replace("'", '"'))
     include = SOURCE_TREE / "native" / "include"
     subprocess.run([*compiler, "-std=c11", "-fsyntax-only", f"-I{include}", source], check=True)
+
+
+def test_a_clone_without_a_library_says_how_to_build_it(tmp_path: Path) -> None:
+    header = tmp_path / "edgedb.h"
+    assert "at installation?" in open_library(tmp_path / "none", header)[1]
+    header.touch()
+    assert "pip install -e ." in open_library(tmp_path / "none", header)[1]
