@@ -81,6 +81,14 @@ class App:
             self._route("/metrics", ("GET",), self._metrics),
         ]
         routes += [self._route(path, ("GET",), self._file) for path in self._page]
+        # llama-server has OpenAI's routes without /v1 as well.
+        routes += [
+            Route(
+                route.path.removeprefix("/v1"), route.endpoint, methods=sorted(route.methods or ())
+            )
+            for route in routes
+            if route.path.startswith("/v1/") and route.path != "/v1/health"
+        ]
         self._router = Router(routes, redirect_slashes=False)
         self._known = {route.path for route in routes}
 

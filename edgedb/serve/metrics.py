@@ -21,14 +21,18 @@ class Histogram:
         self._name, self._about, self._bounds = name, about, bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
+        self._lock = threading.Lock()
 
     def add(self, seconds: float) -> None:
-        self._counts[bisect.bisect_left(self._bounds, seconds)] += 1
-        self._sum += seconds
+        with self._lock:
+            self._counts[bisect.bisect_left(self._bounds, seconds)] += 1
+            self._sum += seconds
 
     def lines(self) -> list[str]:
         found, total = _head(self._name, self._about, "histogram"), 0
-        for bound, count in zip((*self._bounds, "+Inf"), self._counts, strict=True):
+        with self._lock:
+            counts = list(self._counts)
+        for bound, count in zip((*self._bounds, "+Inf"), counts, strict=True):
             total += count
             found.append(f'{self._name}_bucket{{le="{bound}"}} {total}')
         return [*found, f"{self._name}_sum {self._sum:.6f}", f"{self._name}_count {total}"]

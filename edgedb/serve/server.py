@@ -30,12 +30,23 @@ class _Connection(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._left = 0  # bytes to send, when it was last looked
         self._wait()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.cycle is None or self.cycle.response_complete:
             self._wait()
+
+    def timeout_keep_alive_handler(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left and left == self._left:  # nobody takes what is still to be sent
+            self.transport.abort()
+        elif left:
+            self._left, self.timeout_keep_alive_task = left, None
+            self._wait()
+        else:
+            super().timeout_keep_alive_handler()
 
     def _wait(self) -> None:
         if self.timeout_keep_alive_task is None and not self.transport.is_closing():

@@ -74,6 +74,7 @@ class Service:
         """Have the engine answer; ``last`` ends a stream."""
         served, arrived = self.ready(), time.perf_counter()
         data = await read_body(scope, receive, self.seconds)
+        self.ready()  # still
         seat = self.desk.enter()
         gone = asyncio.ensure_future(_gone(receive))
         work = self._answer(served, data, read, seat, sender, last, arrived)

@@ -136,6 +136,47 @@ def test_a_client_that_goes_frees_the_engine(serve: Any, slowly: None) -> None:
     assert count(server, 'edgedb_answers_total{reason="cancelled"}') == 1
 
 
+def test_a_client_that_goes_while_its_prompt_is_read(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgedb.model.network import Network
+
+    read = Network.read
+
+    def slowly(self: Any, *arguments: Any) -> Any:
+        time.sleep(0.05)
+        return read(self, *arguments)
+
+    monkeypatch.setattr(Network, "read", slowly)
+    server = serve(parallel=1)
+    prompt = [{"role": "user", "content": "A prompt that nobody has read. " * 50}]
+    more = {"messages": prompt, "max_tokens": 100, "return_progress": True}
+    with streaming(server.address, {**LONG, **more}) as lines:
+        while "prompt_progress" not in next(lines):
+            pass
+    left = time.monotonic()
+    until(lambda: server.server.service.desk.running == 0)
+    assert time.monotonic() - left < 0.5
+    assert count(server, "edgedb_completion_tokens_total") == 0
+
+
+def test_a_document_that_nobody_takes_is_given_up(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgedb.serve import server as module
+
+    monkeypatch.setattr(module, "_KEEP_ALIVE_SECONDS", 0.2)
+    server = serve()
+    server.server._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", server.port))
+        slow.sendall(b"GET /page.js HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        connections = server.server.server_state.connections
+        until(lambda: connections)
+        until(lambda: not connections)
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_while_it_waits(serve: Any, slowly: None, stream: bool) -> None:
     server = serve(parallel=1)
@@ -245,6 +286,13 @@ def test_an_error_in_the_middle_of_a_stream_is_an_event(
     assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
     monkeypatch.undo()
     assert http.post(CHAT, json={"messages": HI, "max_tokens": 1}).status_code == 200
+
+
+def test_routes_without_their_version(http: Any) -> None:
+    assert http.get("/models").json() == http.get("/v1/models").json()
+    answer = http.post("/chat/completions", json={"messages": HI, "max_tokens": 1})
+    assert answer.status_code == 200
+    assert http.get("/models/tiny").status_code == 200
 
 
 def test_small_writes_do_not_wait(server: Any) -> None:
