@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import re
@@ -13,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from . import descriptors
 from .errors import EdgeDBError, FormatError
 
 # Where the package lies in its source tree; in an installation, a folder without a pyproject.toml.
@@ -55,7 +55,7 @@ def read_text(path: Path) -> str:
 
 def _open(path: Path) -> int:
     # A FIFO would block the open for ever; non-blocking, it is opened and found to be no file.
-    return os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    return os.open(path, os.O_RDONLY | descriptors.BINARY | descriptors.NOT_WAITING)
 
 
 @contextmanager
@@ -111,17 +111,6 @@ def map_file(path: Path, refuse: Callable[[os.stat_result], str]) -> tuple[mmap.
         os.close(fd)
 
 
-def lock(fd: int) -> bool:
-    """Keep an open file for this process until it is closed; False if another one has it."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        pass
-    return True
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write that takes the place of ``path`` once it is complete and on the disk.
@@ -136,6 +125,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(fd)
+            if descriptors.OPEN_FILES_MOVE:
+                os.replace(temporary, path)
+        if not descriptors.OPEN_FILES_MOVE:
             os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -147,9 +139,9 @@ def _new_temporary(path: Path) -> tuple[int, Path]:
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
         # For the owner alone: a conversation is private, whatever the umask.
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | descriptors.BINARY, 0o600)
         with suppress(OSError):  # a file system without locks: nobody will take it for abandoned
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            descriptors.lock(fd, wait=True)
         if os.fstat(fd).st_nlink:
             return fd, temporary
         os.close(fd)  # taken for abandoned before it was locked
@@ -161,9 +153,14 @@ def _remove_abandoned(path: Path) -> None:
     with suppress(OSError):
         for found in filter(name.fullmatch, os.listdir(path.parent)):
             with suppress(OSError):  # locked: another one is at work
-                fd = os.open(path.with_name(found), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+                fd = os.open(
+                    path.with_name(found), os.O_RDWR | descriptors.NO_LINK | descriptors.NOT_WAITING
+                )
                 try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.unlink(path.with_name(found))
+                    descriptors.lock(fd)
+                    if descriptors.OPEN_FILES_MOVE:
+                        os.unlink(path.with_name(found))
                 finally:
                     os.close(fd)
+                if not descriptors.OPEN_FILES_MOVE:
+                    os.unlink(path.with_name(found))

@@ -35,9 +35,12 @@ def silent_keys(*, lines: bool) -> Iterator[None]:
     """
     try:
         import termios
-
+    except ImportError:  # Windows, where prompt_toolkit reads the keys
+        yield
+        return
+    try:
         before = termios.tcgetattr(sys.stdin)
-    except (ImportError, OSError, ValueError, termios.error):  # no terminal
+    except (OSError, ValueError, termios.error):  # no terminal
         yield
         return
     silent = list(before)

@@ -7,7 +7,6 @@ written here: it throws away what it has of one when it is interrupted, and comp
 from __future__ import annotations
 
 import errno
-import fcntl
 import functools
 import hashlib
 import os
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .. import descriptors
 from ..display import NAME_CHARS, one_line, quoted
 from ..errors import EdgeDBError
 from .names import HubName
@@ -126,22 +126,33 @@ class Repository:
         partial = _partial(path.parent, file)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as stream:
+            with open(
+                os.open(partial, os.O_RDWR | os.O_CREAT | descriptors.BINARY, 0o666), "r+b"
+            ) as stream:
                 _lock(stream, path)
                 with _telling(self.name):
                     self._append(file, stream, report)
                 os.fsync(stream.fileno())
-                _compare(self.name, file, partial)
-                try:
-                    check(partial)
-                except EdgeDBError:
-                    partial.unlink()
-                    raise
-                os.replace(partial, path)
+                if descriptors.OPEN_FILES_MOVE:
+                    self._accept(file, partial, path, check)
+            if not descriptors.OPEN_FILES_MOVE:
+                self._accept(file, partial, path, check)
         except OSError as error:
             raise EdgeDBError(
                 f"{error.filename or path}: {error.strerror}. The same command goes on from here"
             ) from None
+
+    def _accept(
+        self, file: RemoteFile, partial: Path, path: Path, check: Callable[[Path], object]
+    ) -> None:
+        """Give what was fetched its name, if it is what was asked for; else take it away."""
+        _compare(self.name, file, partial)
+        try:
+            check(partial)
+        except EdgeDBError:
+            partial.unlink()
+            raise
+        os.replace(partial, path)
 
     def _append(self, file: RemoteFile, stream: BinaryIO, report: Report) -> None:
         """The rest of a file behind what ``stream`` has of it."""
@@ -324,12 +335,8 @@ def _compare(name: HubName, file: RemoteFile, path: Path) -> None:
 
 
 def _lock(stream: BinaryIO, path: Path) -> None:
-    try:
-        fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise EdgeDBError(f"{path}: another process is fetching it") from None
-    except OSError:
-        return  # a file system without locks
+    if not descriptors.claim(stream.fileno()):
+        raise EdgeDBError(f"{path}: another process is fetching it")
 
 
 @contextmanager

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .. import descriptors
 from ..display import quoted
 from ..errors import EdgeDBError
-from ..files import lock, replacing
+from ..files import replacing
 from .lines import Line
 from .records import Record, to_json
 
@@ -38,7 +39,7 @@ class Results:
         self._size = 0  # of the part
         self._file: BinaryIO = open(self._part, "a+b")  # noqa: SIM115
         try:
-            if not lock(self._file.fileno()):
+            if not descriptors.claim(self._file.fileno()):
                 raise EdgeDBError(f"{self._part}: another run is at work on it")
             if overwrite:
                 self._file.truncate(0)
@@ -74,6 +75,8 @@ class Results:
                 entry = json.loads(part.read(size))
                 failed += entry["failed"]
                 file.write(to_json(entry["record"]).encode() + b"\n")
+        if not descriptors.OPEN_FILES_MOVE:
+            self._file.close()
         self._part.unlink()
         return failed
 

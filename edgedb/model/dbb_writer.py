@@ -9,7 +9,6 @@ rename, after the reader has opened the file.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import descriptors
 from ..errors import EdgeDBError, FormatError, UnsupportedModelError
 from ..format.container import VERSIONS, Entry, lay_out, render_header
 from ..format.tensors import (
@@ -212,13 +212,11 @@ class DbbWriter:
             self._pwrite(np.frombuffer(header, np.uint8), 0)
             os.fsync(self._fd)
             self._read_back()
+            if not descriptors.OPEN_FILES_MOVE:
+                self.close()
             os.replace(self.partial, self.path)
             self.journal.unlink(missing_ok=True)
-            directory = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            descriptors.sync_folder(self.path.parent)
         except OSError as error:
             raise self._disk_error(error) from None
         finally:
@@ -282,9 +280,9 @@ class DbbWriter:
     def _open_locked(self) -> int:
         """The partial file, locked: it belongs to one process at a time."""
         while True:
-            fd = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644)
+            fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | descriptors.BINARY, 0o644)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                descriptors.lock(fd)
             except BlockingIOError:
                 os.close(fd)
                 raise EdgeDBError(f"{self.path}: another process is writing this file") from None
@@ -324,23 +322,25 @@ class DbbWriter:
         crc = 0
         for begin in range(entry.begin, entry.end, 1 << 22):
             size = min(1 << 22, entry.end - begin)
-            crc = zlib.crc32(os.pread(self._fd, size, self._data_start + begin), crc)
+            crc = zlib.crc32(descriptors.read_at(self._fd, size, self._data_start + begin), crc)
         return crc
 
     def _pwrite(self, flat: np.ndarray, offset: int) -> None:
         view = flat.data
         while view:
             try:
-                written = os.pwrite(self._fd, view, offset)
+                written = descriptors.write_at(self._fd, view, offset)
             except OSError as error:
                 raise self._disk_error(error) from None
             view, offset = view[written:], offset + written
 
     def _move_data(self, data_start: int) -> None:
         """Copy the data behind a header that outgrew its place, into a second partial file."""
-        grown = os.open(self._grown, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        grown = os.open(
+            self._grown, os.O_RDWR | os.O_CREAT | os.O_TRUNC | descriptors.BINARY, 0o644
+        )
         try:
-            fcntl.flock(grown, fcntl.LOCK_EX)
+            descriptors.lock(grown, wait=True)
             with (
                 open(self._fd, "rb", closefd=False) as source,
                 open(grown, "wb", closefd=False) as target,
@@ -349,12 +349,17 @@ class DbbWriter:
                 target.seek(data_start)
                 shutil.copyfileobj(source, target, 1 << 22)
             self.journal.unlink(missing_ok=True)  # its offsets no longer hold
-            os.replace(self._grown, self.partial)
+            if descriptors.OPEN_FILES_MOVE:
+                os.replace(self._grown, self.partial)
         except BaseException:
             os.close(grown)
             self._grown.unlink(missing_ok=True)
             raise
         os.close(self._fd)
+        if not descriptors.OPEN_FILES_MOVE:
+            os.close(grown)
+            os.replace(self._grown, self.partial)
+            grown = self._open_locked()
         self._fd, self._data_start = grown, data_start
 
     def _disk_error(self, error: OSError) -> EdgeDBError:

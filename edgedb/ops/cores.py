@@ -11,16 +11,25 @@ ROOT = Path("/")
 
 
 def physical_cores(root: Path = ROOT) -> int:
-    """Physical cores that this process may keep busy; at least 1.
+    """Physical cores that this process may keep busy; at least 1. On macOS and Windows those of
+    the fastest kind alone: every thread would wait for one on a slow core.
 
     ``root`` is the folder that has ``proc`` and ``sys``.
     """
+    if not hasattr(os, "sched_getaffinity"):  # not Linux
+        return _fast_cores() or os.cpu_count() or 1
     return _within_quota(len({_siblings(root, cpu) for cpu in _affinity()}), root)
 
 
 def usable_cpus(root: Path = ROOT) -> int:
     """The same with every hardware thread counted."""
     return _within_quota(len(_affinity()), root)
+
+
+def _fast_cores() -> int:
+    from . import library
+
+    return int(library.lib.edb_fast_cores()) if library.lib is not None else 0
 
 
 def _affinity() -> set[int]:

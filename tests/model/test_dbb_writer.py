@@ -1,6 +1,5 @@
 """Writing a model file: whole or not at all, in any order, across interruptions."""
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -23,8 +22,8 @@ from dbb_files import (
     write_model,
 )
 
+from edgedb import descriptors
 from edgedb.errors import EdgeDBError, FormatError
-from edgedb.model import dbb_writer
 from edgedb.model.dbb import read_dbb
 from edgedb.model.dbb_writer import DbbWriter
 from edgedb.model.families import program_of
@@ -253,15 +252,15 @@ def test_a_file_that_grew_is_still_one_writer_s(tmp_path, monkeypatch):
 def test_a_file_that_was_finished_meanwhile_is_not_emptied(tmp_path, monkeypatch, model):
     """The other process renames it between our opening and our locking."""
     path = tmp_path / "m.dbb"
-    lock = fcntl.flock
+    lock = descriptors.lock
 
-    def late_lock(fd, how):
-        monkeypatch.setattr(dbb_writer.fcntl, "flock", lock)
+    def late_lock(fd):
+        monkeypatch.setattr(descriptors, "lock", lock)
         path.with_name("m.dbb.partial").write_bytes(model.read_bytes())
         path.with_name("m.dbb.partial").rename(path)
-        lock(fd, how)
+        lock(fd)
 
-    monkeypatch.setattr(dbb_writer.fcntl, "flock", late_lock)
+    monkeypatch.setattr(descriptors, "lock", late_lock)
     write_model(path, stop_after=1)
     assert path.read_bytes() == model.read_bytes()
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from edgedb.ops import cores
+from edgedb.ops import cores, library
 
 V2 = "30 24 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
 V1 = "32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct"
@@ -81,6 +82,17 @@ def test_hardware_threads_share_a_core(tmp_path: Path, monkeypatch: pytest.Monke
         path.parent.mkdir(parents=True)
         path.write_text(siblings)
     assert (cores.physical_cores(tmp_path), cores.usable_cpus(tmp_path)) == (2, 3)
+
+
+def test_fast_cores_alone_where_the_system_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    for told, expected in ((4, 4), (0, 7)):
+        fake = SimpleNamespace(edb_fast_cores=lambda told=told: told)
+        monkeypatch.setattr(library, "lib", fake)
+        assert cores.physical_cores() == expected
+    monkeypatch.setattr(library, "lib", None)
+    assert cores.physical_cores() == 7
 
 
 def test_this_machine() -> None:
