@@ -8,7 +8,6 @@ print(model.generate("Once upon a time", max_tokens=64).text)
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
@@ -27,10 +26,7 @@ if TYPE_CHECKING:
     from .run.engine import Model, load
     from .run.session import Session
 
-try:
-    __version__ = version("edgedb-llm")
-except PackageNotFoundError:  # run from a source tree that was never installed
-    __version__ = "0+unknown"
+    __version__: str
 
 __all__ = [
     "BusyError",
@@ -74,4 +70,11 @@ def __getattr__(name: str) -> Any:
         from importlib import import_module
 
         return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    if name == "__version__":  # what reads it costs half of a start that prints no version
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("edgedb-llm")
+        except PackageNotFoundError:  # run from a source tree that was never installed
+            return "0+unknown"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 
-from .. import __version__
 from ..errors import SlowBackendWarning
 from .batch import batch
 from .convert import convert
@@ -71,8 +70,23 @@ def _show_warning(
     ui.warn(str(message) if ours else f"{filename}:{lineno}: {category.__name__}: {message}")
 
 
+def _show_version(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from .. import __version__
+
+        click.echo(f"edgedb, version {__version__}")
+        ctx.exit()
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="edgedb")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 def main() -> None:
     """Large language models at two bits a weight on ordinary CPUs."""
 

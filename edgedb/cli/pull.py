@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import __version__
 from ..convert.storage import Options
 from ..errors import EdgeDBError, UnsupportedModelError
 from ..files import size_text
@@ -51,6 +50,8 @@ class Plan:
     @property
     def origin(self) -> dict[str, Any]:
         """What ``origin.json`` says of the model."""
+        from .. import __version__
+
         listed = {name: self.repository.files[name] for name in self.files}
         return {
             "repository": self.name.repository,
