@@ -9,6 +9,8 @@
 # make lint    ruff and mypy
 # make fuzz SECONDS=600
 #              damaged and hostile files for every reader (docs/security.md); FUZZ="--help"
+# make soak SECONDS=1800
+#              edgedb serve under mixed load (docs/serve.md)
 # make test-native, test-clang, test-arm, test-sanitize
 #              the C library alone: here, by a current clang, as 64-bit Arm code under qemu, under
 #              sanitizers
@@ -38,7 +40,7 @@ LLAMA_CPP ?= llama-cpp-python==0.3.36
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: chat test test-native test-clang test-arm test-sanitize wheel-arm test-wheel-arm bench bench-kernels \
-	bench-peers bench-quality lint fuzz clean
+	bench-peers bench-quality lint fuzz soak clean
 .DELETE_ON_ERROR:
 
 chat: $(BIN)/.installed $(MODEL)
@@ -87,6 +89,9 @@ lint: $(BIN)/.installed-test
 
 fuzz: $(BIN)/.installed-test
 	@$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(FUZZ)
+
+soak: $(BIN)/.installed-test
+	@$(BIN)/python tests/soak.py --seconds $(SECONDS)
 
 # The set-up steps read nothing from standard input: it belongs to the chat.
 $(BIN)/.created:
