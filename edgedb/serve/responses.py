@@ -19,12 +19,15 @@ _HARMLESS = (
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
     *("prompt_cache_retention", "include", "max_tool_calls", "stream_options"),
 )
+# What an answer says again of its request.
+_REPEATED = ("instructions", "tools", "tool_choice", "parallel_tool_calls", "metadata", "text")
 _TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 
 
 def read_response(served: Served, body: object) -> tuple[Asked, ResponseReply]:
     """Raises ``Refused`` or another ``EdgeDBError`` for what cannot be answered."""
     fields = Fields(body)
+    said = {name: body.get(name) for name in _REPEATED} if isinstance(body, Mapping) else {}
     served.check_name(fields.take("model"))
     for name in ("previous_response_id", "conversation", "prompt"):
         if fields.take(name) is not None:
@@ -62,7 +65,7 @@ def read_response(served: Served, body: object) -> tuple[Asked, ResponseReply]:
     fields.finish()
     asked = Asked((conversation.ids,), request, 1, stream)
     asked.check(served)
-    return asked, ResponseReply(served, asked, conversation, instructions)
+    return asked, ResponseReply(served, asked, conversation, said)
 
 
 def _messages(given: Any) -> list[dict[str, Any]]:

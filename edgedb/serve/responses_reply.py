@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from ..run.completion import Chunk
@@ -19,11 +20,16 @@ class ResponseReply:
     """A ``Reply`` as responses have it."""
 
     def __init__(
-        self, served: Served, asked: Asked, conversation: Conversation, instructions: str | None
+        self,
+        served: Served,
+        asked: Asked,
+        conversation: Conversation,
+        said: Mapping[str, Any],
     ) -> None:
+        """``said``: members of the request that are repeated, None where there were none."""
         self._served, self._asked = served, asked
         self._speech = conversation.speech(served)
-        self._instructions = instructions
+        self._said = {key: value for key, value in said.items() if value is not None}
         self.usage = Usage()
         self._id, self._created = f"resp_{secrets.token_hex(16)}", int(time.time())
         self._number = 0  # of the next event
@@ -32,6 +38,7 @@ class ResponseReply:
         self._parts: list[str] = []  # its text
         self._logprobs: list[dict[str, Any]] = []
         self._is_cut = False
+        self._thought = 0  # tokens
 
     def begin(self) -> list[Any]:
         response = self._response("in_progress")
@@ -45,6 +52,7 @@ class ResponseReply:
 
     def push(self, chunk: Chunk) -> list[Any]:
         self.usage.of[0] = chunk.stats
+        self._thought += chunk.token is not None and self._speech.is_thinking
         self._is_cut |= chunk.finish_reason == "length"
         if chunk.logprobs is not None:
             self._logprobs.append(logprobs_entry(chunk.logprobs, self._served))
@@ -156,7 +164,7 @@ class ResponseReply:
             "status": status,
             "error": None,
             "incomplete_details": reason,
-            "instructions": self._instructions,
+            "instructions": None,
             "max_output_tokens": self._asked.request.max_tokens,
             "model": self._served.name,
             "output": list(self._output) if is_over else [],
@@ -170,6 +178,7 @@ class ResponseReply:
             "truncation": "disabled",
             "metadata": {},
             "usage": self._usage() if is_over else None,
+            **self._said,
         }
 
     def _usage(self) -> dict[str, Any]:
@@ -178,6 +187,6 @@ class ResponseReply:
             "input_tokens": usage.prompt_tokens,
             "input_tokens_details": {"cached_tokens": usage.cached_tokens},
             "output_tokens": usage.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": self._thought},
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         }

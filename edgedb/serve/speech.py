@@ -59,6 +59,11 @@ class Speech:
         return [*found, *self._finish()] if chunk.finish_reason is not None else found
 
     @property
+    def is_thinking(self) -> bool:
+        """Whether what comes next is thought."""
+        return self._state == "reasoning"
+
+    @property
     def _end(self) -> str:
         """The text that ends the present state."""
         if self._state == "reasoning":

@@ -38,6 +38,7 @@ def test_an_answer(client: Any, served: Served) -> None:
     assert answer.output_text == solo(served, messages)
     assert (answer.status, answer.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     assert answer.usage.output_tokens == 16 and answer.store is False
+    assert answer.instructions == "Be kind"
 
 
 def test_a_stream(client: Any, served: Served) -> None:
@@ -58,6 +59,7 @@ def test_calls_of_tools_and_their_results(client: Any) -> None:
     answer = ask(client, tools=[TOOL], tool_choice="required", max_output_tokens=400)
     call = answer.output[0]
     assert answer.status == "completed" and call.name == "weather"
+    assert (answer.tool_choice, answer.tools[0].name) == ("required", "weather")
     assert json.loads(call.arguments)["city"] in ("Rome", "Oslo")
     events = list(
         ask(client, tools=[TOOL], tool_choice="required", max_output_tokens=400, stream=True)
