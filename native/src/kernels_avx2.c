@@ -64,11 +64,6 @@ static EDB_INLINE void v_store_f16(uint16_t *p, v16 x) {
     _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
 }
 
-static EDB_INLINE v16 v_load_i8(const int8_t *p) {
-    __m128i x = _mm_loadu_si128((const __m128i *)p);
-    return (v16){_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)),
-                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(x, x)))};
-}
 
 static EDB_INLINE void v_store_i8(int8_t *p, v16 x) {
     __m256i words = _mm256_packs_epi32(_mm256_cvttps_epi32(x.a), _mm256_cvttps_epi32(x.b));

@@ -59,12 +59,6 @@ static EDB_INLINE float32x4_t scale2(float32x4_t p, float32x4_t t) {
 }
 static EDB_INLINE v16 v_scale2(v16 p, v16 t) { return EACH(scale2, p, t); }
 
-static EDB_INLINE v16 v_load_i8(const int8_t *p) {
-    int8x16_t x = vld1q_s8(p);
-    int16x8_t low = vmovl_s8(vget_low_s8(x)), high = vmovl_high_s8(x);
-    return (v16){vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_high_s16(low)),
-                 vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_high_s16(high))};
-}
 static EDB_INLINE v16 v_load_f16(const uint16_t *p) {
     float16x8_t x = vreinterpretq_f16_u16(vld1q_u16(p));
     float16x8_t y = vreinterpretq_f16_u16(vld1q_u16(p + 8));

@@ -75,8 +75,6 @@ static inline float v_max_lane(v16 a) {
     return a.lane[0];
 }
 
-static inline v16 v_load_i8(const int8_t *p) { EACH_LANE((float)p[l]); }
-
 static inline void v_store_i8(int8_t *p, v16 a) {
     for (int l = 0; l < EDB_LANES; l++) p[l] = (int8_t)a.lane[l];
 }

@@ -4,7 +4,6 @@
  *
  *   v16                       sixteen floats
  *   v_set1 v_load v_store     memory has no particular alignment
- *   v_load_i8                 exact
  *   v_load_f16 v_store_f16    binary16; storing rounds to nearest even
  *   v_store_i8                integers within [-127, 127] held as floats
  *   v_add v_sub v_mul v_div   each rounds
