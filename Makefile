@@ -14,8 +14,11 @@
 # make test-native, test-clang, test-arm, test-sanitize
 #              the C library alone: here, by a current clang, as 64-bit Arm code under qemu, under
 #              sanitizers
-# make wheel-arm, test-wheel-arm
-#              cross-build the wheel for 64-bit Arm; run it under qemu on Debian 12
+# make test-windows
+#              the same as code for Windows, by mingw-w64's gcc, under wine
+# make wheels  cross-build the wheels of six platforms (docs/platforms.md); WHEELS="win_amd64 ...": some
+# make test-wheel-arm
+#              run the wheel for 64-bit Arm under qemu on Debian 12
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -32,6 +35,7 @@ FUZZ ?=
 TORCH ?= torch==2.13.0
 ZIGLANG ?= ziglang==0.17.1
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+WHEELS ?=
 PEERS ?=
 QUALITY ?=
 PEERS_DIR := .cache/peers
@@ -39,7 +43,7 @@ LLAMA_CPP ?= llama-cpp-python==0.3.36
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: chat test test-native test-clang test-arm test-sanitize wheel-arm test-wheel-arm bench bench-kernels \
+.PHONY: chat test test-native test-clang test-arm test-sanitize test-windows wheels test-wheel-arm bench bench-kernels \
 	bench-peers bench-quality lint fuzz soak clean
 .DELETE_ON_ERROR:
 
@@ -59,13 +63,15 @@ test-native:
 test-clang: $(BIN)/.installed-clang
 	@native/test_clang.sh $(BIN)/python
 
-test-arm test-sanitize:
+test-arm test-sanitize test-windows:
 	@$(MAKE) --no-print-directory -C native/tests $@
 
-wheel-arm: $(BIN)/.installed
-	@native/wheel_arm.sh $(BIN)/python dist
+wheels: $(BIN)/.installed-clang
+	@$(BIN)/python -m pip install --quiet --progress-bar off 'setuptools>=77' </dev/null
+	@ZIG_GLOBAL_CACHE_DIR=$(CURDIR)/.cache/zig $(BIN)/python -m native.wheels --out dist $(WHEELS)
 
-test-wheel-arm: wheel-arm
+test-wheel-arm:
+	@$(MAKE) --no-print-directory wheels WHEELS=manylinux_2_28_aarch64
 	@native/wheel_arm_test.sh $(BIN)/python dist .cache/arm64 $(SMOLLM2)-db2.dbb
 
 bench: $(BIN)/.installed $(if $(SHAPE),,$(MODEL))

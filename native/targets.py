@@ -29,7 +29,8 @@ class Target:
     @property
     def link_args(self) -> tuple[str, ...]:
         return {
-            "win32": ("-shared", "-static"),
+            # -static: without gcc's own library beside ours. zig would make an archive of it.
+            "win32": ("-shared",) if "ziglang" in self.compiler else ("-shared", "-static"),
             "darwin": ("-dynamiclib", f"-Wl,-install_name,@rpath/{self.library_name}"),
         }.get(self.system, ("-shared", "-pthread"))
 

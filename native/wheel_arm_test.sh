@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs the wheel of wheel_arm.sh under qemu: Debian's Python for 64-bit Arm and the wheels of our
+# Runs the wheel for 64-bit Arm under qemu: Debian's Python for 64-bit Arm and the wheels of our
 # dependencies, unpacked into $3, must write the same text as this machine's Python $1 does.
 #
 #   wheel_arm_test.sh PYTHON DIST CACHE MODEL [generate's options]
