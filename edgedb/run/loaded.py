@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from .. import arguments
@@ -30,7 +31,13 @@ _BOS = arguments.optional(arguments.flag)
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 Prompt = str | Sequence[int]
-CacheRoom = Callable[[int, int], int]  # by the context and the bytes of a full one
+
+
+@dataclass(frozen=True)
+class CacheRoom:
+    """Room for what sessions hold, by ``tokens(context, bytes of a full one)``."""
+
+    tokens: Callable[[int, int], int]
 
 
 class LoadedModel:
@@ -79,9 +86,9 @@ class LoadedModel:
             self.network.two_stage = TwoStageHead(whole, ops, bias)
         self.loop = Loop(self.network)
         self.prefixes = Prefixes()
-        if callable(cache_tokens):
+        if isinstance(cache_tokens, CacheRoom):
             full = self.network.cache(self.context, self.kv_dtype)
-            cache_tokens = cache_tokens(self.context, full.size_bytes)
+            cache_tokens = cache_tokens.tokens(self.context, full.size_bytes)
         room = arguments.optional(arguments.whole(PAGE))("cache_tokens", cache_tokens)
         self.admission = Admission(self.prefixes, room)
 

@@ -22,4 +22,4 @@ def room_for(parallel: int) -> CacheRoom:
             contexts = _UNKNOWN_CONTEXTS
         return max(whole, min(parallel * whole, int(contexts * whole)))
 
-    return room
+    return CacheRoom(room)

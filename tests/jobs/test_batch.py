@@ -137,7 +137,7 @@ add = Results.add
 def slow(self, line, record):
     add(self, line, record)
     print("kept", flush=True)
-    time.sleep(0.02)
+    time.sleep(0.1)
 Results.add = slow
 main()
 """

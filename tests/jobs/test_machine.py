@@ -29,7 +29,7 @@ def test_as_many_at_a_time_as_asked_for() -> None:
 
 
 def test_who_leaves_early_gives_the_others_up() -> None:
-    begun = threading.Semaphore(0)
+    begun, before = threading.Semaphore(0), threading.active_count()
     given_up: list[int] = []
 
     def answer(line: Line, cancelled: Callable[[], bool]) -> Record:
@@ -47,4 +47,4 @@ def test_who_leaves_early_gives_the_others_up() -> None:
     with pytest.raises(KeyboardInterrupt):
         records.throw(KeyboardInterrupt)
     assert given_up and len(given_up) <= 2
-    assert threading.active_count() == 1
+    assert threading.active_count() <= before

@@ -23,7 +23,7 @@ def test_a_file_is_as_large_as_was_told(path: Path) -> None:
     file = read_dbb(path, verify=False)
     found = Footprint.of(file.config, {name: w.kind for name, w in file.linears.items()})
     assert found.sizes == {name: weight.nbytes for name, weight in file.linears.items()}
-    assert found.file_bytes == pytest.approx(file.size_bytes, rel=2e-3)
+    assert found.file_bytes == pytest.approx(file.size_bytes, rel=5e-3)
 
 
 def test_memory_is_the_file_the_cache_and_the_rest(tiny_model: Path) -> None:
