@@ -13,6 +13,7 @@ from ..choose.settings import HELP
 from .options import (
     LOADING,
     SamplingCommand,
+    cache_tokens_option,
     load_options,
     sampling_options,
     take_sampling,
@@ -42,12 +43,7 @@ FAILED = 3  # exit code: the output is complete, and some of it are failures
     show_default=True,
     help="Lines to answer at a time, on each machine.",
 )
-@click.option(
-    "--cache-tokens",
-    type=int,
-    help="Tokens in memory, of all answers and of earlier ones.  [default: what an eighth of the "
-    "memory holds]",
-)
+@cache_tokens_option
 @click.option(
     "--ray", "address", metavar="ADDRESS", help="Use a Ray cluster; auto: the one that runs here."
 )

@@ -118,6 +118,12 @@ def together(*options: Callable[[Function], Function]) -> Callable[[Function], F
     return add
 
 
+cache_tokens_option = click.option(
+    "--cache-tokens",
+    type=int,
+    help="Tokens in memory, of all answers and of earlier ones.  [default: what an eighth of the "
+    "memory holds]",
+)
 backend_options = together(
     click.option(
         "--backend",

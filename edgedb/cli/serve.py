@@ -12,6 +12,7 @@ import click
 from ..errors import EdgeDBError
 from .options import (
     SamplingCommand,
+    cache_tokens_option,
     load_options,
     sampling_fields,
     take_loader,
@@ -57,12 +58,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Seconds that a client may take to send a request or to take its answer.",
 )
-@click.option(
-    "--cache-tokens",
-    type=int,
-    help="Tokens in memory, of all answers and of earlier ones.  [default: what an eighth of the "
-    "memory holds]",
-)
+@cache_tokens_option
 @click.option("--api-key", "keys", multiple=True, help="A key that clients must send.")
 @click.option("--api-key-file", help="A file with such keys, one a line.")
 @click.option("--no-auth", is_flag=True, help="Serve other machines without a key.")

@@ -36,6 +36,10 @@ class Asked:
     progress: bool = False  # whether the reply wants to hear of it
     scores: bool = False  # whether a prompt's own tokens come first, with probabilities
 
+    def seed_of(self, index: int) -> int:
+        """Of an answer, by ``Chunk.index``."""
+        return (self.request.params.seed or 0) + index % self.n
+
     def check(self, served: Served) -> None:
         """Raises what answering would raise, before anything is read."""
         model, most = served.model, self.request.max_tokens or 0
@@ -76,10 +80,9 @@ class Asked:
                 session, index = model.session(), number * self.n + answer
                 if self.scores:
                     yield from self._scored(session, ids, index)
-                params = self.request.params
                 request = replace(
                     self.request,
-                    params=replace(params, seed=(params.seed or 0) + answer),
+                    params=replace(self.request.params, seed=self.seed_of(index)),
                     cancelled=cancelled,
                     progress=progress if self.progress else None,
                 )

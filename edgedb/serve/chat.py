@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..run.completion import Chunk, TokenLogprobs
 from .asked import Asked
+from .choices import Answer, Choices
 from .conversation import Conversation, converse
 from .errors import bad_value
 from .fields import Fields
@@ -17,7 +15,7 @@ from .options import only_one_form, read_form, read_max_tokens, read_own_forms, 
 from .served import Served
 from .speech import Call, Said, Speech
 from .tools import read_tools
-from .usage import Usage, timings
+from .usage import timings
 
 # What clients send and what changes nothing here.
 HARMLESS = (
@@ -97,46 +95,38 @@ def read_stream(fields: Fields) -> tuple[bool, bool, bool]:
 def read_logprobs(fields: Fields) -> int | None:
     """How many likely tokens to tell for each place, or None."""
     wanted, top = fields.flag("logprobs"), fields.typed("top_logprobs", int)
-    if top is not None and not 0 <= top <= _MOST_LOGPROBS:
-        raise bad_value(
-            f"top_logprobs = {top}: expected a whole number from 0 to {_MOST_LOGPROBS}",
-            "top_logprobs",
-        )
+    check_likely("top_logprobs", top)
     if top and not wanted:
         raise bad_value("top_logprobs: it needs logprobs", "top_logprobs")
     return (top or 0) if wanted else None
 
 
-@dataclass
-class _Answer:
-    """One of the answers, as far as it has come."""
+def check_likely(name: str, number: int | None) -> None:
+    """Raises ``Refused`` for more likely tokens than are told."""
+    if number is not None and not 0 <= number <= _MOST_LOGPROBS:
+        raise bad_value(
+            f"{name} = {number}: expected a whole number from 0 to {_MOST_LOGPROBS}", name
+        )
 
+
+@dataclass
+class _Answer(Answer):
     speech: Speech
     content: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
-    reason: str | None = None
-    timings: Mapping[str, Any] | None = None
 
 
-class ChatReply:
+class ChatReply(Choices[_Answer]):
     """A ``Reply`` as chat completions have it."""
 
     def __init__(
         self, served: Served, asked: Asked, conversation: Conversation, include_usage: bool
     ) -> None:
-        self._served, self._conversation = served, conversation
-        self._asked, self._include_usage = asked, include_usage
-        self.usage = Usage(asked.n)
-        self.answers: dict[int, _Answer] = {}
-        self._head = {
-            "id": f"chatcmpl-{secrets.token_hex(12)}",
-            "object": "chat.completion.chunk" if asked.stream else "chat.completion",
-            "created": int(time.time()),
-            "model": served.name,
-            "system_fingerprint": served.fingerprint,
-        }
+        kind = "chat.completion.chunk" if asked.stream else "chat.completion"
+        super().__init__(served, asked, include_usage, "chatcmpl", kind)
+        self._conversation = conversation
 
     def _answer(self, index: int, events: list[Any]) -> _Answer:
         """The answer ``index``; if it begins, so do its events."""
@@ -144,7 +134,7 @@ class ChatReply:
         if answer is None:
             answer = self.answers[index] = _Answer(self._conversation.speech(self._served))
             if self._asked.stream:
-                events.append(self._event(index, {"role": "assistant", "content": ""}))
+                events.append(self._delta(index, {"role": "assistant", "content": ""}))
         return answer
 
     def begin(self) -> list[Any]:
@@ -153,9 +143,7 @@ class ChatReply:
         return events
 
     def reading(self, done: int, total: int) -> list[Any]:
-        whole = len(self._asked.prompts[0])
-        progress = {"total": whole, "cache": whole - total, "processed": whole - total + done}
-        return [{**self._event(0, {}), "prompt_progress": progress}]
+        return self._progress(self._delta(0, {}), done, total)
 
     def push(self, chunk: Chunk) -> list[Any]:
         events: list[Any] = []
@@ -167,33 +155,14 @@ class ChatReply:
         for piece in said:
             delta = self._keep(answer, piece)
             if self._asked.stream:
-                events.append(self._event(chunk.index, delta, answer))
+                events.append(self._delta(chunk.index, delta, answer))
         if chunk.finish_reason is not None:
             answer.reason = _reason(chunk, answer.speech)
             answer.timings = timings(chunk.stats)
             if self._asked.stream:
-                event = self._event(chunk.index, {}, answer, answer.reason)
-                events.append({**event, "timings": answer.timings, "seed": self._seed(chunk.index)})
+                event = self._delta(chunk.index, {}, answer, answer.reason)
+                events.append(self._last(event, chunk.index, answer))
         return events
-
-    def finish(self) -> list[Any]:
-        if not (self._asked.stream and self._include_usage):
-            return []
-        return [{**self._head, "choices": [], "usage": self.usage.openai()}]
-
-    def document(self) -> Any:
-        choices = [self._choice(index, one) for index, one in sorted(self.answers.items())]
-        last = self.answers[max(self.answers)]
-        return {
-            **self._head,
-            "choices": choices,
-            "usage": self.usage.openai(),
-            "timings": last.timings,
-            "seed": self._seed(0),
-        }
-
-    def _seed(self, index: int) -> int:
-        return (self._asked.request.params.seed or 0) + index
 
     def _keep(self, answer: _Answer, piece: Said | Call) -> dict[str, Any]:
         """Note ``piece`` and write it as a delta."""
@@ -211,7 +180,7 @@ class ChatReply:
         answer.content.append(piece.text)
         return {"content": piece.text}
 
-    def _event(
+    def _delta(
         self,
         index: int,
         delta: dict[str, Any],
@@ -223,8 +192,7 @@ class ChatReply:
             choice["logprobs"] = {"content": answer.logprobs, "refusal": None}
             answer.logprobs = []
         choice["finish_reason"] = reason
-        event = {**self._head, "choices": [choice]}
-        return {**event, "usage": None} if self._include_usage else event
+        return self._event(choice)
 
     def _choice(self, index: int, answer: _Answer) -> dict[str, Any]:
         content = "".join(answer.content)

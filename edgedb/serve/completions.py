@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-import secrets
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..run.completion import Chunk, Logprob, TokenLogprobs
 from .asked import Asked
-from .chat import HARMLESS, read_count, read_stream
+from .chat import HARMLESS, check_likely, read_count, read_stream
+from .choices import Answer, Choices
 from .errors import bad_value
 from .fields import Fields
 from .options import only_one_form, read_form, read_max_tokens, read_own_forms, read_request
 from .prompts import read_prompts
 from .served import Served
-from .usage import Usage, timings
-
-_MOST_LOGPROBS = 20
+from .usage import timings
 
 
 def read_completion(served: Served, body: object) -> tuple[Asked, CompletionReply]:
@@ -32,10 +28,7 @@ def read_completion(served: Served, body: object) -> tuple[Asked, CompletionRepl
     prompts = read_prompts(served, prompt, "prompt", fields.flag("parse_special", True))
     echo = fields.flag("echo")
     logprobs = fields.typed("logprobs", int)
-    if logprobs is not None and not 0 <= logprobs <= _MOST_LOGPROBS:
-        raise bad_value(
-            f"logprobs = {logprobs}: expected a whole number from 0 to {_MOST_LOGPROBS}", "logprobs"
-        )
+    check_likely("logprobs", logprobs)
     n = read_count(fields)
     fields.refuse("best_of", unless=(n,))
     fields.refuse("suffix")
@@ -63,41 +56,26 @@ def read_completion(served: Served, body: object) -> tuple[Asked, CompletionRepl
 
 
 @dataclass
-class _Answer:
-    """One of the answers, as far as it has come."""
-
+class _Answer(Answer):
     text: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # not yet sent
     offset: int = 0  # of the next token in the text
-    reason: str | None = None
-    timings: Mapping[str, Any] | None = None
 
 
-class CompletionReply:
+class CompletionReply(Choices[_Answer]):
     """A ``Reply`` as completions have it."""
 
     def __init__(
         self, served: Served, asked: Asked, echoed: list[str], include_usage: bool
     ) -> None:
-        self._served, self._asked = served, asked
-        self._echoed, self._include_usage = echoed, include_usage
-        self.usage = Usage(asked.n)
-        self.answers: dict[int, _Answer] = {}
-        self._head = {
-            "id": f"cmpl-{secrets.token_hex(12)}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": served.name,
-            "system_fingerprint": served.fingerprint,
-        }
+        super().__init__(served, asked, include_usage, "cmpl", "text_completion")
+        self._echoed = echoed
 
     def begin(self) -> list[Any]:
         return []
 
     def reading(self, done: int, total: int) -> list[Any]:
-        whole = len(self._asked.prompts[0])
-        progress = {"total": whole, "cache": whole - total, "processed": whole - total + done}
-        return [{**self._event(0, "", None), "prompt_progress": progress}]
+        return self._progress(self._event(_written(0, "", None, None)), done, total)
 
     def push(self, chunk: Chunk) -> list[Any]:
         self.usage.of[chunk.index] = chunk.stats
@@ -116,44 +94,11 @@ class CompletionReply:
         if not self._asked.stream or not (text or is_last):
             return []
         logprobs = self._logprobs(answer)
-        event = self._event(chunk.index, text, answer.reason, logprobs)
-        if is_last:
-            event |= {"timings": answer.timings, "seed": self._seed(chunk.index)}
-        return [event]
+        event = self._event(_written(chunk.index, text, logprobs, answer.reason))
+        return [self._last(event, chunk.index, answer) if is_last else event]
 
-    def finish(self) -> list[Any]:
-        if not (self._asked.stream and self._include_usage):
-            return []
-        return [{**self._head, "choices": [], "usage": self.usage.openai()}]
-
-    def document(self) -> Any:
-        choices = [
-            {
-                "index": index,
-                "text": "".join(answer.text),
-                "logprobs": self._logprobs(answer),
-                "finish_reason": answer.reason,
-            }
-            for index, answer in sorted(self.answers.items())
-        ]
-        last = self.answers[max(self.answers)]
-        return {
-            **self._head,
-            "choices": choices,
-            "usage": self.usage.openai(),
-            "timings": last.timings,
-            "seed": self._seed(0),
-        }
-
-    def _seed(self, index: int) -> int:
-        return (self._asked.request.params.seed or 0) + index % self._asked.n
-
-    def _event(
-        self, index: int, text: str, reason: str | None, logprobs: Any = None
-    ) -> dict[str, Any]:
-        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
-        event = {**self._head, "choices": [choice]}
-        return {**event, "usage": None} if self._include_usage else event
+    def _choice(self, index: int, answer: _Answer) -> dict[str, Any]:
+        return _written(index, "".join(answer.text), self._logprobs(answer), answer.reason)
 
     def _logprobs(self, answer: _Answer) -> dict[str, Any] | None:
         """Those that were not sent yet, in the lists that completions have."""
@@ -181,3 +126,8 @@ def _top(one: TokenLogprobs) -> dict[str, float] | None:
     for other in likely:
         found.setdefault(other.text, other.logprob)
     return found
+
+
+def _written(index: int, text: str, logprobs: Any, reason: str | None) -> dict[str, Any]:
+    """A choice, whole or in part."""
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
