@@ -23,6 +23,7 @@ class Fixed(nn.Module):
     def __init__(self, module: FDBLinear | FDBStack) -> None:
         super().__init__()
         self.module = module
+        self.held: Tensor | None = None
         with torch.no_grad():
             unit, c = self._codes()
             if isinstance(module, FDBStack):
@@ -45,12 +46,27 @@ class Fixed(nn.Module):
         return unit, torch.cat((c1, c2), dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight() if self.held is None else self.held)
+
+    def weight(self) -> Tensor:
+        """Float32 ``[rows, cols]``, with the scales' gradients straight through their rounding."""
         alphas = torch.cat(self.scales(), dim=-1)
         unit, c = self._codes()
         rounded = unit.repeat_interleave(2, dim=-1)[..., : c.shape[-1]] * c
         used = alphas + (rounded - alphas).detach()
         parts = [torch.where(b, used[..., j, None], 0.0) for j, b in enumerate(self._planes())]
-        return F.linear(x, torch.stack(parts).sum(dim=0).flatten(1)[:, : self.module.cols])
+        return torch.stack(parts).sum(dim=0).flatten(1)[:, : self.module.cols]
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Work the weights out once for all passes until ``release``: 8 bytes a weight."""
+        self.held = self.weight().requires_grad_()
+
+    def release(self) -> None:
+        """Give the gradients of the held weights to the scales."""
+        held, self.held = self.held, None
+        if held is not None and held.grad is not None:
+            self.weight().backward(held.grad)
 
     def _planes(self) -> list[Tensor]:
         """Bool ``[rows, groups, 64]`` of each plane."""

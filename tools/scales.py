@@ -6,7 +6,8 @@ again for its gradients. One layer at a time is on the GPU if the model has no r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from .trainer import autocast
 
 ROOM = 0.4  # of a GPU's free memory, that the student may take
 VECTOR_SHARE = 0.2  # of the rate of scales, that norms and biases learn with: each counts for a row
+HELD_BYTES = 8  # a weight in float32, and its gradient
 CHECKED = 32  # sequences that the KL is measured on before and after
 
 
@@ -101,15 +103,38 @@ def parameter_groups(
     return groups
 
 
-def place(student: Decoder, device: torch.device) -> None:
-    """Put the student on a GPU, or its ends alone if the rest has no room there."""
+def free_memory(device: torch.device) -> int:
+    """Bytes that nobody uses, of a GPU or of the main memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def place(student: Decoder, sizes: Mapping[Fixed, float], device: torch.device) -> bool:
+    """Put the student on a GPU, or its ends alone if the rest has no room there; whether it is
+    there whole, with room for held weights and their gradients."""
     size = sum(t.nbytes for t in student.state_dict().values())
-    if device.type == "cuda" and size > ROOM * torch.cuda.mem_get_info(device)[0]:
+    held = sum(HELD_BYTES * fixed.stored.numel() for fixed in sizes)
+    free = ROOM * free_memory(device)
+    if device.type == "cuda" and size > free:
         layers, student.layers = student.layers, nn.ModuleList()
         student.to(device)
         student.layers = layers
     else:
         student.to(device)
+    return size + held <= free
+
+
+@contextmanager
+def holding(matrices: Collection[Fixed]) -> Iterator[None]:
+    """Weights of the matrices, worked out once for all passes inside."""
+    for fixed in matrices:
+        fixed.hold()
+    try:
+        yield
+    finally:
+        for fixed in matrices:
+            fixed.release()
 
 
 @contextmanager
@@ -150,9 +175,10 @@ class Walk:
 
     def forth_and_back(self, rows: NDArray[np.int64], share: float) -> Tensor:
         """Add ``share`` of the gradients on some sequences to the student's; the mean KL."""
+        # Apart: what autocast keeps of weights in the first may have no gradients.
+        with torch.no_grad(), autocast(self.student.device):
+            reads, x, where = self.forth(rows)
         with autocast(self.student.device):
-            with torch.no_grad():
-                reads, x, where = self.forth(rows)
             x.requires_grad_()
             loss, kl = self.loss(x, where, rows)
             (loss * share).backward()
@@ -187,11 +213,12 @@ def train_scales(
     """
     student, device = walk.student, walk.goals.device
     sizes = fix_planes(student, device)
-    place(student, device)
+    held = [*sizes] if place(student, sizes, device) else []
     groups = parameter_groups(student, sizes, options.rate)
     learned = [p for group in groups for p in group["params"]]
     kept = [p.detach().clone() for p in learned]
-    before = walk.measured(options.micro_batch)
+    with holding(held):
+        before = walk.measured(options.micro_batch)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
     step = 0
     if state.exists():
@@ -200,13 +227,14 @@ def train_scales(
         optimizer.load_state_dict(saved["optimizer"])
         step = saved["step"]
     while step < options.steps:
-        kl = train_step(walk, optimizer, options, step)
+        kl = train_step(walk, optimizer, options, step, held)
         project_matrices(fixed.module for fixed in sizes)
         step += 1
         progress(step, kl)
         if step % options.save_every == 0 and step < options.steps:
             save_state(state, learned, optimizer, step)
-    after = walk.measured(options.micro_batch)
+    with holding(held):
+        after = walk.measured(options.micro_batch)
     if not after < before:
         fill(learned, kept)
         after = before
@@ -216,22 +244,27 @@ def train_scales(
 
 
 def train_step(
-    walk: Walk, optimizer: torch.optim.Optimizer, options: ScaleOptions, step: int
+    walk: Walk,
+    optimizer: torch.optim.Optimizer,
+    options: ScaleOptions,
+    step: int,
+    held: Collection[Fixed] = (),
 ) -> float:
-    """One step; the mean KL before it."""
+    """One step; the mean KL before it. ``held``: matrices that there is room to hold weights of."""
     n = len(walk.ids)
     batch = min(options.batch, n)
     rows = np.random.default_rng((options.seed, step)).choice(n, batch, replace=False)
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * options.share(step)
-    kl = 0.0
-    for part in np.split(rows, range(options.micro_batch, batch, options.micro_batch)):
-        share = len(part) / batch
-        kl += walk.forth_and_back(part, share).item() * share
+    kl = torch.zeros((), device=walk.goals.device)
+    with holding(held):
+        for part in np.split(rows, range(options.micro_batch, batch, options.micro_batch)):
+            share = len(part) / batch
+            kl += walk.forth_and_back(part, share) * share
     nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return kl
+    return kl.item()
 
 
 @torch.no_grad()

@@ -65,3 +65,27 @@ def test_planes_stay_however_the_scales_move(n_planes: int) -> None:
     loose = fixed.loosened()
     assert torch.equal(code_of(loose), before)
     torch.testing.assert_close(loose(x), expected)
+
+
+@pytest.mark.parametrize("n_planes", [2, 3, 4, 6])
+def test_held_weights_give_the_same_gradients(n_planes: int) -> None:
+    fixed, parts = Fixed(matrix(n_planes)), torch.randn(2, 4, 100)
+    gradients = []
+    for held in (False, True):
+        if held:
+            fixed.hold()
+        products = []
+        for x in parts:  # passes of one step
+            products.append(fixed(x))
+            products[-1].square().sum().backward()
+        if held:
+            assert all(scale.grad is None for scale in fixed.scales())
+            fixed.release()
+        gradients.append([*products, *(scale.grad for scale in fixed.scales())])
+        fixed.zero_grad()
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        for scale in fixed.scales():
+            scale *= 2
+    assert not torch.allclose(fixed(parts[0]), products[0])  # released

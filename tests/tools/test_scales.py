@@ -90,6 +90,31 @@ def test_scales_learn_and_planes_stay(tmp_path: Path) -> None:
     assert not any(p.requires_grad for p in trial.student.parameters())
 
 
+@pytest.mark.parametrize("room", [True, False])
+def test_weights_are_held_where_there_is_room(tmp_path: Path, monkeypatch, room: bool) -> None:
+    found = []
+    for name, place in (("usual", scales.place), ("told", lambda *_: room)):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(scales, "place", place)
+        found.append(Trial(tmp_path / name).train())
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_held_weights_have_gradients_in_half_precision(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(scales, "autocast", lambda device: torch.autocast("cpu", torch.bfloat16))
+    found = []
+    for held in (False, True):
+        (tmp_path / str(held)).mkdir()
+        trial = Trial(tmp_path / str(held))
+        matrices = [*fix_planes(trial.student, CPU)]
+        learned = [scale.requires_grad_() for fixed in matrices for scale in fixed.scales()]
+        with scales.holding(matrices if held else []):
+            trial.walk().forth_and_back(np.arange(8), 1.0)
+        found.append(torch.cat([p.grad.flatten() for p in learned]))
+    assert found[0].norm() > 0
+    torch.testing.assert_close(*found, rtol=0.1, atol=0.02 * found[0].abs().max().item())
+
+
 def test_a_killed_training_goes_on_with_the_same_result(tmp_path: Path) -> None:
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
