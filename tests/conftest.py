@@ -96,6 +96,14 @@ def long_model(tiny_spec: TokenizerSpec, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
+def other_model(tiny_spec: TokenizerSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another one of the same vocabulary, which hardly ever writes the same."""
+    path = tmp_path_factory.mktemp("model") / "other.dbb"
+    _write_tiny(path, tiny_spec, 8192, seed=8)
+    return path
+
+
+@pytest.fixture(scope="session")
 def sentencepiece_model(
     tiny_sentencepiece: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
@@ -105,7 +113,9 @@ def sentencepiece_model(
     return path
 
 
-def _write_tiny(path: Path, spec: TokenizerSpec, max_positions: int, vocab_size: int = 320) -> None:
+def _write_tiny(
+    path: Path, spec: TokenizerSpec, max_positions: int, vocab_size: int = 320, seed: int = 7
+) -> None:
     config = ModelConfig(
         model_type="llama",
         vocab_size=vocab_size,
@@ -119,7 +129,7 @@ def _write_tiny(path: Path, spec: TokenizerSpec, max_positions: int, vocab_size:
     )
     kinds: dict[str, Kind] = dict.fromkeys(program_of(config).matrices(), 2)
     kinds.update(embedding="int8", head="int8")
-    rng = np.random.Generator(np.random.PCG64(7))
+    rng = np.random.Generator(np.random.PCG64(seed))
     norms = program_of(config).vectors()
     with DbbWriter(path, config, spec, kinds) as writer:
         for name in list(writer.remaining):

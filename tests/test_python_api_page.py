@@ -24,7 +24,8 @@ def test_the_examples_run(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("llguidance", reason="needs pip install '.[grammar]'")
-    shutil.copy(tiny_model, tmp_path / "model.dbb")
+    for name in ("model", "draft"):
+        shutil.copy(tiny_model, tmp_path / f"{name}.dbb")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     assert len(EXAMPLES) >= 9

@@ -18,8 +18,13 @@ class Stats:
     completion_tokens: int = 0
     prompt_seconds: float = 0.0
     decode_seconds: float = 0.0
-    drafted_tokens: int = 0  # guessed by prompt lookup
+    drafted_tokens: int = 0  # guessed by prompt lookup or a draft, and read
     accepted_tokens: int = 0  # of these, the ones that were right
+
+    @property
+    def accepted_share(self) -> float:
+        """The share of guesses that were right."""
+        return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else 0.0
 
     @property
     def prompt_per_second(self) -> float:

@@ -17,6 +17,7 @@ from ..hub.modelfiles import find_model
 from ..model.dbb import read_dbb
 from .answers import Answers
 from .completion import Chunk
+from .draft import load_draft
 from .embedding import embed
 from .loaded import CacheRoom, LoadedModel, Prompt
 from .request import AnswerOptions
@@ -43,6 +44,7 @@ def load(
     kv_dtype: str = "float16",
     head: str = "full",
     cache_tokens: int | CacheRoom | None = None,
+    draft: str | PathLike[str] | None = None,
     verify: bool = True,
 ) -> Model:
     """Open a ``.dbb`` file; the weights stay in the file and are read through a memory map.
@@ -55,8 +57,10 @@ def load(
     in a head of two pairs or more: the same text, rarely faster (``docs/head.md``).
     ``cache_tokens`` bounds what all sessions hold together, in positions: an answer begins when
     there is room for all of it, and what is left keeps beginnings of earlier ones; a function gets
-    the context and the bytes that one takes when it is full, and returns the bound. ``verify``
-    compares the data with the file's checksums.
+    the context and the bytes that one takes when it is full, and returns the bound. ``draft`` is a
+    small model of the same tokenizer, named like ``path``, that guesses tokens which this one then
+    reads in one pass: the same text, faster where the guesses are right. ``verify`` compares the
+    data with the file's checksums.
     Raises ``FormatError`` for a damaged file, ``UnsupportedModelError`` for a model this version
     cannot run, ``NativeError`` if a forced backend cannot run.
     """
@@ -64,7 +68,10 @@ def load(
         find_model(path) if isinstance(path, str) else path, verify=arguments.flag("verify", verify)
     )
     ops = operations.create(backend, isa, threads)
-    return Model(file, ops, context, kv_dtype, head, cache_tokens)
+    model = Model(file, ops, context, kv_dtype, head, cache_tokens)
+    if draft is not None:
+        model.draft = load_draft(draft, model, verify)
+    return model
 
 
 class Model(LoadedModel, Answers):

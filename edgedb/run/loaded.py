@@ -25,6 +25,7 @@ from .admission import Admission
 from .loop import Loop
 from .prefixes import Prefixes
 from .session_file import BEYOND
+from .stakes import Experience
 
 _BOS = arguments.optional(arguments.flag)
 
@@ -86,6 +87,8 @@ class LoadedModel:
             self.network.two_stage = TwoStageHead(whole, ops, bias)
         self.loop = Loop(self.network)
         self.prefixes = Prefixes()
+        self.draft: LoadedModel | None = None  # guesses what this one will write
+        self.experience = Experience()  # with this one as a draft
         if isinstance(cache_tokens, CacheRoom):
             full = self.network.cache(self.context, self.kv_dtype)
             cache_tokens = cache_tokens.tokens(self.context, full.size_bytes)

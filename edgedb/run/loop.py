@@ -24,7 +24,7 @@ from ..gate import gate
 from ..model.kvcache import KVCache
 from ..model.network import Network, Reading, Wanted
 from ..ops.buffer import Buffer
-from .schedule import Place, Schedule
+from .schedule import Place, Schedule, Times
 
 # How often who waits looks whether it should do something else: lead, or be cancelled.
 _LOOK_SECONDS = 0.04
@@ -44,16 +44,19 @@ class Turn:
         *,
         is_stream: bool,
         most: int,
+        n_guesses: int = 0,
         out: Buffer | None = None,
     ) -> None:
         """``wanted`` of the last of ``tokens``; ``out`` float32 ``[1, vocab]`` takes its logits.
-        ``is_stream`` and ``most``: see ``schedule.Waiting``."""
+        ``is_stream``, ``most`` and ``n_guesses``: see ``schedule.Waiting``."""
         self.cache, self.tokens, self.wanted, self.place = cache, tokens, wanted, place
         self.is_stream, self.most, self.out = is_stream, most, out
+        self.n_guesses = n_guesses
         self.start = cache.length
         self.n = 0  # tokens that were read
         self.result: np.ndarray | None = None
         self.rows, self.seconds = 0, 0.0  # of the whole pass
+        self.others = 0  # sequences that were read with it
         self.error: Exception | None = None
         self.is_done = self.is_withdrawn = False
         self._thread = threading.get_ident()
@@ -105,6 +108,11 @@ class Loop:
         self._leader: Callable[[], _Lead | None] = _nobody
         self._lock = threading.Lock()
         _alive.add(self)
+
+    @property
+    def times(self) -> Times:
+        """How long passes take."""
+        return self._schedule.times
 
     def run(self, turn: Turn, cancelled: Callable[[], bool] | None = None) -> None:
         """Returns when ``turn`` is done; or withdrawn, if it was ``cancelled`` while it waited.
@@ -185,8 +193,7 @@ class Loop:
 
     def _compute(self, own: Turn, lead: _Lead) -> None:
         """One pass over what waits."""
-        if self._absent:
-            own.wait(max(_GATHER_LEAST, _GATHER_SHARE * self._last_seconds))
+        self._gather(own)
         with gate.lock, self._lock:
             self._absent.clear()
             waiting = (one() for one in self._waiting)
@@ -217,12 +224,25 @@ class Loop:
                 self._last_seconds = seconds
             for (turn, n), result in zip(chosen, results, strict=True):
                 turn.n, turn.result, turn.rows, turn.seconds = n, result, rows, seconds
+                turn.others = len(chosen) - 1
                 turn.error = error
                 self._absent.add(turn.place)
                 turn.is_done = True
                 if turn is not own:
                     turn.ring()
             self._computing = []
+
+    def _gather(self, own: Turn) -> None:
+        """Wait for streams that come back at once, and for those that said when they will."""
+        started = time.perf_counter()
+        usual = started + max(_GATHER_LEAST, _GATHER_SHARE * self._last_seconds)
+        while self._absent:
+            with gate.lock, self._lock:
+                said = max((place.due for place in self._absent), default=0.0)
+            left = max(usual, min(said, started + self._last_seconds)) - time.perf_counter()
+            if left <= 0:
+                break
+            own.wait(left)
 
     def _is_ready(self, turn: Turn, n: int) -> bool:
         """Whether there is memory for ``n`` tokens; if not, that is for ``turn`` alone."""

@@ -2,139 +2,86 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 
-from ..errors import ContextFullError, EdgeDBError
+from ..errors import EdgeDBError
 from ..model.head import Needed
-from ..model.network import Wanted
 from ..ops.pages import PAGE
 from ..ops.selection import Floats, Ids
 from ..ops.sequences import MAX_ROWS
+from .cached_tokens import CachedTokens
+from .draft import DEFAULT_DRAFT, Draft, Drafter
 from .loaded import LoadedModel
-from .loop import Turn
 from .pace import Pace
 from .request import Progress
-from .schedule import Place
-from .speculative import DEFAULT_LOOKUP, Ahead, Lookup
+from .speculative import ALONE, DEFAULT_LOOKUP, Ahead, Beside, FirstOf, Guesser, Lookup
 
 
-def _none() -> None:
-    return None
-
-
-class Reader:
-    """Tokens and what the model made of them. Used by one thread at a time.
-
-    The first ``cache.length`` ids are in the cache; the rest is read when logits are wanted. Ctrl-C
-    may come between any two lines: each leaves what the next use can go on from, after ``settle``.
-    """
+class Reader(CachedTokens):
+    """Tokens and what the model made of them, read when logits are wanted."""
 
     def __init__(self, model: LoadedModel) -> None:
-        self.model = model
-        self.cache = model.network.cache(model.context, model.kv_dtype)
-        self._out = model.ops.buffer((1, model.config.vocab_size))
-        self._place = Place()
-        self._turn: Callable[[], Turn | None] = _none  # handed in, and maybe still under way
-        self._ids = np.zeros(model.context, np.int32)
-        self.length = 0  # tokens in _ids
+        super().__init__(model)
         self._logits: Floats | None = None  # after the last token; None until it is read
         self._partial: Needed | None = None  # what _logits are good for; None: for everything
         self._pace = Pace(MAX_ROWS)
-        self._lookup: Lookup | None = None  # while an answer is written with guesses
+        self._guesser: Guesser | None = None  # while an answer is written with guesses
+        self._end = 0  # of that answer at the latest: tokens of the sequence
         self._ahead: Ahead | None = None  # what the last guesses left to take
+        self._beside: Beside = ALONE  # what was read with the last token
+        self._draft: Draft | None = None  # what the draft model has read, once it is asked
         model.admission.register(self)
 
     @property
-    def n_pages(self) -> int:
-        """Pages of the cache."""
-        return len(self.cache.table.pages)
-
-    @property
-    def ids(self) -> Ids:
-        """The sequence as a view, int32 ``(length,)``."""
-        return self._ids[: self.length]
-
-    @property
     def size_bytes(self) -> int:
-        """Bytes of memory once the context is full."""
-        return self.cache.size_bytes + self._out.array.nbytes + self._ids.nbytes
+        """Bytes of memory once the context is full, of a draft's too where one has guessed."""
+        draft = 0 if self._draft is None else self._draft.size_bytes
+        return super().size_bytes + draft
 
     def settle(self) -> None:
         """Forget what an interrupted use had begun; the tokens stay."""
-        turn = self._turn()
-        while turn is not None and not turn.is_done and not self.model.loop.withdraw(turn):
-            turn.wait(0.001)
-        self.cache.truncate(self.length)
-        self._lookup = self._ahead = None
+        super().settle()
+        self._guesser = self._ahead = None
+        if self._draft is not None:
+            self._draft.settle()
 
-    def append(self, ids: Sequence[int]) -> None:
+    def append(self, ids: Sequence[int] | Ids) -> None:
         """Put ``ids``, tokens of the vocabulary, at the end.
 
         Raises ``ContextFullError`` if they do not fit.
         """
-        end = self.length + len(ids)
-        if end > self.cache.capacity:
-            raise ContextFullError(
-                f"{end} tokens do not fit into a context of {self.cache.capacity}"
-            )
         if len(ids):
-            self._ids[self.length : end] = ids
-            self._logits, self.length = None, end
+            self._logits = None
+            super().append(ids)
 
     def rewind(self, position: int) -> None:
         """Forget every token from ``position`` on."""
         if position < self.length:
             self._logits = self._ahead = None
-            self.cache.truncate(position)
-            self.length = position
+            super().rewind(position)
 
     def hold(self, ids: Sequence[int]) -> int:
         """Make ``ids`` the sequence, keep what is common, and return how many are to be read.
 
         At least one, because the answer starts from its logits, unless they are there.
         """
-        n = min(self.length, len(ids))
-        different = np.flatnonzero(self._ids[:n] != np.asarray(ids[:n], np.int64))
-        common = int(different[0]) if len(different) else n
+        common = self.common(ids)
         if not (common == len(ids) == self.length and self._logits is not None):
             self.rewind(min(common, len(ids) - 1))
-            self._take_over(np.array(ids[:-1], np.int32))
+            self.take_over(np.array(ids[:-1], np.int32))
         self.append(ids[self.length :])
         return self.length - self.cache.length
 
-    def _take_over(self, ids: Ids) -> None:
-        """Hold what others have read of ``ids``, if it is more than what this one has."""
-        if not self._shares:
-            return
-        pages, length = self.model.prefixes.find(ids)
-        if length > self.cache.length:
-            self.rewind(0)
-            self._ids[:length] = ids[:length]
-            self.length = length
-            self.cache.adopt(pages, length)
-
-    def _offer(self) -> None:
-        """Let others have what is in the cache."""
-        if self._shares:
-            n = min(self.cache.length, self.length)
-            self.model.prefixes.add(self._ids[:n], self.cache)
-
-    @property
-    def _shares(self) -> bool:
-        """Whether what others read is what this one would: of other backends bits differ."""
-        return self.model.ops.name == "native"
-
-    def copy_from(self, other: Reader) -> None:
+    def go_on_from(self, other: Reader) -> None:
         """Take over everything that ``other``, of the same model, has read."""
-        self._ids[: other.length] = other.ids
-        self.length = other.length
-        self.cache.copy_from(other.cache)
+        self.copy_from(other)
         self._logits = None if other._logits is None else other._logits.copy()
         self._partial = other._partial
+        if other._draft is not None:
+            self._draft = other._draft.copy()
 
     def logits(self, wanted: Needed | None = None) -> Floats:
         """After the last token, float32 ``(vocab,)``; the next reading overwrites it.
@@ -155,7 +102,7 @@ class Reader:
         out = np.empty((len(ids), self.model.config.vocab_size), np.float32)
         start = 0
         while start < len(ids):
-            turn = self._run(ids[start : start + MAX_ROWS], "all")
+            turn = self.run(ids[start : start + MAX_ROWS], "all")
             out[start : start + turn.n] = turn.result
             start += turn.n
         if len(ids):
@@ -187,7 +134,7 @@ class Reader:
             # How the tokens are cut into batches changes no bit of the result.
             most = MAX_ROWS if cancelled is None else self._pace.batch
             n = min(end - at, most)
-            turn = self._run(
+            turn = self.run(
                 self._ids[at : at + n].tolist(),
                 (wanted or "last") if at + n == end else None,
                 most=most,
@@ -201,60 +148,65 @@ class Reader:
             if progress is not None:
                 progress(self.cache.length - start, end - start)
         if end - start > 1 or self.cache.length % PAGE == 0:
-            self._offer()
+            self.offer()
         return self._logits
 
-    def _run(
-        self,
-        tokens: Sequence[int],
-        wanted: Wanted,
-        *,
-        most: int = MAX_ROWS,
-        cancelled: Callable[[], bool] | None = None,
-        is_stream: bool = False,
-    ) -> Turn:
-        """Have the loop read ``tokens``, or the first of them; or none, after a cancel."""
-        turn = Turn(
-            self.cache,
-            tokens,
-            wanted,
-            self._place,
-            is_stream=is_stream,
-            most=most,
-            out=self._out,
-        )
-        self._turn = weakref.ref(turn)
-        self.model.loop.run(turn, cancelled)
-        return turn
+    def use_draft(self, draft: Draft) -> None:
+        """Have ``draft`` guess, and not a new one of the model's."""
+        self._draft = draft
 
     @contextmanager
-    def guessing(self, most: int | None) -> Iterator[Lookup | None]:
-        """Let ``read`` look up to ``most`` tokens ahead; None is the default of the backend."""
-        if most is None:
-            most = DEFAULT_LOOKUP if self.model.ops.name == "native" else 0
-        self._lookup = Lookup(most) if most else None
+    def guessing(
+        self,
+        end: int,
+        lookup: int | None,
+        draft: int | None,
+        cancelled: Callable[[], bool] | None,
+    ) -> Iterator[Guesser | None]:
+        """Let ``read`` look ahead while the sequence grows to ``end`` tokens at most: up to
+        ``lookup`` tokens from earlier text, or ``draft`` of what the draft model would write. None
+        is the default of each.
+
+        A draft model has to read the sequence as well; ``cancelled`` ends that.
+        """
+        lookup = DEFAULT_LOOKUP if lookup is None else lookup
+        draft = DEFAULT_DRAFT if draft is None else draft
+        guessers: list[Guesser] = [Lookup(lookup)] if lookup else []
+        if draft and self._draft is None and self.model.draft is not None:
+            self._draft = Draft(self.model.draft, self.model.vocab_size)
+        if draft and self._draft is not None:
+            times = self.model.loop.times
+            guessers.append(Drafter(self._draft, draft, times, self._place, cancelled))
+        self._guesser = FirstOf(guessers) if len(guessers) > 1 else next(iter(guessers), None)
+        self._end, self._beside = end, ALONE
         try:
-            yield self._lookup
+            yield self._guesser
         finally:
-            self._lookup = self._ahead = None
+            self._guesser = self._ahead = None
             self.model.loop.leave(self._place)
-            self._offer()
+            self.offer()
 
     def _read_with_guesses(self, wanted: Needed | None) -> bool:
         """Read the last token and, in the same pass, guesses of those behind it."""
-        if self._lookup is None:
+        if self._guesser is None:
             return False
         at = self.cache.length
-        room = min(MAX_ROWS - 1, self.cache.capacity - self.length)
-        guesses = self._lookup.draft(self.ids, room)
+        room = min(MAX_ROWS - 1, self._end - self.length - 1)
+        guesses = self._guesser.draft(self.ids, room, self._beside)
         batch = [int(self._ids[at]), *guesses]
-        turn = self._run(batch, "all" if guesses else wanted or "last", is_stream=True)
+        turn = self.run(
+            batch,
+            "all" if guesses else wanted or "last",
+            is_stream=True,
+            n_guesses=len(guesses),
+        )
         logits = turn.result
         assert logits is not None, "they were asked for"
-        self._lookup.measured(len(guesses), turn.seconds)
+        self._beside = Beside(turn.rows - turn.n, turn.others)
+        self._guesser.measured(turn.n - 1, turn.seconds)
         if guesses:
             self.cache.truncate(at + 1)  # what follows stays in its place until it is taken
-            self._ahead = Ahead(guesses, logits[1:])
+            self._ahead = Ahead(guesses[: turn.n - 1], logits[1:])
             logits = logits[0]
         self._logits, self._partial = logits, None if guesses else wanted
         return True
@@ -262,12 +214,12 @@ class Reader:
     def _take_guess(self) -> bool:
         """Whether the last token was read as a guess already; then it is no guess any more."""
         ahead, self._ahead = self._ahead, None
-        if ahead is None or self._lookup is None:
+        if ahead is None or self._guesser is None:
             return False
         logits = ahead.take(int(self._ids[self.length - 1]))
         if logits is None:
             return False
-        self._lookup.hit()
+        self._guesser.hit()
         self.cache.length += 1
         self._logits, self._ahead, self._partial = logits, ahead, None
         return True

@@ -27,6 +27,7 @@ RULES: dict[str, Rule[Any]] = {
     "regex": optional(unicode),
     "grammar": optional(unicode),
     "prompt_lookup": optional(whole(0, MAX_ROWS - 1)),
+    "draft_tokens": optional(whole(0, MAX_ROWS - 1)),
     "progress": optional(function),
     "cancelled": optional(function),
 }
@@ -68,6 +69,7 @@ class AnswerOptions(SamplingOptions, total=False):
     regex: str | None
     grammar: str | None
     prompt_lookup: int | None
+    draft_tokens: int | None
     progress: Progress | None
     cancelled: Callable[[], bool] | None
 
@@ -84,6 +86,7 @@ class Request:
     processors: tuple[Processor, ...] = ()
     grammar: Grammar | None = None
     prompt_lookup: int | None = None
+    draft_tokens: int | None = None
     progress: Progress | None = None
     cancelled: Callable[[], bool] | None = None
 

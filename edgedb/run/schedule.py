@@ -1,4 +1,5 @@
-"""Who reads how much in the next pass: streams first, prompts share what is left.
+"""Who reads how much in the next pass: streams first, prompts share what is left, guesses get what
+nobody else wants.
 
 A pass takes longer the more rows it has. How long is measured, and prompts get so many rows that
 no stream's token takes more than ``SLOWEST`` times as long as without them. Among prompts it goes
@@ -7,6 +8,7 @@ round: each may read ``QUANTUM`` tokens before the next one's turn comes (defici
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -15,17 +17,19 @@ from ..ops.sequences import MAX_ROWS
 SLOWEST = 2.0  # times as long as without prompts
 QUANTUM = 32  # tokens of a prompt, before another one's come
 _FORGET = 0.3  # weight of a new measurement
+_LONG_AGO = 1 << 30  # passes
 _OLD = 32  # passes after which the streams' own time is measured again
 
 
 class Place:
     """What the scheduler knows of a sequence from one of its turns to the next."""
 
-    __slots__ = ("__weakref__", "deficit", "last")
+    __slots__ = ("__weakref__", "deficit", "due", "last")
 
     def __init__(self) -> None:
         self.deficit = 0  # tokens that it may read before it is another one's turn
         self.last = 0  # when its turn came, counted over all turns
+        self.due = 0.0  # when a stream that has guesses to make will be back, by perf_counter
 
 
 class Waiting(Protocol):
@@ -37,6 +41,10 @@ class Waiting(Protocol):
 
     @property
     def is_stream(self) -> bool: ...
+
+    @property
+    def n_guesses(self) -> int:
+        """How many of a stream's tokens, at their end, are guesses and may be left out."""
 
     @property
     def most(self) -> int:
@@ -51,11 +59,14 @@ class Times:
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
+        self._rows: list[int] = []  # its keys, ascending
         self._measured_at: dict[int, int] = {}
         self._passes = 0
 
     def measured(self, rows: int, seconds: float) -> None:
         """A pass of ``rows`` took so long."""
+        if rows not in self._seconds:
+            bisect.insort(self._rows, rows)
         old = self._seconds.get(rows, seconds)
         self._seconds[rows] = old + _FORGET * (seconds - old)
         self._measured_at[rows] = self._passes
@@ -67,21 +78,26 @@ class Times:
         known = self._seconds
         if rows in known or not known:
             return known.get(rows, 0.0)
-        below = max((n for n in known if n < rows), default=None)
-        above = min((n for n in known if n > rows), default=None)
-        if below is None or above is None:
-            nearest = above if below is None else below
-            assert nearest is not None, "something was measured"
-            return known[nearest] * (rows / nearest if below is not None else 1.0)
+        after = bisect.bisect(self._rows, rows)
+        if after == 0:
+            return known[self._rows[0]]
+        below = self._rows[after - 1]
+        if after == len(self._rows):
+            return known[below] * rows / below
+        above = self._rows[after]
         share = (rows - below) / (above - below)
         return known[below] + share * (known[above] - known[below])
+
+    def age(self, rows: int) -> int:
+        """Passes since one of ``rows`` was measured, or many where none was."""
+        return self._passes - self._measured_at.get(rows, -_LONG_AGO)
 
     def room(self, streams: int, most: int) -> int:
         """Rows, up to ``most``, that may come to those of ``streams``; 0 where the streams' own
         time is not known well enough: then it is measured first."""
         if not streams:
             return most
-        if self._passes - self._measured_at.get(streams, -_OLD) >= _OLD:
+        if self.age(streams) >= _OLD:
             return 0
         limit = SLOWEST * self.expected(streams)
         fitting = (n for n in range(most, 0, -1) if self.expected(streams + n) <= limit)
@@ -101,14 +117,38 @@ class Schedule:
         chosen: list[tuple[int, int]] = []
         rows = 0
         for i, one in enumerate(waiting):
-            if one.is_stream and rows + len(one.tokens) <= MAX_ROWS:
-                chosen.append((i, len(one.tokens)))
-                rows += len(one.tokens)
+            n = len(one.tokens) - one.n_guesses
+            if one.is_stream and rows + n <= MAX_ROWS:
+                chosen.append((i, n))
+                rows += n
         prompts = [i for i, one in enumerate(waiting) if not one.is_stream]
-        if not prompts:
+        if prompts:
+            most = min(MAX_ROWS - rows, *(waiting[i].most for i in prompts))
+            chosen += self._share(waiting, prompts, self.times.room(rows, most))
+        return self._add_guesses(waiting, chosen, rows)
+
+    def _add_guesses(
+        self, waiting: Sequence[Waiting], chosen: list[tuple[int, int]], streams: int
+    ) -> list[tuple[int, int]]:
+        """``chosen`` with as many guesses as there are rows to spare: all those of a stream that is
+        alone; beside others what prompts have left of the time that they may take. First guesses
+        come before second ones, which are right less often. ``streams``: rows without both."""
+        left = {i: waiting[i].n_guesses for i, _ in chosen if waiting[i].n_guesses}
+        if not left:
             return chosen
-        most = min(MAX_ROWS - rows, *(waiting[i].most for i in prompts))
-        return chosen + self._share(waiting, prompts, self.times.room(rows, most))
+        rows = sum(n for _, n in chosen)
+        room = MAX_ROWS - rows
+        if len(chosen) > 1:
+            room = self.times.room(streams, MAX_ROWS - streams) - (rows - streams)
+        taken = dict(chosen)
+        while room > 0 and left:
+            for i in list(left)[:room]:
+                taken[i] += 1
+                room -= 1
+                left[i] -= 1
+                if not left[i]:
+                    del left[i]
+        return list(taken.items())
 
     def _share(
         self, waiting: Sequence[Waiting], prompts: list[int], room: int

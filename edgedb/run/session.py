@@ -129,7 +129,7 @@ class Session(Answers):
         with self._exclusive():
             other = Session(self.model)
             other.extra = copy.deepcopy(self.extra)
-            other._reader.copy_from(self._reader)
+            other._reader.go_on_from(self._reader)
             return other
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -172,6 +172,7 @@ class Session(Answers):
         regex: str | None = None,
         grammar: str | None = None,
         prompt_lookup: int | None = None,
+        draft_tokens: int | None = None,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         **sampling: Unpack[SamplingOptions],
@@ -188,7 +189,8 @@ class Session(Answers):
         ``json_schema`` (an object or its text), ``regex`` or ``grammar`` (Lark) give the answer a
         form: it ends with "stop" when it is complete, and with "length" if it could not be.
         ``prompt_lookup`` is the number of tokens to guess at once from earlier text; 0 guesses
-        none. It changes the speed, not the text.
+        none. ``draft_tokens`` bounds those that the model's draft guesses at once (default: 16).
+        Both change the speed, not the text.
 
         ``progress`` is called with the tokens read and to read. ``cancelled`` is asked between
         tokens, and often enough while a prompt is read that a cancel takes effect within 100 ms;
@@ -207,6 +209,7 @@ class Session(Answers):
             regex=regex,
             grammar=grammar,
             prompt_lookup=prompt_lookup,
+            draft_tokens=draft_tokens,
             progress=progress,
             cancelled=cancelled,
             **sampling,
@@ -238,7 +241,12 @@ class Session(Answers):
             self.model.admission.answering(
                 self._reader, len(ids) + max_tokens, request.cancelled
             ) as admitted,
-            self._reader.guessing(request.prompt_lookup) as lookup,
+            self._reader.guessing(
+                len(ids) + max_tokens,
+                request.prompt_lookup,
+                request.draft_tokens,
+                request.cancelled,
+            ) as guesser,
         ):
             if not admitted:
                 yield Chunk("", None, "cancelled", stats)
@@ -270,8 +278,8 @@ class Session(Answers):
                     break
                 chosen = self._logprobs(logits, token, request.logprobs)
                 stats.completion_tokens += 1
-                if lookup is not None:
-                    stats.drafted_tokens, stats.accepted_tokens = lookup.drafted, lookup.accepted
+                if guesser is not None:
+                    stats.drafted_tokens, stats.accepted_tokens = guesser.drafted, guesser.accepted
                 text = matcher.push(detokenizer.push(token))
                 stats.decode_seconds = time.perf_counter() - started
                 if matcher.stopped:

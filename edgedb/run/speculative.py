@@ -1,12 +1,18 @@
-"""Prompt lookup: guess the next tokens from an earlier place in the text, check them in one pass.
+"""Guess the next tokens and check them in one pass.
 
-A summary, an edit or code repeats much of what it was made from. Where the last tokens occurred
-before, what followed them then is read together with the newest token; every position's logits
-are those of reading one by one, bit for bit with the native backend, so sampling takes the same
-tokens, and guesses end at the first one that was not taken. No second model.
+Guesses are read together with the newest token; every position's logits are those of reading one by
+one, bit for bit with the native backend, so sampling takes the same tokens, and guesses end at the
+first one that was not taken.
+
+Where guesses come from is a ``Guesser``. Prompt lookup needs no second model: a summary, an edit or
+code repeats much of what it was made from, and where the last tokens occurred before, what followed
+them then is the guess. A draft model is another one (``draft.py``).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,8 +24,75 @@ _FIRST_GUESS = 4
 _LONGEST_PAUSE = 32  # tokens
 
 
+class Beside(NamedTuple):
+    """What the last pass read beside a sequence."""
+
+    rows: int
+    sequences: int
+
+
+ALONE = Beside(0, 0)
+
+
+class Guesser(Protocol):
+    """Guesses for one answer, as many as pay."""
+
+    @property
+    def drafted(self) -> int:
+        """Guesses that were read."""
+
+    @property
+    def accepted(self) -> int:
+        """Of these, the ones that were right."""
+
+    def draft(self, ids: Ids, room: int, beside: Beside = ALONE) -> list[int]:
+        """Up to ``room`` guesses of what follows ``ids`` int32 ``(n,)``; often none."""
+
+    def measured(self, n_guesses: int, seconds: float) -> None:
+        """A pass has read a token and the first ``n_guesses`` of the last guesses."""
+
+    def hit(self) -> None:
+        """One more of them was right."""
+
+
+class FirstOf:
+    """Guesses of the first of several guessers that has any."""
+
+    def __init__(self, guessers: Sequence[Guesser]) -> None:
+        self._guessers = guessers
+        self._chosen: Guesser | None = None  # who made the last guesses
+
+    @property
+    def drafted(self) -> int:
+        return sum(one.drafted for one in self._guessers)
+
+    @property
+    def accepted(self) -> int:
+        return sum(one.accepted for one in self._guessers)
+
+    def draft(self, ids: Ids, room: int, beside: Beside = ALONE) -> list[int]:
+        """Up to ``room`` guesses of what follows ``ids``."""
+        self._chosen = None
+        for one in self._guessers:
+            if guesses := one.draft(ids, room, beside):
+                self._chosen = one
+                return guesses
+        return []
+
+    def measured(self, n_guesses: int, seconds: float) -> None:
+        """Who guessed is told, or all if nobody did."""
+        for one in self._guessers if self._chosen is None else (self._chosen,):
+            one.measured(n_guesses, seconds)
+
+    def hit(self) -> None:
+        """One more of the last guesses was right."""
+        if self._chosen is not None:
+            self._chosen.hit()
+
+
 class Lookup:
-    """Guesses as long as they save time, measured: not at all where they are rarely right."""
+    """Guesses from earlier text, as long as they save time, measured: none where they are rarely
+    right."""
 
     def __init__(self, most: int) -> None:
         """``most``: tokens guessed at once, at least 1."""
@@ -31,7 +104,7 @@ class Lookup:
         self._unsettled: tuple[int, float] | None = None  # guesses under way, and their seconds
         self._wait, self._pause = 0, 1
 
-    def draft(self, ids: Ids, room: int) -> list[int]:
+    def draft(self, ids: Ids, room: int, beside: Beside = ALONE) -> list[int]:
         """Up to ``room`` guesses of what follows ``ids`` int32 ``(n,)``; often none."""
         self._settle()
         if self._wait:

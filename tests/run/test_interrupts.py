@@ -14,9 +14,13 @@ import pytest
 
 import edgedb
 from edgedb.run.speculative import Lookup, find_continuation
+from edgedb.run.stakes import Stakes
 
 PACKAGE = Path(edgedb.__file__).parent
-FILES = ("session.py", "reader.py", "kvcache.py", "speculative.py", "network.py", "loop.py")
+FILES = (
+    *("session.py", "reader.py", "kvcache.py", "speculative.py", "network.py", "loop.py"),
+    *("cached_tokens.py", "draft.py", "stakes.py"),
+)
 PROMPT = [5, 9, 40, 17, 23, 8, 60, 61, 62, 5, 9, 40, 17]
 
 
@@ -64,12 +68,15 @@ def repeating(ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
 def model(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> edgedb.Model:
     measured = Lookup.measured
     monkeypatch.setattr(Lookup, "measured", lambda self, n, seconds: measured(self, n, 1e-9))
-    return edgedb.load(tiny_model, context=64)
+    monkeypatch.setattr(Stakes, "_best", lambda _, most: min(3, most))  # whatever it costs
+    return edgedb.load(tiny_model, context=64, draft=tiny_model)
 
 
-@pytest.mark.parametrize("lookup", [0, 4])
-def test_between_any_two_lines(model: edgedb.Model, lookup: int) -> None:
-    options: dict[str, Any] = {"temperature": 0, "processors": repeating, "prompt_lookup": lookup}
+@pytest.mark.parametrize(("lookup", "draft"), [(0, 0), (4, 0), (0, 4)])
+def test_between_any_two_lines(model: edgedb.Model, lookup: int, draft: int) -> None:
+    options: dict[str, Any] = {"temperature": 0, "prompt_lookup": lookup, "draft_tokens": draft}
+    if lookup:
+        options["processors"] = repeating
 
     def answer(session: edgedb.Session, ids: list[int], n: int = 6) -> str:
         return session.generate(ids, max_tokens=n, **options).text
@@ -83,7 +90,8 @@ def test_between_any_two_lines(model: edgedb.Model, lookup: int) -> None:
     lines.run(lambda: answer(session, PROMPT))
     first = {place: i for i, place in reversed(list(enumerate(lines.seen)))}
     last = {place: i for i, place in enumerate(lines.seen)}
-    assert {Path(path).name for path, _, _ in first}.issuperset(FILES[: 4 if lookup else 2])
+    expected_files = FILES if draft else FILES[: 4 if lookup else 2]
+    assert {Path(path).name for path, _, _ in first}.issuperset(expected_files)
 
     expected = {}
     for at in sorted({*first.values(), *last.values()}):

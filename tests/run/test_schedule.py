@@ -14,6 +14,7 @@ class One:
     n: int
     is_stream: bool = False
     most: int = MAX_ROWS
+    n_guesses: int = 0
     place: Place = field(default_factory=Place)
 
     @property
@@ -21,8 +22,8 @@ class One:
         return range(self.n)
 
 
-def stream(n: int = 1) -> One:
-    return One(n, is_stream=True)
+def stream(n: int = 1, n_guesses: int = 0) -> One:
+    return One(n + n_guesses, is_stream=True, n_guesses=n_guesses)
 
 
 def seconds(rows: int) -> float:
@@ -96,3 +97,30 @@ def test_times_lie_between_those_that_were_measured() -> None:
     assert abs(times.expected(17) - seconds(17)) < 1e-9
     assert times.expected(66) == 2 * seconds(33)
     assert Times().expected(5) == 0
+
+
+def test_a_stream_alone_has_all_its_guesses() -> None:
+    assert Schedule().plan([stream(n_guesses=20)]) == [(0, 21)]
+    assert Schedule().plan([stream(n_guesses=500)]) == [(0, MAX_ROWS)]
+
+
+def test_guesses_get_the_rows_that_nobody_else_wants() -> None:
+    """Two streams may take twice their time together: 18 rows more. First guesses come first."""
+    schedule = measured(2, 40)
+    both = [stream(n_guesses=3), stream(n_guesses=30)]
+    assert schedule.plan(both) == [(0, 4), (1, 16)]
+    # A prompt goes before them, and takes all of that.
+    assert dict(schedule.plan([*both, One(300)])) == {0: 1, 1: 1, 2: 18}
+    assert dict(schedule.plan([*both, One(10)])) == {0: 4, 1: 6, 2: 10}
+    # Where the streams' own time is not known, it is measured first.
+    assert Schedule().plan(both) == [(0, 1), (1, 1)]
+
+
+def test_guesses_take_no_stream_out_of_a_pass() -> None:
+    many = [stream(n_guesses=20) for _ in range(MAX_ROWS)]
+    assert measured(MAX_ROWS).plan(many) == [(i, 1) for i in range(MAX_ROWS)]
+
+
+def test_how_long_ago_a_pass_was_measured() -> None:
+    times = measured(3, 1, 2).times
+    assert times.age(1) == 2 and times.age(3) == 3 and times.age(9) > 10**6

@@ -1,8 +1,8 @@
 """Many sessions at once: every one has the text, the probabilities and the cache that it has alone.
 
 Sequences begin, end and are cancelled at random places, share beginnings that end about a page's
-edge, guess, and run on every instruction set with one to eight threads. EDGEDB_SLOW=N tries N times
-as many.
+edge, guess from earlier text, by a draft model or not at all, and run on every instruction set with
+one to eight threads. EDGEDB_SLOW=N tries N times as many.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import edgedb
 from edgedb.model.kvcache import KV_DTYPES
 from edgedb.ops import library
 from edgedb.run.speculative import find_continuation
+from edgedb.run.stakes import Stakes
 
 pytestmark = pytest.mark.skipif(
     not library.available()[0], reason="only the native backend promises bits"
@@ -73,6 +74,7 @@ def sequences(seed: int) -> list[Asked]:
         }
         if rng.random() < 0.5:
             options |= {"prompt_lookup": 4, "processors": repeating}
+        options["draft_tokens"] = int(rng.choice([0, 3, 16]))
         cancel_at = int(rng.integers(0, 12)) if rng.random() < 0.3 else None
         asked.append(Asked([*common[:shared], *own], options, int(rng.integers(0, 8)), cancel_at))
     return asked
@@ -134,19 +136,29 @@ def together(model: edgedb.Model, all_asked: list[Asked], folder: Path) -> list[
 
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
-def test_every_sequence_is_as_it_is_alone(long_model: Path, tmp_path: Path, kv_dtype: str) -> None:
-    def load(isa: str, threads: int) -> edgedb.Model:
+def test_every_sequence_is_as_it_is_alone(
+    long_model: Path,
+    other_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kv_dtype: str,
+) -> None:
+    # As many guesses as may be, whatever they cost; the loop still gives them spare rows alone.
+    monkeypatch.setattr(Stakes, "_best", lambda _, most: most)
+
+    def load(isa: str, threads: int, draft: Path | None = None) -> edgedb.Model:
         return edgedb.load(
             long_model, backend="native", isa=isa, threads=threads, context=CONTEXT,
-            kv_dtype=kv_dtype, cache_tokens=4096, verify=False,
+            kv_dtype=kv_dtype, cache_tokens=4096, draft=draft, verify=False,
         )  # fmt: skip
 
     for seed in range(SEEDS):
         all_asked = sequences(seed)
         alone = [answer(load(ISAS[-1], 1), asked, tmp_path / "alone.kv") for asked in all_asked]
         for isa in ISAS:
-            for threads in (1 + seed % 2, 2 + (3 * seed) % 7):
-                found = together(load(isa, threads), all_asked, tmp_path)
+            drafts = (long_model, other_model)  # always right where a choice is greedy; hardly ever
+            for draft, threads in zip(drafts, (1 + seed % 2, 2 + (3 * seed) % 7), strict=True):
+                found = together(load(isa, threads, draft), all_asked, tmp_path)
                 for number, (one, other) in enumerate(zip(alone, found, strict=True)):
                     assert other is not None, (seed, isa, threads, number)
                     assert other == one, (seed, isa, threads, number)
