@@ -9,25 +9,14 @@ makes FOLDER/SHAPE.dbb, of one pair, and a GGUF for each format.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from edgedb.measure.shapes import SHAPES, write_random
-from edgedb.text.spec import TokenizerSpec
+from edgedb.measure.shapes import SHAPES, word_tokenizer, write_random
 
 
 def random_dbb(path: Path, shape: str, pairs: float = 1) -> Path:
     """The ``.dbb``, made if it is not there."""
-    bytes_of = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
-    words = {f"t{i}": i for i in range(SHAPES[shape].vocab_size)}
-    document = {
-        "version": "1.0",
-        "added_tokens": [],
-        "model": {"type": "BPE", "vocab": words, "merges": []},
-        "pre_tokenizer": bytes_of,
-        "decoder": bytes_of,
-    }
-    spec = TokenizerSpec("tokenizers", json.dumps(document).encode(), None, (2,))
+    spec = word_tokenizer(SHAPES[shape].vocab_size)
     return write_random(path, shape, pairs, tokenizer=spec)
 
 

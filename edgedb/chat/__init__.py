@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from ..run.engine import Model
 from .conversation import ChatOptions, Conversation
@@ -18,14 +17,17 @@ __all__ = ["ChatOptions", "Conversation", "Manner", "chat"]
 
 
 def chat(
-    open_model: Callable[[str | Path | None], Model],
+    open_model: Callable[..., Model],
     name: str | None,
     options: ChatOptions,
     manner: Manner,
     *,
     prompt: str | None = None,
+    draft: str | None = None,
 ) -> None:
     """Hold a conversation with the model ``name``, or answer one ``prompt``.
+
+    ``open_model`` takes a name or a path, and for this model its ``draft``, if there is one.
 
     With standard input on a terminal this is interactive; otherwise every line is a turn, and only
     the answers go to standard output. Raises ``EdgeDBError`` for what ends it.
@@ -33,7 +35,7 @@ def chat(
     interactive = prompt is None and sys.stdin.isatty()
     edited = interactive and manner.edited
     with silent_keys(lines=not edited):  # a large file takes its time to be checked
-        conversation = Conversation(open_model(name), options)
+        conversation = Conversation(open_model(name, draft=draft), options)
     repl = Repl(conversation, manner, open_model, takes_commands=interactive)
     try:
         if interactive:

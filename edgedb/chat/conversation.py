@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ..arguments import optional, whole
 from ..choose.sampling import SamplingParams
 from ..errors import ContextFullError
+from ..run.draft import DEFAULT_DRAFT
 from ..run.engine import Model
 from ..run.request import RULES
 from ..run.session import Chunk, Progress, Stats
@@ -30,6 +31,7 @@ class ChatOptions:
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
     prompt_lookup: int = 0  # as in Session.stream
+    draft_tokens: int = DEFAULT_DRAFT
     trim: Literal["off", "oldest"] = "off"
     stats: bool = False
     markdown: bool = False
@@ -42,7 +44,7 @@ class ChatOptions:
 
 
 # Those of an answer, which here must have a token.
-_RULES = {name: RULES[name] for name in ("stop", "stop_ids", "prompt_lookup")}
+_RULES = {name: RULES[name] for name in ("stop", "stop_ids", "prompt_lookup", "draft_tokens")}
 _RULES["max_tokens"] = optional(whole(1))
 _RULES["chat_template_kwargs"] = lambda _, variables: plain_variables(variables)
 
@@ -180,6 +182,7 @@ class Conversation:
                 stop=self.options.stop,
                 stop_ids=self.options.stop_ids,
                 prompt_lookup=self.options.prompt_lookup,
+                draft_tokens=self.options.draft_tokens,
                 params=replace(self.options.params, seed=seed),
                 cancelled=cancelled,
                 progress=progress,

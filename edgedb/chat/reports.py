@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..files import size_text
 from ..hub.modelfiles import remark
+from ..run.engine import Model
 from ..run.session import Stats
 from .conversation import Conversation, Turn
 
@@ -41,9 +42,14 @@ def model(conversation: Conversation) -> Rows:
             f"{model.footprint.layer_bits:.2f} bits a weight in the layers, "
             f"{8 * file.size_bytes / weights:.2f} in the file",
         ),
+        *_draft(model),
         ("context", f"{model.context:,} tokens of {config.max_position_embeddings:,}"),
         ("runs on", _runs(conversation)),
     ]
+
+
+def _draft(model: Model) -> Rows:
+    return [] if model.draft is None else [("draft", str(model.draft.file.path))]
 
 
 def stats(conversation: Conversation) -> Rows:
@@ -58,9 +64,7 @@ def stats(conversation: Conversation) -> Rows:
         ]
         if last.stats.drafted_tokens:
             guessed, right = last.stats.drafted_tokens, last.stats.accepted_tokens
-            rows.append(
-                ("guessed", f"{tokens(guessed)} from earlier text, {right:,} of them right")
-            )
+            rows.append(("guessed", f"{tokens(guessed)}, {right:,} of them right"))
     if len(conversation.turns) > 1:
         each = [turn.stats for turn in conversation.turns]
         total = Stats(
@@ -87,6 +91,8 @@ def stats_line(turn: Turn) -> str:
     if turn.first_token_seconds is not None:
         parts.append(f"first text after {turn.first_token_seconds:.2f} s")
     parts.append(f"answer {tokens(stats.completion_tokens)} at {stats.decode_per_second:,.1f}/s")
+    if stats.drafted_tokens:
+        parts.append(f"{stats.accepted_share:.0%} of {stats.drafted_tokens:,} guesses right")
     return ", ".join(parts)
 
 
@@ -158,6 +164,8 @@ def _memory(conversation: Conversation) -> Rows:
         ("model file", f"{size_text(model.file.size_bytes)}, mapped"),
         ("cache", f"{size_text(used)} in use, {size_text(session.size_bytes)} when full"),
     ]
+    if model.draft is not None:
+        rows.append(("draft file", f"{size_text(model.draft.file.size_bytes)}, mapped"))
     resident = _resident_bytes()
     if resident is not None:
         rows.append(("memory", f"{size_text(resident)} resident, the mapped file included"))

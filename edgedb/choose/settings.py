@@ -43,6 +43,7 @@ HELP = {
     "stop_ids": "End the answer at one of these tokens.",
     "prompt_lookup": "Tokens to guess at once from earlier text: same answer, faster if it "
     "repeats.",
+    "draft_tokens": "Tokens that a draft model guesses at once, at most: same answer; 0: none.",
     "chat_template_kwargs": "Variables for the model's chat template, as JSON.",
     "trim": "When the context is full: refuse, or drop the oldest turns.",
     "stats": "Show speeds after every answer.",

@@ -14,6 +14,7 @@ from .options import (
     LOADING,
     SamplingCommand,
     cache_tokens_option,
+    draft_option,
     load_options,
     sampling_options,
     take_sampling,
@@ -51,6 +52,7 @@ FAILED = 3  # exit code: the output is complete, and some of it are failures
 @template_option
 @sampling_options(seed=0)
 @load_options
+@draft_option
 def batch(
     source: Path,
     out: Path,
@@ -60,6 +62,7 @@ def batch(
     cache_tokens: int | None,
     address: str | None,
     overwrite: bool,
+    draft: str | None,
     **options: Any,
 ) -> None:
     """Answer the lines of IN.jsonl into OUT.jsonl.
@@ -80,10 +83,10 @@ def batch(
 
     params = take_sampling(options)
     chosen = {name: options.pop(name) for name in LOADING}
-    path = str(default_model()) if model is None else model
-    if os.path.exists(path):  # a worker's folder is another one
-        path = os.path.abspath(path)
-    opening = Opening(path, parallel, cache_tokens=cache_tokens, **chosen)
+    path = _absolute(str(default_model()) if model is None else model)
+    if draft is not None:
+        draft = _absolute(draft)
+    opening = Opening(path, parallel, cache_tokens=cache_tokens, draft=draft, **chosen)
     defaults = Defaults(params, aliases=tuple(aliases), **options)
     loaded = opening.model()
     same = identity(loaded, defaults)
@@ -111,5 +114,12 @@ def batch(
                     progress=show,
                 )
     ui.batch_summary(str(out), summary)
+    if loaded.draft is not None and address is None:
+        ui.guesses(loaded.draft.experience.drafted, loaded.draft.experience.accepted)
     if summary.failed:
         click.get_current_context().exit(FAILED)
+
+
+def _absolute(name: str) -> str:
+    """A path as any machine's worker finds it, whose folder is another one; a name as it is."""
+    return os.path.abspath(name) if os.path.exists(name) else name

@@ -11,7 +11,15 @@ from typing import Any
 
 import click
 
-from .options import IntList, backend_options, kv_option, load_options, read_text, take_loader
+from .options import (
+    IntList,
+    NumberList,
+    backend_options,
+    kv_option,
+    load_options,
+    read_text,
+    take_loader,
+)
 
 
 @click.group("eval")
@@ -189,13 +197,31 @@ def choices(
 )
 @backend_options
 @click.option(
+    "--draft",
+    metavar="MODEL",
+    help="Measure answers with this draft and without; with --shape, another shape of one pair.",
+)
+@click.option(
+    "--acceptance",
+    type=NumberList(),
+    default="",
+    help="Have so many of its guesses be right, as 0.5,0.7, whatever it thinks.",
+)
+@click.option(
     "--output",
     type=click.Choice(["md", "csv", "json"]),
     default="md",
     show_default=True,
     help="Form of the report.",
 )
-def bench(model: str | None, output: str, threads: tuple[int, ...] | None, **options: Any) -> None:
+def bench(
+    model: str | None,
+    output: str,
+    threads: tuple[int, ...] | None,
+    draft: str | None,
+    acceptance: tuple[float, ...],
+    **options: Any,
+) -> None:
     """Measure the speed of a model.
 
     Give MODEL, a .dbb file or a model's name, or --shape, such as smollm2-135m, qwen3-0.6b,
@@ -203,6 +229,9 @@ def bench(model: str | None, output: str, threads: tuple[int, ...] | None, **opt
 
     pp512 reads a prompt of 512 tokens at once, tg64 decodes 64 tokens one by one: tokens a second,
     mean and standard deviation; tg64@d4096 does so behind 4,096 positions (--depth).
+
+    With --draft, answers of the longest --decode are written with the draft and without it, in
+    turns; the ratio is the median of neighbours.
     """
     from ..hub.modelfiles import find_model
     from ..measure import benchmark
@@ -211,5 +240,15 @@ def bench(model: str | None, output: str, threads: tuple[int, ...] | None, **opt
     report = ui.warn if sys.stderr.isatty() else None
     options["threads"] = threads or ()
     path = None if model is None else find_model(model)
+    if draft is not None:
+        from ..measure import drafts
+
+        options["decode"] = max(options["decode"], default=1)
+        del options["prompt"]
+        guided = drafts.run(path, draft, acceptance=acceptance, progress=report, **options)
+        click.echo(benchmark.report(guided, output, drafts.COLUMNS))
+        return
+    if acceptance:
+        raise click.UsageError("--acceptance is that of a --draft")
     rows = benchmark.run(path, all_kernels=True, progress=report, **options)
     click.echo(benchmark.report(rows, output))

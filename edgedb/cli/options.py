@@ -37,6 +37,20 @@ class IntList(click.ParamType):
             self.fail(f"{value!r} is not a list of whole numbers like 1,2", param, ctx)
 
 
+class NumberList(click.ParamType):
+    """Numbers with commas between them."""
+
+    name = "x,x,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in value.split(",") if part.strip())
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers like 0.5,0.7", param, ctx)
+
+
 class OneLine(click.ParamType):
     """A text in which escapes stand for what one line cannot hold."""
 
@@ -159,6 +173,12 @@ lookup_option = click.option(
     default=0,
     show_default=True,
     help=HELP["prompt_lookup"],
+)
+draft_option = click.option(
+    "--draft",
+    metavar="MODEL",
+    help="A small model of the same tokenizer that guesses tokens: same answers, faster where it "
+    "is right.",
 )
 template_option = click.option(
     "--chat-template-kwargs",

@@ -13,6 +13,7 @@ from ..errors import EdgeDBError
 from .options import (
     SamplingCommand,
     cache_tokens_option,
+    draft_option,
     load_options,
     sampling_fields,
     take_loader,
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
 @template_option
 @sampling_fields()
 @load_options
+@draft_option
 def serve(
     model: str | None,
     host: str,
@@ -81,6 +83,7 @@ def serve(
     no_auth: bool,
     origins: Sequence[str],
     max_tokens: int | None,
+    draft: str | None,
     chat_template_kwargs: dict[str, Any],
     **options: Any,
 ) -> None:
@@ -116,7 +119,7 @@ def serve(
     def load() -> Served:
         from ..serve.served import Served
 
-        loaded = open_model(model, cache_tokens=cache_tokens or room_for(parallel))
+        loaded = open_model(model, cache_tokens=cache_tokens or room_for(parallel), draft=draft)
         return Served(
             loaded,
             aliases=aliases,

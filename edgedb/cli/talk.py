@@ -11,6 +11,7 @@ import click
 from ..choose.settings import HELP
 from .options import (
     SamplingCommand,
+    draft_option,
     load_options,
     read_text,
     sampling_options,
@@ -46,6 +47,7 @@ from .options import (
 # Without it the two-pair SmolLM2 falls into loops (2 of 36 short answers, 0 with it).
 @sampling_options(temperature=0.2, repetition_penalty=1.1)
 @load_options
+@draft_option
 @click.option("--stats", is_flag=True, help=HELP["stats"])
 @click.option("--markdown", is_flag=True, help=HELP["markdown"])
 @click.option(
@@ -63,6 +65,7 @@ def chat(
     prompt: str | None,
     file: str | None,
     session: str | None,
+    draft: str | None,
     color: Any,
     no_history: bool,
     plain: bool,
@@ -88,13 +91,15 @@ def chat(
         content = read_text(file)
         prompt = content if prompt is None else f"{prompt}\n\n{content}"
     open_model, params = take_loader(options), take_sampling(options)
-    _offer_to_pull(model or named)
+    for name in (model or named, draft):
+        _offer_to_pull(name)
     conversation.chat(
         open_model,
         model or named,
         conversation.ChatOptions(params=params, **options),
         conversation.Manner(plain, color, not no_history, Path(session) if session else None),
         prompt=prompt,
+        draft=draft,
     )
 
 
@@ -131,6 +136,7 @@ def _offer_to_pull(model: str | None) -> None:
 )
 @sampling_options()
 @load_options
+@draft_option
 @click.option("--stats", is_flag=True, help="Print speeds to standard error at the end.")
 def generate(
     model: str | None,
@@ -140,6 +146,7 @@ def generate(
     system: str | None,
     chat_template_kwargs: dict[str, Any],
     max_tokens: int,
+    draft: str | None,
     stats: bool,
     **options: Any,
 ) -> None:
@@ -161,7 +168,7 @@ def generate(
             raise click.UsageError("give a text with --prompt, --file or on standard input")
         prompt = read_text(file).removesuffix("\n").removesuffix("\r")
     params, open_model = take_sampling(options), take_loader(options)
-    loaded = open_model(model)
+    loaded = open_model(model, draft=draft)
     ids = loaded.tokenize(prompt)
     if as_chat:
         messages = [{"role": "user", "content": prompt}]

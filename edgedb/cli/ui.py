@@ -64,6 +64,13 @@ def stats(stats: Stats) -> None:
         f"({stats.prompt_per_second:.1f}/s), answer {stats.completion_tokens} tokens in "
         f"{stats.decode_seconds:.2f} s ({stats.decode_per_second:.1f}/s)"
     )
+    if stats.drafted_tokens:
+        guesses(stats.drafted_tokens, stats.accepted_tokens)
+
+
+def guesses(drafted: int, accepted: int) -> None:
+    """How many guesses were right, one line on standard error."""
+    warn(f"{drafted:,} guesses, {accepted:,} right ({accepted / max(drafted, 1):.0%})")
 
 
 @contextmanager

@@ -30,6 +30,7 @@ class Opening:
     kv_dtype: str = "float16"
     head: str = "full"
     cache_tokens: int | None = None
+    draft: str | None = None
 
     def model(self, threads: int | None = None) -> Model:
         """The model; with ``threads`` where nobody asked for another number of them."""
@@ -42,6 +43,7 @@ class Opening:
             kv_dtype=self.kv_dtype,
             head=self.head,
             cache_tokens=self.cache_tokens or room_for(self.parallel),
+            draft=self.draft,
         )
 
 

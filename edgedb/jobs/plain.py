@@ -19,7 +19,7 @@ from .records import Record, answered
 _SAMPLING = tuple(field.name for field in fields(SamplingParams))
 _ANSWER = (
     *("max_tokens", "stop", "stop_ids", "logprobs", "json_schema", "regex", "grammar"),
-    "prompt_lookup",
+    *("prompt_lookup", "draft_tokens"),
 )
 _CHAT = ("tools", "documents", "continue_final_message", "chat_template_kwargs")
 

@@ -15,10 +15,10 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from ..ops.cores import usable_cpus
 from ..ops.sequences import MAX_ROWS
 from .shapes import Weights, bytes_per_token, random_weights, write_random
 
+Row = TypeVar("Row", bound=Any)  # a dataclass
 _COUNTS = arguments.each(arguments.whole(1), "a list of token counts")
 
 
@@ -229,7 +230,7 @@ def _measure(
         )
 
 
-_COLUMNS: dict[str, Callable[[BenchRow], str]] = {
+COLUMNS: dict[str, Callable[[BenchRow], str]] = {
     "model": lambda r: r.model.replace("|", "\\|"),
     "MB": lambda r: f"{r.size_mb:.0f}",
     "bits/weight": lambda r: f"{r.bits_per_weight:.2f}",
@@ -243,14 +244,16 @@ _COLUMNS: dict[str, Callable[[BenchRow], str]] = {
 }
 
 
-def report(rows: Sequence[BenchRow], output: str = "md") -> str:
-    """Rows as ``md`` (a table under one line on the machine), ``csv`` or ``json``."""
+def report(
+    rows: Sequence[Row], output: str = "md", columns: Mapping[str, Callable[[Row], str]] = COLUMNS
+) -> str:
+    """Rows as ``md`` (a table of ``columns`` under a line on the machine), ``csv``, ``json``."""
     machine = Machine.here()
     if output == "json":
         return json.dumps({"machine": asdict(machine), "rows": [asdict(r) for r in rows]}, indent=2)
     if output == "csv":
         records = [
-            {**{k: v for k, v in asdict(r).items() if k != "repetitions"}, **asdict(machine)}
+            {**{k: v for k, v in asdict(r).items() if not isinstance(v, list)}, **asdict(machine)}
             for r in rows
         ]
         text = io.StringIO()
@@ -263,10 +266,10 @@ def report(rows: Sequence[BenchRow], output: str = "md") -> str:
         f"{machine.cpu}, {machine.cores} cores, {machine.system}; "
         f"edgedb {machine.version}, commit {machine.commit}",
         "",
-        "| " + " | ".join(_COLUMNS) + " |",
-        "|" + "---|" * len(_COLUMNS),
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
     ]
-    lines += ["| " + " | ".join(cell(row) for cell in _COLUMNS.values()) + " |" for row in rows]
+    lines += ["| " + " | ".join(cell(row) for cell in columns.values()) + " |" for row in rows]
     return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ Random bytes cost the kernels what real ones cost: nothing skips or branches on 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -145,6 +146,19 @@ def write_random(
             made = vectors[name] if name in vectors else _random(config, name, kinds[name], rng)
             writer.put(name, made)
         return writer.finish({"group": 64, "method": "random weights"})
+
+
+def word_tokenizer(vocab_size: int) -> TokenizerSpec:
+    """A tokenizer of so many words that nobody says; token 2 ends a text."""
+    bytes_of = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
+    document = {
+        "version": "1.0",
+        "added_tokens": [],
+        "model": {"type": "BPE", "vocab": {f"t{i}": i for i in range(vocab_size)}, "merges": []},
+        "pre_tokenizer": bytes_of,
+        "decoder": bytes_of,
+    }
+    return TokenizerSpec("tokenizers", json.dumps(document).encode(), None, (2,))
 
 
 def bytes_per_token(weights: Weights) -> int:

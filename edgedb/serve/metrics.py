@@ -46,6 +46,7 @@ class Metrics:
         self._requests: Counter[tuple[str, int]] = Counter()
         self._answers: Counter[str] = Counter()
         self._prompt = self._cached = self._written = 0
+        self._drafted = self._accepted = 0
         self._prompt_seconds = self._decode_seconds = 0.0
         self.first = Histogram(
             "edgedb_first_token_seconds", "From a request to its first token.", _FIRST_SECONDS
@@ -66,6 +67,8 @@ class Metrics:
             self._prompt += stats.prompt_tokens
             self._cached += stats.prompt_tokens - stats.read_tokens
             self._written += stats.completion_tokens
+            self._drafted += stats.drafted_tokens
+            self._accepted += stats.accepted_tokens
             self._prompt_seconds += stats.prompt_seconds
             self._decode_seconds += stats.decode_seconds
 
@@ -84,6 +87,8 @@ class Metrics:
                 ("prompt_tokens", "Tokens of prompts.", self._prompt),
                 ("cached_tokens", "Of these, the ones that were not read again.", self._cached),
                 ("completion_tokens", "Tokens written.", self._written),
+                ("drafted_tokens", "Guesses that were read.", self._drafted),
+                ("accepted_tokens", "Of these, the ones that were right.", self._accepted),
                 ("prompt_seconds", "Time in which prompts were read.", self._prompt_seconds),
                 ("decode_seconds", "Time in which answers were written.", self._decode_seconds),
             ):

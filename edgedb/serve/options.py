@@ -116,6 +116,7 @@ def read_request(
         stop=fields.take("stop"),
         stop_ids=fields.take("stop_ids"),
         prompt_lookup=fields.take("prompt_lookup"),
+        draft_tokens=fields.take("draft_tokens"),
         **form,
         **own,
     )
