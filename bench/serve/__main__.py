@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--intruder", type=int, default=0, help="tokens of its prompt")
     inside = parser.add_argument_group("in this process")
     inside.add_argument("--threads", type=int, default=None)
+    inside.add_argument("--draft", default=None, help="a model that guesses")
     inside.add_argument("--rounds", type=int, default=3)
     inside.add_argument("--shape", default="", help="MODEL are random weights, made if missing")
     server = parser.add_argument_group("of a server")

@@ -100,7 +100,7 @@ def measure_inside(args: argparse.Namespace) -> None:
     path = Path(args.target)
     if args.shape:
         path = random_dbb(path, args.shape)
-    model = edgedb.load(path, threads=args.threads, verify=False)
+    model = edgedb.load(path, threads=args.threads, draft=args.draft, verify=False)
     bench = Bench(model, args.prompt, args.tokens)
     rounds = [[bench.together(n, args.intruder) for n in args.streams] for _ in range(args.rounds)]
     for i, n in enumerate(args.streams):

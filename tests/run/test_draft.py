@@ -261,7 +261,7 @@ def test_a_cancel_while_the_draft_reads(
 
 
 def test_other_vocabularies_are_refused(tiny_model: Path, sentencepiece_model: Path) -> None:
-    with pytest.raises(EdgeDBError, match=r"no draft for tiny\.dbb: it has 400 tokens"):
+    with pytest.raises(EdgeDBError, match=r"no draft for tiny\.dbb: token \d+ is .* in the model;"):
         edgedb.load(tiny_model, draft=sentencepiece_model)
     with pytest.raises(EdgeDBError, match="no such file"):
         edgedb.load(tiny_model, draft="nowhere")
