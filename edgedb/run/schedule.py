@@ -17,6 +17,7 @@ from ..ops.sequences import MAX_ROWS
 SLOWEST = 2.0  # times as long as without prompts
 QUANTUM = 32  # tokens of a prompt, before another one's come
 _FORGET = 0.3  # weight of a new measurement
+_MOST = 2.0  # times as long as it took before: the rest is somebody else's
 _LONG_AGO = 1 << 30  # passes
 _OLD = 32  # passes after which the streams' own time is measured again
 
@@ -68,7 +69,7 @@ class Times:
         if rows not in self._seconds:
             bisect.insort(self._rows, rows)
         old = self._seconds.get(rows, seconds)
-        self._seconds[rows] = old + _FORGET * (seconds - old)
+        self._seconds[rows] = old + _FORGET * (min(seconds, _MOST * old) - old)
         self._measured_at[rows] = self._passes
         self._passes += 1
 

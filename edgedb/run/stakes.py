@@ -47,7 +47,8 @@ class Experience:
 
     def took(self, seconds: float) -> None:
         """One guess took so long."""
-        self.seconds += (0.2 if self.seconds else 1.0) * (seconds - self.seconds)
+        old = self.seconds or seconds
+        self.seconds = old + 0.2 * (min(seconds, 2 * old) - old)
 
 
 class Stakes:

@@ -121,6 +121,15 @@ def test_guesses_take_no_stream_out_of_a_pass() -> None:
     assert measured(MAX_ROWS).plan(many) == [(i, 1) for i in range(MAX_ROWS)]
 
 
+def test_a_pass_that_somebody_else_held_up_is_hardly_seen() -> None:
+    times = measured(1).times
+    times.measured(1, 100 * seconds(1))
+    assert times.expected(1) < 1.5 * seconds(1)
+    for _ in range(20):  # but what stays so is
+        times.measured(1, 100 * seconds(1))
+    assert times.expected(1) > 50 * seconds(1)
+
+
 def test_how_long_ago_a_pass_was_measured() -> None:
     times = measured(3, 1, 2).times
     assert times.age(1) == 2 and times.age(3) == 3 and times.age(9) > 10**6
