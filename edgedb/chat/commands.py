@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from ..choose.settings import suggestion
 from ..display import one_line
 from ..errors import EdgeDBError
+from ..hints import suggestion
 from . import actions
 from .actions import Chat
 from .lineedit import KEYS

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from ..choose.settings import Setting, sampling_settings, settings_of, suggestion
+from ..choose.settings import Setting, sampling_settings, settings_of
 from ..errors import EdgeDBError
+from ..hints import suggestion
 from .conversation import ChatOptions, Conversation
 
 # `/system` is the command for it.

@@ -19,6 +19,7 @@ import numpy as np
 from .. import arguments
 from ..errors import EdgeDBError
 from ..gate import gate
+from ..hints import hinted
 from ..ops.selection import Floats, Ids, NumpySelection, Selection
 from .candidates import Candidates, Limits, draw, surprise
 from .penalties import add_bias, penalize_repetition, penalize_sequences
@@ -55,6 +56,8 @@ class SamplingParams:
         for name, rule in _RULES.items():
             object.__setattr__(self, name, rule(name, getattr(self, name)))
 
+
+SamplingParams.__init__ = hinted(SamplingParams.__init__)  # type: ignore[method-assign]
 
 _RULES: dict[str, arguments.Rule[Any]] = {
     "temperature": arguments.number(0),

@@ -6,7 +6,6 @@ both places by itself, as long as its type has a row in ``_form``.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import types
@@ -132,13 +131,6 @@ def sampling_settings() -> dict[str, Setting]:
     from .sampling import SamplingParams  # imports numpy, which `edgedb --help` need not wait for
 
     return settings_of(SamplingParams)
-
-
-def suggestion(word: str, known: Sequence[str], mark: str = "") -> str:
-    """`` (did you mean ...?)`` or nothing."""
-    longer = [name for name in known if len(word) > 2 and name.startswith(word)]
-    near = longer or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {mark}{near[0]}?" if near else ""
 
 
 def _without_none(hint: Any) -> tuple[bool, Any]:

@@ -88,7 +88,7 @@ def read_header(
     data exactly, in any order, without gap or overlap. Raises ``FormatError``.
     """
     if size < 8:
-        raise FormatError(f"the file is truncated: {size} bytes, a header needs more")
+        raise FormatError(f"not a {_noun(kind)}, or truncated: {size} bytes, a header needs more")
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER_BYTES:
         raise FormatError(

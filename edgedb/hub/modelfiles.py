@@ -8,6 +8,7 @@ from pathlib import Path
 from ..errors import EdgeDBError
 from ..files import SOURCE_TREE as CHECKOUT
 from ..files import user_folder
+from ..hints import suggestion
 from .names import HubName, hub_name, name_of_folder
 from .origin import origin_of
 
@@ -110,6 +111,7 @@ def find_model(name: str, beside: Path | None = None) -> Path:
     raise EdgeDBError(
         f"{name}: no such file, and no model of this name in {', '.join(map(str, places))}; "
         + (f"there: {', '.join(there)}" if there else "no model is there")
+        + suggestion(name, sorted(there, key=lambda known: f"{known}.dbb" not in DEFAULT_NAMES))
     )
 
 

@@ -7,9 +7,9 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from ..choose.sampling import SamplingParams
-from ..choose.settings import suggestion
 from ..display import quoted
 from ..errors import EdgeDBError
+from ..hints import suggestion
 from ..run.completion import Chunk, Completion, collect
 from ..run.engine import Model
 from .defaults import Defaults

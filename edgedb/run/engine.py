@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import arguments
 from .. import ops as operations
+from ..hints import hinted
 from ..hub.modelfiles import find_model
 from ..model.dbb import read_dbb
 from .answers import Answers
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _TEXTS = arguments.each(arguments.text, "a text or a list of texts", alone=str)
 
 
+@hinted
 def load(
     path: str | PathLike[str],
     *,
@@ -62,7 +64,8 @@ def load(
     reads in one pass: the same text, faster where the guesses are right. ``verify`` compares the
     data with the file's checksums.
     Raises ``FormatError`` for a damaged file, ``UnsupportedModelError`` for a model this version
-    cannot run, ``NativeError`` if a forced backend cannot run.
+    cannot run, ``NativeError`` if a forced backend cannot run, ``TypeError`` for an option that
+    there is not.
     """
     file = read_dbb(
         find_model(path) if isinstance(path, str) else path, verify=arguments.flag("verify", verify)

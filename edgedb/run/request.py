@@ -10,8 +10,8 @@ from ..arguments import Rule, each, function, instance, optional, token_id, unic
 from ..choose.grammar import Grammar
 from ..choose.penalties import breaker_mask, special_mask
 from ..choose.sampling import Processor, Sampler, SamplingParams
-from ..choose.settings import suggestion
 from ..errors import EdgeDBError
+from ..hints import no_option
 from ..ops.sequences import MAX_ROWS
 from .loaded import LoadedModel
 
@@ -104,8 +104,7 @@ class Request:
             raise EdgeDBError("give only one of json_schema, regex and grammar")
         sampling = [field.name for field in fields(SamplingParams)]
         for name in options.keys() - set(sampling):
-            hint = suggestion(name, [*sampling, *RULES, "json_schema"])
-            raise TypeError(f"there is no option {name!r}{hint}")
+            raise no_option(name, [*sampling, *RULES, "json_schema"])
         params = replace(given.pop("params") or SamplingParams(), **options)
         return cls(**given, params=params, grammar=Grammar(*wanted[0]) if wanted else None)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from ..choose.settings import suggestion
 from ..display import quoted
+from ..hints import suggestion
 from .errors import bad_value, unsupported
 
 Kind = TypeVar("Kind")

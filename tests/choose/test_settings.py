@@ -10,7 +10,7 @@ import pytest
 
 from edgedb import EdgeDBError
 from edgedb.choose.sampling import SamplingParams
-from edgedb.choose.settings import escape, sampling_settings, settings_of, suggestion, unescape
+from edgedb.choose.settings import escape, sampling_settings, settings_of, unescape
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,3 @@ def test_every_sampling_option_can_be_set_and_explains_itself() -> None:
         assert setting.read(setting.show(setting.default)) == setting.default
     functions = {"processors", "logits_processors"}
     assert vars(SamplingParams()).keys() - sampling_settings().keys() <= functions
-
-
-def test_suggestions() -> None:
-    assert suggestion("temprature", ["temperature", "seed"]) == "; did you mean temperature?"
-    assert suggestion("temp", ["top_p", "temperature"]) == "; did you mean temperature?"
-    assert suggestion("xyz", ["temperature"]) == ""

@@ -37,6 +37,10 @@ def test_an_unknown_name_is_told_what_there_is(
     (tmp_path / "other.dbb").touch()
     with pytest.raises(EdgeDBError, match="there: other"):
         modelfiles.find_model("tiny")
+    for name in (*modelfiles.DEFAULT_NAMES, "smollm2-135m-instruct-db2.dbb"):
+        (tmp_path / name).touch()
+    with pytest.raises(EdgeDBError, match=r"; did you mean smollm2-135m-instruct-mixed\?$"):
+        modelfiles.find_model("smollm2")
     assert modelfiles.find_model("other") == tmp_path / "other.dbb"
     assert modelfiles.find_model("folder/tiny.dbb") == Path("folder/tiny.dbb")
 
