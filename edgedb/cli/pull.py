@@ -131,7 +131,7 @@ def _planned_or_here(
     name: HubName, options: Options, wanted: str | None, offline: bool
 ) -> Plan | None:
     """The plan, or None where the hub cannot be asked and the model is on this disk."""
-    from ..hub.repository import UnreachableError
+    from ..hub.client import UnreachableError
 
     try:
         return plan(name, options, wanted, offline)
@@ -160,7 +160,8 @@ def plan(name: HubName, options: Options, wanted: str | None = None, offline: bo
     else that stands against it; nothing large has been downloaded then.
     """
     from ..convert.sources.listing import choose
-    from ..hub.repository import cache_folder, open_repository, require_room
+    from ..hub.client import cache_folder
+    from ..hub.repository import open_repository, require_room
 
     repository = open_repository(name, offline=offline)
     with about(name):

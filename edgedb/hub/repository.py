@@ -1,26 +1,24 @@
 """A repository on the hub: what files it has, and how they come here.
 
-The package huggingface_hub speaks to the hub, knows the token and owns the cache. Large files are
-written here: it throws away what it has of one when it is interrupted, and compares no hashes.
+Large files are written here: the package huggingface_hub throws away what it has of one when it is
+interrupted, and compares no hashes.
 """
 
 from __future__ import annotations
 
-import errno
-import functools
 import hashlib
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from .. import descriptors
-from ..display import NAME_CHARS, one_line, quoted
+from ..display import quoted
 from ..errors import EdgeDBError
+from . import client
 from .names import HubName
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -31,10 +29,6 @@ _SMALL_BYTES = 64 << 20  # the hub keeps no larger file in git itself
 _PIECE_BYTES = 1 << 22
 
 Report = Callable[[int], None]  # called with bytes that are new on this disk
-
-
-class UnreachableError(EdgeDBError):
-    """There is no way to the hub: it was forbidden, or the network is away."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +58,9 @@ class Repository:
     def cached(self, name: str) -> Path | None:
         """Where a file lies in the hub's cache, if it is there and whole."""
         file = self.files[name]
-        with _telling(self.name):
-            found = _library().try_to_load_from_cache(
-                self.name.repository, name, cache_dir=_cache(), revision=self.commit
+        with client.telling(self.name):
+            found = client.library().try_to_load_from_cache(
+                self.name.repository, name, cache_dir=client.cache_folder(), revision=self.commit
             )
         whole = isinstance(found, str) and os.path.getsize(found) == file.size_bytes
         return Path(found) if whole else None
@@ -79,7 +73,7 @@ class Repository:
         if beside is None:
             if self.cached(file.name) is not None:
                 return 0
-            beside = _folder(self.name) / "blobs"
+            beside = client.folder_of(self.name) / "blobs"
         begun = (beside / file.hash, _partial(beside, file))
         return file.size_bytes - min(file.size_bytes, max(map(_size, begun)))
 
@@ -91,21 +85,21 @@ class Repository:
         if found is not None:
             return found
         if self.offline:
-            raise UnreachableError(f"{self.name}: {quoted(name)} is not in the hub's cache")
+            raise client.UnreachableError(f"{self.name}: {quoted(name)} is not in the hub's cache")
         if file.large:
-            blob = _folder(self.name) / "blobs" / file.hash
+            blob = client.folder_of(self.name) / "blobs" / file.hash
             if _size(blob) != file.size_bytes:
                 self.fetch_to(blob, name, report)
         elif file.size_bytes > _SMALL_BYTES:
             raise EdgeDBError(f"{self.name}: {quoted(name)} is too large for what it is")
-        with _telling(self.name):
+        with client.telling(self.name):
             found = Path(
-                _library().hf_hub_download(
+                client.library().hf_hub_download(
                     self.name.repository,
                     name,
                     revision=self.commit,
-                    cache_dir=_cache(),
-                    endpoint=_endpoint(),
+                    cache_dir=client.cache_folder(),
+                    endpoint=client.endpoint(),
                 )
             )
         if not file.large:
@@ -130,7 +124,7 @@ class Repository:
                 os.open(partial, os.O_RDWR | os.O_CREAT | descriptors.BINARY, 0o666), "r+b"
             ) as stream:
                 _lock(stream, path)
-                with _telling(self.name):
+                with client.telling(self.name):
                     self._append(file, stream, report)
                 os.fsync(stream.fileno())
                 if descriptors.OPEN_FILES_MOVE:
@@ -156,13 +150,13 @@ class Repository:
 
     def _append(self, file: RemoteFile, stream: BinaryIO, report: Report) -> None:
         """The rest of a file behind what ``stream`` has of it."""
-        hub = _library()
+        hub = client.library()
         here = stream.seek(0, os.SEEK_END)
         if here > file.size_bytes:  # no part of it
             here = stream.truncate(stream.seek(0))
         report(here)
         address = hub.hf_hub_url(
-            self.name.repository, file.name, revision=self.commit, endpoint=_endpoint()
+            self.name.repository, file.name, revision=self.commit, endpoint=client.endpoint()
         )
         while True:
             try:
@@ -215,11 +209,11 @@ def open_repository(name: HubName, *, offline: bool = False) -> Repository:
     a network or where ``HF_HUB_OFFLINE`` forbids it, ``EdgeDBError`` for a repository or revision
     that is not there or asks for permission.
     """
-    hub = _library()
+    hub = client.library()
     if offline:
         return _cached_repository(name)
-    with _telling(name):
-        api = hub.HfApi(endpoint=_endpoint())
+    with client.telling(name):
+        api = hub.HfApi(endpoint=client.endpoint())
         info = api.model_info(name.repository, revision=name.revision or "main")
         commit = _commit(name, info.sha)
         files = api.list_repo_tree(name.repository, revision=commit)
@@ -263,7 +257,7 @@ def _commit(name: HubName, found: object) -> str:
 def _cached_repository(name: HubName) -> Repository:
     """What the cache has of a repository: its listing by the names and links there."""
     commit = name.revision or "main"
-    folder = _folder(name)
+    folder = client.folder_of(name)
     try:
         if not _COMMIT.fullmatch(commit):
             commit = (folder / "refs" / commit).read_text().strip()
@@ -276,7 +270,7 @@ def _cached_repository(name: HubName) -> Repository:
                 size = path.stat().st_size
                 files[path.name] = RemoteFile(path.name, size, digest if hashed else "")
     except OSError:
-        raise UnreachableError(
+        raise client.UnreachableError(
             f"{name} is neither on this disk nor in the hub's cache: pull it with a network"
         ) from None
     return Repository(name, commit, files, offline=True)
@@ -287,7 +281,7 @@ def keep_revision(repository: Repository) -> None:
     revision = repository.name.revision or "main"
     if repository.offline or _COMMIT.fullmatch(revision):
         return
-    note = _folder(repository.name) / "refs" / revision
+    note = client.folder_of(repository.name) / "refs" / revision
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(repository.commit)
@@ -312,12 +306,6 @@ def require_room(name: HubName, wanted: Mapping[Path, int]) -> None:
             )
 
 
-def cache_folder() -> Path:
-    """The hub's cache."""
-    _library()
-    return Path(_cache())
-
-
 def _compare(name: HubName, file: RemoteFile, path: Path) -> None:
     """Raise ``EdgeDBError`` if a file is not what the hub's list says, and take it away."""
     digest = hashlib.sha256() if file.large else hashlib.sha1(b"blob %d\0" % file.size_bytes)
@@ -337,77 +325,3 @@ def _compare(name: HubName, file: RemoteFile, path: Path) -> None:
 def _lock(stream: BinaryIO, path: Path) -> None:
     if not descriptors.claim(stream.fileno()):
         raise EdgeDBError(f"{path}: another process is fetching it")
-
-
-@contextmanager
-def _telling(name: HubName) -> Iterator[None]:
-    """What the hub and the way to it refuse, as one line that says what to do."""
-    errors = _library().errors
-    try:
-        yield
-    except errors.GatedRepoError:
-        raise EdgeDBError(
-            f"{name.repository} is gated: ask for access at {_endpoint()}/{name.repository}, then "
-            f"set HF_TOKEN to a token of yours ({_endpoint()}/settings/tokens)"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise EdgeDBError(
-            f"{name.repository} has no revision {quoted(name.revision or 'main')}"
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise EdgeDBError(
-            f"there is no repository {name.repository} at {_endpoint()}, or it is private: for one "
-            "of yours set HF_TOKEN"
-        ) from None
-    except errors.OfflineModeIsEnabled:
-        raise UnreachableError(
-            f"{name} is not on this disk, and HF_HUB_OFFLINE forbids to look for it"
-        ) from None
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code
-        if status == 401:
-            raise EdgeDBError(
-                f"{name}: {_endpoint()} does not accept the token; set HF_TOKEN to one of yours "
-                f"({_endpoint()}/settings/tokens)"
-            ) from None
-        raise EdgeDBError(f"{name}: {_endpoint()} answers with status {status}") from None
-    except (errors.HTTPError, errors.LocalEntryNotFoundError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
-            raise
-        raise UnreachableError(
-            f"{name}: no way to {_endpoint()} "
-            f"({one_line(str(error), NAME_CHARS) or type(error).__name__}); what has come stays, "
-            "and the same command goes on"
-        ) from None
-
-
-def _library() -> Any:
-    """The package, without bars and remarks of its own. Raises ``EdgeDBError`` if it is missing."""
-    try:
-        import huggingface_hub
-        from huggingface_hub import constants, errors, file_download, utils
-    except ImportError:
-        raise EdgeDBError(
-            "this needs the package huggingface_hub: pip install huggingface_hub"
-        ) from None
-    assert constants and errors and file_download  # importing them made them its attributes
-    _silence(utils)
-    return huggingface_hub
-
-
-@functools.cache
-def _silence(utils: Any) -> None:
-    utils.disable_progress_bars()
-    utils.logging.set_verbosity_error()
-
-
-def _endpoint() -> str:
-    return str(_library().constants.ENDPOINT)
-
-
-def _cache() -> str:
-    return str(_library().constants.HF_HUB_CACHE)
-
-
-def _folder(name: HubName) -> Path:
-    return Path(_cache()) / f"models--{name.owner}--{name.name}"

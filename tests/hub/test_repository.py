@@ -10,7 +10,7 @@ import pytest
 from fake_hub import FakeHub
 
 from edgedb.errors import EdgeDBError
-from edgedb.hub import repository
+from edgedb.hub import client, repository
 from edgedb.hub.names import HubName
 
 NAME = HubName("owner", "tiny")
@@ -55,7 +55,7 @@ def test_the_cache_is_the_hubs_own(hub: FakeHub) -> None:
     hub.requests.clear()
     for name, path in paths.items():
         found = library.hf_hub_download(
-            str(NAME), name, revision=opened.commit, cache_dir=repository.cache_folder()
+            str(NAME), name, revision=opened.commit, cache_dir=client.cache_folder()
         )
         assert Path(found) == path == opened.fetch(name)
     assert not hub.fetched()
@@ -78,7 +78,7 @@ def test_the_cache_remembers_a_branch(hub: FakeHub) -> None:
     opened = repository.open_repository(NAME)
     for name in FILES:
         opened.fetch(name)
-    with pytest.raises(repository.UnreachableError):
+    with pytest.raises(client.UnreachableError):
         repository.open_repository(NAME, offline=True)
     repository.keep_revision(opened)
     hub.requests.clear()
@@ -86,9 +86,7 @@ def test_the_cache_remembers_a_branch(hub: FakeHub) -> None:
     assert again.commit == opened.commit and again.files == opened.files
     assert again.fetch("config.json").read_bytes() == b"{}" and not hub.requests
     os.unlink(again.fetch("config.json"))
-    with pytest.raises(
-        repository.UnreachableError, match=r"'config\.json' is not in the hub's cache"
-    ):
+    with pytest.raises(client.UnreachableError, match=r"'config\.json' is not in the hub's cache"):
         again.fetch("config.json")
 
 
