@@ -158,6 +158,11 @@ def show(rows: Sequence[Row], machine: Machine, as_json: bool) -> None:
 TITLES = ("model", "stored in", "bits", "file", "memory", "tokens/s", "fits", "KL")
 
 
+def speed_text(tokens_per_second: float) -> str:
+    """Tokens a second for people."""
+    return f"{tokens_per_second:.{0 if tokens_per_second >= 10 else 1}f}"
+
+
 def cells(row: Row) -> tuple[str, ...]:
     """A row as texts."""
     speed, kl = row.tokens_per_second, row.kl
@@ -167,7 +172,7 @@ def cells(row: Row) -> tuple[str, ...]:
         f"{row.layer_bits:.1f}",
         size_text(row.file_bytes),
         size_text(row.memory_bytes),
-        "" if speed is None else f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}",
+        "" if speed is None else speed_text(speed),
         "yes" if row.fits else "no",
         "" if kl is None else f"{kl:.2f}",
     )

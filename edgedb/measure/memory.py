@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -23,11 +24,34 @@ def memory_bytes(root: Path = ROOT) -> int:
     Raises ``EdgeDBError`` where the system does not say.
     """
     try:
-        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if sys.platform == "win32":
+            whole = _windows_memory_bytes()
+        else:
+            whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         raise EdgeDBError("the system does not say how much memory it has: give --memory") from None
     granted = (_limit(folder) for folder in control_groups(root, "memory"))
     return min([whole, *filter(None, granted)])
+
+
+def _windows_memory_bytes() -> int:
+    """What Windows' ``GlobalMemoryStatusEx`` says of the machine."""
+    import ctypes
+
+    class Status(ctypes.Structure):
+        """``MEMORYSTATUSEX``: the whole memory is the third of its numbers."""
+
+        _fields_ = (
+            ("length", ctypes.c_uint32),
+            ("load", ctypes.c_uint32),
+            ("whole", ctypes.c_uint64),
+            ("rest", ctypes.c_uint64 * 6),
+        )
+
+    status = Status(length=ctypes.sizeof(Status))
+    if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):  # type: ignore[attr-defined]
+        raise OSError
+    return int(status.whole)
 
 
 def _limit(folder: Path) -> int | None:

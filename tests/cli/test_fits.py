@@ -15,6 +15,7 @@ from fake_hub import FakeHub
 from places import ROOT
 
 from edgedb.cli.commands import main
+from edgedb.cli.fits import speed_text
 from edgedb.files import size_text
 from edgedb.measure.estimates import PAIRS, known_models, of_machine, of_model
 from edgedb.measure.known import MACHINES, Machine
@@ -126,7 +127,7 @@ def table() -> Iterator[str]:
                 f"{first.layer_bits:.1f}",
                 size_text(first.file_bytes),
                 size_text(first.memory_bytes),
-                *(f"{row.tokens_per_second:.3g}" if row.fits else "no" for row in found),
+                *(speed_text(row.tokens_per_second or 0) if row.fits else "no" for row in found),
             )
             yield f"| {' | '.join(cells)} |"
 
@@ -144,8 +145,8 @@ def table_of_the_pi() -> Iterator[str]:
                 row.stored.split()[0],
                 size_text(row.file_bytes),
                 size_text(row.memory_bytes),
-                f"{speed:.3g}",
-                f"{2 * speed / 3:.2g}",
+                speed_text(speed),
+                speed_text(2 * speed / 3),
             )
             yield f"| {' | '.join(cells)} |"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,12 @@ def test_a_system_that_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("os.sysconf")
     with pytest.raises(EdgeDBError, match="give --memory"):
         memory.memory_bytes()
+
+
+def test_windows_is_asked_in_its_own_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(memory, "_windows_memory_bytes", lambda: 5 << 30)
+    assert memory.memory_bytes(tmp_path) == 5 << 30
 
 
 def test_reading_has_a_speed() -> None:
