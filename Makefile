@@ -17,8 +17,9 @@
 # make test-windows
 #              the same as code for Windows, by mingw-w64's gcc, under wine
 # make wheels  cross-build the wheels of six platforms (docs/platforms.md); WHEELS="win_amd64 ...": some
-# make test-wheel-arm
-#              run the wheel for 64-bit Arm under qemu on Debian 12
+# make test-wheel-linux, test-wheel-arm, test-wheel-windows
+#              install and run a wheel: in an empty environment (PYTHONS="python3.10 ..."), under qemu, in
+#              Python for Windows under wine
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -36,6 +37,7 @@ TORCH ?= torch==2.13.0
 ZIGLANG ?= ziglang==0.17.1
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 WHEELS ?=
+PYTHONS ?=
 PEERS ?=
 QUALITY ?=
 PEERS_DIR := .cache/peers
@@ -43,8 +45,8 @@ LLAMA_CPP ?= llama-cpp-python==0.3.36
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: chat test test-native test-clang test-arm test-sanitize test-windows wheels test-wheel-arm bench bench-kernels \
-	bench-peers bench-quality lint fuzz soak clean
+.PHONY: chat test test-native test-clang test-arm test-sanitize test-windows wheels test-wheel-linux test-wheel-arm \
+	test-wheel-windows bench bench-kernels bench-peers bench-quality lint fuzz soak clean
 .DELETE_ON_ERROR:
 
 chat: $(BIN)/.installed $(MODEL)
@@ -70,9 +72,17 @@ wheels: $(BIN)/.installed-clang
 	@$(BIN)/python -m pip install --quiet --progress-bar off 'setuptools>=77' </dev/null
 	@ZIG_GLOBAL_CACHE_DIR=$(CURDIR)/.cache/zig $(BIN)/python -m native.wheels --out dist $(WHEELS)
 
+test-wheel-linux:
+	@$(MAKE) --no-print-directory wheels WHEELS=manylinux_2_28_$(shell uname -m)
+	@native/wheel_linux_test.sh $(BIN)/python dist $(SMOLLM2)-db2.dbb $(PYTHONS)
+
 test-wheel-arm:
 	@$(MAKE) --no-print-directory wheels WHEELS=manylinux_2_28_aarch64
 	@native/wheel_arm_test.sh $(BIN)/python dist .cache/arm64 $(SMOLLM2)-db2.dbb
+
+test-wheel-windows:
+	@$(MAKE) --no-print-directory wheels WHEELS=win_amd64
+	@native/wheel_windows_test.sh $(BIN)/python dist .cache/windows $(SMOLLM2)-db2.dbb
 
 bench: $(BIN)/.installed $(if $(SHAPE),,$(MODEL))
 	@$(BIN)/edgedb bench $(if $(SHAPE),--shape $(SHAPE),$(MODEL)) $(BENCH)

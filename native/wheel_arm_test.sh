@@ -26,7 +26,7 @@ if [ ! -e "$cache/.complete" ]; then
         libexpat1 libssl3 libgcc-s1 libstdc++6 libffi8 libbz2-1.0 liblzma5 libsqlite3-0 libuuid1
     for package in *.deb; do dpkg -x "$package" root; done
     # All but numba, which only the backend of that name imports.
-    "$python" -m pip install --quiet --target site --python-version 3.11 --only-binary=:all: \
+    "$python" -m pip install -qq --target site --python-version 3.11 --only-binary=:all: \
         --platform manylinux_2_28_aarch64 --platform manylinux2014_aarch64 \
         numpy cffi safetensors sentencepiece tokenizers jinja2 click prompt-toolkit rich
     touch .complete
