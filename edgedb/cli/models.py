@@ -109,7 +109,7 @@ def _existing(name: str) -> Path:
 
 @click.command()
 @click.argument("name")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def rm(name: str, yes: bool) -> None:
     """Delete a model, or all that was pulled of OWNER/NAME.
 

@@ -144,7 +144,10 @@ def _planned_or_here(
         ]
         if not here:
             raise
-        new_console().print(f"{error}. On this disk: {here[0]}")
+        new_console().print(
+            f"{name} is on this disk: {here[0]}; whether there is a newer one was not asked: "
+            f"{error.reason}"
+        )
         return None
 
 

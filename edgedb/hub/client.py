@@ -18,7 +18,11 @@ from .names import HubName
 
 
 class UnreachableError(EdgeDBError):
-    """There is no way to the hub: it was forbidden, or the network is away."""
+    """There is no way to the hub: it was forbidden, or the network is away, as ``reason`` says."""
+
+    def __init__(self, message: str, reason: str = "no network is to be used") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @contextmanager
@@ -43,7 +47,8 @@ def telling(name: HubName) -> Iterator[None]:
         ) from None
     except errors.OfflineModeIsEnabled:
         raise UnreachableError(
-            f"{name} is not on this disk, and HF_HUB_OFFLINE forbids to look for it"
+            f"{name} is not on this disk, and HF_HUB_OFFLINE forbids to look for it",
+            "HF_HUB_OFFLINE forbids it",
         ) from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
@@ -56,10 +61,10 @@ def telling(name: HubName) -> Iterator[None]:
     except (errors.HTTPError, errors.LocalEntryNotFoundError, OSError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
             raise
+        told = one_line(str(error), NAME_CHARS) or type(error).__name__
+        reason = f"no way to {endpoint()} ({told})"
         raise UnreachableError(
-            f"{name}: no way to {endpoint()} "
-            f"({one_line(str(error), NAME_CHARS) or type(error).__name__}); what has come stays, "
-            "and the same command goes on"
+            f"{name}: {reason}; what has come stays, and the same command goes on", reason
         ) from None
 
 
