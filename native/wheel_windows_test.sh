@@ -19,7 +19,10 @@ sources=$(realpath "$(dirname "$0")/wine")
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 library=python${version/./}
 
-wine=$(ls /usr/lib/wine/wine64 2>/dev/null || command -v wine)
+wine=$(ls /usr/lib/wine/wine64 2>/dev/null || command -v wine) || {
+    echo "edgedb: the test needs wine64 (Debian: wine64)" >&2
+    exit 1
+}
 
 # Through pipes: wine gives Python for Windows no valid handle of a file.
 windows_python() {
