@@ -136,7 +136,8 @@ def serving() -> Iterator[FakeHub]:
                 self.wfile.write(content[start:][:most])
             if most is not None:
                 self.close_connection = True
-                self.connection.shutdown(2)
+                with suppress(OSError):  # whoever asked may be away
+                    self.connection.shutdown(2)
 
         def _json(self, value: Any) -> None:
             body = json.dumps(value).encode()
