@@ -39,6 +39,7 @@ edb_status edb_context_create(const char *isa, const char *kernel, edb_pool *poo
     created->isa = found;
     created->pairs = pairs;
     created->pool = pool;
+    edb_fetch_here = edb_cpu_fetch();
     *context = created;
     return EDB_OK;
 }

@@ -76,6 +76,29 @@ uint32_t edb_cpu_features(void) { return EDB_CPU_BASELINE; }
 
 #endif
 
+_Atomic(edb_fetch) edb_fetch_here = EDB_FAR;
+
+#if defined(__x86_64__) || defined(__i386__)
+
+/* AMD's families from Zen 5 on. */
+edb_fetch edb_cpu_fetch(void) {
+    enum { ZEN_5 = 26 };
+    uint32_t eax, ebx, ecx, edx;
+    if (!__get_cpuid(0, &eax, &ebx, &ecx, &edx)) return EDB_FAR;
+    if (ebx != signature_AMD_ebx || ecx != signature_AMD_ecx || edx != signature_AMD_edx)
+        return EDB_FAR;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return EDB_FAR;
+    uint32_t family = eax >> 8 & 15;
+    if (family == 15) family += eax >> 20 & 255;
+    return family >= ZEN_5 ? EDB_NEAR : EDB_FAR;
+}
+
+#else
+
+edb_fetch edb_cpu_fetch(void) { return EDB_FAR; }
+
+#endif
+
 #if defined(__APPLE__)
 
 int32_t edb_fast_cores(void) {

@@ -38,9 +38,7 @@ enum {
     EDB_PLANES = 8,       /* bits of an activation: -128, 64, 32, ... 1 times plane 7, 6, ... 0 */
     EDB_PLANE_BYTES = 64, /* the planes of one group: byte 8*p + i has columns 8i..8i+7 */
     EDB_MAX_PAIRS = 8,
-    EDB_MAX_PAIR_KERNELS = 4,
-    EDB_PREFETCH_BYTES = 12288,
-    EDB_SCALES_AHEAD = 2048 /* bytes, of the scales of int8 codes: eight groups */
+    EDB_MAX_PAIR_KERNELS = 4
 };
 
 /* Larger sizes are refused, which keeps every product of two sizes far inside 63 bits. */
@@ -325,29 +323,7 @@ static inline int edb_aligned(const void *p, uintptr_t alignment) {
 
 static inline void *edb_align_up(void *p) { return (void *)(((uintptr_t)p + 63) & ~(uintptr_t)63); }
 
-/* An address to prefetch; it may lie past the end of an array, where no pointer may point. */
-static inline const char *edb_past(const void *p, int64_t bytes) {
-    return (const char *)((uintptr_t)p + (uintptr_t)bytes);
-}
-
-/*
- * What to prefetch while `block` is read, with `blocks_left` to read from it on and then `next`: the
- * address EDB_PREFETCH_BYTES on, in whole blocks.
- */
-static EDB_INLINE const char *edb_ahead(const void *block, int64_t blocks_left, const void *next,
-                                        int64_t block_bytes) {
-    int64_t ahead = EDB_PREFETCH_BYTES / block_bytes, beyond = ahead - blocks_left;
-    return beyond < 0 ? edb_past(block, ahead * block_bytes) : edb_past(next, beyond * block_bytes);
-}
-
-/*
- * A prefetch for one quad of int8 codes by a single token: of their scales. So little is computed with
- * a code that the processor fetches codes by itself, and on Zen 4 faster than with a prefetch for each
- * line; but of every block it would come late to the scales.
- */
-static EDB_INLINE void edb_fetch_scales(const float *scales, int quad) {
-    if (quad % 4 == 0) __builtin_prefetch(edb_past(scales, EDB_SCALES_AHEAD + 16 * quad), 0, 2);
-}
+#include "fetch.h"
 
 edb_status edb_check_matrix(const edb_matrix *matrix);
 

@@ -92,8 +92,8 @@ static inline void interleave_4_values(const int8_t *rows, int64_t stride, int8_
  * 64 rows by one token and group, at the speed of memory: registers of 32 bytes, for with 64 Zen 4
  * reads a tenth slower. Codes are shifted by 128 as in kernels_avx512_int8.c.
  */
-static EDB_INLINE void group_64x1(const int8_t *codes, const float *scales, const int8_t *q,
-                                  float sx_of_token, int32_t offset, float *acc,
+static EDB_INLINE void group_64x1(edb_fetch fetch, const int8_t *codes, const float *scales,
+                                  const int8_t *q, float sx_of_token, int32_t offset, float *acc,
                                   const char *ahead) {
     const __m256i flip = _mm256_set1_epi8(-128);
     __m256 sx = _mm256_set1_ps(sx_of_token);
@@ -110,8 +110,14 @@ static EDB_INLINE void group_64x1(const int8_t *codes, const float *scales, cons
             __m256i shifted = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)w), flip);
             dots[i] = _mm256_dpbusd_epi32(dots[i], shifted, x);
         }
-        _mm_prefetch(ahead + 64 * quad, _MM_HINT_T1); /* a quarter of the block */
-        edb_fetch_scales(scales, quad);
+        if (fetch == EDB_NEAR) {
+#pragma GCC unroll 4
+            for (int line = 0; line < 4; line++)
+                _mm_prefetch(ahead + 256 * quad + 64 * line, _MM_HINT_NTA);
+        } else {
+            _mm_prefetch(ahead + 64 * quad, _MM_HINT_T1); /* a quarter of the block */
+            edb_fetch_scales(scales, quad);
+        }
     }
     for (int i = 0; i < 8; i++) {
         __m256 scale = _mm256_mul_ps(sx, _mm256_loadu_ps(scales + 8 * i));
@@ -120,19 +126,27 @@ static EDB_INLINE void group_64x1(const int8_t *codes, const float *scales, cons
     }
 }
 
+/* A tile by one token; near, the next block is fetched, four lines among the products of four others. */
+static EDB_INLINE void tile_64x1(edb_fetch fetch, const int8_t *codes, const float *scales,
+                                 int64_t groups, const edb_tokens *token, float *acc,
+                                 const int8_t *next) {
+    int64_t blocks = fetch == EDB_NEAR ? 1 : EDB_PREFETCH_BYTES / EDB_CODES_BYTES;
+    for (int64_t g = 0; g < groups; g++, codes += EDB_CODES_BYTES, scales += EDB_TILE) {
+        int64_t at = g * token->stride;
+        group_64x1(fetch, codes, scales, token->q + EDB_GROUP * at, token->sx[at],
+                   token->offsets[at], acc,
+                   edb_blocks_ahead(codes, groups - g, next, EDB_CODES_BYTES, blocks));
+    }
+}
+
 static void int8_tile(const int8_t *codes, const float *scales, int64_t groups,
                       const edb_tokens *tokens, float *acc, const int8_t *next) {
     if (tokens->n > 1) {
         edb_int8_tile_avx512(codes, scales, groups, tokens, acc, next);
-        return;
-    }
-    for (int64_t g = 0; g < groups; g++, codes += EDB_CODES_BYTES, scales += EDB_TILE) {
-        const char *ahead = edb_ahead(codes, groups - g, next, EDB_CODES_BYTES);
-        for (int64_t t = 0; t < tokens->n; t++) {
-            int64_t at = g * tokens->stride + t;
-            group_64x1(codes, scales, tokens->q + EDB_GROUP * at, tokens->sx[at],
-                       tokens->offsets[at], acc + EDB_TILE * t, ahead);
-        }
+    } else if (edb_fetch_here == EDB_NEAR) {
+        tile_64x1(EDB_NEAR, codes, scales, groups, tokens, acc, next);
+    } else {
+        tile_64x1(EDB_FAR, codes, scales, groups, tokens, acc, next);
     }
 }
 

@@ -89,6 +89,7 @@ static EDB_INLINE __m512i join(__m512i low_b_high, __m512i low_a, __m512i bias) 
 #define LOW_NIBBLE  0x0102040800000000
 #define HIGH_NIBBLE 0x1020408000000000
 
+/* fetch: a constant where this is inlined. */
 #define LOOK_UP(quad, a)                                                                \
     do {                                                                                \
         __m512i bits = load512(block + 64 * (quad));                                    \
@@ -98,7 +99,7 @@ static EDB_INLINE __m512i join(__m512i low_b_high, __m512i low_a, __m512i bias) 
         high1 = _mm512_add_epi8(high1, _mm512_permutexvar_epi8(b1, high));              \
         low2##a = _mm512_add_epi8(low2##a, _mm512_permutexvar_epi8(b2, low));           \
         high2 = _mm512_add_epi8(high2, _mm512_permutexvar_epi8(b2, high));              \
-        _mm_prefetch(ahead + 64 * (quad), _MM_HINT_T1);                                 \
+        if (fetch == EDB_FAR) _mm_prefetch(ahead + 64 * (quad), _MM_HINT_T1);           \
         __asm__("" : "+v"(low1##a), "+v"(high1), "+v"(low2##a), "+v"(high2));           \
     } while (0)
 
@@ -112,8 +113,9 @@ static EDB_INLINE __m512i join(__m512i low_b_high, __m512i low_a, __m512i bias) 
         LOOK_UP(quad + 3, a);                                      \
     } while (0)
 
-static void tile(const uint8_t *block, int64_t groups, const uint8_t *table,
-                 const edb_group_meta *meta, float *out, const uint8_t *next) {
+static EDB_INLINE void multiply(edb_fetch fetch, const uint8_t *block, int64_t groups,
+                                const uint8_t *table, const edb_group_meta *meta, float *out,
+                                const uint8_t *next) {
     const __m512i zero = _mm512_setzero_si512();
     const __m512i low_nibble = _mm512_set1_epi64(LOW_NIBBLE);
     const __m512i high_nibble = _mm512_set1_epi64(HIGH_NIBBLE);
@@ -121,15 +123,17 @@ static void tile(const uint8_t *block, int64_t groups, const uint8_t *table,
                      _mm512_setzero_ps()};
 
     for (int64_t g = 0; g < groups; g++) {
-        const char *ahead = edb_ahead(block, groups - g, next, EDB_BLOCK_BYTES);
+        const char *ahead = edb_fetch_block(fetch, block, groups - g, next, EDB_BLOCK_BYTES);
         __m512i low1a = zero, low1b = zero, high1 = zero;
         __m512i low2a = zero, low2b = zero, high2 = zero;
         LOOK_UP_4(0, a);
         LOOK_UP_4(4, a);
         LOOK_UP_4(8, b);
         LOOK_UP_4(12, b);
-        _mm_prefetch(ahead + 1024, _MM_HINT_T1);
-        _mm_prefetch(ahead + 1088, _MM_HINT_T1);
+        if (fetch == EDB_FAR) {
+            _mm_prefetch(ahead + 1024, _MM_HINT_T1);
+            _mm_prefetch(ahead + 1088, _MM_HINT_T1);
+        }
 
         __m512i bias = _mm512_set1_epi16((int16_t)meta[g].bias);
         sums = finish64(
@@ -144,6 +148,15 @@ static void tile(const uint8_t *block, int64_t groups, const uint8_t *table,
     store_rows(out, sums);
 }
 
+static void tile(const uint8_t *block, int64_t groups, const uint8_t *table,
+                 const edb_group_meta *meta, float *out, const uint8_t *next) {
+    if (edb_fetch_here == EDB_NEAR) {
+        multiply(EDB_NEAR, block, groups, table, meta, out, next);
+    } else {
+        multiply(EDB_FAR, block, groups, table, meta, out, next);
+    }
+}
+
 /* Quads 2j and 2j + 1, whose tables are among the four of `low` and `high`. */
 #define LOOK_UP_TWO(j, a)                                                                  \
     do {                                                                                   \
@@ -154,7 +167,7 @@ static void tile(const uint8_t *block, int64_t groups, const uint8_t *table,
         high_sum = _mm512_add_epi8(high_sum, _mm512_permutexvar_epi8(even, high));         \
         low##a = _mm512_add_epi8(low##a, _mm512_permutexvar_epi8(odd, low));               \
         high_sum = _mm512_add_epi8(high_sum, _mm512_permutexvar_epi8(odd, high));          \
-        _mm_prefetch(ahead + 64 * (j), _MM_HINT_T1);                                       \
+        if (fetch == EDB_FAR) _mm_prefetch(ahead + 64 * (j), _MM_HINT_T1);                 \
         __asm__("" : "+v"(low##a), "+v"(high_sum));                                        \
     } while (0)
 
@@ -166,8 +179,9 @@ static void tile(const uint8_t *block, int64_t groups, const uint8_t *table,
         LOOK_UP_TWO((quad) / 2 + 1, a);                            \
     } while (0)
 
-static void half_tile(const uint8_t *half, int64_t groups, const uint8_t *table,
-                      const edb_group_meta *meta, float *out, const uint8_t *next) {
+static EDB_INLINE void multiply_half(edb_fetch fetch, const uint8_t *half, int64_t groups,
+                                     const uint8_t *table, const edb_group_meta *meta, float *out,
+                                     const uint8_t *next) {
     const __m512i zero = _mm512_setzero_si512();
     const __m512i low_nibble = _mm512_set1_epi64(LOW_NIBBLE);
     const __m512i high_nibble = _mm512_set1_epi64(HIGH_NIBBLE);
@@ -175,13 +189,13 @@ static void half_tile(const uint8_t *half, int64_t groups, const uint8_t *table,
                      _mm512_setzero_ps()};
 
     for (int64_t g = 0; g < groups; g++) {
-        const char *ahead = edb_ahead(half, groups - g, next, EDB_HALF_BYTES);
+        const char *ahead = edb_fetch_block(fetch, half, groups - g, next, EDB_HALF_BYTES);
         __m512i low_a = zero, low_b = zero, high_sum = zero;
         LOOK_UP_HALF_4(0, _a);
         LOOK_UP_HALF_4(4, _a);
         LOOK_UP_HALF_4(8, _b);
         LOOK_UP_HALF_4(12, _b);
-        _mm_prefetch(ahead + 512, _MM_HINT_T1);
+        if (fetch == EDB_FAR) _mm_prefetch(ahead + 512, _MM_HINT_T1);
 
         __m512i bias = _mm512_set1_epi16((int16_t)meta[g].bias);
         sums = finish_half64(
@@ -192,6 +206,15 @@ static void half_tile(const uint8_t *half, int64_t groups, const uint8_t *table,
         table += TABLE_BYTES;
     }
     store_rows(out, sums);
+}
+
+static void half_tile(const uint8_t *half, int64_t groups, const uint8_t *table,
+                      const edb_group_meta *meta, float *out, const uint8_t *next) {
+    if (edb_fetch_here == EDB_NEAR) {
+        multiply_half(EDB_NEAR, half, groups, table, meta, out, next);
+    } else {
+        multiply_half(EDB_FAR, half, groups, table, meta, out, next);
+    }
 }
 
 const edb_pair_kernel edb_lookup_avx512 = {

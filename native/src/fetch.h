@@ -1,0 +1,66 @@
+/*
+ * How loops over weights fetch ahead of themselves; part of internal.h. Processors differ in what is
+ * fast: docs/kernels.md has the measurements.
+ */
+#ifndef EDB_FETCH_H
+#define EDB_FETCH_H
+
+enum {
+    EDB_PREFETCH_BYTES = 12288,
+    EDB_NEAR_BYTES = 8192,
+    EDB_SCALES_AHEAD = 2048 /* bytes, of the scales of int8 codes: eight groups */
+};
+
+/*
+ * Two ways for the product of a single token. Far: to the second-level cache, EDB_PREFETCH_BYTES ahead,
+ * line by line among the arithmetic. Near: past that cache to the first level, EDB_NEAR_BYTES ahead,
+ * the lines of a block at once. On Zen 4 near would cost half the speed, on Zen 5 far costs a third.
+ */
+typedef enum { EDB_FAR, EDB_NEAR } edb_fetch;
+
+edb_fetch edb_cpu_fetch(void);            /* what suits this CPU; it takes microseconds to find out */
+extern _Atomic(edb_fetch) edb_fetch_here; /* the same, once there is a context */
+
+/* An address to prefetch; it may lie past the end of an array, where no pointer may point. */
+static inline const char *edb_past(const void *p, int64_t bytes) {
+    return (const char *)((uintptr_t)p + (uintptr_t)bytes);
+}
+
+/* The address `ahead` blocks on, with `blocks_left` to read from `block` on and then `next`. */
+static EDB_INLINE const char *edb_blocks_ahead(const void *block, int64_t blocks_left,
+                                               const void *next, int64_t block_bytes,
+                                               int64_t ahead) {
+    int64_t beyond = ahead - blocks_left;
+    return beyond < 0 ? edb_past(block, ahead * block_bytes) : edb_past(next, beyond * block_bytes);
+}
+
+/* What to prefetch while `block` is read: the address EDB_PREFETCH_BYTES on, in whole blocks. */
+static EDB_INLINE const char *edb_ahead(const void *block, int64_t blocks_left, const void *next,
+                                        int64_t block_bytes) {
+    return edb_blocks_ahead(block, blocks_left, next, block_bytes,
+                            EDB_PREFETCH_BYTES / block_bytes);
+}
+
+/* The same for a loop that fetches far; near, all lines of a block are fetched here. */
+static EDB_INLINE const char *edb_fetch_block(edb_fetch fetch, const void *block,
+                                              int64_t blocks_left, const void *next,
+                                              int64_t block_bytes) {
+    if (fetch == EDB_FAR) return edb_ahead(block, blocks_left, next, block_bytes);
+    const char *ahead =
+        edb_blocks_ahead(block, blocks_left, next, block_bytes, EDB_NEAR_BYTES / block_bytes);
+#pragma GCC unroll 18
+    for (int64_t line = 0; line < block_bytes; line += 64)
+        __builtin_prefetch(edb_past(ahead, line), 0, 0);
+    return ahead;
+}
+
+/*
+ * A prefetch for one quad of int8 codes by a single token: of their scales. So little is computed with
+ * a code that the processor fetches codes by itself, and on Zen 4 faster than with a prefetch for each
+ * line; but of every block it would come late to the scales.
+ */
+static EDB_INLINE void edb_fetch_scales(const float *scales, int quad) {
+    if (quad % 4 == 0) __builtin_prefetch(edb_past(scales, EDB_SCALES_AHEAD + 16 * quad), 0, 2);
+}
+
+#endif
