@@ -7,13 +7,12 @@
 
 enum {
     EDB_PREFETCH_BYTES = 12288,
-    EDB_NEAR_BYTES = 8192,
     EDB_SCALES_AHEAD = 2048 /* bytes, of the scales of int8 codes: eight groups */
 };
 
 /*
  * Two ways for the product of a single token. Far: to the second-level cache, EDB_PREFETCH_BYTES ahead,
- * line by line among the arithmetic. Near: past that cache to the first level, EDB_NEAR_BYTES ahead,
+ * line by line among the arithmetic. Near: past that cache to the first level, a shorter way ahead,
  * the lines of a block at once. On Zen 4 near would cost half the speed, on Zen 5 far costs a third.
  */
 typedef enum { EDB_FAR, EDB_NEAR } edb_fetch;
@@ -41,13 +40,13 @@ static EDB_INLINE const char *edb_ahead(const void *block, int64_t blocks_left, 
                             EDB_PREFETCH_BYTES / block_bytes);
 }
 
-/* The same for a loop that fetches far; near, all lines of a block are fetched here. */
-static EDB_INLINE const char *edb_fetch_block(edb_fetch fetch, const void *block,
-                                              int64_t blocks_left, const void *next,
-                                              int64_t block_bytes) {
+/* The same for a loop that fetches far; near, all lines of the block near_bytes on are fetched here. */
+static EDB_INLINE const char *edb_fetch_block(edb_fetch fetch, int64_t near_bytes,
+                                              const void *block, int64_t blocks_left,
+                                              const void *next, int64_t block_bytes) {
     if (fetch == EDB_FAR) return edb_ahead(block, blocks_left, next, block_bytes);
     const char *ahead =
-        edb_blocks_ahead(block, blocks_left, next, block_bytes, EDB_NEAR_BYTES / block_bytes);
+        edb_blocks_ahead(block, blocks_left, next, block_bytes, near_bytes / block_bytes);
 #pragma GCC unroll 18
     for (int64_t line = 0; line < block_bytes; line += 64)
         __builtin_prefetch(edb_past(ahead, line), 0, 0);
@@ -61,6 +60,13 @@ static EDB_INLINE const char *edb_fetch_block(edb_fetch fetch, const void *block
  */
 static EDB_INLINE void edb_fetch_scales(const float *scales, int quad) {
     if (quad % 4 == 0) __builtin_prefetch(edb_past(scales, EDB_SCALES_AHEAD + 16 * quad), 0, 2);
+}
+
+/* Near: of the next block of int8 codes the lines of one quad. */
+static EDB_INLINE void edb_fetch_codes(const char *next_block, int quad) {
+#pragma GCC unroll 4
+    for (int line = 0; line < 4; line++)
+        __builtin_prefetch(next_block + 256 * quad + 64 * line, 0, 0);
 }
 
 #endif

@@ -230,8 +230,8 @@ static EDB_INLINE void group_16x4(const wide_codes *codes, int row, const float 
 }
 
 /* 64 rows of one token and group, straight from memory. */
-static EDB_INLINE void group_64x1(const int8_t *codes, const float *scales, const int8_t *q,
-                                  float sx, float *acc) {
+static EDB_INLINE void group_64x1(edb_fetch fetch, const int8_t *codes, const float *scales,
+                                  const int8_t *q, float sx, float *acc, const char *ahead) {
     __m256i s0, s1, s2, s3, s4, s5, s6, s7;
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = _mm256_setzero_si256();
 #define DOT(sum, slice)                                         \
@@ -249,7 +249,11 @@ static EDB_INLINE void group_64x1(const int8_t *codes, const float *scales, cons
         DOT(s5, 5);
         DOT(s6, 6);
         DOT(s7, 7);
-        edb_fetch_scales(scales, quad);
+        if (fetch == EDB_NEAR) {
+            edb_fetch_codes(ahead, quad);
+        } else {
+            edb_fetch_scales(scales, quad);
+        }
     }
 #undef DOT
     finish_dots(acc, s0, sx, scales);
@@ -267,8 +271,9 @@ static void int8_tile(const int8_t *codes, const float *scales, int64_t groups,
     const int8_t *q = tokens->q;
     const float *sx = tokens->sx;
     int64_t stride = tokens->stride, n = tokens->n;
-    (void)next;
+    edb_fetch fetch = edb_fetch_here;
     for (int64_t g = 0; g < groups; g++) {
+        const char *ahead = edb_blocks_ahead(codes, groups - g, next, EDB_CODES_BYTES, 1);
         int64_t t = 0;
         wide_codes wide;
         if (n >= 4) widen(codes, EDB_CODES_BYTES, wide.even, wide.odd);
@@ -280,7 +285,7 @@ static void int8_tile(const int8_t *codes, const float *scales, int64_t groups,
                 group_16x4(&wide, row, scales + row, &x, sx + t, acc + EDB_TILE * t + row);
         }
         for (; t < n; t++)
-            group_64x1(codes, scales, q + EDB_GROUP * t, sx[t], acc + EDB_TILE * t);
+            group_64x1(fetch, codes, scales, q + EDB_GROUP * t, sx[t], acc + EDB_TILE * t, ahead);
         codes += EDB_CODES_BYTES;
         scales += EDB_TILE;
         q += EDB_GROUP * stride;

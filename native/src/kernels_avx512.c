@@ -111,9 +111,7 @@ static EDB_INLINE void group_64x1(edb_fetch fetch, const int8_t *codes, const fl
             dots[i] = _mm256_dpbusd_epi32(dots[i], shifted, x);
         }
         if (fetch == EDB_NEAR) {
-#pragma GCC unroll 4
-            for (int line = 0; line < 4; line++)
-                _mm_prefetch(ahead + 256 * quad + 64 * line, _MM_HINT_NTA);
+            edb_fetch_codes(ahead, quad);
         } else {
             _mm_prefetch(ahead + 64 * quad, _MM_HINT_T1); /* a quarter of the block */
             edb_fetch_scales(scales, quad);
@@ -126,7 +124,7 @@ static EDB_INLINE void group_64x1(edb_fetch fetch, const int8_t *codes, const fl
     }
 }
 
-/* A tile by one token; near, the next block is fetched, four lines among the products of four others. */
+/* A tile by one token. */
 static EDB_INLINE void tile_64x1(edb_fetch fetch, const int8_t *codes, const float *scales,
                                  int64_t groups, const edb_tokens *token, float *acc,
                                  const int8_t *next) {

@@ -37,6 +37,8 @@ EDB_TARGET("avx2,fma,f16c")
 
 enum { TABLE_BYTES = 32 * EDB_QUADS };
 
+enum { NEAR_BYTES = 12288 }; /* of weights fetched ahead: edb_fetch */
+
 /* A quad's table: 16 bytes of low 5 bits, then 16 bytes of high bits. */
 static void prepare(const int8_t *q, const float *sx, int64_t stride, int64_t groups,
                     uint8_t *tables, edb_group_meta *meta) {
@@ -101,7 +103,7 @@ static EDB_INLINE void finish32(float *acc, __m256 sx, __m256i bias, const uint8
              _mm256_unpackhi_epi8(c1_bytes, c2_bytes));
 }
 
-/* One quad: rows 0-31 add to p, rows 32-63 to r. */
+/* One quad: rows 0-31 add to p, rows 32-63 to r. fetch: a constant where this is inlined. */
 #define LOOK_UP(quad)                                                                             \
     do {                                                                                          \
         __m256i low = _mm256_broadcastsi128_si256(*(const __m128i *)(table + 32 * (quad)));       \
@@ -120,27 +122,31 @@ static EDB_INLINE void finish32(float *acc, __m256 sx, __m256i bias, const uint8
         r_high1 = _mm256_add_epi8(r_high1, _mm256_shuffle_epi8(high, b1));                        \
         r_low2 = _mm256_add_epi8(r_low2, _mm256_shuffle_epi8(low, b2));                           \
         r_high2 = _mm256_add_epi8(r_high2, _mm256_shuffle_epi8(high, b2));                        \
-        _mm_prefetch(ahead + 64 * (quad), _MM_HINT_T1);                                           \
+        if (fetch == EDB_FAR) _mm_prefetch(ahead + 64 * (quad), _MM_HINT_T1);                     \
         __asm__(""                                                                                \
                 : "+x"(p_low1), "+x"(p_high1), "+x"(p_low2), "+x"(p_high2), "+x"(r_low1),         \
                   "+x"(r_high1), "+x"(r_low2), "+x"(r_high2));                                    \
     } while (0)
 
-static void tile(const uint8_t *block, int64_t groups, const uint8_t *table,
-                 const edb_group_meta *meta, float *out, const uint8_t *next) {
+static EDB_INLINE void multiply(edb_fetch fetch, const uint8_t *block, int64_t groups,
+                                const uint8_t *table, const edb_group_meta *meta, float *out,
+                                const uint8_t *next) {
     const __m256i nibble = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
     _Alignas(32) float acc[EDB_TILE] = {0};
 
     for (int64_t g = 0; g < groups; g++) {
-        const char *ahead = edb_ahead(block, groups - g, next, EDB_BLOCK_BYTES);
+        const char *ahead = edb_fetch_block(fetch, NEAR_BYTES, block, groups - g, next,
+                                            EDB_BLOCK_BYTES);
         __m256i p_low1 = zero, p_high1 = zero, p_low2 = zero, p_high2 = zero;
         __m256i r_low1 = zero, r_high1 = zero, r_low2 = zero, r_high2 = zero;
         for (int quad = 0; quad < EDB_QUADS / 2; quad++) LOOK_UP(quad);
         __m256i p_low1a = p_low1, p_low2a = p_low2, r_low1a = r_low1, r_low2a = r_low2;
         p_low1 = p_low2 = r_low1 = r_low2 = zero;
         for (int quad = EDB_QUADS / 2; quad < EDB_QUADS; quad++) LOOK_UP(quad);
-        _mm_prefetch(ahead + 1024, _MM_HINT_T1);
-        _mm_prefetch(ahead + 1088, _MM_HINT_T1);
+        if (fetch == EDB_FAR) {
+            _mm_prefetch(ahead + 1024, _MM_HINT_T1);
+            _mm_prefetch(ahead + 1088, _MM_HINT_T1);
+        }
 
         __m256 sx = _mm256_set1_ps(meta[g].sx);
         __m256i bias = _mm256_set1_epi16((int16_t)meta[g].bias);
@@ -151,6 +157,15 @@ static void tile(const uint8_t *block, int64_t groups, const uint8_t *table,
         table += TABLE_BYTES;
     }
     store_rows(out, acc);
+}
+
+static void tile(const uint8_t *block, int64_t groups, const uint8_t *table,
+                 const edb_group_meta *meta, float *out, const uint8_t *next) {
+    if (edb_fetch_here == EDB_NEAR) {
+        multiply(EDB_NEAR, block, groups, table, meta, out, next);
+    } else {
+        multiply(EDB_FAR, block, groups, table, meta, out, next);
+    }
 }
 
 /* 32 rows by eight columns, quads 2j and 2j + 1 with their tables. */
@@ -166,30 +181,32 @@ static void tile(const uint8_t *block, int64_t groups, const uint8_t *table,
         __asm__("" : "+x"(low), "+x"(high));                                \
     } while (0)
 
-#define LOOK_UP_HALF(j, p_low, r_low)                                \
-    do {                                                             \
-        const __m128i *tables = (const __m128i *)(table + 64 * (j)); \
-        __m256i even_low = _mm256_broadcastsi128_si256(tables[0]);   \
-        __m256i even_high = _mm256_broadcastsi128_si256(tables[1]);  \
-        __m256i odd_low = _mm256_broadcastsi128_si256(tables[2]);    \
-        __m256i odd_high = _mm256_broadcastsi128_si256(tables[3]);   \
-        LOOK_UP_TWO(half + 64 * (j), p_low, p_high);                 \
-        LOOK_UP_TWO(half + 64 * (j) + 32, r_low, r_high);            \
-        _mm_prefetch(ahead + 64 * (j), _MM_HINT_T1);                 \
+#define LOOK_UP_HALF(j, p_low, r_low)                                      \
+    do {                                                                   \
+        const __m128i *tables = (const __m128i *)(table + 64 * (j));       \
+        __m256i even_low = _mm256_broadcastsi128_si256(tables[0]);         \
+        __m256i even_high = _mm256_broadcastsi128_si256(tables[1]);        \
+        __m256i odd_low = _mm256_broadcastsi128_si256(tables[2]);          \
+        __m256i odd_high = _mm256_broadcastsi128_si256(tables[3]);         \
+        LOOK_UP_TWO(half + 64 * (j), p_low, p_high);                       \
+        LOOK_UP_TWO(half + 64 * (j) + 32, r_low, r_high);                  \
+        if (fetch == EDB_FAR) _mm_prefetch(ahead + 64 * (j), _MM_HINT_T1); \
     } while (0)
 
-static void half_tile(const uint8_t *half, int64_t groups, const uint8_t *table,
-                      const edb_group_meta *meta, float *out, const uint8_t *next) {
+static EDB_INLINE void multiply_half(edb_fetch fetch, const uint8_t *half, int64_t groups,
+                                     const uint8_t *table, const edb_group_meta *meta, float *out,
+                                     const uint8_t *next) {
     const __m256i nibble = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
     _Alignas(32) float acc[EDB_TILE] = {0};
 
     for (int64_t g = 0; g < groups; g++) {
-        const char *ahead = edb_ahead(half, groups - g, next, EDB_HALF_BYTES);
+        const char *ahead = edb_fetch_block(fetch, NEAR_BYTES, half, groups - g, next,
+                                            EDB_HALF_BYTES);
         __m256i p_low_a = zero, p_low_b = zero, p_high = zero;
         __m256i r_low_a = zero, r_low_b = zero, r_high = zero;
         for (int j = 0; j < EDB_QUADS / 4; j++) LOOK_UP_HALF(j, p_low_a, r_low_a);
         for (int j = EDB_QUADS / 4; j < EDB_QUADS / 2; j++) LOOK_UP_HALF(j, p_low_b, r_low_b);
-        _mm_prefetch(ahead + 512, _MM_HINT_T1);
+        if (fetch == EDB_FAR) _mm_prefetch(ahead + 512, _MM_HINT_T1);
 
         __m256 sx = _mm256_set1_ps(meta[g].sx);
         __m256i bias = _mm256_set1_epi16((int16_t)meta[g].bias);
@@ -199,6 +216,15 @@ static void half_tile(const uint8_t *half, int64_t groups, const uint8_t *table,
         table += TABLE_BYTES;
     }
     store_rows(out, acc);
+}
+
+static void half_tile(const uint8_t *half, int64_t groups, const uint8_t *table,
+                      const edb_group_meta *meta, float *out, const uint8_t *next) {
+    if (edb_fetch_here == EDB_NEAR) {
+        multiply_half(EDB_NEAR, half, groups, table, meta, out, next);
+    } else {
+        multiply_half(EDB_FAR, half, groups, table, meta, out, next);
+    }
 }
 
 const edb_pair_kernel edb_lookup_avx2 = {

@@ -35,6 +35,8 @@ EDB_TARGET("avx512f,avx512bw,avx512vbmi,avx512vnni,gfni")
 /* 16 tables of low bits, then 16 of high bits. */
 enum { HIGH_TABLES = 16 * EDB_QUADS, TABLE_BYTES = 2 * HIGH_TABLES };
 
+enum { NEAR_BYTES = 8192 }; /* of weights fetched ahead: edb_fetch */
+
 /* The table of a quad: its minimum of the subset sums is taken away, 0..508 is left. */
 static EDB_INLINE __m512i subset_sums(const int8_t *q, int quad, __m512i subsets, __m512i sizes) {
     int32_t four;
@@ -123,7 +125,8 @@ static EDB_INLINE void multiply(edb_fetch fetch, const uint8_t *block, int64_t g
                      _mm512_setzero_ps()};
 
     for (int64_t g = 0; g < groups; g++) {
-        const char *ahead = edb_fetch_block(fetch, block, groups - g, next, EDB_BLOCK_BYTES);
+        const char *ahead = edb_fetch_block(fetch, NEAR_BYTES, block, groups - g, next,
+                                            EDB_BLOCK_BYTES);
         __m512i low1a = zero, low1b = zero, high1 = zero;
         __m512i low2a = zero, low2b = zero, high2 = zero;
         LOOK_UP_4(0, a);
@@ -189,7 +192,8 @@ static EDB_INLINE void multiply_half(edb_fetch fetch, const uint8_t *half, int64
                      _mm512_setzero_ps()};
 
     for (int64_t g = 0; g < groups; g++) {
-        const char *ahead = edb_fetch_block(fetch, half, groups - g, next, EDB_HALF_BYTES);
+        const char *ahead = edb_fetch_block(fetch, NEAR_BYTES, half, groups - g, next,
+                                            EDB_HALF_BYTES);
         __m512i low_a = zero, low_b = zero, high_sum = zero;
         LOOK_UP_HALF_4(0, _a);
         LOOK_UP_HALF_4(4, _a);
