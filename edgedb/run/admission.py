@@ -74,14 +74,22 @@ class Admission:
 
     @contextmanager
     def answering(
-        self, holder: Holder, positions: int, cancelled: Callable[[], bool] | None
+        self,
+        holder: Holder,
+        positions: int,
+        cancelled: Callable[[], bool] | None,
+        take: Callable[[], None],
     ) -> Iterator[bool]:
         """Wait until there is memory for ``holder`` to grow to ``positions``, and keep it for as
         long as this lasts; or until it is cancelled: then False.
 
+        ``take`` is called once it begins: ``holder`` takes what it can use of the pages that are
+        kept, before those that have no room beside the answer are let go.
+
         Raises ``ContextFullError`` if that will never be, whoever else ends.
         """
         if self._room is None:
+            take()
             yield True
             return
         grant = _Grant(holder, -(-positions // PAGE))
@@ -95,7 +103,7 @@ class Admission:
             self._queue.append(turn)
         event = threading.Event()
         try:
-            while not self._begins(grant):
+            while not self._begins(grant, take):
                 if cancelled is not None and cancelled():
                     yield False
                     return
@@ -128,7 +136,7 @@ class Admission:
         idle = sum(one.n_pages for one in self._holders if id(one) not in answering)
         return self._room - idle - sum(one.pages for one in self._grants)
 
-    def _begins(self, grant: _Grant) -> bool:
+    def _begins(self, grant: _Grant, take: Callable[[], None]) -> bool:
         with gate.lock, self._lock:
             self._queue = [one for one in self._queue if one() is not None]
             if self._queue[0]() is not grant:
@@ -143,6 +151,7 @@ class Admission:
                 return False
             del self._queue[0]
             self._grants.add(grant)
+            take()
             self._prefixes.limit(free - grant.pages)
             return True
 

@@ -236,22 +236,25 @@ class Session(Answers):
         room = self.context - len(ids)
         max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
 
+        def take() -> None:
+            stats.read_tokens = self._reader.hold(ids)
+
+        # Admission ends before what was read is offered, so that there is room to keep it.
         with (
             self._exclusive(),
-            self.model.admission.answering(
-                self._reader, len(ids) + max_tokens, request.cancelled
-            ) as admitted,
             self._reader.guessing(
                 len(ids) + max_tokens,
                 request.prompt_lookup,
                 request.draft_tokens,
                 request.cancelled,
             ) as guesser,
+            self.model.admission.answering(
+                self._reader, len(ids) + max_tokens, request.cancelled, take
+            ) as admitted,
         ):
             if not admitted:
                 yield Chunk("", None, "cancelled", stats)
                 return
-            stats.read_tokens = self._reader.hold(ids)
             started = time.perf_counter()
             whole = request.logprobs is not None
             wanted = None if whole else self._needed_by(sampler)

@@ -80,3 +80,18 @@ def test_a_child_does_not_wait_for_its_parents_answers(model: edgedb.Model) -> N
     end.set()
     thread.join()
     assert os.waitstatus_to_exitcode(status) == 5
+
+
+def test_a_follow_up_finds_what_was_read_though_answers_may_take_all_memory(
+    model: edgedb.Model,
+) -> None:
+    """What is kept has room once an answer has ended, and is taken before the next one's memory is
+    put aside."""
+    prompt = [5, 9, 2, 40, 17, 23, 8]
+    first = model.generate(prompt, stop_ids=range(100, model.vocab_size), temperature=0)
+    assert model.admission.most == 1024 and len(model.prefixes) > 0
+    longer = [*prompt, *first.tokens, 6, 7]
+    again = model.generate(longer, max_tokens=1000 - len(longer), temperature=0)
+    assert again.stats.read_tokens <= 3
+    alone = edgedb.load(model.file.path, context=1000)
+    assert again.tokens == alone.generate(longer, temperature=0).tokens
