@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 from ..arguments import flag, optional, whole
+from ..gate import gate
 from ..text.messages import Message
 from ..text.transcript import encode_keeping
 from .completion import Chunk, Completion, collect
 from .loaded import LoadedModel, Prompt
 from .request import AnswerOptions, Request
+from .together import AT_ONCE, Cancelled, together
 
 if TYPE_CHECKING:
     import sys
@@ -87,8 +91,9 @@ class Answers:
         """Continue ``prompt``, a text or token ids.
 
         Returns a ``Completion``, or with ``stream`` its chunks as they come. ``n`` asks for several
-        answers, a list or one stream after the other with ``Chunk.index``; the prompt is read once,
-        and answer i has the seed ``seed + i``.
+        answers, a list or their chunks with ``Chunk.index``; the prompt is read once, answer i has
+        the seed ``seed + i``, and all are written at once, in threads, unless ``processors`` are
+        given. Then ``cancelled`` is asked by each of them.
         """
         session = self._answering()
         return _answer(session, session.model.prompt_ids(prompt), stream, n, options)
@@ -162,20 +167,29 @@ def _answer(
     if n is None:
         chunks = session.start(ids, request)
         return chunks if stream else collect(chunks)
-    answers = _several(session, ids, n, request)
-    if not stream:
-        return [collect(answer) for answer in answers]
-    return (chunk for answer in answers for chunk in answer)
+    chunks = _several(session, ids, n, request)
+    if stream:
+        return chunks
+    found: list[list[Chunk]] = [[] for _ in range(n)]
+    for chunk in chunks:
+        found[chunk.index].append(chunk)
+    return [collect(one) for one in found]
 
 
-def _several(
-    session: Answering, ids: list[int], n: int, request: Request
-) -> Iterator[Iterator[Chunk]]:
-    """``n`` streams from one reading of the prompt."""
+def _several(session: Answering, ids: list[int], n: int, request: Request) -> Iterator[Chunk]:
+    """``n`` answers from one reading of the prompt."""
     for _ in session.start(ids, replace(request, max_tokens=0)):
         pass
-    params = request.params
-    for index in range(n):
+    forking, params = threading.Lock(), request.params
+
+    def begin(index: int, cancelled: Cancelled) -> Iterator[Chunk]:
+        with gate.lock, forking:  # a session does one thing at a time
+            fork = session.fork()
         seed = None if params.seed is None else params.seed + index
-        own = replace(request, params=replace(params, seed=seed))
-        yield (replace(chunk, index=index) for chunk in session.fork().start(ids, own))
+        own = replace(request, params=replace(params, seed=seed), cancelled=cancelled)
+        return fork.start(ids, own)
+
+    # A processor of the caller's may keep in mind where it is: it gets one answer at a time.
+    at_once = 1 if request.processors else AT_ONCE
+    begins = [partial(begin, index) for index in range(n)]
+    return together(begins, at_once, request.cancelled or (lambda: False))

@@ -107,6 +107,7 @@ class Reader(CachedTokens):
             start += turn.n
         if len(ids):
             self._logits, self._partial = out[-1].copy(), None
+            self.offer()
         return out
 
     def read(

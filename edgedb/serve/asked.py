@@ -10,19 +10,25 @@ in the calling thread, for whoever has no connection to serve::
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from ..run.completion import Chunk, Stats, TokenLogprobs
+from ..run.engine import Model
+from ..run.loaded import LoadedModel
 from ..run.logprobs import token_logprobs
 from ..run.request import Progress, Request
+from ..run.session import Session
+from ..run.together import AT_ONCE, Begin, Cancelled, together
 from .errors import Refused
 from .served import Served
 
-Cancelled = Callable[[], bool]
 _SCORED_AT_ONCE = 32  # rows of logits in memory while a prompt's own probabilities are taken
 MAX_ANSWERS = 128  # of one request
+_LOOK_SECONDS = 0.04  # how often who waits for a prompt looks whether it was cancelled
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Asked:
     def check(self, served: Served) -> None:
         """Raises what answering would raise, before anything is read."""
         model, most = served.model, self.request.max_tokens or 0
-        if len(self.prompts) * self.n > MAX_ANSWERS:
+        if self.answers > MAX_ANSWERS:
             raise Refused(400, f"n: more than {MAX_ANSWERS} answers", param="n")
         for ids in self.prompts:
             if not ids:
@@ -69,29 +75,34 @@ class Asked:
                 )
         self.request.sampler(model)
 
-    def chunks(
-        self, served: Served, cancelled: Cancelled, progress: Progress | None = None
-    ) -> Iterator[Chunk]:
-        """All answers, one after the other, by ``Chunk.index``; the prompt of several is read
-        once."""
-        model = served.model
-        for number, ids in enumerate(self.prompts):
-            for answer in range(self.n):
-                session, index = model.session(), number * self.n + answer
-                if self.scores:
-                    yield from self._scored(session, ids, index)
-                request = replace(
-                    self.request,
-                    params=replace(self.request.params, seed=self.seed_of(index)),
-                    cancelled=cancelled,
-                    progress=progress if self.progress else None,
-                )
-                for chunk in session.start(ids, request):
-                    yield replace(chunk, index=index) if index else chunk
-                if cancelled():
-                    return
+    @property
+    def answers(self) -> int:
+        """Answers to all prompts."""
+        return len(self.prompts) * self.n
 
-    def _scored(self, session: Any, ids: list[int], index: int) -> Iterator[Chunk]:
+    def chunks(
+        self,
+        served: Served,
+        cancelled: Cancelled,
+        progress: Progress | None = None,
+        at_once: int = AT_ONCE,
+    ) -> Iterator[Chunk]:
+        """All answers by ``Chunk.index``, ``at_once`` of them together; the prompt of several is
+        read once. ``progress`` hears of the first prompt."""
+        begins: list[Begin] = []
+        for ids in self.prompts:
+            prompt = _Prompt(self, served.model, ids, len(begins))
+            heard = progress if self.progress and not begins else None
+            begins.append(partial(prompt.first, heard))
+            begins += [partial(prompt.other, answer) for answer in range(1, self.n)]
+        return together(begins, at_once, cancelled)
+
+    def of(self, index: int, cancelled: Cancelled) -> Request:
+        """What the answer ``index`` is to be."""
+        params = replace(self.request.params, seed=self.seed_of(index))
+        return replace(self.request, params=params, cancelled=cancelled)
+
+    def score(self, session: Session, ids: list[int]) -> Iterator[Chunk]:
         """``ids`` as chunks without a reason, from the model's probabilities for them."""
         model, stats = session.model, Stats(prompt_tokens=len(ids))
         row = None
@@ -100,9 +111,9 @@ class Asked:
             rows = session.logits_of(part)
             for offset, token in enumerate(part):
                 before, row = row, rows[offset]
-                yield Chunk("", token, None, stats, self._score(model, before, token), index)
+                yield Chunk("", token, None, stats, self._score(model, before, token))
 
-    def _score(self, model: Any, logits: Any, token: int) -> TokenLogprobs:
+    def _score(self, model: LoadedModel, logits: Any, token: int) -> TokenLogprobs:
         if logits is None:  # nothing comes before the first one
             text = model.tokenizer.token_bytes(token, False).decode("utf-8", "replace")
             return TokenLogprobs(token, text, math.nan)
@@ -110,8 +121,43 @@ class Asked:
         return token_logprobs(logits, token, n, model.ops, model.tokenizer)
 
 
+class _Prompt:
+    """A prompt and its answers: the first one reads it, the others find it in memory."""
+
+    def __init__(self, asked: Asked, model: Model, ids: list[int], index: int) -> None:
+        """``index`` of the first answer."""
+        self._asked, self._model, self._ids, self._index = asked, model, ids, index
+        self._is_read = threading.Event()
+        self._scored: list[Chunk] = []
+
+    def first(self, progress: Progress | None, cancelled: Cancelled) -> Iterator[Chunk]:
+        request = replace(self._asked.of(self._index, cancelled), progress=progress)
+        try:
+            session = self._model.session()
+            if self._asked.scores:
+                for chunk in self._asked.score(session, self._ids):
+                    self._scored.append(chunk)
+                    yield chunk
+            for chunk in session.start(self._ids, request):
+                self._is_read.set()
+                yield chunk
+        finally:
+            self._is_read.set()
+
+    def other(self, answer: int, cancelled: Cancelled) -> Iterator[Chunk]:
+        while not self._is_read.wait(_LOOK_SECONDS) and not cancelled():
+            pass
+        yield from self._scored
+        request = self._asked.of(self._index + answer, cancelled)
+        yield from self._model.session().start(self._ids, request)
+
+
 class Task(Protocol):
     """What a request asks of the engine."""
+
+    @property
+    def answers(self) -> int:
+        """How many may be made at once."""
 
     @property
     def stream(self) -> bool:
@@ -122,7 +168,11 @@ class Task(Protocol):
         """Whether the reply wants to hear how far a prompt is read."""
 
     def chunks(
-        self, served: Served, cancelled: Cancelled, progress: Progress | None = None
+        self,
+        served: Served,
+        cancelled: Cancelled,
+        progress: Progress | None = None,
+        at_once: int = 1,
     ) -> Iterator[Any]:
         """What the reply takes, ``Chunk`` or other things."""
 

@@ -21,25 +21,39 @@ class Seat:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._turn: asyncio.Future[None] | None = None
+        self.places = 1
         self._began: float | None = None
         self._is_open = True
 
-    async def turn(self) -> None:
-        """Wait until the engine may be asked; ``done`` gives it back."""
+    async def turn(self, answers: int = 1) -> int:
+        """Wait until the engine may be asked; ``done`` gives it back.
+
+        Returns how many of ``answers`` may be made at once.
+        """
+        self.places = min(answers, self._desk.parallel)
         self._turn = asyncio.get_running_loop().create_future()
-        self._desk._waiting.append(self._turn)
+        self._desk._waiting.append(self)
         self._desk._next()
         try:
             await self._turn
         except asyncio.CancelledError:
             if self._turn.done() and not self._turn.cancelled():
-                self._desk._release(None)
+                self._desk._release(self, None)
             else:
                 with contextlib.suppress(ValueError):  # passed over already
-                    self._desk._waiting.remove(self._turn)
+                    self._desk._waiting.remove(self)
+                self._desk._next()
             raise
         self._began = time.monotonic()
         self._desk._began.add(self)
+        return self.places
+
+    def call(self) -> bool:
+        """Its turn has come; False if nobody waits for it any more."""
+        if self._turn is None or self._turn.done():
+            return False
+        self._turn.set_result(None)
+        return True
 
     def done(self, *, counts: bool) -> None:
         """The engine is asked no more. ``counts``: whether the answer came to its own end, so that
@@ -47,7 +61,7 @@ class Seat:
         if self._began is not None:
             took, self._began = time.monotonic() - self._began, None
             self._desk._began.discard(self)
-            self._desk._release(took if counts else None)
+            self._desk._release(self, took if counts else None)
 
     def leave(self) -> None:
         """All is sent, or nobody is there to take it."""
@@ -62,9 +76,9 @@ class Desk:
 
     def __init__(self, parallel: int, max_queue: int) -> None:
         self.parallel, self.max_queue = parallel, max_queue
-        self.running = 0
+        self.running = 0  # answers that are made now
         self._open = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[Seat] = deque()
         self._began: set[Seat] = set()
         self._seconds: float | None = None  # that an answer takes
         self._emptied: list[Callable[[], None]] = []
@@ -108,16 +122,15 @@ class Desk:
         while self._open == 0 and self._emptied:
             self._emptied.pop()()
 
-    def _release(self, seconds: float | None) -> None:
-        self.running -= 1
+    def _release(self, seat: Seat, seconds: float | None) -> None:
+        self.running -= seat.places
         if seconds is not None:
             before = seconds if self._seconds is None else self._seconds
             self._seconds = before + _WEIGHT * (seconds - before)
         self._next()
 
     def _next(self) -> None:
-        while self._waiting and self.running < self.parallel:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                self.running += 1
-                turn.set_result(None)
+        while self._waiting and self.running + self._waiting[0].places <= self.parallel:
+            seat = self._waiting.popleft()
+            if seat.call():
+                self.running += seat.places

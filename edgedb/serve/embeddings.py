@@ -41,8 +41,17 @@ class Texts:
                     param="input",
                 )
 
+    @property
+    def answers(self) -> int:
+        """Texts are read one after the other."""
+        return 1
+
     def chunks(
-        self, served: Served, cancelled: Cancelled, progress: Progress | None = None
+        self,
+        served: Served,
+        cancelled: Cancelled,
+        progress: Progress | None = None,
+        at_once: int = 1,
     ) -> Iterator[np.ndarray]:
         """A vector for each text."""
         return vectors(served.model, self.ids, cancelled)

@@ -136,10 +136,12 @@ def _asked(
 class Nothing:
     """A request that only wants the model to be there."""
 
+    answers = 1
+
     def __init__(self, stream: bool) -> None:
         self.stream, self.progress = stream, False
 
-    def chunks(self, served: Served, cancelled: Any, progress: Any = None) -> Any:
+    def chunks(self, served: Served, cancelled: Any, progress: Any = None, at_once: int = 1) -> Any:
         return iter(())
 
 

@@ -116,8 +116,8 @@ class Service:
             pulse = asyncio.ensure_future(self._pulse(sender, asyncio.current_task()))
         worker = None
         try:
-            await seat.turn()
-            worker = Worker(self._work(served, asked, reply, arrived), seat)
+            at_once = await seat.turn(asked.answers)
+            worker = Worker(self._work(served, asked, reply, arrived, at_once), seat)
             worker.start()
             if asked.stream:
                 await _send_stream(worker, reply, sender)
@@ -135,29 +135,31 @@ class Service:
         else:
             await sender.document(200, worker.result)
 
-    def _work(self, served: Served, asked: Task, reply: Reply, arrived: float) -> Any:
+    def _work(self, served: Served, asked: Task, reply: Reply, arrived: float, at_once: int) -> Any:
         """What a worker's thread does."""
 
         def work(put: Callable[[Any], None], cancelled: Callable[[], bool]) -> bytes:
-            stats, is_first, reason = Stats(), True, None
+            is_first = True
+            begun: dict[int, Stats] = {}  # of answers that have not ended
             progress = (lambda done, total: put((done, total))) if asked.progress else None
             take: Callable[[Any], Any] = put
             if not asked.stream:
                 reply.begin()
                 take = reply.push
             try:
-                for item in asked.chunks(served, cancelled, progress):
+                for item in asked.chunks(served, cancelled, progress, at_once):
                     take(item)
                     if not isinstance(item, Chunk):
                         continue
                     if is_first and item.token is not None:
                         is_first = False
                         self.metrics.first.add(time.perf_counter() - arrived)
-                    stats, reason = item.stats, item.finish_reason
-                    if reason is not None:
-                        self.metrics.answer(reason, stats)
+                    begun[item.index] = item.stats
+                    if item.finish_reason is not None:
+                        self.metrics.answer(item.finish_reason, begun.pop(item.index))
             except Exception:
-                self.metrics.answer(None, stats)
+                for stats in begun.values() or (Stats(),):
+                    self.metrics.answer(None, stats)
                 raise
             self.metrics.whole.add(time.perf_counter() - arrived)
             if asked.stream:

@@ -72,7 +72,7 @@ def test_several_answers_have_seeds_of_their_own(client: Any, served: Served) ->
     for chunk in ask(client, n=3, stream=True):
         choice = chunk.choices[0]
         found[choice.index] = found.get(choice.index, "") + (choice.delta.content or "")
-    assert list(found.values()) == texts
+    assert [found[i] for i in range(3)] == texts
 
 
 def test_the_seed_of_an_answer_repeats_it(client: Any) -> None:
