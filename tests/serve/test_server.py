@@ -5,47 +5,12 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from http_clients import CHAT, HI, LONG, count, plain, streaming, until
 
 from edgedb.serve.served import Served
-
-httpx = pytest.importorskip("httpx")
-
-CHAT = "/v1/chat/completions"
-HI = [{"role": "user", "content": "Hi there"}]
-plain = httpx.Client(timeout=30)
-LONG = {"messages": HI, "max_tokens": 1500, "stream": True}
-
-
-def until(found: Callable[[], Any], seconds: float = 10) -> Any:
-    """What ``found`` returns once it is something."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if result := found():
-            return result
-        time.sleep(0.005)
-    raise AssertionError("it does not come")
-
-
-@contextmanager
-def streaming(address: str, body: Any = LONG) -> Iterator[Any]:
-    """A stream of which the first event has come."""
-    with plain.stream("POST", address + CHAT, json=body) as answer:
-        lines = answer.iter_lines()
-        next(lines)
-        yield lines
-
-
-def count(server: Any, name: str) -> float:
-    for line in plain.get(server.address + "/metrics").text.splitlines():
-        if line.startswith(name + " "):
-            return float(line.rpartition(" ")[2])
-    raise AssertionError(name)
 
 
 @pytest.mark.parametrize(
@@ -126,40 +91,6 @@ def test_metrics_and_health(http: Any, server: Any) -> None:
     assert http.get("/health").json()["status"] == "ok"
 
 
-def test_a_client_that_goes_frees_the_engine(serve: Any, slowly: None) -> None:
-    server = serve(parallel=1)
-    with streaming(server.address):
-        assert count(server, "edgedb_running") == 1
-    left = time.monotonic()
-    until(lambda: server.server.service.desk.running == 0)
-    assert time.monotonic() - left < 0.5  # 100 ms, and a busy machine
-    assert count(server, 'edgedb_answers_total{reason="cancelled"}') == 1
-
-
-def test_a_client_that_goes_while_its_prompt_is_read(
-    serve: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from edgedb.model.network import Network
-
-    read = Network.read
-
-    def slowly(self: Any, *arguments: Any) -> Any:
-        time.sleep(0.05)
-        return read(self, *arguments)
-
-    monkeypatch.setattr(Network, "read", slowly)
-    server = serve(parallel=1)
-    prompt = [{"role": "user", "content": "A prompt that nobody has read. " * 50}]
-    more = {"messages": prompt, "max_tokens": 100, "return_progress": True}
-    with streaming(server.address, {**LONG, **more}) as lines:
-        while "prompt_progress" not in next(lines):
-            pass
-    left = time.monotonic()
-    until(lambda: server.server.service.desk.running == 0)
-    assert time.monotonic() - left < 0.5
-    assert count(server, "edgedb_completion_tokens_total") == 0
-
-
 def test_a_document_that_nobody_takes_is_given_up(
     serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,20 +106,6 @@ def test_a_document_that_nobody_takes_is_given_up(
         connections = server.server.server_state.connections
         until(lambda: connections)
         until(lambda: not connections)
-
-
-@pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_while_it_waits(serve: Any, slowly: None, stream: bool) -> None:
-    server = serve(parallel=1)
-    desk = server.server.service.desk
-    with streaming(server.address):
-        body = json.dumps({**LONG, "stream": stream}).encode()
-        head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        with socket.create_connection(("127.0.0.1", server.port)) as waiting:
-            waiting.sendall(head % CHAT.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-            until(lambda: desk.waiting == 1)
-        until(lambda: desk.waiting == 0 and desk.open == 1)
-        assert desk.running == 1
 
 
 def test_who_finds_no_place_is_told_when_to_come_back(serve: Any, slowly: None) -> None:
