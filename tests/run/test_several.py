@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from passes import Passes
 
 import edgedb
-from edgedb.model.network import Network
 from edgedb.run.completion import Chunk, Stats
 from edgedb.run.together import Cancelled, together
 
@@ -25,29 +25,20 @@ def model(tiny_model: Path) -> edgedb.Model:
 
 
 @pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many sequences each pass has."""
-    found: list[int] = []
-    read = Network.read
-
-    def note(self: Network, readings: Any, state: Any) -> Any:
-        found.append(len(readings))
-        return read(self, readings, state)
-
-    monkeypatch.setattr(Network, "read", note)
-    return found
+def passes(monkeypatch: pytest.MonkeyPatch, model: edgedb.Model) -> Passes:
+    return Passes(monkeypatch, model)
 
 
-def test_they_are_written_in_the_same_passes(model: edgedb.Model, passes: list[int]) -> None:
+def test_they_are_written_in_the_same_passes(model: edgedb.Model, passes: Passes) -> None:
     options = {**OPTIONS, "prompt_lookup": 0}
     alone = [model.generate(PROMPT, seed=7 + i, **options).tokens for i in range(4)]
-    passes.clear()
+    passes.hold(1, 3)  # the first one reads the prompt
     answers = model.generate(PROMPT, n=4, seed=7, **options)
     assert [one.tokens for one in answers] == alone
-    assert 1 < max(passes) <= 4 and len(passes) < 4 * 40
-    passes.clear()
+    assert passes.most >= 3 and passes.read[0] == [len(PROMPT)]
+    passes.hold(1, 3)
     chunks = list(model.generate(PROMPT, n=4, seed=7, stream=True, **options))
-    assert max(passes) > 1
+    assert passes.most >= 3
     for index, tokens in enumerate(alone):
         mine = [c for c in chunks if c.index == index]
         assert [c.token for c in mine if c.token is not None] == tokens

@@ -8,8 +8,8 @@ import time
 from typing import Any
 
 import pytest
+from passes import Passes
 
-from edgedb.model.network import Network
 from edgedb.serve.desk import Desk, Seat
 from edgedb.serve.served import Served
 
@@ -20,17 +20,8 @@ PROMPTS = ["Once upon", "A dog", "The end of"]
 
 
 @pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Of each pass, how many tokens it reads of each sequence."""
-    found: list[list[int]] = []
-    read = Network.read
-
-    def note(self: Network, readings: Any, state: Any) -> Any:
-        found.append([len(one.tokens) for one in readings])
-        return read(self, readings, state)
-
-    monkeypatch.setattr(Network, "read", note)
-    return found
+def passes(monkeypatch: pytest.MonkeyPatch, served: Served) -> Passes:
+    return Passes(monkeypatch, served.model)
 
 
 def completions(http: Any, **options: Any) -> dict[int, str]:
@@ -50,7 +41,7 @@ def completions(http: Any, **options: Any) -> dict[int, str]:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_answers_of_one_request_share_passes(
-    http: Any, served: Served, passes: list[list[int]], stream: bool
+    http: Any, served: Served, passes: Passes, stream: bool
 ) -> None:
     options = {"params": served.params, "max_tokens": 30, "prompt_lookup": 0}
     alone = [
@@ -58,19 +49,22 @@ def test_answers_of_one_request_share_passes(
         for prompt in PROMPTS
         for i in range(2)
     ]
-    passes.clear()
+    passes.hold(0, 2)
     found = completions(http, prompt=PROMPTS, n=2, stream=stream)
     assert [found[i] for i in range(6)] == alone
-    assert max(map(len, passes)) > 2, "answers to one prompt, or to several, were not together"
-    assert len(passes) < 6 * 30
+    assert passes.most > 1, "prompts of one request were not read together"
+    passes.hold(1, 4)
+    found = completions(http, prompt=PROMPTS[0], n=6, stream=stream)
+    assert [found[i] for i in range(2)] == alone[:2]
+    assert passes.most >= 4, "answers to one prompt were not written together"
 
 
-def test_the_prompt_of_several_answers_is_read_once(http: Any, passes: list[list[int]]) -> None:
+def test_the_prompt_of_several_answers_is_read_once(http: Any, passes: Passes) -> None:
     prompt = [5 + 7 * i * i % 50 for i in range(100)]
     answer = http.post(
         "/v1/completions", json={"prompt": prompt, "n": 5, "max_tokens": 4, "prompt_lookup": 0}
     ).json()
-    assert sum(map(sum, passes)) <= len(prompt) + 4 + 5 * 4
+    assert sum(map(sum, passes.read)) <= len(prompt) + 4 + 5 * 4
     assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
 
 
