@@ -118,6 +118,7 @@ class Bench:
         """Until ``end``: looks at the server's health, and prompts of ``intruder`` tokens."""
         spans: list[Span] = []
         looks: list[float] = []
+        refusals: list[str] = []  # of the long prompt
         left = threading.Event()
 
         def look() -> None:
@@ -135,7 +136,10 @@ class Bench:
             while time.perf_counter() < end:
                 began = time.perf_counter()
                 path, body = asked.request(number)
-                self._server.ask(path, body, Answer(number, -1), left.is_set)
+                answer = self._server.ask(path, body, Answer(number, -1), left.is_set)
+                if answer.error:
+                    refusals.append(answer.error)
+                    return
                 spans.append((began, time.perf_counter()))
                 number += 1
 
@@ -149,6 +153,8 @@ class Bench:
             left.set()
             for thread in threads:
                 thread.join()
+        if refusals:
+            raise SystemExit(f"the prompt of {intruder} tokens: {refusals[0]}")
 
 
 def _together(tasks: list[Callable[[], None]]) -> None:
