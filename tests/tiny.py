@@ -68,7 +68,7 @@ FAMILY_CHANGES: dict[str, dict[str, Any]] = {
         "rope_scaling": RopeScaling("linear", 2.0),
     },
     "olmoe": _EXPERTS,
-    "opt": {"n_kv_heads": 4},
+    "opt": {"n_kv_heads": 4, "norms_behind": True},
     "phi": {"n_kv_heads": 4, "rotary_dim": 8},
     "phi3": {
         "sliding_window": 7,

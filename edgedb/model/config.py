@@ -204,6 +204,8 @@ class ModelConfig:
     gate_limit: float = 7.0
     score_cap: float | None = None  # scores become cap * tanh(score / cap)
     logit_cap: float | None = None  # and logits
+    norms_behind: bool = False  # of the stream, behind each addition; none before the head
+    alibi: bool = False  # scores that lose by distance; where a family has both ways
 
     def rope(self, layer: int) -> Rope | None:
         """What this layer's heads turn by."""
@@ -308,9 +310,7 @@ class ModelConfig:
             if type(value) is not int or not low <= value <= high:
                 raise FormatError(f"config: {name} = {quoted(value)}, expected {low} to {high}")
         _check_floats("", self, _FLOAT_BOUNDS)
-        if type(self.tie_word_embeddings) is not bool:
-            raise FormatError("config: tie_word_embeddings must be true or false")
-        for name in ("attention_bias", "mlp_bias", "parallel", "shared_norm", "normalized_shares"):
+        for name in _SWITCHES:
             if type(getattr(self, name)) is not bool:
                 raise FormatError(f"config: {name} must be true or false")
         if self.activation is not None and self.activation not in ACTIVATIONS:
@@ -375,6 +375,7 @@ class ModelConfig:
 
 
 _FIELDS = [field.name for field in dataclasses.fields(ModelConfig)]
+_SWITCHES = tuple(field.name for field in dataclasses.fields(ModelConfig) if field.default is False)
 # name -> what a model has that does not say it
 _FEATURES = {
     field.name: field.default

@@ -101,6 +101,8 @@ def _norms(c: ModelConfig, program: Program) -> Iterator[str]:
     if any(value["weight"].endswith("_post_norm") for value in norms):
         before = any(value["weight"] == "attn_norm" for value in norms)
         yield f"norms behind attention and feed-forward{'' if before else ', none before'}"
+    if c.norms_behind:
+        yield "norms of the stream, behind each addition, and none before the head"
     if any(value.op in _NORMS for value in program.first.operations):
         yield "a norm of the embedding"
 

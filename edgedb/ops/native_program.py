@@ -173,6 +173,8 @@ class NativeProgram:
         n_spans: int = 0,
     ) -> None:
         context, program = self._context.context, part.program
+        if program is None:
+            return
         memory = state.scratch.memory
         status = lib.edb_program_run(context, program, ids, slots, n, spans, n_spans, *memory)
         if status:
@@ -308,7 +310,7 @@ class _Part:
             lowered, out = self._lower(*last)
             steps += [(step, last[0]) for step in lowered]
             self.output = out.slot
-        self.program = self._create(steps)
+        self.program = self._create(steps) if steps else None  # None: the stream as it is
 
     def _lower(self, prefix: str, block: Block) -> tuple[list[Step], View]:
         dense = frozenset(self._structs.dense.intersection(map(prefix.__add__, block.matrices)))

@@ -56,6 +56,7 @@ def test_a_llama_has_nothing_to_tell() -> None:
         ("ministral3", "queries that grow with their position, a window of 9 tokens in every"),
         ("mixtral", "5 experts in every layer, 2 of them for a token"),
         ("olmo2", "norms of whole queries and keys, norms behind attention and feed-forward, none"),
+        ("opt", "norms of the stream, behind each addition, and none before the head"),
         ("opt", "ReLU without a gate, biases in all products"),
         ("phi3", "12 of 16 channels of a head turned, angles scaled for long contexts (longrope)"),
         ("qwen2", "a window of 5 tokens in 1 of 2 layers, biases of queries, keys and values"),
@@ -66,6 +67,11 @@ def test_a_llama_has_nothing_to_tell() -> None:
 )
 def test_what_is_said(name: str, said: str) -> None:
     assert said in describe(family_source(name).config)
+
+
+def test_what_is_said_of_falcon_rw() -> None:
+    config = dataclasses.replace(family_source("falcon").config, parallel=False, alibi=True)
+    assert "scores that fall with the distance (ALiBi), norms that take" in describe(config)
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,16 @@ SYNONYMS: Mapping[str, Mapping[str, str]] = {
     "falcon": {".ln_attn.": ".input_layernorm.", ".ln_mlp.": ".post_attention_layernorm."},
 }
 
+# model_type -> of a matrix that may be a table times another matrix: that other one, and whether it
+# is turned (its rows are the product's columns). The table has the name that stands above or, where
+# a checkpoint has no such matrix, that of the embedding.
+PRODUCTS: Mapping[str, Mapping[str, tuple[str, bool]]] = {
+    "opt": {
+        "embedding": ("model.decoder.project_in.weight", True),
+        "head": ("model.decoder.project_out.weight", False),
+    },
+}
+
 _BLOCK = "blk.{i}."
 _GGUF_LLAMA: Names = {
     "embedding": ("token_embd.weight",),

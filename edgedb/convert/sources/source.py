@@ -20,7 +20,7 @@ from ...model.config import ModelConfig
 from ...model.families import program_of
 from ...text.spec import TokenizerSpec
 from .layouts import Layout, Layouts
-from .names import Names, split_layer, stored_names
+from .names import PRODUCTS, Names, split_layer, stored_names
 from .tokenizer_spec import runnable
 
 Float32 = NDArray[np.float32]
@@ -33,6 +33,27 @@ _HASH_WHOLE_BYTES = 1 << 28
 _COMPARED_ROWS = 4096
 
 _NAMED = 10  # keys that a warning names, of any number
+
+
+@dataclasses.dataclass(frozen=True)
+class _Product:
+    """Names of a table ``[rows, width]`` and of what each of its rows is multiplied with: a matrix
+    ``[width, cols]``, or where it ``is_turned`` ``[cols, width]``."""
+
+    table: str
+    factor: str
+    is_turned: bool
+
+    def read(self, source: Source) -> Float32:
+        """The factor, ``[width, cols]``."""
+        found = source.read_stored(self.factor, 0, source.stored_shapes()[self.factor][0])
+        return found.T if self.is_turned else found
+
+    def shapes(self, rows: int, cols: int, found: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Of both, for a product ``[rows, cols]``, the factor being as wide as it is ``found``."""
+        width = found[-1 if self.is_turned else 0] if found else 0
+        own = (cols, width) if self.is_turned else (width, cols)
+        return {self.table: (rows, width), self.factor: own}
 
 
 class Source(abc.ABC):
@@ -78,6 +99,9 @@ class Source(abc.ABC):
         memory at once); it works for tensors that the checkpoint stores in one piece.
         """
         shapes = self.stored_shapes()
+        if (product := self._product(name)) is not None:
+            start, stop, _ = (rows or slice(None)).indices(shapes[product.table][0])
+            return self.read_stored(product.table, start, stop) @ product.read(self)
         parts = self.stored_names(name)
         stack = self._stack_of(name)
         layout = self._layout(name)
@@ -180,7 +204,11 @@ class Source(abc.ABC):
         program = program_of(self.config)
         stacks = program.stacks()
         for name, matrix in program.matrices().items():
-            wanted |= self._wanted(name, stacks.get(name, 0), *matrix)
+            product = self._product(name)
+            if product is None:
+                wanted |= self._wanted(name, stacks.get(name, 0), *matrix)
+            else:
+                wanted |= product.shapes(*matrix, shapes[product.factor])
         for name, length in program.vectors().items():
             count = stacks.get(name.removesuffix(".bias"), 0)
             wanted |= self._wanted(name, count, length // (count or 1))
@@ -207,6 +235,15 @@ class Source(abc.ABC):
             # As in transformers: what the file holds counts, not what config.json says of it.
             self.config = dataclasses.replace(self.config, tie_word_embeddings=False)
             self.config_dict = {**self.config_dict, "tie_word_embeddings": False}
+
+    def _product(self, name: str) -> _Product | None:
+        """Of which two matrices this one is the product, if it is one."""
+        factor, is_turned = PRODUCTS.get(self._model_type, {}).get(name, ("", False))
+        if factor not in self.stored_shapes():
+            return None
+        (table,), (embedding,) = self.stored_names(name), self.stored_names("embedding")
+        table = table if table in self.stored_shapes() else embedding
+        return _Product(table, factor, is_turned)
 
     def _wanted(self, name: str, experts: int, rows: int, *cols: int) -> dict[str, tuple[int, ...]]:
         """Checkpoint names and shapes of the parts of a tensor, or of so many ``experts``'."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ...ops.recorder import Recorder
 from ...ops.values import Value
 from ..checkpoint_keys import OLDER_CONFIG, activation_of
 from ..config import ModelConfig
-from ..keys import names, needs, only
-from .family import Family, Settings
+from ..keys import at_least_one, names, needs, only
+from .family import Family, Fold, Settings
 from .llama import head
 
 
@@ -19,17 +20,25 @@ def first(m: Recorder, c: ModelConfig) -> Value:
 
 
 def layer(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
+    if c.norms_behind:
+        x = m.layer_norm(x + attention(m, c, x), "attn_norm")
+        return m.layer_norm(x + mlp(m, c, x, "relu"), "mlp_norm")
     x = x + attention(m, c, m.layer_norm(x, "attn_norm"))
     return x + mlp(m, c, m.layer_norm(x, "mlp_norm"), "relu")
 
 
 def attention(
-    m: Recorder, c: ModelConfig, x: Value, *, slopes: tuple[float, ...] | None = None
+    m: Recorder,
+    c: ModelConfig,
+    x: Value,
+    *,
+    slopes: tuple[float, ...] | None = None,
+    bias: bool = True,
 ) -> Value:
-    qkv = m.linear(x, "attn_qkv", c.qkv_size, bias=True)
+    qkv = m.linear(x, "attn_qkv", c.qkv_size, bias=bias)
     q, k, v = qkv.split(c.q_size, c.kv_size, c.kv_size)
     attended = m.attention(q, k, v, slopes=slopes)
-    return m.linear(attended, "attn_out", c.hidden_size, bias=True)
+    return m.linear(attended, "attn_out", c.hidden_size, bias=bias)
 
 
 def mlp(m: Recorder, c: ModelConfig, x: Value, usual: str, *, bias: bool = True) -> Value:
@@ -39,31 +48,36 @@ def mlp(m: Recorder, c: ModelConfig, x: Value, usual: str, *, bias: bool = True)
 
 
 def final(m: Recorder, c: ModelConfig, x: Value) -> Value:
-    return m.layer_norm(x, "final_norm")
+    return x if c.norms_behind else m.layer_norm(x, "final_norm")
 
 
 def features(settings: Settings) -> dict[str, Any]:
-    return activation_of(settings, "relu")
+    behind = not settings.get("do_layer_norm_before", True)
+    return {"norms_behind": behind, **activation_of(settings, "relu")}
 
 
-_NORM_BEHIND = needs("norms behind attention and feed-forward", only(True))
+def fold(settings: Settings, config: ModelConfig) -> Fold:
+    """An embedding of another width goes through a matrix into the stream, and the stream through
+    another one back to it: what reads the embedding and what gives logits are two products."""
+    if settings.get("word_embed_proj_dim", config.hidden_size) == config.hidden_size:
+        return Fold(config)
+    return Fold(replace(config, tie_word_embeddings=False))
+
 
 FAMILY = Family(
     first,
     layer,
     final,
     head,
-    models="OPT 125M, 1.3B to 66B",
+    models="OPT 125M to 66B",
     classes=("OPTForCausalLM",),
     config=OLDER_CONFIG.but(
         refused={
             "_remove_final_layer_norm": needs("no norm before the head", only(False)),
-            "do_layer_norm_before": _NORM_BEHIND,
+            "do_layer_norm_before": needs("a switch of another kind", only(True, False)),
             "enable_bias": needs("projections without biases", only(True)),
             "layer_norm_elementwise_affine": needs("norms without weights", only(True)),
-            "word_embed_proj_dim": needs(
-                "an embedding of another width", lambda value, all_: value == all_["hidden_size"]
-            ),
+            "word_embed_proj_dim": needs("a width of another kind", at_least_one),
         },
         harmless="dropout init_std layerdrop",
     ),
@@ -76,4 +90,5 @@ FAMILY = Family(
     nulls=names(""),
     aliases={"activation_function": "hidden_act", "ffn_dim": "intermediate_size"},
     features=features,
+    fold=fold,
 )
