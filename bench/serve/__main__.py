@@ -4,6 +4,7 @@
     python -m bench.serve http://127.0.0.1:8080 --streams 1 4 16 --seconds 60
     python -m bench.serve http://127.0.0.1:8080 --poisson 0.5 2 --shared 512 --systems 4
     python -m bench.serve http://127.0.0.1:8080 --streams 8 --intruder 4000
+    python -m bench.serve http://127.0.0.1:8080 --cancel 50 --intruder 4000
 
 Of a server of OpenAI's API, whichever it is: streams in a closed loop (each asks again when it has
 its answer), or arrivals at random (``--poisson``, a second); a system prompt that requests share;
@@ -11,6 +12,9 @@ one long prompt after the other beside them (``--intruder``, from a quarter of t
 are random token ids, or words with ``--chat``. The figures are of the time asked for; what runs
 at its end is left. ``same`` are answers that equal those that the server gives to the same request
 alone, asked afterwards.
+
+With ``--cancel`` clients close their connections one after the other, once tokens have come or
+while a long prompt is read: how long until the server's metrics count their answer no more.
 
 In this process, each line is the median of ``--rounds`` rounds in which streams begin together.
 """
@@ -22,7 +26,7 @@ import json
 from pathlib import Path
 
 from .client import Server
-from .figures import Load, line, summary
+from .figures import Load, line, percentiles, summary
 from .inside import measure_inside
 from .loads import Bench, Questions
 
@@ -56,6 +60,7 @@ def main() -> None:
     server.add_argument("--chat", action="store_true", help="conversations in place of ids")
     server.add_argument("--vocabulary", type=int, default=30000, help="ids are below it [30000]")
     server.add_argument("--temperature", type=float, default=0.0)
+    server.add_argument("--cancel", type=int, default=0, help="so many clients leave instead")
     server.add_argument("--compare", type=int, default=8, help="answers with those alone [8]")
     server.add_argument("--json", type=Path, help="add a line of JSON for each load to this file")
     args = parser.parse_args()
@@ -93,6 +98,19 @@ def _measure_server(args: argparse.Namespace) -> None:
                 settings = {k: v for k, v in vars(args).items() if k not in ("key", "json")}
                 file.write(json.dumps({"server": args.name or model, **settings, **found}) + "\n")
 
+    if args.cancel:
+        for name, seconds in zip(
+            ("writing", f"reading {args.intruder or 1500} tokens"),
+            bench.leaving(args.cancel, args.intruder or 1500),
+            strict=True,
+        ):
+            p50, _, p99 = percentiles(seconds)
+            most = 1000 * max(seconds)
+            print(
+                f"{args.name or model}, {name}: gone {p50:.0f} / {p99:.0f} / {most:.0f} ms after "
+                "its client (p50, p99, most)"
+            )
+        return
     asked = 0
     streams = args.streams if args.streams is not None else [] if args.poisson else [1, 4, 16]
     for n in streams:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
 from .figures import Answer
+
+_RUNNING = re.compile(r"^(?:edgedb_running|llamacpp:requests_processing) (\d+)", re.M)
 
 
 class Server:
@@ -56,6 +59,29 @@ class Server:
             response.read()
             return time.perf_counter() - started if response.status == 200 else None
         finally:
+            connection.close()
+
+    def running(self) -> int | None:
+        """Answers that it makes now, as its metrics say; None where they do not."""
+        connection = self._connect()
+        try:
+            connection.request("GET", "/metrics", headers=self._headers)
+            found = _RUNNING.search(connection.getresponse().read().decode())
+            return int(found[1]) if found else None
+        finally:
+            connection.close()
+
+    @contextmanager
+    def asking(self, path: str, body: dict[str, Any]) -> Iterator[http.client.HTTPConnection]:
+        """A streamed request whose connection is closed behind this, whatever has come."""
+        connection = self._connect()
+        try:
+            connection.request("POST", path, json.dumps({**body, "stream": True}), self._headers)
+            yield connection
+        finally:
+            if connection.sock is not None:
+                with suppress(OSError):
+                    connection.sock.shutdown(socket.SHUT_RDWR)
             connection.close()
 
     def ask(

@@ -3,6 +3,7 @@ and beside them one long prompt after the other."""
 
 from __future__ import annotations
 
+import http.client
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,9 @@ from .client import Server
 from .figures import Answer, Load, Span
 
 _HEALTH_SECONDS = 0.25  # between looks
+_LOOK_SECONDS = 0.002  # between looks at what runs
+_READING_SECONDS = 0.1  # that a long prompt is read before its client leaves
+_INTRUDER = 2**30  # number of its first request
 _INTRUDES_AFTER = 0.25  # of the window
 _WORDS = (
     "the of and to in is that for it as was with on by this from are at be have which their one "
@@ -106,6 +110,34 @@ class Bench:
             _together([lambda i=i, at=at: ask(i, at) for i, at in enumerate(arrivals)])  # type: ignore[misc]
         return Load(f"{rate:g} a second", (begin, end), answers, spans, looks, is_closed=False)
 
+    def leaving(self, times: int, prompt: int) -> tuple[list[float], list[float]]:
+        """Seconds from the moment at which a connection is closed until the server's metrics count
+        its answer no more: of clients that have a first token, and of those whose prompt of
+        ``prompt`` tokens is being read. Raises ``SystemExit`` where there are no such metrics."""
+        found: tuple[list[float], list[float]] = [], []
+        long = replace(self._questions, prompt=prompt, shared=0)
+        for number in range(times):
+            for seconds, questions in zip(found, (self._questions, long), strict=True):
+                path, body = questions.request(2**28 + number)
+                with self._server.asking(path, body) as connection:
+                    if questions is long:
+                        while not self._running():
+                            time.sleep(_LOOK_SECONDS)
+                        time.sleep(_READING_SECONDS)
+                    else:
+                        _read_events(connection.getresponse(), 3)  # the first may be a role
+                closed = time.perf_counter()
+                while self._running():
+                    time.sleep(_LOOK_SECONDS)
+                seconds.append(time.perf_counter() - closed)
+        return found
+
+    def _running(self) -> int:
+        running = self._server.running()
+        if running is None:
+            raise SystemExit("its /metrics do not say how many answers it makes")
+        return running
+
     def compared(self, load: Load, most: int) -> Load:
         """``load`` with how many of its first ``most`` whole answers are those given alone."""
         whole = [a for a in load.answers if a.tokens is not None and not a.error]
@@ -130,7 +162,7 @@ class Bench:
 
         def intrude() -> None:
             asked = replace(self._questions, prompt=intruder, shared=0, tokens=1)
-            number = 2**30
+            number = _INTRUDER
             if left.wait(_INTRUDES_AFTER * (end - time.perf_counter())):
                 return
             while time.perf_counter() < end:
@@ -155,6 +187,11 @@ class Bench:
                 thread.join()
         if refusals:
             raise SystemExit(f"the prompt of {intruder} tokens: {refusals[0]}")
+
+
+def _read_events(response: http.client.HTTPResponse, n: int) -> None:
+    while n and (line := response.readline()):
+        n -= line.startswith(b"data:")
 
 
 def _together(tasks: list[Callable[[], None]]) -> None:

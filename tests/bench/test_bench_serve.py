@@ -27,7 +27,16 @@ class Fake(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
+    running: list[int] = []  # noqa: RUF012 - what its metrics say, one after the other
+
     def do_GET(self) -> None:
+        if self.path == "/metrics":
+            self.send_response(200)
+            text = f"# HELP\nedgedb_running {self.running.pop(0)}\n" if self.running else "none\n"
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+            return
         self._whole(200, {"data": [{"id": "fake"}]})
 
     def do_POST(self) -> None:
@@ -97,6 +106,25 @@ def test_a_conversation_with_a_shared_system_prompt(url: str) -> None:
         assert bench.ask(number).text.endswith("?")
     systems = [body["messages"][0]["content"] for body in Fake.asked]
     assert systems[0] == systems[2] != systems[1] and len(systems[0].split()) == 20
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_clients_that_leave(url: str, monkeypatch: pytest.MonkeyPatch, chat: bool) -> None:
+    """One that has a token, and one whose prompt is read: asked again until nothing runs."""
+    monkeypatch.setattr(Fake, "running", [1, 0, 0, 1, 1, 0])
+    bench = Bench(Server(url), Questions("fake", prompt=3, chat=chat))
+    writing, reading = bench.leaving(1, 50)
+    assert not Fake.running and len(writing) == len(reading) == 1
+    assert len(Fake.asked) == 2 and min(*writing, *reading) > 0
+    with pytest.raises(SystemExit, match="metrics"):
+        bench.leaving(1, 50)
+
+
+def test_a_long_prompt_that_is_refused_is_said(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.serve.loads._INTRUDER", 13)
+    bench = Bench(Server(url), Questions("fake", prompt=3))
+    with pytest.raises(SystemExit, match="prompt of 50 tokens: 429 too many"):
+        bench.closed(1, 0.3, 100, 50)
 
 
 def test_no_server_is_an_error_of_the_answer() -> None:
