@@ -10,8 +10,9 @@ import numpy as np
 from edgedb.convert.calibrate import embedded
 from edgedb.convert.forward import Float32Program
 from edgedb.format.tensors import DenseTensor, Experts, Weight
-from edgedb.model.config import ModelConfig, Rope, RopeScaling
+from edgedb.model.config import ModelConfig
 from edgedb.model.families import program_of
+from edgedb.model.rotary import Rope, RopeScaling
 from edgedb.ops.values import Growth
 
 _EXPERTS = {"n_experts": 5, "experts_per_token": 2, "expert_size": 36}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..errors import EdgeDBError
 from ..format.tensors import Kind
 from ..model.config import ModelConfig
-from ..model.dbb_writer import file_bytes
+from ..model.dbb_plan import file_bytes
 from ..model.families import program_of
 from ..model.footprint import matrix_bytes, matrix_sizes
 from ..text.spec import TokenizerSpec

@@ -30,11 +30,12 @@ from ..format.tensors import (
     planes_of,
     tile_grid,
 )
-from ..model.config import ModelConfig, Rope, RopeScaling
+from ..model.config import ModelConfig
 from ..model.dbb import read_dbb
 from ..model.dbb_writer import DbbWriter
 from ..model.families import program_of
 from ..model.footprint import Footprint
+from ..model.rotary import Rope, RopeScaling
 from ..text.spec import TokenizerSpec
 
 SHAPES = {

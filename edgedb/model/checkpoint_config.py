@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from ..errors import FormatError
 from .checkpoint_rope import read_rope
-from .config import ModelConfig, RopeScaling
+from .config import ModelConfig
 from .families import Family, Fold, family_of, program_of
+from .rotary import RopeScaling
 
 
 def read_config(

@@ -10,8 +10,8 @@ from ..display import quoted
 from ..errors import FormatError, UnsupportedModelError
 from ..ops.values import Growth
 from .checkpoint_keys import ROPE_KEYS
-from .config import Rope, RopeScaling
 from .families import Family
+from .rotary import Rope, RopeScaling
 
 _KINDS = ("full_attention", "sliding_attention")
 # How settings call the share of a head's channels that turns.

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,28 +23,17 @@ import numpy as np
 
 from .. import descriptors
 from ..errors import EdgeDBError, FormatError, UnsupportedModelError
-from ..format.container import VERSIONS, Entry, lay_out, render_header
-from ..format.tensors import (
-    DTYPES,
-    HALF_PART,
-    TOKENIZER,
-    Kind,
-    LinearTensor,
-    Part,
-    Weight,
-    kind_text,
-    linear_arrays,
-    linear_parts,
-    type_of,
-)
+from ..format.container import Entry, lay_out, render_header
+from ..format.tensors import DTYPES, Kind, LinearTensor, Part, Weight, kind_text, linear_arrays
 from ..text.spec import TokenizerSpec
 from .config import ModelConfig
-from .families import program_of
-
-TOKENIZER_NAME = "tokenizer"
-# Room in the header for the quantization record before the data has to move.
-_RECORD_BYTES = 4096
-_RECORD_BYTES_PER_LINEAR = 256
+from .dbb_plan import (
+    RECORD_BYTES,
+    RECORD_BYTES_PER_LINEAR,
+    TOKENIZER_NAME,
+    planned,
+    version_of,
+)
 
 
 class DbbWriter:
@@ -76,13 +65,13 @@ class DbbWriter:
         self.journal = self.path.with_name(self.path.name + ".partial.json")
         self._grown = self.path.with_name(self.path.name + ".partial.grown")
         self._kinds = dict(kinds)
-        self._parts = _plan(config, tokenizer, self._kinds)
+        self._parts = planned(config, tokenizer, self._kinds)
         flat = [part for parts in self._parts.values() for part in parts]
         self._entries = lay_out(flat)
         self._size = max(entry.end for entry in self._entries.values())
         self._metadata = {
             "format": "dbb",
-            "version": _version(config, flat),
+            "version": version_of(config, flat),
             "config": json.dumps(config.to_dict()),
             "tokenizer": json.dumps(tokenizer.to_metadata()),
         }
@@ -93,7 +82,7 @@ class DbbWriter:
         }
         self._records: dict[str, dict[str, Any]] = {}
         self._stack: list[dict[str, int]] = []  # checksums after each expert of a stack so far
-        room = _RECORD_BYTES + _RECORD_BYTES_PER_LINEAR * len(self._kinds)
+        room = RECORD_BYTES + RECORD_BYTES_PER_LINEAR * len(self._kinds)
         self._data_start = len(self._render({"_": "x" * room}, dict.fromkeys(self._entries, 0)))
         arrays = tokenizer.arrays()
         hashes = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays.values()]
@@ -367,41 +356,3 @@ class DbbWriter:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             reason += f"; {self._size / 1e6:.0f} MB are needed. Run the same command again to go on"
         return EdgeDBError(reason)
-
-
-def file_bytes(config: ModelConfig, tokenizer: TokenizerSpec, kinds: Mapping[str, Kind]) -> int:
-    """About what a file with matrices of these kinds takes, but for the record of its making that
-    ``DbbWriter.finish`` is given."""
-    parts = [part for found in _plan(config, tokenizer, kinds).values() for part in found]
-    entries = lay_out(parts)
-    texts = json.dumps([config.to_dict(), json.dumps(tokenizer.to_metadata())])
-    header = 2 * _RECORD_BYTES_PER_LINEAR * len(entries) + len(texts) + _RECORD_BYTES
-    return max(entry.end for entry in entries.values()) + header
-
-
-def _version(config: ModelConfig, parts: Iterable[Part]) -> str:
-    """The oldest whose readers know what is in the file."""
-    if program_of(config).stacks():
-        return VERSIONS[2]
-    return VERSIONS[any(part.name.endswith(HALF_PART) for part in parts)]
-
-
-def _plan(
-    config: ModelConfig, tokenizer: TokenizerSpec, kinds: Mapping[str, Kind]
-) -> dict[str, list[Part]]:
-    """The arrays of every tensor, in the order of the file: that of a forward pass."""
-    shapes = program_of(config).matrices()
-    if set(kinds) != set(shapes):
-        wrong = sorted(set(kinds) ^ set(shapes))[0]
-        raise ValueError(f"{wrong}: kinds must name exactly the matrices of the model")
-    stacks = program_of(config).stacks()
-    plan = {
-        name: linear_parts(name, rows, cols, kinds[name], stacks.get(name, 0))
-        for name, (rows, cols) in shapes.items()
-    }
-    plan |= {name: [Part(name, "F32", (n,))] for name, n in program_of(config).vectors().items()}
-    plan[TOKENIZER_NAME] = [
-        Part(TOKENIZER + name, type_of(array), array.shape)
-        for name, array in tokenizer.arrays().items()
-    ]
-    return plan

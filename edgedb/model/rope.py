@@ -13,7 +13,8 @@ import numpy.typing as npt
 from ..gate import gate
 from ..ops.exactmath import log, sincos
 from ..ops.values import RopeTable
-from .config import ModelConfig, Rope, RopeScaling
+from .config import ModelConfig
+from .rotary import Rope, RopeScaling
 
 Floats = npt.NDArray[np.float32]
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from edgedb.convert.sources.gguf_metadata import config_of, llama3_scaling
 from edgedb.errors import EdgeDBError, FormatError, UnsupportedModelError
 from edgedb.model.checkpoint_config import read_config
-from edgedb.model.config import ModelConfig, RopeScaling
+from edgedb.model.config import ModelConfig
 from edgedb.model.families import FAMILIES
+from edgedb.model.rotary import RopeScaling
 
 LLAMA: dict[str, Any] = {
     "attention.head_count": 4,

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from edgedb.errors import EdgeDBError, FormatError, UnsupportedModelError
 from edgedb.model.checkpoint_config import read_config
-from edgedb.model.config import ModelConfig, Rope, RopeScaling
+from edgedb.model.config import ModelConfig
 from edgedb.model.families import FAMILIES, program_of
 from edgedb.model.rope import inverse_frequencies, turns_of
+from edgedb.model.rotary import Rope, RopeScaling
 from edgedb.ops.exactmath import sincos
 
 LLAMA_2_7B: dict[str, Any] = {

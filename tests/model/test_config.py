@@ -11,10 +11,11 @@ import pytest
 from edgedb import ops
 from edgedb.errors import FormatError, UnsupportedModelError
 from edgedb.format.tensors import DenseTensor
-from edgedb.model.config import DEFAULT_CONTEXT, ModelConfig, Rope, RopeScaling
+from edgedb.model.config import DEFAULT_CONTEXT, ModelConfig
 from edgedb.model.families import program_of
 from edgedb.model.network import Network
 from edgedb.model.rope import inverse_frequencies, rope_tables
+from edgedb.model.rotary import Rope, RopeScaling
 from edgedb.ops.exactmath import sincos
 
 CONFIG = ModelConfig(

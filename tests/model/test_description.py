@@ -8,9 +8,10 @@ import pytest
 from tiny import FAMILY_CHANGES, family_source
 
 from edgedb.errors import EdgeDBError
-from edgedb.model.config import _FEATURES, RopeScaling
+from edgedb.model.config import _FEATURES
 from edgedb.model.description import describe, phrases, where
 from edgedb.model.families import FAMILIES
+from edgedb.model.rotary import RopeScaling
 
 # How large an expert is and how its share is counted, which nobody would ask for first.
 UNSAID = {"expert_size", "gate_alpha", "gate_limit", "normalized_shares"}

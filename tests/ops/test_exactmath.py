@@ -11,8 +11,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from edgedb.model.config import ModelConfig, RopeScaling
+from edgedb.model.config import ModelConfig
 from edgedb.model.rope import inverse_frequencies, rope_tables
+from edgedb.model.rotary import RopeScaling
 from edgedb.ops.exactmath import MAX_ANGLE, exp, log, sincos
 
 PI = Decimal(

@@ -19,9 +19,9 @@ from safetensors.numpy import load_file
 import edgedb
 from edgedb import ContextFullError, EdgeDBError, FormatError
 from edgedb.format.container import CRC_START
-from edgedb.model.config import RopeScaling
 from edgedb.model.dbb import read_dbb
 from edgedb.model.dbb_writer import DbbWriter
+from edgedb.model.rotary import RopeScaling
 
 PROMPT = [5, 9, 2, 40, 17, 23, 8]
 OPTIONS = {"max_tokens": 30, "temperature": 1.5, "seed": 3}

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from ...ops.recorder import Recorder
 from ...ops.values import Value
-from ..config import ModelConfig, Rope
+from ..config import ModelConfig
 from ..keys import Keys
+from ..rotary import Rope
 
 Settings = Mapping[str, Any]  # of config.json, defaults filled in
 

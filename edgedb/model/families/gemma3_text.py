@@ -13,7 +13,8 @@ from ...errors import FormatError
 from ...ops.recorder import Recorder
 from ...ops.values import Value
 from ..checkpoint_keys import activation_of
-from ..config import ModelConfig, Rope
+from ..config import ModelConfig
+from ..rotary import Rope
 from . import gemma2
 from .family import Fold, Settings
 from .gemma import mlp

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..config import Rope
 from ..keys import names
+from ..rotary import Rope
 from .family import Settings
 from .mistral import LAYER_TYPES, WINDOW, windows
 from .olmo2 import FAMILY as OLMO2

@@ -10,9 +10,10 @@ import numpy as np
 import edgedb
 from edgedb.convert.compaction import compacted
 from edgedb.format.tensors import Kind as StoredAs
-from edgedb.model.config import ModelConfig, RopeScaling
+from edgedb.model.config import ModelConfig
 from edgedb.model.dbb_writer import DbbWriter
 from edgedb.model.families import program_of
+from edgedb.model.rotary import RopeScaling
 from edgedb.run.engine import Model
 from edgedb.text.spec import TokenizerSpec
 
