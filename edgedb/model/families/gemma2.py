@@ -4,6 +4,7 @@ scores and logits, and a window in every other layer."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +23,15 @@ from .gemma import mlp
 from .llama import attention
 from .mistral import LAYER_TYPES, WINDOW, windows
 
+Attend = Callable[[Recorder, ModelConfig, Value, int], Value]
+
 
 def layer(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
+    return normed_around(m, c, x, i, attention)
+
+
+def normed_around(m: Recorder, c: ModelConfig, x: Value, i: int, attention: Attend) -> Value:
+    """A layer with norms before and behind its ``attention`` and its feed-forward."""
     x = x + m.rms_norm(attention(m, c, m.rms_norm(x, "attn_norm"), i), "attn_post_norm")
     return x + m.rms_norm(mlp(m, c, m.rms_norm(x, "mlp_norm")), "mlp_post_norm")
 
@@ -38,6 +46,12 @@ def features(settings: Settings) -> dict[str, Any]:
     return {
         **activation_of(settings, "gelu_tanh"),
         **windows(settings, [i % 2 == 1 for i in range(n_layers)]),
+        **caps(settings),
+    }
+
+
+def caps(settings: Settings) -> dict[str, Any]:
+    return {
         "score_cap": settings.get("attn_logit_softcapping"),
         "logit_cap": settings.get("final_logit_softcapping"),
     }
@@ -55,14 +69,18 @@ def score_scale(settings: Settings, config: ModelConfig) -> float:
 
 
 def implied(settings: Settings) -> dict[str, Any]:
+    return score_divisor(settings, layers_of_27b=46)
+
+
+def score_divisor(settings: Settings, *, layers_of_27b: int) -> dict[str, Any]:
     """GGUF does not say what scores are divided by: the root of head_dim, but in the 27B."""
     scalar = settings.get("head_dim")
-    if settings["num_hidden_layers"] == 46:
-        scalar = width_per_head(settings)
+    if settings["num_hidden_layers"] == layers_of_27b:
+        scalar = _width_per_head(settings)
     return {"query_pre_attn_scalar": scalar}
 
 
-def width_per_head(settings: Settings) -> Any:
+def _width_per_head(settings: Settings) -> Any:
     hidden_size, n_heads = settings["hidden_size"], settings["num_attention_heads"]
     sizes = type(hidden_size) is type(n_heads) is int and n_heads > 0
     return hidden_size / n_heads if sizes else None

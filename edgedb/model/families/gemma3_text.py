@@ -17,15 +17,13 @@ from ..config import ModelConfig
 from ..rotary import Rope
 from . import gemma2
 from .family import Fold, Settings
-from .gemma import mlp
 from .gemma2 import FAMILY as GEMMA2
 from .mistral import windows
 from .qwen3 import attention
 
 
 def layer(m: Recorder, c: ModelConfig, x: Value, i: int) -> Value:
-    x = x + m.rms_norm(attention(m, c, m.rms_norm(x, "attn_norm"), i), "attn_post_norm")
-    return x + m.rms_norm(mlp(m, c, m.rms_norm(x, "mlp_norm")), "mlp_post_norm")
+    return gemma2.normed_around(m, c, x, i, attention)
 
 
 def features(settings: Settings) -> dict[str, Any]:
@@ -36,8 +34,7 @@ def features(settings: Settings) -> dict[str, Any]:
     return {
         **activation_of(settings, "gelu_tanh"),
         **windows(settings, [(i + 1) % every == 0 for i in range(n_layers)], always=True),
-        "score_cap": settings.get("attn_logit_softcapping"),
-        "logit_cap": settings.get("final_logit_softcapping"),
+        **gemma2.caps(settings),
     }
 
 
@@ -46,11 +43,7 @@ def windowed_rope(settings: Settings, rope: Rope) -> Rope:
 
 
 def implied(settings: Settings) -> dict[str, Any]:
-    """As in Gemma 2."""
-    scalar = settings.get("head_dim")
-    if settings["num_hidden_layers"] == 62:
-        scalar = gemma2.width_per_head(settings)
-    return {"query_pre_attn_scalar": scalar}
+    return gemma2.score_divisor(settings, layers_of_27b=62)
 
 
 def fold(settings: Settings, config: ModelConfig) -> Fold:
