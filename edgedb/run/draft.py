@@ -81,7 +81,7 @@ class Draft(CachedTokens):
         super().__init__(model)
         self._origin = 0  # the place in the sequence of the first token that is held
         self._n_tokens = min(n_tokens, model.vocab_size)
-        self._pace = Pace(MAX_ROWS)
+        self._pace = Pace(model.loop.times, MAX_ROWS)
 
     def copy(self) -> Draft:
         """Another one that has read the same."""

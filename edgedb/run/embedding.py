@@ -44,7 +44,8 @@ def vectors(
             raise ContextFullError(
                 f"text {number} has {len(tokens)} tokens, more than the context of {model.context}"
             )
-    cache, place, pace = model.network.cache(model.context, model.kv_dtype), Place(), Pace(MAX_ROWS)
+    cache, place = model.network.cache(model.context, model.kv_dtype), Place()
+    pace = Pace(model.loop.times, MAX_ROWS)
     for tokens in texts:
         cache.truncate(0)
         total = np.zeros(model.config.hidden_size, np.float64)

@@ -1,30 +1,62 @@
-"""How many tokens to read at once when somebody may want to interrupt."""
+"""How many rows a pass may have whose readers may want to interrupt it."""
 
 from __future__ import annotations
 
-# A cancel is noticed within this time and one step's growth of it: well inside 100 ms.
-TARGET_SECONDS = 0.04
-_GROWTH = 4.0
+from .schedule import STALE, Times
+
+# Such a pass takes so long at most. Where weights take as long to read, rows beside the first are
+# nearly free, and it may take twice as long as that one, as far as is inside 100 ms.
+TARGET_SECONDS, _MOST_SECONDS = 0.04, 0.09
+# A second row is tried where the first takes no more than this of what a pass may.
+_EASY = 0.75
+# A prompt begins with so many rows at most, and grows so fast: what earlier passes took says
+# nothing of a machine that others have begun to use since.
+_BEGIN, _GROWTH = 16, 4
 
 
 class Pace:
-    """Finds the number of tokens that take ``TARGET_SECONDS`` to read, from how long others took.
+    """The rows of one reader's passes."""
 
-    It begins with one token, because a large model on a slow CPU may need a second for ten. A
-    single token cannot be interrupted.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._tokens = 1.0
+    def __init__(self, times: Times, most: int) -> None:
+        """``times`` of all passes of its model."""
+        self._times, self._most = times, most
+        self._bound = min(_BEGIN, most)
 
     @property
     def batch(self) -> int:
-        """Tokens to read next, 1 to the most that go at once."""
-        return int(self._tokens)
+        """Tokens to read next, 1 to ``most``."""
+        return rows_within(self._times, self._bound)
 
-    def measured(self, n_tokens: int, seconds: float) -> None:
-        """``n_tokens`` took so long."""
-        fitting = n_tokens * TARGET_SECONDS / max(seconds, 1e-6)
-        grown = max(self._tokens, n_tokens) * _GROWTH
-        self._tokens = min(max(1.0, min(fitting, grown)), float(self._most))
+    def measured(self, rows: int, seconds: float) -> None:
+        """A pass of ``rows`` took so long."""
+        if seconds > _MOST_SECONDS and rows > 1:
+            self._bound = max(1, int(rows * TARGET_SECONDS / seconds))
+        else:
+            alike = int(rows * _MOST_SECONDS / max(seconds, 1e-6))  # if rows cost alike
+            self._bound = min(self._most, _GROWTH * self._bound, max(alike, rows + 1))
+
+
+def rows_within(times: Times, most: int) -> int:
+    """Rows of the next pass, 1 to ``most``, by what earlier ones took.
+
+    It begins with one, because a large model on a slow CPU may need a second for ten. A single row
+    cannot be interrupted.
+    """
+    known = times.largest
+    if not known:
+        return 1
+    first = times.expected(1)
+    limit = max(TARGET_SECONDS, min(_MOST_SECONDS, 2 * first))
+    if known == 1:
+        return min(most, 2) if first <= _EASY * limit else 1
+    last = times.expected(known)
+    more = max(0.0, last - first) / (known - 1)  # of a row, as far as is known
+
+    def takes(n: int) -> float:
+        return times.expected(n) if n <= known else last + more * (n - known)
+
+    found = next((n for n in range(min(most, 2 * known), 1, -1) if takes(n) <= limit), 1)
+    above = times.above(found)
+    if above is not None and times.age(above) >= STALE:
+        return min(above, 2 * found, most)
+    return found

@@ -27,7 +27,7 @@ class Reader(CachedTokens):
         super().__init__(model)
         self._logits: Floats | None = None  # after the last token; None until it is read
         self._partial: Needed | None = None  # what _logits are good for; None: for everything
-        self._pace = Pace(MAX_ROWS)
+        self._pace = Pace(model.loop.times, MAX_ROWS)
         self._guesser: Guesser | None = None  # while an answer is written with guesses
         self._end = 0  # of that answer at the latest: tokens of the sequence
         self._ahead: Ahead | None = None  # what the last guesses left to take

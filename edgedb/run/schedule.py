@@ -19,6 +19,7 @@ QUANTUM = 32  # tokens of a prompt, before another one's come
 _FORGET = 0.3  # weight of a new measurement
 _MOST = 2.0  # times as long as it took before: the rest is somebody else's
 _LONG_AGO = 1 << 30  # passes
+STALE = 256  # passes after which a measurement counts for nothing
 _OLD = 32  # passes after which the streams' own time is measured again
 
 
@@ -66,10 +67,16 @@ class Times:
 
     def measured(self, rows: int, seconds: float) -> None:
         """A pass of ``rows`` took so long."""
+        if self.age(rows) >= STALE:
+            # Nothing is known of it but what it takes at most, if one row is like the other.
+            old = self.expected(rows) or seconds
+            new = min(seconds, _MOST * old)
+        else:
+            old = self._seconds[rows]
+            new = old + _FORGET * (min(seconds, _MOST * old) - old)
         if rows not in self._seconds:
             bisect.insort(self._rows, rows)
-        old = self._seconds.get(rows, seconds)
-        self._seconds[rows] = old + _FORGET * (min(seconds, _MOST * old) - old)
+        self._seconds[rows] = new
         self._measured_at[rows] = self._passes
         self._passes += 1
 
@@ -88,6 +95,16 @@ class Times:
         above = self._rows[after]
         share = (rows - below) / (above - below)
         return known[below] + share * (known[above] - known[below])
+
+    @property
+    def largest(self) -> int:
+        """The most rows that were measured; 0 before anything was."""
+        return self._rows[-1] if self._rows else 0
+
+    def above(self, rows: int) -> int | None:
+        """The next larger number that was measured."""
+        after = bisect.bisect(self._rows, rows)
+        return self._rows[after] if after < len(self._rows) else None
 
     def age(self, rows: int) -> int:
         """Passes since one of ``rows`` was measured, or many where none was."""
