@@ -31,6 +31,7 @@ uint32_t edb_cpu_features(void) {
     const uint32_t AVX2 = 1u << 5, F = 1u << 16, DQ = 1u << 17, BW = 1u << 30, VL = 1u << 31;
     enum { VBMI = 1 << 1, GFNI = 1 << 8, VNNI = 1 << 11 }; /* leaf 7, ecx */
     enum { BITALG = 1 << 12, VPOPCNTDQ = 1 << 14 };        /* leaf 7, ecx */
+    enum { AVX_VNNI = 1 << 4 };                            /* leaf 7, subleaf 1, eax */
     enum { XMM_YMM = 0x06, MASKS_ZMM = 0xe0 };             /* XCR0 */
     uint32_t eax, ebx, ecx, edx, features = EDB_CPU_BASELINE;
 
@@ -39,12 +40,16 @@ uint32_t edb_cpu_features(void) {
     if ((ecx & needed) != needed || (saved_state() & XMM_YMM) != XMM_YMM) return features;
     if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return features;
     if (ebx & AVX2) features |= EDB_CPU_AVX2;
+    uint32_t last_subleaf = eax;
 
     needed = F | DQ | BW | VL;
     uint32_t needed_ecx = VBMI | GFNI | VNNI | BITALG | VPOPCNTDQ;
     if ((ebx & needed) == needed && (ecx & needed_ecx) == needed_ecx &&
         (saved_state() & MASKS_ZMM) == MASKS_ZMM)
         features |= EDB_CPU_AVX512;
+
+    if (last_subleaf >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & AVX_VNNI))
+        features |= EDB_CPU_AVXVNNI;
     return features;
 }
 

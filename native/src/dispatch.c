@@ -11,6 +11,8 @@ static const edb_isa isa_table[] = {
 #if defined(__x86_64__)
     {"avx512", "x86-64 with AVX-512 as in Ice Lake and Zen 4: VBMI, VNNI, GFNI",
      EDB_CPU_AVX2 | EDB_CPU_AVX512, &edb_kernels_avx512},
+    {"avxvnni", "x86-64 with AVX2 and AVX-VNNI: exact look-up, vpdpbusd for prompts",
+     EDB_CPU_AVX2 | EDB_CPU_AVXVNNI, &edb_kernels_avxvnni},
     {"avx2", "x86-64 with AVX2, FMA and F16C: exact look-up by byte shuffles", EDB_CPU_AVX2,
      &edb_kernels_avx2},
 #elif defined(__aarch64__)

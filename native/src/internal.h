@@ -247,6 +247,7 @@ enum {
     EDB_CPU_AVX2 = 1 << 0, /* AVX2, FMA and F16C, and the system saves the registers */
     /* AVX-512 as in Ice Lake and Zen 4: F, BW, DQ, VL, VBMI, VNNI, GFNI, BITALG, VPOPCNTDQ */
     EDB_CPU_AVX512 = 1 << 1,
+    EDB_CPU_AVXVNNI = 1 << 2, /* vpdpbusd of 32 bytes without AVX-512 */
     EDB_CPU_DOTPROD = 1 << 16, /* sdot of Armv8.2; NEON itself belongs to every 64-bit Arm */
 };
 
@@ -272,7 +273,7 @@ void edb_prepare_planes(const int8_t *q, const float *sx, int64_t stride, int64_
                         uint8_t *prepared, edb_group_meta *meta);
 
 extern const edb_kernels edb_kernels_scalar;
-extern const edb_kernels edb_kernels_avx2;
+extern const edb_kernels edb_kernels_avx2, edb_kernels_avxvnni;
 extern const edb_kernels edb_kernels_avx512;
 extern const edb_kernels edb_kernels_neon, edb_kernels_neon_dotprod;
 
@@ -285,6 +286,10 @@ void edb_few_int8_tile_avx512(const int8_t *codes, const float *scales, int64_t 
                               const edb_tokens *tokens, float *acc, const int8_t *next);
 void edb_int8_tile_avx512(const int8_t *codes, const float *scales, int64_t groups,
                           const edb_tokens *tokens, float *acc, const int8_t *next);
+void edb_offsets_avxvnni(const int8_t *q, int64_t stride, int64_t groups, int32_t *offsets);
+edb_expanded_tile edb_expand_tile_avxvnni, edb_expand_half_tile_avxvnni;
+void edb_int8_tile_avxvnni(const int8_t *codes, const float *scales, int64_t groups,
+                           const edb_tokens *tokens, float *acc, const int8_t *next);
 void edb_expand_block_neon(const uint8_t *block, int8_t *codes);
 void edb_int8_tile_neon(const int8_t *codes, const float *scales, int64_t groups,
                         const edb_tokens *tokens, float *acc, const int8_t *next);
@@ -294,7 +299,7 @@ void edb_int8_tile_dotprod(const int8_t *codes, const float *scales, int64_t gro
 extern const edb_pair_kernel edb_popcount_scalar, edb_popcount4_scalar;
 extern const edb_pair_kernel edb_popcount_avx2, edb_popcount4_avx2;
 extern const edb_pair_kernel edb_popcount_avx512, edb_popcount4_avx512;
-extern const edb_pair_kernel edb_lookup_avx2, edb_lookup_avx512;
+extern const edb_pair_kernel edb_lookup_avx2, edb_lookup_avxvnni, edb_lookup_avx512;
 extern const edb_pair_kernel edb_lookup_neon, edb_lookup_neon_dotprod;
 extern const edb_pair_kernel edb_popcount_neon, edb_popcount4_neon;
 

@@ -1,5 +1,7 @@
 /*
  * AVX2 kernels (Haswell, Zen and later), on the layout of edgedb.h; pairs are in lookup_avx2.c.
+ * Two rows of the list share this file: "avxvnni" differs in its products of codes and in what it
+ * expands (kernels_avxvnni.c).
  *
  * int8_tile, up to three tokens: |w| * sign(x, w) by vpmaddubsw, a pair <= 2 * 128 * 127 = 32,512,
  * then vpmaddwd with ones; from four tokens on 16-bit vpmaddwd. 64 products stay below 2^21.
@@ -299,6 +301,16 @@ const edb_kernels edb_kernels_avx2 = {
     .expand_block = expand_block,
     .int8_tile = int8_tile,
     .pairs = {&edb_lookup_avx2, &edb_popcount_avx2, &edb_popcount4_avx2},
+};
+
+const edb_kernels edb_kernels_avxvnni = {
+    OPS_KERNELS,
+    ATTENTION_KERNELS,
+    .offsets = edb_offsets_avxvnni,
+    .expand_tile = edb_expand_tile_avxvnni,
+    .expand_half_tile = edb_expand_half_tile_avxvnni,
+    .int8_tile = edb_int8_tile_avxvnni,
+    .pairs = {&edb_lookup_avxvnni, &edb_popcount_avx2, &edb_popcount4_avx2},
 };
 
 EDB_TARGET_END

@@ -237,6 +237,17 @@ const edb_pair_kernel edb_lookup_avx2 = {
     .expand_from = INT64_MAX, /* expanded, three quarters of the speed at 128 tokens */
 };
 
+const edb_pair_kernel edb_lookup_avxvnni = {
+    .name = "lookup",
+    .prepare = prepare,
+    .tile = tile,
+    .half_tile = half_tile,
+    .tile_rows = edb_few_rows_avx2,
+    .prepared_bytes = TABLE_BYTES,
+    .expand_from = 5,
+    .expand_half_from = 10,
+};
+
 EDB_TARGET_END
 
 #else
