@@ -28,6 +28,7 @@ KERNELS = {
     ("popcount_neon.c", "half_tile4"): ("cnt", 32),
     ("kernels_neon_int8.c", "edb_int8_tile_neon"): ("sadalp", 16),
     ("kernels_neon_int8.c", "edb_int8_tile_dotprod"): ("sdot", 16),
+    ("kernels_i8mm.c", "edb_int8_tile_i8mm"): ("smmla", 32),
     ("kernels_neon_int8.c", "edb_expand_block_neon"): ("cmtst", 8),
 }
 
@@ -53,7 +54,7 @@ def innermost_loops(body: list[str]) -> Iterator[list[str]]:
 
 
 def cycles(loop: list[str], mca: str, cpu: str) -> float:
-    command = [mca, "-mtriple=aarch64", "-mattr=+dotprod", f"-mcpu={cpu}", "-iterations=100"]
+    command = [mca, "-mtriple=aarch64", "-mattr=+dotprod,+i8mm", f"-mcpu={cpu}", "-iterations=100"]
     report = subprocess.run(
         command, input="\n".join(loop), capture_output=True, text=True, check=True
     ).stdout

@@ -58,21 +58,25 @@ uint32_t edb_cpu_features(void) {
 #include <sys/auxv.h>
 
 uint32_t edb_cpu_features(void) {
-    enum { ASIMDDP = 1 << 20 }; /* HWCAP_ASIMDDP; older headers lack the name */
-    return getauxval(AT_HWCAP) & ASIMDDP ? EDB_CPU_DOTPROD : EDB_CPU_BASELINE;
+    enum { ASIMDDP = 1 << 20, I8MM = 1 << 13 }; /* HWCAP_, HWCAP2_; older headers lack the names */
+    return (getauxval(AT_HWCAP) & ASIMDDP ? EDB_CPU_DOTPROD : 0) |
+           (getauxval(AT_HWCAP2) & I8MM ? EDB_CPU_I8MM : 0);
 }
 
 #elif defined(__aarch64__) && defined(__APPLE__)
 
 uint32_t edb_cpu_features(void) {
-    return system_number("hw.optional.arm.FEAT_DotProd") ? EDB_CPU_DOTPROD : EDB_CPU_BASELINE;
+    return (system_number("hw.optional.arm.FEAT_DotProd") ? EDB_CPU_DOTPROD : 0) |
+           (system_number("hw.optional.arm.FEAT_I8MM") ? EDB_CPU_I8MM : 0);
 }
 
 #elif defined(__aarch64__) && defined(_WIN32)
 
 uint32_t edb_cpu_features(void) {
-    enum { DOT_PRODUCTS = 43 }; /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE; older headers lack it */
-    return IsProcessorFeaturePresent(DOT_PRODUCTS) ? EDB_CPU_DOTPROD : EDB_CPU_BASELINE;
+    /* PF_ARM_V82_DP_, PF_ARM_V82_I8MM_INSTRUCTIONS_AVAILABLE; older headers lack the names */
+    enum { DOT_PRODUCTS = 43, MATRIX_PRODUCTS = 66 };
+    return (IsProcessorFeaturePresent(DOT_PRODUCTS) ? EDB_CPU_DOTPROD : 0) |
+           (IsProcessorFeaturePresent(MATRIX_PRODUCTS) ? EDB_CPU_I8MM : 0);
 }
 
 #else

@@ -249,6 +249,7 @@ enum {
     EDB_CPU_AVX512 = 1 << 1,
     EDB_CPU_AVXVNNI = 1 << 2, /* vpdpbusd of 32 bytes without AVX-512 */
     EDB_CPU_DOTPROD = 1 << 16, /* sdot of Armv8.2; NEON itself belongs to every 64-bit Arm */
+    EDB_CPU_I8MM = 1 << 17,    /* smmla of Armv8.6 */
 };
 
 uint32_t edb_cpu_features(void);
@@ -275,7 +276,7 @@ void edb_prepare_planes(const int8_t *q, const float *sx, int64_t stride, int64_
 extern const edb_kernels edb_kernels_scalar;
 extern const edb_kernels edb_kernels_avx2, edb_kernels_avxvnni;
 extern const edb_kernels edb_kernels_avx512;
-extern const edb_kernels edb_kernels_neon, edb_kernels_neon_dotprod;
+extern const edb_kernels edb_kernels_neon, edb_kernels_neon_dotprod, edb_kernels_neon_i8mm;
 
 /* Kernels that live in a file of their own. */
 void edb_offsets_avx512(const int8_t *q, int64_t stride, int64_t groups, int32_t *offsets);
@@ -295,6 +296,8 @@ void edb_int8_tile_neon(const int8_t *codes, const float *scales, int64_t groups
                         const edb_tokens *tokens, float *acc, const int8_t *next);
 void edb_int8_tile_dotprod(const int8_t *codes, const float *scales, int64_t groups,
                            const edb_tokens *tokens, float *acc, const int8_t *next);
+void edb_int8_tile_i8mm(const int8_t *codes, const float *scales, int64_t groups,
+                        const edb_tokens *tokens, float *acc, const int8_t *next);
 
 extern const edb_pair_kernel edb_popcount_scalar, edb_popcount4_scalar;
 extern const edb_pair_kernel edb_popcount_avx2, edb_popcount4_avx2;

@@ -1,8 +1,8 @@
 /*
- * NEON kernels for any 64-bit Arm core, on the layout of edgedb.h. Two rows of the list share this
- * file: "neon" (Armv8.0, Raspberry Pi 3 and 4) and "neon-dotprod" (Raspberry Pi 5 and most cores
- * since 2018), which differ in their products of int8 codes only (kernels_neon_int8.c). Pairs are
- * in lookup_neon.c.
+ * NEON kernels for any 64-bit Arm core, on the layout of edgedb.h. Three rows of the list share this
+ * file: "neon" (Armv8.0, Raspberry Pi 3 and 4), "neon-dotprod" (Raspberry Pi 5 and most cores since
+ * 2018) and "neon-i8mm" (Apple M2, Graviton 3), which differ in their products of int8 codes only
+ * (kernels_neon_int8.c, kernels_i8mm.c). Pairs are in lookup_neon.c.
  */
 #include "internal.h"
 
@@ -116,6 +116,14 @@ const edb_kernels edb_kernels_neon_dotprod = {
     ATTENTION_KERNELS,
     .expand_block = edb_expand_block_neon,
     .int8_tile = edb_int8_tile_dotprod,
+    .pairs = {&edb_lookup_neon_dotprod, &edb_popcount_neon, &edb_popcount4_neon},
+};
+
+const edb_kernels edb_kernels_neon_i8mm = {
+    OPS_KERNELS,
+    ATTENTION_KERNELS,
+    .expand_block = edb_expand_block_neon,
+    .int8_tile = edb_int8_tile_i8mm,
     .pairs = {&edb_lookup_neon_dotprod, &edb_popcount_neon, &edb_popcount4_neon},
 };
 
