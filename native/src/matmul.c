@@ -134,16 +134,6 @@ size_t edb_matmul_scratch_bytes(const edb_context *context, const edb_matrix *ma
     return bytes <= SIZE_MAX ? (size_t)bytes : 0;
 }
 
-void edb_coarsen_to_4_bits(int8_t *q, int64_t stride, int64_t groups) {
-    for (int64_t g = 0; g < groups; g++, q += EDB_GROUP * stride) {
-        for (int i = 0; i < EDB_GROUP; i++) {
-            int size = ((q[i] < 0 ? -q[i] : q[i]) + 8) & ~15;
-            size = size > 112 ? 112 : size;
-            q[i] = (int8_t)(q[i] < 0 ? -size : size);
-        }
-    }
-}
-
 /* A row of activations as the caller has it; with a gate, `up` is as many columns behind it. */
 static const float *input_row(const edb_matmul_job *job, int64_t t, int64_t *up) {
     const edb_places *places = job->places;

@@ -13,6 +13,16 @@
 #include "fma.h"
 #include "internal.h"
 
+void edb_coarsen_to_4_bits(int8_t *q, int64_t stride, int64_t groups) {
+    for (int64_t g = 0; g < groups; g++, q += EDB_GROUP * stride) {
+        for (int i = 0; i < EDB_GROUP; i++) {
+            int size = ((q[i] < 0 ? -q[i] : q[i]) + 8) & ~15;
+            size = size > 112 ? 112 : size;
+            q[i] = (int8_t)(q[i] < 0 ? -size : size);
+        }
+    }
+}
+
 /* Byte i of x is row i of an 8 by 8 matrix of bits; swaps bit (i, j) with bit (j, i). */
 static uint64_t transpose8(uint64_t x) {
     uint64_t swap = (x ^ (x >> 7)) & 0x00aa00aa00aa00aa;
