@@ -87,8 +87,9 @@ def read_regular(path: Path, limit_bytes: int) -> bytes:
     return content
 
 
-def map_file(path: Path, refuse: Callable[[os.stat_result], str]) -> tuple[mmap.mmap, int]:
-    """The bytes of a regular file, read-only, and how many they are.
+@contextmanager
+def opened_whole(path: Path, refuse: Callable[[os.stat_result], str]) -> Iterator[tuple[int, int]]:
+    """A descriptor of a regular file that is not empty, and how many bytes it has.
 
     ``refuse`` says what is wrong with something that is empty or no regular file. Raises
     ``FormatError`` with that, or if there is no such file or it cannot be opened.
@@ -104,11 +105,18 @@ def map_file(path: Path, refuse: Callable[[os.stat_result], str]) -> tuple[mmap.
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode) or info.st_size == 0:
             raise FormatError(refuse(info))
-        return mmap.mmap(fd, info.st_size, access=mmap.ACCESS_READ), info.st_size
-    except OSError as error:
-        raise FormatError(f"cannot be mapped into memory: {error.strerror}") from None
+        yield fd, info.st_size
     finally:
         os.close(fd)
+
+
+def map_file(path: Path, refuse: Callable[[os.stat_result], str]) -> tuple[mmap.mmap, int]:
+    """The bytes of a file as ``opened_whole`` takes it, read-only, and how many they are."""
+    with opened_whole(path, refuse) as (fd, size):
+        try:
+            return mmap.mmap(fd, size, access=mmap.ACCESS_READ), size
+        except OSError as error:
+            raise FormatError(f"cannot be mapped into memory: {error.strerror}") from None
 
 
 @contextmanager

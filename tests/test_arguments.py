@@ -168,7 +168,7 @@ def test_unknown_ids_take_no_memory(model: edgedb.Model) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["threads", "isa", "context", "kv_dtype", "head", "cache_tokens", "verify"]
+    "name", ["threads", "isa", "context", "kv_dtype", "head", "cache_tokens", "verify", "memory"]
 )
 def test_options_of_load(tiny_model: Path, name: str) -> None:
     for value in WEIRD:
@@ -190,6 +190,7 @@ def test_options_of_load_that_were_seen_to_go_wrong(tiny_model: Path) -> None:
         ("head", 1),
         ("cache_tokens", 255),
         ("verify", "yes"),
+        ("memory", "disk"),
         ("backend", "cuda"),
         ("backend", ["numpy"]),
     ):

@@ -17,6 +17,7 @@ from .options import (
     backend_options,
     kv_option,
     load_options,
+    memory_option,
     read_text,
     take_loader,
 )
@@ -191,6 +192,7 @@ def choices(
 )
 @click.option("--depth", type=int, default=0, show_default=True, help="Positions before each test.")
 @kv_option
+@memory_option
 @click.option("--repetitions", type=int, default=5, show_default=True, help="Runs of each test.")
 @click.option(
     "-t", "--threads", type=IntList(), help="Thread counts to measure.  [default: physical cores]"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..run.engine import Model
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-LOADING = ("threads", "backend", "isa", "context", "kv_dtype", "head")
+LOADING = ("threads", "backend", "isa", "context", "kv_dtype", "head", "memory")
 
 
 class IntList(click.ParamType):
@@ -166,7 +166,16 @@ head_option = click.option(
     show_default=True,
     help="two-stage: leave out logits that no choice depends on; same text.",
 )
-load_options = together(threads_option, backend_options, context_option, kv_option, head_option)
+memory_option = click.option(
+    "--memory",
+    type=click.Choice(["auto", "map", "copy"]),
+    default="auto",
+    show_default=True,
+    help="Where the weights lie: in the mapped file, or in a copy in huge pages.",
+)
+load_options = together(
+    threads_option, backend_options, context_option, kv_option, head_option, memory_option
+)
 lookup_option = click.option(
     "--prompt-lookup",
     type=click.IntRange(min=0),

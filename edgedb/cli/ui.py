@@ -254,6 +254,7 @@ def runtime_info(info: dict[str, Any]) -> None:
             ("isa", info["isa"]),
             *([("kernel", info["kernel"])] if info["kernel"] else []),
             ("threads", str(info["threads"])),
+            ("memory", f"huge pages: {info['huge_pages']}"),
         ]
     )
     click.echo("\nbackends")

@@ -29,6 +29,7 @@ class Opening:
     context: int | None = None
     kv_dtype: str = "float16"
     head: str = "full"
+    memory: str = "auto"
     cache_tokens: int | None = None
     draft: str | None = None
 
@@ -42,6 +43,7 @@ class Opening:
             context=self.context,
             kv_dtype=self.kv_dtype,
             head=self.head,
+            memory=self.memory,
             cache_tokens=self.cache_tokens or room_for(self.parallel),
             draft=self.draft,
         )

@@ -26,13 +26,15 @@ from .. import __version__, arguments
 from ..display import NAME_CHARS, one_line
 from ..errors import EdgeDBError
 from ..files import SOURCE_TREE
+from ..format.tensors import linear_arrays
 from ..model.dbb import read_dbb
 from ..model.families import program_of
 from ..model.network import Network
+from ..model.residence import lies
 from ..ops import Ops, create
 from ..ops.cores import usable_cpus
 from ..ops.sequences import MAX_ROWS
-from .shapes import Weights, bytes_per_token, random_weights, write_random
+from .shapes import Weights, bytes_per_token, random_weights, reaching, write_random
 
 Row = TypeVar("Row", bound=Any)  # a dataclass
 _COUNTS = arguments.each(arguments.whole(1), "a list of token counts")
@@ -53,6 +55,7 @@ class BenchRow:
     mean: float  # tokens a second
     deviation: float
     gb_per_second: float  # weights read a second while decoding; 0 for prompts
+    memory: str  # where the weights lie, and how much of that is in huge pages
     repetitions: list[float] = field(default_factory=list)
 
 
@@ -117,6 +120,7 @@ def run(
     shape: str | None = None,
     pairs: float = 1,
     file: str | os.PathLike[str] | None = None,
+    memory: str = "auto",
     prompt: Sequence[int] = (128, 512),
     decode: Sequence[int] = (64, 128),
     depth: int = 0,
@@ -131,7 +135,8 @@ def run(
     """Measure every test at every thread count (default: the backend's own).
 
     Give either ``model`` (a ``.dbb``) or ``shape`` (a key of ``SHAPES``), whose random weights are
-    made in memory, or in ``file``, where they are read from and stay. Every test runs behind
+    made in memory, or in ``file``, where they are read from and stay. A file is mapped or copied as
+    ``memory`` says, one of ``residence.MEMORIES``. Every test runs behind
     ``depth`` positions, which a cache of ``kv_dtype`` holds. With ``all_kernels``, decoding is also
     measured with the other kernels of the instruction set, unless EDGEDB_KERNEL forces one.
     """
@@ -140,17 +145,19 @@ def run(
     repetitions = arguments.whole(1)("repetitions", repetitions)
     prompt, decode, threads = _COUNTS("prompt", prompt), _COUNTS("decode", decode), tuple(threads)
     if shape is not None and file is None:
-        name, weights = shape, random_weights(shape, pairs)
+        name, weights, where = shape, random_weights(shape, pairs), "made"
     else:
         if shape is not None:
             assert file is not None
             model = write_random(file, shape, pairs)
         assert model is not None
-        opened = read_dbb(model)
-        name = shape or one_line(Path(model).stem, NAME_CHARS)
+        opened = read_dbb(model, memory=memory)
+        name, where = shape or one_line(Path(model).stem, NAME_CHARS), opened.memory
         weights = Weights(opened.config, opened.linears, opened.vectors)
     depth = arguments.whole(0)("depth", depth)
     longest = depth + max([*prompt, *decode], default=1)
+    if shape is not None:
+        weights = reaching(weights, longest)
     if longest > weights.config.max_position_embeddings:
         raise EdgeDBError(
             f"{longest} tokens do not fit: this model takes "
@@ -165,7 +172,7 @@ def run(
         for chosen, lengths in measured:
             decoder = Decoder(weights, chosen, max(longest, 8), kv_dtype)
             tests = _tests(decoder, lengths, decode)
-            for row in _measure(name, weights, decoder, tests, depth, repetitions):
+            for row in _measure(name, where, weights, decoder, tests, depth, repetitions):
                 if progress is not None:
                     how = f"{row.threads} threads, {row.kernel or row.backend}"
                     progress(f"{row.test} at {how}: {row.mean:.1f} tokens/s")
@@ -194,6 +201,7 @@ def _tests(decoder: Decoder, prompt: Sequence[int], decode: Sequence[int]) -> li
 
 def _measure(
     name: str,
+    where: str,
     weights: Weights,
     decoder: Decoder,
     tests: Sequence[_Test],
@@ -202,6 +210,7 @@ def _measure(
 ) -> Iterator[BenchRow]:
     ops = decoder.ops
     linears = [t for key, t in weights.linears.items() if key.startswith("layers.")]
+    arrays = [array for t in weights.linears.values() for array in linear_arrays(t)]
     sizes = program_of(weights.config).sizes()
     n_weights = sum(size for key, size in sizes.items() if key.startswith("layers."))
     for test, n, body in tests:
@@ -226,6 +235,7 @@ def _measure(
             mean=mean,
             deviation=statistics.stdev(speeds) if len(speeds) > 1 else 0.0,
             gb_per_second=bytes_per_token(weights) * mean / 1e9 if test.startswith("tg") else 0.0,
+            memory=lies(where, arrays),
             repetitions=speeds,
         )
 
@@ -241,6 +251,7 @@ COLUMNS: dict[str, Callable[[BenchRow], str]] = {
     "test": lambda r: r.test,
     "tokens/s": lambda r: f"{r.mean:.1f} ± {r.deviation:.1f}",
     "GB/s": lambda r: f"{r.gb_per_second:.1f}" if r.gb_per_second else "",
+    "memory": lambda r: r.memory,
 }
 
 

@@ -6,12 +6,12 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import EdgeDBError
+from ..model.residence import granted_bytes
 from ..ops.cores import ROOT, control_groups, physical_cores
 
 _READ_BYTES = 1 << 29  # far more than caches hold
@@ -30,7 +30,7 @@ def memory_bytes(root: Path = ROOT) -> int:
             whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         raise EdgeDBError("the system does not say how much memory it has: give --memory") from None
-    granted = (_limit(folder) for folder in control_groups(root, "memory"))
+    granted = (granted_bytes(folder) for folder in control_groups(root, "memory"))
     return min([whole, *filter(None, granted)])
 
 
@@ -52,14 +52,6 @@ def _windows_memory_bytes() -> int:
     if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):  # type: ignore[attr-defined]
         raise OSError
     return int(status.whole)
-
-
-def _limit(folder: Path) -> int | None:
-    """Bytes that one group grants: a file of version 2, or of 1."""
-    for name in ("memory.max", "memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):  # none set ("max"), or no such file
-            return int((folder / name).read_text(encoding="ascii"))
-    return None
 
 
 def read_speed(threads: int | None = None, size_bytes: int = _READ_BYTES) -> float:

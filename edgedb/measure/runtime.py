@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from .. import __version__, ops
+from ..model.residence import describe_huge_pages
 from .benchmark import Machine
 
 
@@ -16,7 +17,8 @@ def describe_runtime(
 
     Keys: ``version``; ``cpu``; ``cores`` this process may use; ``backend``, ``isa``, ``kernel``,
     ``threads`` in use; ``reason`` for that backend; ``backends`` (name, available, reason) and
-    ``instruction_sets`` of the native library (name, description, supported, kernels), best first.
+    ``instruction_sets`` of the native library (name, description, supported, kernels), best first;
+    ``huge_pages``, whether the system gives them, in words.
     Raises ``NativeError`` if a forced choice cannot run.
     """
     chosen = ops.create(backend, isa, threads)
@@ -33,6 +35,7 @@ def describe_runtime(
         "reason": _reason(chosen.name, backend, isa, statuses),
         "backends": [vars(status) for status in statuses],
         "instruction_sets": _instruction_sets(),
+        "huge_pages": describe_huge_pages(),
     }
 
 

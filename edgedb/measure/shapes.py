@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +109,12 @@ class Weights:
     config: ModelConfig
     linears: Mapping[str, Weight]
     vectors: Mapping[str, np.ndarray]
+
+
+def reaching(weights: Weights, positions: int) -> Weights:
+    """Random weights with room for so many positions, whatever their shape's model can read."""
+    longest = max(positions, weights.config.max_position_embeddings)
+    return replace(weights, config=replace(weights.config, max_position_embeddings=longest))
 
 
 _PLANES = arguments.rule(f"1 to {MAX_PLANES // 2} in steps of a half", planes_of)

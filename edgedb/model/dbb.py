@@ -1,7 +1,7 @@
-"""Read a ``.dbb`` model file (``docs/format.md``): map it and believe nothing it says.
+"""Read a ``.dbb`` model file (``docs/format.md``): believe nothing it says.
 
-``read_dbb`` returns a ``DbbFile`` whose arrays are read-only views of the mapping, so loading costs
-no memory beyond the page cache.
+``read_dbb`` returns a ``DbbFile`` whose arrays are read-only views of the mapped file, so loading
+costs no memory beyond the page cache; or of a copy in memory (``residence.py``).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import mmap
 import os
 import re
 import shlex
@@ -24,8 +23,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .. import arguments
-from ..errors import FormatError, UnsupportedModelError
-from ..files import map_file
+from ..descriptors import read_at
+from ..errors import EdgeDBError, FormatError
+from ..files import opened_whole
 from ..format.container import PAD_NAME, VERSIONS, Entry, read_header
 from ..format.tensors import (
     BLOCK_BYTES,
@@ -51,8 +51,11 @@ from ..text.piece_tables import PieceTables
 from ..text.spec import TokenizerSpec
 from .config import ModelConfig
 from .families import program_of
+from .residence import MEMORIES, Bytes, place
 
 T = TypeVar("T")
+
+_MEMORY = arguments.choice(*MEMORIES)
 
 MAX_TOKENIZER_BYTES = 1 << 28
 CHUNK_BYTES = 1 << 20  # per check: stays in the cache between checksum and range check
@@ -60,7 +63,7 @@ CHUNK_BYTES = 1 << 20  # per check: stays in the cache between checksum and rang
 
 @dataclass(frozen=True)
 class DbbFile:
-    """An open model file. Arrays are read-only views of the mapped file and keep it mapped.
+    """An open model file. Arrays are read-only views of its bytes and keep them in memory.
 
     linears, vectors: every matrix and every norm or bias of the model's program, vectors float32
     ``[n]``; quantization: free JSON, how the file was made; fingerprint: SHA-256 over
@@ -75,31 +78,34 @@ class DbbFile:
     vectors: dict[str, np.ndarray]
     size_bytes: int
     fingerprint: str  # of everything that decides the numbers: hyper-parameters and data
+    memory: str = "map"  # where the bytes lie: map or copy
 
 
-def read_dbb(path: str | os.PathLike[str], *, verify: bool = True) -> DbbFile:
-    """Map and validate the model file at ``path``.
+def read_dbb(path: str | os.PathLike[str], *, verify: bool = True, memory: str = "map") -> DbbFile:
+    """Open and validate the model file at ``path``; ``memory`` is that of ``residence.place``.
 
     Header, shapes, types, scales and norms are always checked; ``verify`` adds the CRC-32 of every
     tensor and the ranges of the integer codes, which reads the whole file once (20 ms for 60 MB
     in the page cache on 2 cores of a server). Raises ``FormatError`` whose one line names the file,
-    the tensor and what was expected, and ``UnsupportedModelError`` for an intact file that this
-    version cannot run. The file must not be truncated while it is open; replacing it by rename is
-    safe.
+    the tensor and what was expected, ``UnsupportedModelError`` for an intact file that this
+    version cannot run, and ``EdgeDBError`` where memory does not hold a copy. A mapped file must
+    not be truncated while it is open; replacing it by rename is safe.
     """
     path = arguments.path("path", path)
+    memory = _MEMORY("memory", memory)
     try:
-        return _read(path, verify)
-    except (FormatError, UnsupportedModelError) as error:
+        return _read(path, verify, memory)
+    except EdgeDBError as error:
         raise type(error)(f"{path}: {error}") from None
 
 
-def _read(path: Path, verify: bool) -> DbbFile:
-    mapped, size = map_file(path, lambda info: _refuse(info, path))
-    _refuse_other_formats(mapped[:8], path)
-    metadata, entries, start = read_header(mapped, size, hint=_conversion(path.parent))
+def _read(path: Path, verify: bool, memory: str) -> DbbFile:
+    with opened_whole(path, lambda info: _refuse(info, path)) as (fd, size):
+        _refuse_other_formats(read_at(fd, 8, 0), path)
+        placed = place(fd, size, memory)
+    metadata, entries, start = read_header(placed.data, size, hint=_conversion(path.parent))
     _refuse_new_parts(metadata["version"], entries)
-    source = _Source(mapped, entries, start)
+    source = _Source(placed.data, entries, start)
     config = _decode("config", metadata, ModelConfig.from_dict)
     quantization = parse_json(_entry(metadata, "quantization"), "quantization")
     if not isinstance(quantization, dict):
@@ -126,7 +132,17 @@ def _read(path: Path, verify: bool) -> DbbFile:
     )
     identity = json.dumps([config.to_dict(), sorted(checksums.items())], sort_keys=True)
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()
-    return DbbFile(path, config, quantization, tokenizer, linears, vectors, size, fingerprint)
+    return DbbFile(
+        path,
+        config,
+        quantization,
+        tokenizer,
+        linears,
+        vectors,
+        size,
+        fingerprint,
+        placed.memory,
+    )
 
 
 def _refuse(info: os.stat_result, path: Path) -> str:
@@ -184,10 +200,10 @@ def _refuse_new_parts(version: str, entries: dict[str, Entry]) -> None:
 
 
 class _Source:
-    """Hands out the tensors of one mapped file by name and remembers which were wanted."""
+    """Hands out the tensors of one file by name and remembers which were wanted."""
 
-    def __init__(self, mapped: mmap.mmap, entries: dict[str, Entry], start: int) -> None:
-        self.mapped, self.entries, self.start = mapped, entries, start
+    def __init__(self, data: Bytes, entries: dict[str, Entry], start: int) -> None:
+        self.data, self.entries, self.start = data, entries, start
         self.used: set[str] = set()
         self.code_checks: dict[str, Callable[[np.ndarray], str | None]] = {}
 
@@ -210,7 +226,7 @@ class _Source:
         count = math.prod(entry.shape)
         if count == 0:
             return np.empty(0, dtype)
-        return np.frombuffer(self.mapped, dtype, count, self.start + entry.begin)
+        return np.frombuffer(self.data, dtype, count, self.start + entry.begin)
 
     def weight(self, name: str, rows: int, cols: int, experts: int) -> Weight:
         kind = self._kind(name, experts)

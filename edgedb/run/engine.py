@@ -48,8 +48,10 @@ def load(
     cache_tokens: int | CacheRoom | None = None,
     draft: str | PathLike[str] | None = None,
     verify: bool = True,
+    memory: str = "auto",
 ) -> Model:
-    """Open a ``.dbb`` file; the weights stay in the file and are read through a memory map.
+    """Open a ``.dbb`` file; the weights stay in the file and are read through a memory map, or are
+    copied into memory.
 
     ``path``: also the name of a model in ``models`` of this folder, in the user's data or in
     ``$EDGEDB_MODELS``, without ``.dbb`` if you like, or ``OWNER/NAME`` of one that was pulled.
@@ -62,13 +64,17 @@ def load(
     the context and the bytes that one takes when it is full, and returns the bound. ``draft`` is a
     small model of the same tokenizer, named like ``path``, that guesses tokens which this one then
     reads in one pass: the same text, faster where the guesses are right. ``verify`` compares the
-    data with the file's checksums.
+    data with the file's checksums. ``memory`` is ``"map"`` (shared with every other process that
+    maps the file), ``"copy"`` (this process's own, in huge pages where the system has them), or
+    ``"auto"``: a map, and a copy where that is faster and cheap (``docs/memory.md``).
     Raises ``FormatError`` for a damaged file, ``UnsupportedModelError`` for a model this version
     cannot run, ``NativeError`` if a forced backend cannot run, ``TypeError`` for an option that
     there is not.
     """
     file = read_dbb(
-        find_model(path) if isinstance(path, str) else path, verify=arguments.flag("verify", verify)
+        find_model(path) if isinstance(path, str) else path,
+        verify=arguments.flag("verify", verify),
+        memory=memory,
     )
     ops = operations.create(backend, isa, threads)
     model = Model(file, ops, context, kv_dtype, head, cache_tokens)
@@ -78,7 +84,7 @@ def load(
 
 
 class Model(LoadedModel, Answers):
-    """A loaded model: immutable, memory-mapped, safe to share between threads."""
+    """A loaded model: immutable, safe to share between threads."""
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """Next-token logits after each of ``ids``: float32 ``(len(ids), vocab_size)``."""

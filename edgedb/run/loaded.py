@@ -163,6 +163,7 @@ class LoadedModel:
             "kernel": self.ops.kernel,
             "threads": self.ops.threads,
             "context": self.context,
+            "memory": self.file.memory,
         }
 
     def tokenize(self, text: str, *, add_bos: bool | None = None) -> list[int]:

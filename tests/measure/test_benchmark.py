@@ -12,6 +12,8 @@ import pytest
 
 from edgedb import EdgeDBError
 from edgedb.measure import benchmark
+from edgedb.measure.shapes import SHAPES
+from edgedb.model.config import ModelConfig
 from edgedb.ops import library
 
 
@@ -56,6 +58,27 @@ def test_tests_run_behind_positions(tiny_model: Path) -> None:
         benchmark.run(tiny_model, depth=10**6, **options)
     with pytest.raises(EdgeDBError, match="depth"):
         benchmark.run(tiny_model, depth=-1, **options)
+
+
+def test_a_shape_takes_more_positions_than_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ModelConfig("llama", 96, 64, 128, 1, 2, 1, 32, 128)
+    monkeypatch.setitem(SHAPES, "small", config)
+    options: dict[str, Any] = {"prompt": [], "decode": [2], "repetitions": 1, "threads": [1]}
+    for file in (None, tmp_path / "small.dbb"):
+        row, *_ = benchmark.run(None, shape="small", file=file, depth=300, **options)
+        assert row.test == "tg2@d300"
+
+
+def test_rows_say_where_weights_lay(tiny_model: Path) -> None:
+    options: dict[str, Any] = {"prompt": [], "decode": [2], "repetitions": 1, "threads": [1]}
+    for memory in ("map", "copy"):
+        row, *_ = benchmark.run(tiny_model, memory=memory, **options)
+        assert row.memory.startswith(memory)
+        assert f"| {row.memory} |" in benchmark.report([row])
+    with pytest.raises(EdgeDBError, match="memory"):
+        benchmark.run(tiny_model, memory="disk", **options)
 
 
 def test_positions_are_read_once(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
