@@ -16,14 +16,17 @@ import click
 from edgedb.cli.options import OneLineErrors
 from edgedb.measure.benchmark import Machine
 
-from . import plot, report
-from .cases import GROUPS, MODELS, Case, Paths, case
+from . import cases, plot, report, variants
+from .cases import MODELS, SMOLLM2_FILES, Case, Paths, case
 from .commit import commit_of
 from .extras import run_extras
 from .results import Results
 from .runner import QUIET, Journal, run_case
 from .targets import EXTRAS
+from .variants import VARIANTS, variant
 
+GROUPS = {**cases.GROUPS, **variants.GROUPS}
+ALL = {**MODELS, **VARIANTS}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -36,8 +39,9 @@ class _Command(OneLineErrors):
     "--models",
     default="smollm2,1.1b,7b,other",
     show_default=True,
-    help="What to measure: names of models, `small` for the shapes of 0.6B to 4B, or `other`: the "
-    "first token, a busy core, an idle chat, numba's start.",
+    help="What to measure: names of models; `small`: the shapes of 0.6B to 4B; `depth`: long "
+    "contexts; `batch`: rows at once; `pages`: weights in both kinds of pages; `other`: the first "
+    "token, a busy core, an idle chat, numba's start.",
 )
 @click.option("--rounds", type=int, help="Rounds of each model.  [default: 10, 7, 5, 5]")
 @click.option("--minutes", type=float, help="Begin no round that would end later than this.")
@@ -66,13 +70,13 @@ def main(
     paths = Paths(ROOT, ROOT / ".cache" / "peers")
     named = [name.strip() for name in models.split(",")]
     wanted = [model for name in named for model in GROUPS.get(name, (name,))]
-    if unknown := set(wanted) - {*MODELS, EXTRAS}:
-        known = ", ".join([*MODELS, *GROUPS, EXTRAS])
+    if unknown := set(wanted) - {*ALL, EXTRAS}:
+        known = ", ".join([*ALL, *GROUPS, EXTRAS])
         raise click.UsageError(f"unknown: {', '.join(unknown)}; choose of {known}")
     # The models in the report's order, whatever order they are given in.
-    cases = {
-        name: _sized(case(model, paths), quick, rounds)
-        for name, model in MODELS.items()
+    chosen_cases = {
+        name: _sized((case if name in MODELS else variant)(model, paths), quick, rounds)
+        for name, model in ALL.items()
         if name in wanted or (name == "smollm2" and EXTRAS in wanted)
     }
     if prepare:
@@ -84,21 +88,18 @@ def main(
     journal = Journal(paths.peers / f"run-{stem}.jsonl", key, fresh=fresh)
     deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
     complete = True
-    for name, chosen in cases.items():
+    for name, chosen in chosen_cases.items():
         if name in wanted:
             complete &= run_case(
                 chosen, journal, ROOT, chosen.rounds, deadline=deadline, progress=_say
             )
     if EXTRAS in wanted:
-        files = (
-            ROOT / "models/smollm2-135m-instruct-db2.dbb",
-            ROOT / "models/smollm2-135m-instruct.dbb",
-        )
+        files = (ROOT / "models" / SMOLLM2_FILES[1], ROOT / "models" / SMOLLM2_FILES[2])
         count = rounds or (1 if quick else 5)
         complete &= run_extras(
-            cases["smollm2"], files, journal, ROOT, count, deadline=deadline, progress=_say
+            chosen_cases["smollm2"], files, journal, ROOT, count, deadline=deadline, progress=_say
         )
-    results = {name: Results(name, journal.records) for name in [*MODELS.values(), EXTRAS]}
+    results = {name: Results(name, journal.records) for name in [*ALL.values(), EXTRAS]}
     found = {name: result for name, result in results.items() if result.names}
     measured = [record["others"] for record in journal.records if "others" in record]
     header = {
@@ -131,7 +132,9 @@ def write(
 
 
 def _sized(chosen: Case, quick: bool, rounds: int | None) -> Case:
-    if quick:
+    if quick and chosen.plan:  # its lengths are its columns
+        chosen = dataclasses.replace(chosen, decode_seconds=0.5, rounds=1)
+    elif quick:
         n_prompt, n_decode = chosen.n_prompt // 4, chosen.n_decode // 4
         chosen = dataclasses.replace(
             chosen, n_prompt=n_prompt, n_decode=n_decode, decode_seconds=1.0, rounds=2

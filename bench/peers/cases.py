@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edgedb.errors import EdgeDBError
@@ -14,6 +14,8 @@ from edgedb.measure.shapes import write_random
 from edgedb.ops import library
 
 READ = "plain read"
+# What a plain read reads, and what records call its speed.
+PAGES = {"file": "limit", "huge": "limit_huge"}
 ONE_PAIR, AVX2_PAIR, TWO_PAIRS = "edgedb 1 pair", "edgedb 1 pair, AVX2", "edgedb 2 pairs"
 NUMBA = "edgedb 1 pair, numba"
 SMOLLM2, LLAMA_1B, LLAMA_7B = "SmolLM2-135M", "Llama 1.1B", "Llama-2 7B"
@@ -36,7 +38,19 @@ class Contestant:
     name: str
     command: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
-    tests: tuple[str, ...] = ("decode", "prompt")
+    tests: tuple[str, ...] = ("decode", "prompt", "rows")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a round asks of each contestant. ``kind``: ``decode`` n tokens one by one behind
+    ``depth`` positions, read a ``prompt`` of n, or n ``rows`` at once over and over."""
+
+    label: str
+    kind: str
+    n: int
+    threads: int
+    depth: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,13 +65,18 @@ class Case:
     rounds: int = 7
     threads: tuple[int, ...] = (1, 2)
     alternate_prompts: bool = False  # a round reads prompts at one number of threads only
+    plan: tuple[Trial, ...] = ()  # in place of decoding and prompts from an empty context
 
-    def tests(self, number: int) -> list[tuple[str, int]]:
-        """``(test, threads)`` of round ``number``."""
+    def tests(self, number: int) -> list[Trial]:
+        """What round ``number`` measures."""
+        if self.plan:
+            return list(self.plan)
         prompts = self.threads
         if self.alternate_prompts:
             prompts = (self.threads[number % len(self.threads)],)
-        return [("decode", n) for n in self.threads] + [("prompt", n) for n in prompts]
+        return [Trial("decode", "decode", self.n_decode, n) for n in self.threads] + [
+            Trial("prompt", "prompt", self.n_prompt, n) for n in prompts
+        ]
 
 
 @dataclass(frozen=True)
@@ -86,6 +105,8 @@ _RANDOM: dict[str, tuple[str, tuple[str, ...]]] = {
     QWEN_30B: ("qwen3-30b-a3b", ()),
 }
 _SMOLLM2_FORMATS = ("Q4_0", "Q8_0", "Q2_K", "TQ2_0")
+# Of one and of two pairs, in the folder of models.
+SMOLLM2_FILES = {1: "smollm2-135m-instruct-db2.dbb", 2: "smollm2-135m-instruct.dbb"}
 MODELS = {
     "smollm2": SMOLLM2,
     "1.1b": LLAMA_1B,
@@ -99,34 +120,41 @@ GROUPS = {"small": tuple(_RANDOM[model][0] for model in SMALL)}
 def case(model: str, paths: Paths) -> Case:
     """The comparison for one of ``MODELS``' values, its files made if they are not there."""
     if model == SMOLLM2:
-        ours = {
-            1: paths.root / "models" / "smollm2-135m-instruct-db2.dbb",
-            2: paths.root / "models" / "smollm2-135m-instruct.dbb",
-        }
-        theirs = {name: _requantized(name, paths) for name in _SMOLLM2_FORMATS}
+        ours = {pairs: paths.root / "models" / name for pairs, name in SMOLLM2_FILES.items()}
+        theirs = {name: requantized(name, paths) for name in _SMOLLM2_FORMATS}
         contestants = _contestants(ours, theirs, 544, paths, numba=True)
         return Case(model, contestants, 512, n_decode=128, rounds=10)
-    from . import random_models
-
-    shape, formats = _RANDOM[model]
+    formats = _RANDOM[model][1]
     # Two pairs of the largest would leave no memory for the pages of one.
-    ours = {n: paths.file(f"{shape}-{n}.dbb") for n in ((1,) if model == QWEN_30B else (1, 2))}
-    theirs = {name: paths.file(f"{shape}-{name}.gguf") for name in formats}
-    for pairs, path in ours.items():
-        if not path.exists():
-            _say(f"making {path.name}")
-            write_random(path, shape, pairs)
-    for name, path in theirs.items():
-        if not path.exists():
-            _say(f"making {path.name}")
-            random_models.write_gguf(path, shape, name)
+    pairs = (1,) if model == QWEN_30B else (1, 2)
+    ours, theirs = random_files(model, pairs, formats, paths)
     contestants = _contestants(ours, theirs, 160, paths)
     if model in (LLAMA_7B, QWEN_30B):  # a prompt of llama.cpp's slowest format takes 20 seconds
         return Case(model, contestants, 128, rounds=6, alternate_prompts=True)
     return Case(model, contestants, 128, rounds=7)
 
 
-def _requantized(weight_format: str, paths: Paths) -> Path:
+def random_files(
+    model: str, pairs: Iterable[int], formats: Iterable[str], paths: Paths
+) -> tuple[dict[int, Path], dict[str, Path]]:
+    """Files of random weights, ours by pairs and llama.cpp's by format; made if need be."""
+    from . import random_models
+
+    shape = _RANDOM[model][0]
+    ours = {n: paths.file(f"{shape}-{n}.dbb") for n in pairs}
+    theirs = {name: paths.file(f"{shape}-{name}.gguf") for name in formats}
+    for n, path in ours.items():
+        if not path.exists():
+            _say(f"making {path.name}")
+            write_random(path, shape, n)
+    for name, path in theirs.items():
+        if not path.exists():
+            _say(f"making {path.name}")
+            random_models.write_gguf(path, shape, name)
+    return ours, theirs
+
+
+def requantized(weight_format: str, paths: Paths) -> Path:
     path = paths.file(f"smollm2-{weight_format}.gguf")
     if not path.exists():
         _say(f"making {path.name}")
@@ -146,30 +174,43 @@ def _contestants(
     paths: Paths,
     numba: bool = False,
 ) -> tuple[Contestant, ...]:
-    for path in [*ours.values(), *theirs.values()]:
-        if not path.exists():
-            raise EdgeDBError(f"{path} is not there; `make bench-peers` makes it")
-    python = (sys.executable, "-m")
     size = ("--context", str(context))
-    compiled = shared_library(Path(__file__).with_name("read_probe.c"), paths.peers)
-    probe = (*python, "bench.peers.read_worker", str(compiled), str(ours[1]))
-    edgedb = (*python, "bench.peers.edgedb_worker")
-    found = [
-        Contestant(READ, probe, tests=()),
-        Contestant(ONE_PAIR, (*edgedb, str(ours[1]), *size)),
-    ]
+    found = [plain_read(ours[1], paths), edgedb(ONE_PAIR, ours[1], *size)]
     if 2 in ours:
-        found.append(Contestant(TWO_PAIRS, (*edgedb, str(ours[2]), *size)))
+        found.append(edgedb(TWO_PAIRS, ours[2], *size))
     if has_avx2_below_the_best():
-        found.append(Contestant(AVX2_PAIR, (*edgedb, str(ours[1]), *size), {"EDGEDB_ISA": "avx2"}))
+        found.append(edgedb(AVX2_PAIR, ours[1], *size, EDGEDB_ISA="avx2"))
     if numba:
-        command = (*edgedb, str(ours[1]), *size, "--backend", "numba")
-        found.append(Contestant(NUMBA, command, tests=("decode",)))
-    peers_python = (paths.peer_python, "-m", "bench.peers.llama_cpp_worker")
-    found += [
-        Contestant(peer(name), (*peers_python, str(path), *size)) for name, path in theirs.items()
-    ]
+        found.append(
+            replace(edgedb(NUMBA, ours[1], *size, "--backend", "numba"), tests=("decode",))
+        )
+    found += [llama_cpp(peer(name), path, paths, *size) for name, path in theirs.items()]
     return tuple(found)
+
+
+def edgedb(name: str, path: Path, *options: str, **env: str) -> Contestant:
+    """edgedb with a model file; ``options`` are those of its worker."""
+    command = (sys.executable, "-m", "bench.peers.edgedb_worker", str(_there(path)), *options)
+    return Contestant(name, command, env)
+
+
+def llama_cpp(name: str, path: Path, paths: Paths, *options: str) -> Contestant:
+    """llama.cpp, likewise."""
+    python = (paths.peer_python, "-m", "bench.peers.llama_cpp_worker")
+    return Contestant(name, (*python, str(_there(path)), *options))
+
+
+def plain_read(path: Path, paths: Paths) -> Contestant:
+    """What reads a file's bytes and computes nothing."""
+    probe = shared_library(Path(__file__).with_name("read_probe.c"), paths.peers)
+    command = (sys.executable, "-m", "bench.peers.read_worker", str(probe), str(_there(path)))
+    return Contestant(READ, command, tests=())
+
+
+def _there(path: Path) -> Path:
+    if not path.exists():
+        raise EdgeDBError(f"{path} is not there; `make bench-peers` makes it")
+    return path
 
 
 def has_avx2_below_the_best() -> bool:

@@ -1,8 +1,8 @@
 """llama.cpp through the C API that ``llama-cpp-python`` binds: ``python -m ... FILE.gguf``.
 
 Runs in the peers' own environment. Set up as llama-bench does it, with what was fastest here:
-float16 cache, one batch for the whole prompt, logits of the last token only, weights repacked where
-llama.cpp can (Q4_0, Q2_K), flash attention as given.
+float16 cache if not told otherwise, one batch for the whole prompt or as told, logits of the last
+token only, weights repacked where llama.cpp can (Q4_0, Q2_K), flash attention as given.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from llama_cpp import llama_cpp as c
 
 from .worker import run, serve
 
+CACHES = {"f16": c.GGML_TYPE_F16, "q8_0": c.GGML_TYPE_Q8_0}
+
 
 class LlamaCpp:
     """One model and one context."""
 
-    def __init__(self, path: str, context: int, threads: int, flash_attention: bool) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
+        path, context, threads = options.model, options.context, options.threads
+        self._batch = options.batch or context
         c.llama_backend_init()
         model = c.llama_model_default_params()
         model.use_extra_bufts = True
@@ -30,9 +34,10 @@ class LlamaCpp:
         if not self.model:
             raise SystemExit(f"llama.cpp cannot load {path}")
         params = c.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = context, context, context
+        params.n_ctx, params.n_batch, params.n_ubatch = context, self._batch, self._batch
         params.n_threads = params.n_threads_batch = threads
-        params.flash_attn_type = 1 if flash_attention else 0
+        params.flash_attn_type = 0 if options.no_flash_attention else 1
+        params.type_k = params.type_v = CACHES[options.cache]
         params.no_perf = True
         self.ctx = c.llama_init_from_model(self.model, params)
         if not self.ctx:
@@ -48,10 +53,14 @@ class LlamaCpp:
             **_sizes(path),
         }
 
-    def reset(self, threads: int) -> None:
-        c.llama_memory_clear(self.memory, False)
+    def reset(self, threads: int, depth: int = 0) -> None:
         c.llama_set_n_threads(self.ctx, threads, threads)
-        self.position = 0
+        self.position = min(self.position, depth)
+        if not self.position:
+            c.llama_memory_clear(self.memory, False)
+        elif not c.llama_memory_seq_rm(self.memory, 0, self.position, -1):
+            raise SystemExit("llama.cpp cannot forget a part of its context")
+        self._read(depth - self.position)
 
     def decode(self) -> None:
         self._read(1)
@@ -60,13 +69,16 @@ class LlamaCpp:
         self._read(n)
 
     def _read(self, n: int) -> None:
-        # A batch made of bare tokens asks for the logits of its last one.
-        first = ctypes.byref(self.ids, self.position * ctypes.sizeof(c.llama_token))
-        batch = c.llama_batch_get_one(ctypes.cast(first, ctypes.POINTER(c.llama_token)), n)
-        if c.llama_decode(self.ctx, batch):
-            raise SystemExit("llama_decode failed")
+        end = self.position + n
+        while self.position < end:
+            n = min(self._batch, end - self.position)
+            # A batch made of bare tokens asks for the logits of its last one.
+            first = ctypes.byref(self.ids, self.position * ctypes.sizeof(c.llama_token))
+            batch = c.llama_batch_get_one(ctypes.cast(first, ctypes.POINTER(c.llama_token)), n)
+            if c.llama_decode(self.ctx, batch):
+                raise SystemExit("llama_decode failed")
+            self.position += n
         c.llama_synchronize(self.ctx)
-        self.position += n
 
 
 def _features(info: str) -> str:
@@ -89,11 +101,10 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--context", type=int, default=640)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=int, help="tokens of a pass; default: the context")
+    parser.add_argument("--cache", choices=CACHES, default="f16")
     parser.add_argument("--no-flash-attention", action="store_true")
-    options = parser.parse_args()
-    engine: Any = LlamaCpp(
-        options.model, options.context, options.threads, not options.no_flash_attention
-    )
+    engine: Any = LlamaCpp(parser.parse_args())
     serve(lambda request: run(engine, request), engine.description)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .cases import ONE_PAIR
+from .cases import ONE_PAIR, PAGES
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Results:
         self.model = model
         self.described: dict[str, dict[str, Any]] = {}
         self._values: dict[Key, dict[int, float]] = {}
-        self._limits: dict[Key, dict[int, float]] = {}
+        self._limits: dict[str, dict[Key, dict[int, float]]] = {pages: {} for pages in PAGES}
         for record in records:
             if record["model"] != model:
                 continue
@@ -54,8 +54,10 @@ class Results:
                 continue
             key = Key(record["name"], record["test"], record["threads"])
             self._values.setdefault(key, {})[record["round"]] = record["value"]
-            if "limit" in record:
-                self._limits.setdefault(key, {})[record["round"]] = record["limit"]
+            for pages, name in PAGES.items():
+                if name in record:
+                    found = self._limits[pages].setdefault(key, {})
+                    found[record["round"]] = record[name]
 
     @property
     def keys(self) -> list[Key]:
@@ -90,15 +92,15 @@ class Results:
         size = self.described.get(key.name, {}).get("bytes_per_token", 0)
         return _spread(size * rate / 1e9 for rate in self._values.get(key, {}).values())
 
-    def limit(self, threads: int) -> Spread | None:
+    def limit(self, threads: int, pages: str = "file") -> Spread | None:
         """GB/s of plain reading around the decoding of one pair."""
-        found = self._limits.get(Key(ONE_PAIR, "decode", threads), {})
+        found = self._limits[pages].get(Key(ONE_PAIR, "decode", threads), {})
         return _spread(limit / 1e9 for limit in found.values())
 
-    def share_of_limit(self, key: Key) -> Spread | None:
+    def share_of_limit(self, key: Key, pages: str = "file") -> Spread | None:
         """Weights read a second over what plain reading gave just before and after."""
         size = self.described.get(key.name, {}).get("bytes_per_token", 0)
-        rates, limits = self._values.get(key, {}), self._limits.get(key, {})
+        rates, limits = self._values.get(key, {}), self._limits[pages].get(key, {})
         return _spread(size * rates[number] / limits[number] for number in limits)
 
     def ratio(self, ours: Key, theirs: Key) -> Spread | None:
@@ -109,7 +111,7 @@ class Results:
     def ceiling(self, ours: Key, theirs: Key) -> Spread | None:
         """What ``ratio`` would be if ours read its weights as fast as plain reading did."""
         size = self.described.get(ours.name, {}).get("bytes_per_token", 0)
-        limits, b = self._limits.get(ours, {}), self._values.get(theirs, {})
+        limits, b = self._limits["file"].get(ours, {}), self._values.get(theirs, {})
         return _spread(limits[number] / size / b[number] for number in limits if number in b)
 
     def best(self, names: Sequence[str], test: str, threads: Sequence[int]) -> Key | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from edgedb.errors import EdgeDBError
 
-from .cases import READ, READ_SECONDS, Case, Contestant
+from .cases import PAGES, READ, READ_SECONDS, Case, Contestant
 
 Record = dict[str, Any]
 
@@ -179,44 +179,53 @@ def _warm_up(case: Case, worker: Worker) -> None:
             if test in worker.contestant.tests:
                 worker.ask(**request, cpus=cpus_for(threads))
         if worker.contestant.name == READ:
-            worker.ask(threads=threads, seconds=0.1, cpus=cpus_for(threads))
+            for pages in PAGES:
+                worker.ask(threads=threads, seconds=0.1, cpus=cpus_for(threads), pages=pages)
 
 
 def measure_round(case: Case, workers: Sequence[Worker], number: int) -> list[Record]:
     """Every test once; the order of the contestants turns from round to round.
 
-    The memory's limit is read before and after each decoding, and stored with it as the mean.
+    The memory's limit, with both kinds of pages, is read before and after each decoding, and stored
+    with it as the mean.
     """
     reader = next((w for w in workers if w.contestant.name == READ), None)
     runners = [worker for worker in workers if worker is not reader]
     turn = number % len(runners)
     records: list[Record] = []
-    for test, threads in case.tests(number):
-        cpus = cpus_for(threads)
-        decoding = test == "decode"
+    for test in case.tests(number):
+        cpus = cpus_for(test.threads)
+        decoding = test.kind == "decode"
         request = {
-            "test": test,
-            "n": case.n_decode if decoding else case.n_prompt,
+            "test": test.kind,
+            "n": test.n,
             "seconds": case.decode_seconds,
             "warm": 2 if decoding else 0,
-            "threads": threads,
+            "threads": test.threads,
             "cpus": cpus,
+            "depth": test.depth,
         }
         timed = reader if decoding else None
-        limit = {"threads": threads, "seconds": READ_SECONDS, "cpus": cpus}
-        before = timed.rate(**limit) if timed else 0.0
+        before = _limits(timed, test.threads, cpus)
         for worker in runners[turn:] + runners[:turn]:
-            if test not in worker.contestant.tests:
+            if test.kind not in worker.contestant.tests:
                 continue
             rate, others = _undisturbed(worker, request)
-            record: Record = {"model": case.model, "name": worker.contestant.name, "test": test}
-            record |= {"threads": threads, "value": rate, "others": others}
-            if timed:
-                after = timed.rate(**limit)
-                record["limit"] = (before + after) / 2  # bytes a second
-                before = after
+            record: Record = {"model": case.model, "name": worker.contestant.name}
+            record |= {"test": test.label, "threads": test.threads, "value": rate, "others": others}
+            after = _limits(timed, test.threads, cpus)
+            record |= {name: (before[name] + after[name]) / 2 for name in after}
+            before = after
             records.append(record)
     return records
+
+
+def _limits(reader: Worker | None, threads: int, cpus: Sequence[int]) -> dict[str, float]:
+    """Bytes a second by the names that records have for them."""
+    if reader is None:
+        return {}
+    request = {"threads": threads, "seconds": READ_SECONDS, "cpus": cpus}
+    return {name: reader.rate(**request, pages=pages) for pages, name in PAGES.items()}
 
 
 def _undisturbed(worker: Worker, request: dict[str, Any]) -> tuple[float, float]:

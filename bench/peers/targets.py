@@ -17,6 +17,18 @@ from .cases import (
     peer,
 )
 from .results import Key, Results, Spread
+from .variants import (
+    COPIED,
+    INT8_CACHE,
+    LLAMA_1B_DEPTH,
+    LLAMA_7B_PAGES,
+    LLAMA_7B_ROWS,
+    SMOLLM2_DEPTH,
+    THEIR_CACHES,
+    decode_label,
+    prompt_label,
+    rows_label,
+)
 
 EXTRAS = "other"  # the "model" of figures that are no race
 BUSY, IDLE = "decode beside a busy process", "idle"
@@ -56,6 +68,9 @@ def targets(results: Mapping[str, Results]) -> list[Target]:
             for line in _of_the_limit(model, results.get(model, empty), share)
         ],
         *_smollm2(results.get(SMOLLM2, empty)),
+        *_rows(results.get(LLAMA_7B_ROWS, empty)),
+        *_depth(results.get(SMOLLM2_DEPTH, empty), results.get(LLAMA_1B_DEPTH, empty)),
+        *_pages(results.get(LLAMA_7B_PAGES, empty)),
         *_extras(results.get(EXTRAS, empty)),
     ]
 
@@ -142,6 +157,75 @@ def _smollm2(found: Results) -> list[Target]:
         ),
     ]
     return _named(SMOLLM2, lines)
+
+
+def _rows(found: Results) -> list[Target]:
+    bounds = {ONE_PAIR: (2.4, 3.0, 3.4), AVX2_PAIR: (2.2, 2.6, 2.6)}
+    return _named(
+        LLAMA_7B_ROWS,
+        [
+            Target(
+                f"{rows_label(n)}, {name}, 2 threads: over one row",
+                bound,
+                found.ratio(Key(name, rows_label(n), 2), Key(name, rows_label(1), 2)),
+            )
+            for name, of_rows in bounds.items()
+            for n, bound in zip((4, 8, 16), of_rows, strict=True)
+        ],
+    )
+
+
+def _depth(small: Results, large: Results) -> list[Target]:
+    deep = decode_label(4096)
+    best = "the better of llama.cpp's caches"
+
+    def over_theirs(found: Results, test: str, bound: float) -> Target:
+        ratio = found.ratio_of_best([INT8_CACHE], list(THEIR_CACHES), test, [2])
+        return Target(f"{test}, {INT8_CACHE}, 2 threads: over {best}", bound, ratio)
+
+    def over_float16(test: str, bound: float) -> Target:
+        ratio = small.ratio(Key(INT8_CACHE, test, 2), Key(ONE_PAIR, test, 2))
+        return Target(f"{test}, {INT8_CACHE}, 2 threads: over float16", bound, ratio)
+
+    shallow = Key(INT8_CACHE, decode_label(64), 2)
+    return [
+        *_named(
+            SMOLLM2_DEPTH,
+            [
+                over_float16(deep, 1.3),
+                over_theirs(small, deep, 3.0),
+                over_float16(prompt_label(4096), 1.6),
+                over_float16(prompt_label(8000), 2.0),
+                over_theirs(small, prompt_label(4096), 2.5),
+            ],
+        ),
+        *_named(
+            LLAMA_1B_DEPTH,
+            [
+                Target(
+                    f"{deep}, {INT8_CACHE}, 2 threads: over its speed at 64",
+                    0.85,
+                    large.ratio(replace(shallow, test=deep), shallow),
+                ),
+                over_theirs(large, deep, 1.8),
+            ],
+        ),
+    ]
+
+
+def _pages(found: Results) -> list[Target]:
+    copied = Key(COPIED, "decode", 1)
+    return _named(
+        LLAMA_7B_PAGES,
+        [
+            Target(
+                f"decode, {COPIED}, 1 thread: share of a plain read from huge pages",
+                0.95,
+                found.share_of_limit(copied, "huge"),
+                "%",
+            ),
+        ],
+    )
 
 
 def _extras(found: Results) -> list[Target]:

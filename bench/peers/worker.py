@@ -1,8 +1,8 @@
 """A worker's side of the pipe: one engine with one model, told what to run.
 
 The worker prints one JSON line about itself, then answers each request, a JSON line
-``{"test": "decode", "n": 64, "seconds": 2.5, "threads": 1, "cpus": [0], "warm": 2}``, by
-``{"n": 64, "elapsed": 1.9}``. Only the standard library: the llama.cpp worker runs in an
+``{"test": "decode", "n": 64, "seconds": 2.5, "threads": 1, "cpus": [0], "warm": 2, "depth": 0}``,
+by ``{"n": 64, "elapsed": 1.9}``. Only the standard library: the llama.cpp worker runs in an
 environment without this project's dependencies.
 """
 
@@ -21,8 +21,9 @@ class Engine(Protocol):
 
     description: dict[str, Any]  # engine, version, isa, bytes_per_token, size_bytes
 
-    def reset(self, threads: int) -> None:
-        """Forget all tokens; what follows runs with so many threads."""
+    def reset(self, threads: int, depth: int = 0) -> None:
+        """Forget all tokens behind the first ``depth``, which are read if they were not; what
+        follows runs with so many threads."""
 
     def decode(self) -> None:
         """Read one more token and compute its logits."""
@@ -32,13 +33,16 @@ class Engine(Protocol):
 
 
 def run(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
-    """Answer one request. ``seconds`` ends decoding early, after the token under way."""
+    """Answer one request. ``seconds`` ends decoding early, after the token under way. The test
+    ``rows`` reads ``n`` tokens at once, again and again for so long."""
     if hasattr(os, "sched_setaffinity"):
         # This thread only: a pool's threads keep the set they were created with, and do not run
         # in tests of fewer threads.
         os.sched_setaffinity(0, request["cpus"])
     threads, n, warm = request["threads"], request["n"], request["warm"]
-    engine.reset(threads)
+    if request["test"] == "rows":
+        return _repeat(engine, n, threads, request["seconds"])
+    engine.reset(threads, request.get("depth", 0))
     if request["test"] == "prompt":
         if warm:
             engine.prompt(warm)
@@ -54,6 +58,17 @@ def run(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
         engine.decode()
         done, now = done + 1, time.perf_counter()
         if done == n or now > deadline:
+            return {"n": done, "elapsed": now - started}
+
+
+def _repeat(engine: Engine, n: int, threads: int, seconds: float) -> dict[str, Any]:
+    done, started = 0, 0.0
+    while True:
+        engine.reset(threads)
+        started = started or time.perf_counter()
+        engine.prompt(n)
+        done, now = done + n, time.perf_counter()
+        if now > started + seconds:
             return {"n": done, "elapsed": now - started}
 
 

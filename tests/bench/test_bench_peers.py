@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from places import ROOT
 
-from bench.peers import cases, random_models, report, worker
+from bench.peers import cases, random_models, read_worker, report, variants, worker
 from bench.peers.cases import (
     LLAMA_1B,
     LLAMA_7B,
@@ -23,6 +23,7 @@ from bench.peers.cases import (
     SMOLLM2,
     Case,
     Contestant,
+    Trial,
     peer,
 )
 from bench.peers.results import Key, Results
@@ -180,27 +181,123 @@ def test_reports_hold_every_figure(journal: Journal, tmp_path: Path) -> None:
     assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
 
 
+class CountingEngine:
+    """Counts the positions that it holds, and the tokens that it ever read."""
+
+    description: dict[str, Any] = {}  # noqa: RUF012
+    decoded = read = 0
+
+    def reset(self, threads: int, depth: int = 0) -> None:
+        self.decoded = min(self.decoded, depth)
+        self.prompt(depth - self.decoded)
+
+    def decode(self) -> None:
+        self.prompt(1)
+
+    def prompt(self, n: int) -> None:
+        self.decoded += n
+        self.read += n
+
+
 def test_decoding_ends_in_time() -> None:
-    class Engine:
-        description: dict[str, Any] = {}  # noqa: RUF012
-        decoded = 0
-
-        def reset(self, threads: int) -> None:
-            self.decoded = 0
-
-        def decode(self) -> None:
-            self.decoded += 1
-
-        def prompt(self, n: int) -> None:
-            self.decoded += n
-
-    engine = Engine()
+    engine = CountingEngine()
     request = {"test": "decode", "n": 5, "seconds": 60, "warm": 2, "threads": 1}
     request["cpus"] = cpus_for(64)
     assert worker.run(engine, request)["n"] == 5
     assert engine.decoded == 7
     assert worker.run(engine, {**request, "seconds": 0})["n"] == 1
     assert worker.run(engine, {**request, "test": "prompt", "warm": 0})["n"] == 5
+
+
+def test_decoding_behind_positions_reads_them_once() -> None:
+    engine = CountingEngine()
+    request = {"n": 5, "seconds": 60, "warm": 0, "threads": 1, "cpus": cpus_for(64)}
+    worker.run(engine, {**request, "test": "prompt", "n": 100})
+    for depth in (60, 60, 20):  # falling, as variants have them
+        assert worker.run(engine, {**request, "test": "decode", "depth": depth})["n"] == 5
+        assert engine.decoded == depth + 5
+    assert engine.read == 100 + 3 * 5
+
+
+def test_rows_go_together_until_the_time_is_over() -> None:
+    engine = CountingEngine()
+    request = {"test": "rows", "n": 5, "seconds": 0.01, "warm": 0, "threads": 1}
+    reply = worker.run(engine, {**request, "cpus": cpus_for(64)})
+    assert reply["n"] == engine.read >= 10 and reply["n"] % 5 == 0
+    assert engine.decoded == 5 and reply["elapsed"] > 0.01
+
+
+def test_variants_have_columns_of_their_own(journal: Journal) -> None:
+    deep, short = variants.decode_label(4096), variants.prompt_label(4096)
+    plan = (Trial(short, "prompt", 8, 2), Trial(deep, "decode", 4, 2, 8))
+    model = variants.SMOLLM2_DEPTH
+    names = {variants.INT8_CACHE: 140, **dict(zip(variants.THEIR_CACHES, (20, 35), strict=True))}
+    more = [contestant(name, rate) for name, rate in names.items()]
+    contestants = (contestant(ONE_PAIR, 100), *more)
+    run_case(Case(model, contestants, 8, threads=(2,), plan=plan), journal, ROOT, 2)
+    found = {model: Results(model, journal.records)}
+    assert not found[model].is_race
+    page = report.markdown(HEADER, found)
+    assert f"| {short}, 2 thr. | {deep}, 2 thr. |" in page
+    assert f"| {variants.INT8_CACHE} | {ONE_PAIR} | 1.40 (1.40 to 1.40) |" in page
+    lines = {t.what.removeprefix(f"{model}: "): t for t in targets(found) if t.found}
+    over = lines[f"{deep}, {variants.INT8_CACHE}, 2 threads: over the better of llama.cpp's caches"]
+    assert over.found is not None and over.found.median == pytest.approx(4) and over.met
+    assert lines[f"{deep}, {variants.INT8_CACHE}, 2 threads: over float16"].met is True
+
+
+def test_both_kinds_of_pages_have_a_limit(journal: Journal) -> None:
+    contestants = (
+        Contestant(READ, contestant(READ, 100_000).command, tests=()),
+        contestant(ONE_PAIR, 80),
+        contestant(variants.COPIED, 96),
+    )
+    model = variants.LLAMA_7B_PAGES
+    plan = tuple(Trial("decode", "decode", 4, threads) for threads in (1, 2))
+    run_case(Case(model, contestants, 8, plan=plan), journal, ROOT, 1)
+    for record in journal.records:
+        if "limit" in record:
+            record["limit_huge"] = 2 * record["limit"]
+    found = {model: Results(model, journal.records)}
+    share = found[model].share_of_limit(Key(variants.COPIED, "decode", 1), "huge")
+    assert share is not None and share.median == pytest.approx(0.48)
+    page = report.markdown(HEADER, found)
+    assert "| of the limit | of huge pages |" in page
+    assert "| edgedb 1 pair, copied | edgedb 1 pair | 1.20 |" in page
+    line = next(t for t in targets(found) if t.found)
+    assert line.what.endswith("share of a plain read from huge pages") and line.met is False
+
+
+@pytest.mark.parametrize("model", variants.VARIANTS.values())
+def test_every_variant_is_a_case(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cases, "_there", lambda path: path)
+    monkeypatch.setattr(cases, "write_random", lambda *_: None)
+    monkeypatch.setattr(random_models, "write_gguf", lambda *_: None)
+    monkeypatch.setattr(variants, "requantized", lambda name, paths: paths.file(name))
+    monkeypatch.setattr(cases, "shared_library", lambda source, folder: folder)
+    case = variants.variant(model, cases.Paths(ROOT, tmp_path))
+    tests = case.tests(0)
+    assert tests == case.tests(1) and len({(t.label, t.threads) for t in tests}) == len(tests)
+    assert all(any(t.kind in c.tests for t in tests) or c.name == READ for c in case.contestants)
+    for contestant in case.contestants:
+        if "--context" in contestant.command:
+            room = int(contestant.command[contestant.command.index("--context") + 1])
+            assert all(room >= t.depth + t.n for t in tests)
+
+
+def test_the_reader_reads_both(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.write_bytes(np.random.default_rng(0).bytes(1 << 20))
+    source = ROOT / "bench" / "peers" / "read_probe.c"
+    reader = read_worker.Reader(str(cases.shared_library(source, tmp_path)), str(data))
+    request = {"threads": 1, "seconds": 0.01, "cpus": cpus_for(64)}
+    for pages in cases.PAGES:
+        reply = reader.answer({**request, "pages": pages})
+        assert reply["n"] > 1 << 20
+    assert reader.description["file"].startswith("map")
+    assert reader.description["huge"].startswith("copy")
 
 
 SMALL = ModelConfig("llama", 96, 256, 512, 2, 4, 2, 64, 128)
