@@ -138,7 +138,8 @@ def run(
     made in memory, or in ``file``, where they are read from and stay. A file is mapped or copied as
     ``memory`` says, one of ``residence.MEMORIES``. Every test runs behind
     ``depth`` positions, which a cache of ``kv_dtype`` holds. With ``all_kernels``, decoding is also
-    measured with the other kernels of the instruction set, unless EDGEDB_KERNEL forces one.
+    measured with the other kernels of the instruction set, unless EDGEDB_KERNEL forces one; not
+    behind positions, which each would have to read again.
     """
     if (model is None) == (shape is None):
         raise EdgeDBError("give either a model file or --shape")
@@ -167,7 +168,7 @@ def run(
     for count in threads or (None,):
         ops = create(backend, isa, count)
         measured = [(ops, prompt)]
-        if all_kernels:
+        if all_kernels and not depth:
             measured += [(other, ()) for other in _other_kernels(ops)]
         for chosen, lengths in measured:
             decoder = Decoder(weights, chosen, max(longest, 8), kv_dtype)

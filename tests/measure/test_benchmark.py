@@ -53,6 +53,7 @@ def test_tests_run_behind_positions(tiny_model: Path) -> None:
     options: dict[str, Any] = {"prompt": [5], "decode": [3], "repetitions": 1, "threads": [1]}
     rows = benchmark.run(tiny_model, depth=40, kv_dtype="int8", **options)
     assert [r.test for r in rows] == ["pp5@d40", "tg3@d40"]
+    assert len(benchmark.run(tiny_model, depth=40, all_kernels=True, **options)) == 2
     assert rows[1].gb_per_second > 0
     with pytest.raises(EdgeDBError, match="tokens do not fit"):
         benchmark.run(tiny_model, depth=10**6, **options)
