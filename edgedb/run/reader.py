@@ -145,6 +145,7 @@ class Reader(CachedTokens):
             if turn.is_withdrawn:
                 continue
             self._logits, self._partial = turn.result, wanted
+            self._beside = Beside(turn.others, turn.others)  # who writes has a row in the next pass
             self._pace.measured(turn.rows, turn.seconds)
             if progress is not None:
                 progress(self.cache.length - start, end - start)

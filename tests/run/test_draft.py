@@ -17,7 +17,8 @@ from edgedb.model.kvcache import KV_DTYPES
 from edgedb.model.network import Network, Reading
 from edgedb.ops import library
 from edgedb.run.draft import Draft
-from edgedb.run.speculative import find_continuation
+from edgedb.run.loop import Loop, Turn
+from edgedb.run.speculative import Beside, find_continuation
 from edgedb.run.stakes import Stakes
 
 PROMPT = [5, 9, 40, 17, 23, 8, 60, 61, 62, 5, 9, 40, 17]
@@ -258,6 +259,21 @@ def test_a_cancel_while_the_draft_reads(
     assert answer.finish_reason == "cancelled" and len(answer.tokens) <= 2
     plain = itself.generate(PROMPT, temperature=0, max_tokens=30, draft_tokens=0)
     assert session.generate(PROMPT, temperature=0, max_tokens=30).tokens == plain.tokens
+
+
+def test_it_knows_who_else_is_there(itself: edgedb.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a prompt, too: others of its pass will have a row each in the next one."""
+    seen: list[Beside] = []
+    run = Loop.run
+
+    def beside_others(self: Loop, turn: Turn, cancelled: Any = None) -> None:
+        run(self, turn, cancelled)
+        turn.others, turn.rows = 3, turn.n + 40
+
+    monkeypatch.setattr(Loop, "run", beside_others)
+    monkeypatch.setattr(Stakes, "size", lambda _, room, beside: seen.append(beside) or 0)
+    itself.session().generate(PROMPT, max_tokens=4)
+    assert seen == [Beside(3, 3), Beside(40, 3), Beside(40, 3)]
 
 
 def test_other_vocabularies_are_refused(tiny_model: Path, sentencepiece_model: Path) -> None:
