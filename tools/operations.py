@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from edgedb.format.packing import dequantize
 from edgedb.format.tensors import PairTensor
@@ -58,16 +59,9 @@ def ones_per_weight(tensor: PairTensor) -> list[list[float]]:
     return [[bits / n for bits in count_bits(blocks)] for blocks, _ in tensor.terms()]
 
 
-@one_line_errors
-def main() -> None:
-    """``python -m tools.operations MODEL.dbb [--tokens N]``."""
-    parser = Arguments(
-        prog="python -m tools.operations", description="Sparsity and operations of a model."
-    )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--tokens", type=int, default=32)
-    args = parser.parse_args()
-    file = read_dbb(args.model)
+def report(path: Path, tokens: int) -> dict[str, Any]:
+    """Operations of a model for so many tokens, and how many of its bits and weights are zero."""
+    file = read_dbb(path)
     ones: dict[str, float] = {}
     zero_b1 = zero_b2 = zero_weights = total = 0.0
     for name, tensor in file.linears.items():
@@ -83,16 +77,27 @@ def main() -> None:
         zero_b1 += n * (1 - sum(share[0] for share in shares) / len(shares))
         zero_b2 += n * (1 - sum(share[1] for share in shares[: tensor.pairs]) / tensor.pairs)
         zero_weights += float((dequantize(tensor) == 0).sum())
-    counted = count(file.config, args.tokens, ones)
-    report = {
-        "model": args.model.name,
+    counted = count(file.config, tokens, ones)
+    return {
+        "model": path.name,
         **asdict(counted),
         "ratio": counted.dense / counted.planes,
         "zeros_b1": zero_b1 / total if total else None,
         "zeros_b2": zero_b2 / total if total else None,
         "zero_weights": zero_weights / total if total else None,
     }
-    print(json.dumps(report, indent=1))
+
+
+@one_line_errors
+def main() -> None:
+    """``python -m tools.operations MODEL.dbb [--tokens N]``."""
+    parser = Arguments(
+        prog="python -m tools.operations", description="Sparsity and operations of a model."
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--tokens", type=int, default=32)
+    args = parser.parse_args()
+    print(json.dumps(report(args.model, args.tokens), indent=1))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ class TrainOptions:
     decay: str = "cosine"  # how the rate falls: "cosine" or "linear"
     decay_from: float = 0.0  # from this share of the schedule on; constant before
     clip: float = 1.0
+    weight_decay: float = 0.0  # of matrices and tables, not of scales, norms and biases
     mode: str = "scales+latents"
     latents_until: float = 1.0  # from this share of the schedule on, latent weights stay
     round_scales: bool = True

@@ -24,7 +24,8 @@ from . import parallel
 from .checkpoint import save_student
 from .curves import read_log, rewrite_log
 from .dad import IGNORE, TokenLosses, distillation_loss, token_terms
-from .decoder import Decoder
+from .decoder import Decoder, Dense
+from .head import Head
 from .options import TrainOptions, schedule
 from .quality import evaluate
 from .stacks import FDBStack, Stack, project_stack
@@ -39,38 +40,44 @@ def parameter_groups(student: Decoder, options: TrainOptions) -> list[dict[str, 
     """Optimizer groups with their peak rate and the share of the schedule until which they learn.
 
     What has no rate is frozen. A matrix of more planes has finer levels: every two after the first
-    pair halve the rates inside the layers.
+    pair halve the rates inside the layers. A plain matrix learns at the rate of latents.
     """
     latent = options.lr_latent if options.mode == "scales+latents" else 0.0
-    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    decay = options.weight_decay
+    found: dict[tuple[float, float, float], list[nn.Parameter]] = {}
 
-    def add(peak: float, parameters: Iterable[nn.Parameter], until: float = 1.0) -> None:
-        found.setdefault((peak, until), []).extend(parameters)
+    def add(
+        peak: float, parameters: Iterable[nn.Parameter], until: float = 1.0, decay: float = 0.0
+    ) -> None:
+        found.setdefault((peak, until, decay), []).extend(parameters)
 
     for _, module in student.matrices():
         if isinstance(module, FDBStack):
             finer = 0.5 ** (module.planes / 2 - 1)
-            add(latent * finer, [module.latent], options.latents_until)
+            add(latent * finer, [module.latent], options.latents_until, decay)
             add(options.lr_scale * finer, [module.alphas])
+        elif isinstance(module, Dense):
+            add(latent, [module.weight], options.latents_until, decay)
         else:
             assert isinstance(module, FDBLinear)
-            add(latent, [module.latent], options.latents_until)
+            add(latent, [module.latent], options.latents_until, decay)
             add(options.lr_scale, [module.alpha1, module.alpha2])
     add(options.lr_scale, (vector for _, vector in student.vectors()))
     for table in student.tables().values():
         if isinstance(table, Stack):
-            add(options.lr_embedding, [table.latent])
+            add(options.lr_embedding, [table.latent], decay=decay)
             add(options.lr_embedding / 2, [table.alphas])
         else:
             assert isinstance(table, nn.Parameter)
-            add(options.lr_embedding, [table])
+            add(options.lr_embedding, [table], decay=decay)
     groups = []
-    for (peak, until), parameters in found.items():
+    for (peak, until, decay), parameters in found.items():
         for parameter in parameters:
             parameter.requires_grad_(peak > 0)
         if peak > 0:
             # Numbers alone: FSDP's state has no room for more in a group.
-            groups.append({"params": parameters, "lr": peak, "peak": peak, "until": until})
+            group = {"params": parameters, "lr": peak, "peak": peak, "until": until}
+            groups.append({**group, "weight_decay": decay})
     return groups
 
 
@@ -80,7 +87,10 @@ def autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 
 class Trainer:
-    """One run. ``text`` gives batches, ``validation`` maps a name to windows ``[n, tokens]``."""
+    """One run. ``text`` gives batches, ``validation`` maps a name to windows ``[n, tokens]``.
+
+    A model that is its own teacher learns from the text alone, with ``ce_share`` 1.
+    """
 
     def __init__(
         self,
@@ -115,13 +125,14 @@ class Trainer:
             matrix.quantize_input = options.quantize_inputs
         groups = parameter_groups(student, options)
         self.optimizer = torch.optim.AdamW(
-            groups, betas=(0.9, 0.95), weight_decay=0.0, fused=self.device.type == "cuda"
+            groups, betas=(0.9, 0.95), fused=self.device.type == "cuda"
         )
         self._trained = [p for group in groups for p in group["params"]]
         self._terms: Callable[..., Any] = token_terms
         if options.compile:
             student.compile()
-            teacher.compile()
+            if teacher is not student:
+                teacher.compile()
             self._terms = torch.compile(token_terms, dynamic=False)
         self._stop, self._clock = False, 0.0
         self._quality: dict[str, dict[str, float]] = {}  # of the last validation
@@ -207,12 +218,16 @@ class Trainer:
     def train(self, max_seconds: float = math.inf, *, save: bool = True) -> None:
         """Run to the end of the schedule, to SIGTERM or for ``max_seconds``; then save.
 
+        Without ``save`` SIGTERM ends the process as ever: half a training would be of no use.
+
         Steps between two lines of the log are not looked at one by one, which would wait for the
         GPU: a loss that is no longer finite ends the run at the next line or save.
 
         Raises ``EdgeDBError`` when the loss is no longer finite; the last saved state stays.
         """
-        previous = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_stop", True))
+        previous = signal.getsignal(signal.SIGTERM)
+        if save:
+            signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_stop", True))
         self._begun, before = time.monotonic(), self.seconds
         seen, marked = 0, self._begun
         try:
@@ -236,7 +251,8 @@ class Trainer:
                 if saves:
                     self.save()
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            if save:
+                signal.signal(signal.SIGTERM, previous)
         self.seconds = before + time.monotonic() - self._begun
         if self.step % self.options.validate_every:
             self.validate()
@@ -302,15 +318,29 @@ class Trainer:
             project_stack(stack)
         return metrics
 
-    def _loss(self, ids: Tensor, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    @staticmethod
+    def targets(ids: Tensor) -> Tensor:
+        """What each prediction for ``ids [batch, tokens]`` was to be: the token that follows."""
         targets = torch.full_like(ids, IGNORE)
         targets[:, :-1] = ids[:, 1:]
+        return targets
+
+    def _loss(self, ids: Tensor, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         with autocast(self.device):
-            with torch.no_grad():
-                theirs, teacher_head = self.teacher(ids)
             mine, head = self._model(ids)
+            if self.teacher is self.student:
+                theirs, teacher_head = mine.detach(), Head(head.weight.detach(), head.cap)
+            else:
+                with torch.no_grad():
+                    theirs, teacher_head = self.teacher(ids)
             loss, tokens = distillation_loss(
-                mine, head, theirs, teacher_head, targets, self.options.loss, self._terms
+                mine,
+                head,
+                theirs,
+                teacher_head,
+                self.targets(ids),
+                self.options.loss,
+                self._terms,
             )
         found = {name: value.mean() for name, value in tokens._asdict().items()}
         by_row = tokens.kl.mean(dim=1)

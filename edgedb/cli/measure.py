@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from ..errors import EdgeDBError
 from .options import (
     IntList,
     NumberList,
@@ -197,6 +198,7 @@ def choices(
 @click.option(
     "-t", "--threads", type=IntList(), help="Thread counts to measure.  [default: physical cores]"
 )
+@click.option("--energy", is_flag=True, help="The processor's energy too, where it is counted.")
 @backend_options
 @click.option(
     "--draft",
@@ -220,6 +222,7 @@ def bench(
     model: str | None,
     output: str,
     threads: tuple[int, ...] | None,
+    energy: bool,
     draft: str | None,
     acceptance: tuple[float, ...],
     **options: Any,
@@ -230,14 +233,24 @@ def bench(
     llama-3.2-1b, llama-2-7b or qwen3-30b-a3b (9 GB at one pair); a name that is none lists them.
 
     pp512 reads a prompt of 512 tokens at once, tg64 decodes 64 tokens one by one: tokens a second,
-    mean and standard deviation; tg64@d4096 does so behind 4,096 positions (--depth).
+    mean and standard deviation; tg64@d4096 does so behind 4,096 positions (--depth). --energy adds
+    millijoules a token by RAPL's counters, which count a whole socket and all that runs there;
+    where a system shows none, it says so and measures the rest.
 
     With --draft, answers of the longest --decode are written with the draft and without it, in
     turns; the ratio is the median of neighbours.
     """
     from ..hub.modelfiles import find_model
     from ..measure import benchmark
+    from ..measure.energy import find as find_meter
     from . import ui
+
+    meter = None
+    if energy:
+        try:
+            meter = find_meter()
+        except EdgeDBError as error:
+            ui.warn(f"no energy measured: {error}")
 
     report = ui.warn if sys.stderr.isatty() else None
     options["threads"] = threads or ()
@@ -245,6 +258,8 @@ def bench(
     if draft is not None:
         from ..measure import drafts
 
+        if energy:
+            raise click.UsageError("--energy is for speeds without a --draft")
         options["decode"] = max(options["decode"], default=1)
         del options["prompt"]
         guided = drafts.run(path, draft, acceptance=acceptance, progress=report, **options)
@@ -252,5 +267,5 @@ def bench(
         return
     if acceptance:
         raise click.UsageError("--acceptance is that of a --draft")
-    rows = benchmark.run(path, all_kernels=True, progress=report, **options)
+    rows = benchmark.run(path, all_kernels=True, meter=meter, progress=report, **options)
     click.echo(benchmark.report(rows, output))

@@ -34,6 +34,7 @@ from ..model.residence import lies
 from ..ops import Ops, create
 from ..ops.cores import usable_cpus
 from ..ops.sequences import MAX_ROWS
+from .energy import Meter
 from .shapes import Weights, bytes_per_token, random_weights, reaching, write_random
 
 Row = TypeVar("Row", bound=Any)  # a dataclass
@@ -57,6 +58,7 @@ class BenchRow:
     gb_per_second: float  # weights read a second while decoding; 0 for prompts
     memory: str  # where the weights lie, and how much of that is in huge pages
     repetitions: list[float] = field(default_factory=list)
+    joules: float | None = None  # a token, of all sockets; None where it was not measured
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ def run(
     backend: str | None = None,
     isa: str | None = None,
     all_kernels: bool = False,
+    meter: Meter | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[BenchRow]:
     """Measure every test at every thread count (default: the backend's own).
@@ -139,7 +142,8 @@ def run(
     ``memory`` says, one of ``residence.MEMORIES``. Every test runs behind
     ``depth`` positions, which a cache of ``kv_dtype`` holds. With ``all_kernels``, decoding is also
     measured with the other kernels of the instruction set, unless EDGEDB_KERNEL forces one; not
-    behind positions, which each would have to read again.
+    behind positions, which each would have to read again. With a ``meter`` rows say what energy a
+    token took.
     """
     if (model is None) == (shape is None):
         raise EdgeDBError("give either a model file or --shape")
@@ -173,7 +177,7 @@ def run(
         for chosen, lengths in measured:
             decoder = Decoder(weights, chosen, max(longest, 8), kv_dtype)
             tests = _tests(decoder, lengths, decode)
-            for row in _measure(name, where, weights, decoder, tests, depth, repetitions):
+            for row in _measure(name, where, weights, decoder, tests, depth, repetitions, meter):
                 if progress is not None:
                     how = f"{row.threads} threads, {row.kernel or row.backend}"
                     progress(f"{row.test} at {how}: {row.mean:.1f} tokens/s")
@@ -208,6 +212,7 @@ def _measure(
     tests: Sequence[_Test],
     depth: int,
     repetitions: int,
+    meter: Meter | None,
 ) -> Iterator[BenchRow]:
     ops = decoder.ops
     linears = [t for key, t in weights.linears.items() if key.startswith("layers.")]
@@ -215,14 +220,17 @@ def _measure(
     sizes = program_of(weights.config).sizes()
     n_weights = sum(size for key, size in sizes.items() if key.startswith("layers."))
     for test, n, body in tests:
-        speeds = []
+        speeds, joules = [], 0.0
         for repetition in range(-1, repetitions):  # the first one warms caches and is not counted
             decoder.reset(depth)
+            if meter is not None:
+                meter.joules()  # what came before is nobody's
             started = time.perf_counter()
             body(n)
             seconds = time.perf_counter() - started
             if repetition >= 0:
                 speeds.append(n / seconds)
+                joules += meter.joules() if meter is not None else 0.0
         mean = statistics.fmean(speeds)
         yield BenchRow(
             model=name,
@@ -238,9 +246,11 @@ def _measure(
             gb_per_second=bytes_per_token(weights) * mean / 1e9 if test.startswith("tg") else 0.0,
             memory=lies(where, arrays),
             repetitions=speeds,
+            joules=None if meter is None else joules / (n * repetitions),
         )
 
 
+ENERGY = "mJ/token"  # a column that is there when a row has something in it
 COLUMNS: dict[str, Callable[[BenchRow], str]] = {
     "model": lambda r: r.model.replace("|", "\\|"),
     "MB": lambda r: f"{r.size_mb:.0f}",
@@ -253,6 +263,7 @@ COLUMNS: dict[str, Callable[[BenchRow], str]] = {
     "tokens/s": lambda r: f"{r.mean:.1f} ± {r.deviation:.1f}",
     "GB/s": lambda r: f"{r.gb_per_second:.1f}" if r.gb_per_second else "",
     "memory": lambda r: r.memory,
+    ENERGY: lambda r: f"{1e3 * r.joules:.1f}" if r.joules is not None else "",
 }
 
 
@@ -274,6 +285,7 @@ def report(
         writer.writerows(records)
         return text.getvalue().rstrip("\n")
     arguments.choice("md", "csv", "json")("output", output)
+    columns = {k: cell for k, cell in columns.items() if k != ENERGY or any(map(cell, rows))}
     lines = [
         f"{machine.cpu}, {machine.cores} cores, {machine.system}; "
         f"edgedb {machine.version}, commit {machine.commit}",
