@@ -106,6 +106,7 @@ def run(
     threads: Sequence[int] = (),
     backend: str | None = None,
     isa: str | None = None,
+    memory: str = "auto",
     progress: Callable[[str], None] | None = None,
 ) -> list[DraftRow]:
     """Measure answers of ``decode`` tokens at every thread count.
@@ -121,7 +122,9 @@ def run(
     if model is None and not acceptance:
         raise EdgeDBError("random weights write nothing that can be guessed: give --acceptance")
     rows = []
-    opened = {} if shape is None else {shape: _random(shape, pairs, file), draft: _random(draft)}
+    opened = {}
+    if shape is not None:
+        opened = {shape: _random(shape, pairs, file, memory), draft: _random(draft)}
     for count in threads or (None,):
         ops = create(backend, isa, count)
         if shape is not None:
@@ -133,7 +136,13 @@ def run(
         else:
             assert model is not None
             target = load(
-                model, draft=draft, backend=backend, isa=isa, threads=count, kv_dtype=kv_dtype
+                model,
+                draft=draft,
+                backend=backend,
+                isa=isa,
+                threads=count,
+                kv_dtype=kv_dtype,
+                memory=memory,
             )
             assert target.draft is not None
             guide = target.draft
@@ -150,11 +159,14 @@ def run(
 
 
 def _random(
-    shape: str, pairs: float = 1, file: str | os.PathLike[str] | None = None
+    shape: str,
+    pairs: float = 1,
+    file: str | os.PathLike[str] | None = None,
+    memory: str = "auto",
 ) -> Weights | DbbFile:
-    return (
-        random_weights(shape, pairs) if file is None else read_dbb(write_random(file, shape, pairs))
-    )
+    if file is None:
+        return random_weights(shape, pairs)
+    return read_dbb(write_random(file, shape, pairs), memory=memory)
 
 
 def _in_memory(

@@ -36,8 +36,11 @@ _COMPARED = 4096  # tokens of two vocabularies
 _BEHIND = 2  # tokens that a draft has to read where all of its guesses were right
 
 
-def load_draft(path: str | PathLike[str], model: LoadedModel, verify: bool) -> LoadedModel:
-    """The draft of ``model``: it runs on the same threads, with a cache of the same type.
+def load_draft(
+    path: str | PathLike[str], model: LoadedModel, verify: bool, memory: str
+) -> LoadedModel:
+    """The draft of ``model``: it runs on the same threads, with a cache of the same type, and its
+    weights lie in memory as ``load`` says.
 
     Raises ``EdgeDBError`` if its vocabulary is another one, or ``model`` has a backend whose bits
     depend on what is read together.
@@ -46,7 +49,9 @@ def load_draft(path: str | PathLike[str], model: LoadedModel, verify: bool) -> L
         raise EdgeDBError(
             f"a draft needs the native backend: with {model.ops.name} the text would be another one"
         )
-    file = read_dbb(find_model(path) if isinstance(path, str) else path, verify=verify)
+    file = read_dbb(
+        find_model(path) if isinstance(path, str) else path, verify=verify, memory=memory
+    )
     context = min(model.context, file.config.max_position_embeddings)
     draft = LoadedModel(file, model.ops, context, model.kv_dtype)
     if (reason := _difference(draft.tokenizer, model.tokenizer)) is not None:

@@ -79,7 +79,7 @@ def load(
     ops = operations.create(backend, isa, threads)
     model = Model(file, ops, context, kv_dtype, head, cache_tokens)
     if draft is not None:
-        model.draft = load_draft(draft, model, verify)
+        model.draft = load_draft(draft, model, verify, memory)
     return model
 
 

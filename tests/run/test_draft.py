@@ -285,3 +285,10 @@ def test_other_vocabularies_are_refused(tiny_model: Path, sentencepiece_model: P
         edgedb.load(tiny_model, backend="numpy", draft=tiny_model)
     with pytest.raises(EdgeDBError, match="draft_tokens"):
         edgedb.load(tiny_model).generate(PROMPT, draft_tokens=128)
+
+
+@pytest.mark.parametrize("memory", ["map", "copy"])
+def test_a_draft_lies_in_memory_as_its_model_does(tiny_model: Path, memory: str) -> None:
+    model = edgedb.load(tiny_model, draft=tiny_model, memory=memory)
+    assert model.draft is not None
+    assert model.draft.file.memory == model.file.memory == memory
