@@ -19,7 +19,7 @@ from . import llama_cpp, ours, speed
 from .report import DEFAULT_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORD = ROOT / "bench" / "results" / "quality-amd-epyc-family-25-model-17.json"
+RECORD = ROOT / "bench" / "results" / "quality-amd-epyc-family-26-model-2.json"
 PICTURE = ROOT / "docs" / "img" / "speed-quality.svg"
 
 WIDTH, HEIGHT = 720, 380

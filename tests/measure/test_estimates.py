@@ -14,7 +14,7 @@ from edgedb.measure.known import KNOWN, MACHINES, Machine
 from edgedb.measure.shapes import SHAPES
 
 PI = MACHINES[0]
-QUALITY = ROOT / "bench" / "results" / "quality-amd-epyc-family-25-model-17.json"
+QUALITY = ROOT / "bench" / "results" / "quality-amd-epyc-family-26-model-2.json"
 
 
 def test_tokens_are_bandwidth_over_bytes() -> None:
