@@ -171,7 +171,8 @@ class Laboratory:
         ids = self._text(2**20).batch(1, max(1, tokens // self.size.length))
         options = RunOptions(
             gradient_tokens=0 if job.start == FEEDBACK else min(16384, tokens),
-            blocks=BlockOptions(epochs=epochs, batch=min(32, len(ids))),
+            # The default, five times as much, undoes what feedback chose: all layers got worse.
+            blocks=BlockOptions(epochs=epochs, batch=min(32, len(ids)), lr_latent=1e-3),
             scales=ScaleOptions(steps=0),
         )
         source = Trained(self.work / Job(job.family).file)
