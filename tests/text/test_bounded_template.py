@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import tracemalloc
+from collections.abc import Iterator
 
 import pytest
 from jinja2.filters import FILTERS
@@ -18,6 +20,15 @@ PEAK_BYTES = 96 << 20  # one value of MAX_WORK items of text, before it is measu
 MESSAGES = [{"role": "user", "content": "Hello"}]
 BIG = "{% set big = ('a' * 60000) %}{% set huge = big ~ big ~ big ~ big ~ big ~ big %}"
 DOUBLE = "{% set n = namespace(x=['ab'], s='ab', i=3) %}{% for i in range(64) %}"
+
+
+@pytest.fixture(autouse=True)
+def usual_recursion_limit() -> Iterator[None]:
+    """As Python starts with: some libraries raise it when they are imported."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(before)
 
 
 def error_of(spec: TokenizerSpec) -> str | None:
