@@ -15,14 +15,12 @@ import numpy as np
 
 from ..display import quoted
 from ..errors import EdgeDBError
-from ..hub.modelfiles import find_model
-from ..model.dbb import read_dbb
 from ..ops.pages import PAGE
 from ..ops.selection import Floats, Ids
 from ..ops.sequences import MAX_ROWS
 from ..text.tokenizer import Tokenizer
 from .cached_tokens import CachedTokens
-from .loaded import LoadedModel
+from .loaded import LoadedModel, open_file
 from .pace import Pace
 from .schedule import Place, Times
 from .speculative import ALONE, Beside
@@ -49,9 +47,7 @@ def load_draft(
         raise EdgeDBError(
             f"a draft needs the native backend: with {model.ops.name} the text would be another one"
         )
-    file = read_dbb(
-        find_model(path) if isinstance(path, str) else path, verify=verify, memory=memory
-    )
+    file = open_file(path, verify, memory)
     context = min(model.context, file.config.max_position_embeddings)
     draft = LoadedModel(file, model.ops, context, model.kv_dtype)
     if (reason := _difference(draft.tokenizer, model.tokenizer)) is not None:

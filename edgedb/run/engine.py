@@ -14,13 +14,11 @@ import numpy as np
 from .. import arguments
 from .. import ops as operations
 from ..hints import hinted
-from ..hub.modelfiles import find_model
-from ..model.dbb import read_dbb
 from .answers import Answers
 from .completion import Chunk
 from .draft import load_draft
 from .embedding import embed
-from .loaded import CacheRoom, LoadedModel, Prompt
+from .loaded import CacheRoom, LoadedModel, Prompt, open_file
 from .request import AnswerOptions
 from .session import Session
 
@@ -71,11 +69,7 @@ def load(
     cannot run, ``NativeError`` if a forced backend cannot run, ``TypeError`` for an option that
     there is not.
     """
-    file = read_dbb(
-        find_model(path) if isinstance(path, str) else path,
-        verify=arguments.flag("verify", verify),
-        memory=memory,
-    )
+    file = open_file(path, arguments.flag("verify", verify), memory)
     ops = operations.create(backend, isa, threads)
     model = Model(file, ops, context, kv_dtype, head, cache_tokens)
     if draft is not None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, TypeVar
 
 from .. import arguments
 from .. import ops as operations
 from ..errors import EdgeDBError, FormatError, UnsupportedModelError
 from ..format.tensors import Experts
+from ..hub.modelfiles import find_model
 from ..model.config import DEFAULT_CONTEXT, ModelConfig
-from ..model.dbb import DbbFile
+from ..model.dbb import DbbFile, read_dbb
 from ..model.families import program_of
 from ..model.footprint import Footprint
 from ..model.head import HEADS, TwoStageHead
@@ -32,6 +34,13 @@ _BOS = arguments.optional(arguments.flag)
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 Prompt = str | Sequence[int]
+
+
+def open_file(path: str | PathLike[str], verify: bool, memory: str) -> DbbFile:
+    """The file of a path, or of a model's name where that is a string, read as ``load`` says."""
+    return read_dbb(
+        find_model(path) if isinstance(path, str) else path, verify=verify, memory=memory
+    )
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from guessing import PROMPT, repeating, rows_of_passes
 
 import edgedb
 from edgedb import EdgeDBError
 from edgedb.model.kvcache import KV_DTYPES
-from edgedb.model.network import Network, Reading
 from edgedb.ops import library
 from edgedb.run.draft import Draft
 from edgedb.run.loop import Loop, Turn
-from edgedb.run.speculative import Beside, find_continuation
+from edgedb.run.speculative import Beside
 from edgedb.run.stakes import Stakes
-
-PROMPT = [5, 9, 40, 17, 23, 8, 60, 61, 62, 5, 9, 40, 17]
 
 pytestmark = pytest.mark.skipif(
     not library.available()[0], reason="only the native backend promises bits"
@@ -51,28 +49,6 @@ def guesses(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return always
 
 
-def sizes(model: edgedb.Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of the passes of ``model`` itself."""
-    seen: list[int] = []
-    read = Network.read
-
-    def counted(self: Network, readings: list[Reading], state: Any) -> Any:
-        if self is model.network:
-            seen.append(sum(len(reading.tokens) for reading in readings))
-        return read(self, readings, state)
-
-    monkeypatch.setattr(Network, "read", counted)
-    return seen
-
-
-def repeating(ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Makes the model repeat its context in most places, which its draft does not know."""
-    found = find_continuation(ids, 1)
-    if found and len(ids) % 7:
-        logits[found[0]] += 400
-    return logits
-
-
 OPTIONS: list[dict[str, Any]] = [
     {"temperature": 0},
     {"temperature": 1.5, "seed": 1},
@@ -98,7 +74,7 @@ def test_the_text_is_the_same(
     n: tuple[int, ...],
 ) -> None:
     model: edgedb.Model = request.getfixturevalue(draft)
-    passes = sizes(model, monkeypatch)
+    passes = rows_of_passes(model, monkeypatch)
     everything = {"max_tokens": 100, **options}
     plain = model.session()
     expected = plain.generate(PROMPT, draft_tokens=0, **{**everything, "prompt_lookup": 0})

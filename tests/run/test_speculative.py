@@ -8,16 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from guessing import PROMPT, repeating, rows_of_passes
 from hypothesis import given
 from hypothesis import strategies as st
 
 import edgedb
 from edgedb import EdgeDBError
-from edgedb.model.network import Reading
 from edgedb.ops import library
 from edgedb.run.speculative import Lookup, find_continuation
-
-PROMPT = [5, 9, 40, 17, 23, 8, 60, 61, 62, 5, 9, 40, 17]
 
 pytestmark = pytest.mark.skipif(
     not library.available()[0], reason="only the native backend promises bits"
@@ -32,25 +30,9 @@ def model(tiny_model: Path) -> edgedb.Model:
 @pytest.fixture
 def passes(model: edgedb.Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the forward passes; a guess never seems to cost anything."""
-    seen: list[int] = []
-    read = type(model.network).read
-
-    def counted(self: Any, readings: list[Reading], state: Any) -> Any:
-        seen.append(sum(len(reading.tokens) for reading in readings))
-        return read(self, readings, state)
-
-    monkeypatch.setattr(type(model.network), "read", counted)
     measured = Lookup.measured
     monkeypatch.setattr(Lookup, "measured", lambda self, n, seconds: measured(self, n, 1e-9))
-    return seen
-
-
-def repeating(ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Makes the model repeat its context in most places, as a summary does."""
-    found = find_continuation(ids, 1)
-    if found and len(ids) % 7:
-        logits[found[0]] += 400
-    return logits
+    return rows_of_passes(model, monkeypatch)
 
 
 OPTIONS: list[dict[str, Any]] = [
