@@ -20,6 +20,10 @@ typedef enum { EDB_FAR, EDB_NEAR } edb_fetch;
 edb_fetch edb_cpu_fetch(void);            /* what suits this CPU; it takes microseconds to find out */
 extern _Atomic(edb_fetch) edb_fetch_here; /* the same, once there is a context */
 
+/* A call of f with the way of fetching that suits this CPU as its first argument, a constant. */
+#define EDB_FETCHING(f, ...) \
+    (edb_fetch_here == EDB_NEAR ? f(EDB_NEAR, __VA_ARGS__) : f(EDB_FAR, __VA_ARGS__))
+
 /* An address to prefetch; it may lie past the end of an array, where no pointer may point. */
 static inline const char *edb_past(const void *p, int64_t bytes) {
     return (const char *)((uintptr_t)p + (uintptr_t)bytes);

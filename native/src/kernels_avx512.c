@@ -141,10 +141,8 @@ static void int8_tile(const int8_t *codes, const float *scales, int64_t groups,
                       const edb_tokens *tokens, float *acc, const int8_t *next) {
     if (tokens->n > 1) {
         edb_int8_tile_avx512(codes, scales, groups, tokens, acc, next);
-    } else if (edb_fetch_here == EDB_NEAR) {
-        tile_64x1(EDB_NEAR, codes, scales, groups, tokens, acc, next);
     } else {
-        tile_64x1(EDB_FAR, codes, scales, groups, tokens, acc, next);
+        EDB_FETCHING(tile_64x1, codes, scales, groups, tokens, acc, next);
     }
 }
 

@@ -161,11 +161,7 @@ static EDB_INLINE void multiply(edb_fetch fetch, const uint8_t *block, int64_t g
 
 static void tile(const uint8_t *block, int64_t groups, const uint8_t *table,
                  const edb_group_meta *meta, float *out, const uint8_t *next) {
-    if (edb_fetch_here == EDB_NEAR) {
-        multiply(EDB_NEAR, block, groups, table, meta, out, next);
-    } else {
-        multiply(EDB_FAR, block, groups, table, meta, out, next);
-    }
+    EDB_FETCHING(multiply, block, groups, table, meta, out, next);
 }
 
 /* 32 rows by eight columns, quads 2j and 2j + 1 with their tables. */
@@ -220,11 +216,7 @@ static EDB_INLINE void multiply_half(edb_fetch fetch, const uint8_t *half, int64
 
 static void half_tile(const uint8_t *half, int64_t groups, const uint8_t *table,
                       const edb_group_meta *meta, float *out, const uint8_t *next) {
-    if (edb_fetch_here == EDB_NEAR) {
-        multiply_half(EDB_NEAR, half, groups, table, meta, out, next);
-    } else {
-        multiply_half(EDB_FAR, half, groups, table, meta, out, next);
-    }
+    EDB_FETCHING(multiply_half, half, groups, table, meta, out, next);
 }
 
 const edb_pair_kernel edb_lookup_avx2 = {
