@@ -41,7 +41,7 @@ enum { STACK_BYTES = 512 * 1024 };
 enum { LONG_WAIT_NS = 100000, NAP_NS = 200000 };
 
 /* Waits are weighed against this much work; then how long the caller works alone. */
-enum { WINDOW_NS = 10000000, FIRST_HOLD_NS = 20000000, LAST_HOLD_NS = 320000000 };
+enum { WINDOW_NS = 20000000, FIRST_HOLD_NS = 20000000, LAST_HOLD_NS = 320000000 };
 
 typedef struct {
     edb_pool *pool;
@@ -257,16 +257,18 @@ static unsigned open_job(edb_pool *pool, const edb_stage *stages, int32_t n_stag
 
 /*
  * Called after every job. While one thread lacks its core and the others wait, nothing is done. If
- * that took 1 - 1.5/n of the window, n threads gained little or nothing over one (memory does not
+ * that took 1 - 1.2/n of the window, n threads gained little or nothing over one (memory does not
  * let them be n times as fast), and the caller works alone: 20 ms, then twice as long each time in
- * a row. The workers sleep meanwhile.
+ * a row. The workers sleep meanwhile. A process that always wants a core of two takes a third of
+ * the window to three quarters; threads of this process that work for a moment between passes, as a
+ * server's do, a tenth or two, and beside them two threads are still far quicker than one.
  */
 static void hold_back(edb_pool *pool, int64_t started) {
     int64_t now = edb_now_ns(), n = pool->n_threads;
     pool->worked += now - started;
     if (pool->worked < WINDOW_NS) return;
     int64_t waited = atomic_exchange(&pool->waited, 0) / (n - 1);
-    if (2 * n * waited > (2 * n - 3) * pool->worked) {
+    if (5 * n * waited > (5 * n - 6) * pool->worked) {
         pool->hold = edb_min(edb_max(2 * pool->hold, FIRST_HOLD_NS), LAST_HOLD_NS);
         pool->alone_until = now + pool->hold;
     } else {
