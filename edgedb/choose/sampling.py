@@ -165,6 +165,11 @@ class Sampler:
         return self._constraint is not None and self._constraint.finished
 
     @property
+    def constrained(self) -> bool:
+        """Whether a grammar says what may come next."""
+        return self._constraint is not None
+
+    @property
     def unpredictable(self) -> bool:
         """Whether any token may become the best: by a processor, a constraint, DRY, mirostat."""
         others = self._constraint is not None or self.params.dry_multiplier or self.params.mirostat

@@ -28,7 +28,7 @@ Wanted = LogitsWanted | Literal["hidden"] | None
 class Reading(NamedTuple):
     """One sequence's part of a pass: ``tokens`` at its cache's end, and what is ``wanted`` of them.
 
-    Logits of the last one go to ``out``, float32 ``[1, vocab]``.
+    Logits of the last one go to ``out``, float32 ``[1, vocab]``, if it is alone in the pass.
     """
 
     cache: KVCache
@@ -100,8 +100,9 @@ class Network:
         """Several sequences in one pass, at most ``MAX_ROWS`` tokens together.
 
         Returns what each of them wants, with the bits that it gets alone: as ``forward`` does, and
-        with "hidden" as ``hidden``. Of one sequence it is the state's own buffer, or ``out``; of
-        several it is a copy, or ``out``.
+        with "hidden" as ``hidden``. Of one sequence it is the state's own buffer, or ``out``. Of
+        several, logits of a last token are the state's own, whatever is in ``out``, and the rest
+        are copies.
         """
         self._run(readings, state)
         if len(readings) == 1:
@@ -125,14 +126,12 @@ class Network:
         for i, reading in enumerate(readings):
             if reading.wanted is None or reading.wanted == "hidden":
                 continue
-            n = len(reading.tokens) if reading.wanted == "all" else 1
-            own = logits[row : row + n] if n > 1 or reading.wanted == "all" else logits[row]
-            if reading.out is not None and reading.wanted != "all":
-                reading.out.array[0] = own
-                results[i] = reading.out.array[0]
+            if reading.wanted == "all":
+                results[i] = logits[row : row + len(reading.tokens)].copy()
+                row += len(reading.tokens)
             else:
-                results[i] = own.copy()
-            row += n
+                results[i] = logits[row]
+                row += 1
         return results
 
     def _alone(self, reading: Reading, state: Any) -> np.ndarray | None:

@@ -52,9 +52,10 @@ class CachedTokens:
         return self.cache.size_bytes + self._out.array.nbytes + self._ids.nbytes
 
     def settle(self) -> None:
-        """Forget what an interrupted use had begun; the tokens stay."""
-        turn = self._turn()
-        while turn is not None and not turn.is_done and not self.model.loop.withdraw(turn):
+        """Forget what an earlier use had begun; the tokens stay."""
+        while (turn := self._turn()) is not None:  # which may be followed by another one
+            if turn.is_done or self.model.loop.withdraw(turn):
+                break
             turn.wait(0.001)
         self.cache.truncate(self.length)
 
@@ -121,6 +122,7 @@ class CachedTokens:
         cancelled: Callable[[], bool] | None = None,
         is_stream: bool = False,
         n_guesses: int = 0,
+        follow: Callable[[Turn], Turn | None] | None = None,
     ) -> Turn:
         """Have the loop read ``tokens``, or the first of them; or none, after a cancel."""
         turn = Turn(
@@ -132,6 +134,7 @@ class CachedTokens:
             n_guesses=n_guesses,
             most=most,
             out=self._out,
+            follow=follow,
         )
         self._turn = weakref.ref(turn)
         self.model.loop.run(turn, cancelled)

@@ -5,6 +5,10 @@ takes what waits, runs passes until its own turn is done, and leaves the lead to
 waits. So a stream that is alone calls the network as if nobody else could come, and nothing has to
 be woken, stopped or started again around a fork or the end of the process.
 
+Of streams that are read together, the leader also makes the next turns, where anybody can make them
+(``Turn.follow``): then the next pass can begin at once, and while it runs the owners do what they
+do with the tokens that they got.
+
 Whatever may be interrupted is: a leader that Ctrl-C takes away has its turns done again by the next
 one, with the same bits.
 """
@@ -26,8 +30,9 @@ from ..model.network import Network, Reading, Wanted
 from ..ops.buffer import Buffer
 from .schedule import Place, Schedule, Times
 
-# How often who waits looks whether it should do something else: lead, or be cancelled.
-_LOOK_SECONDS = 0.04
+# How often who waits looks whether it is cancelled, or else whether it should lead and nobody has
+# said so.
+_LOOK_SECONDS, _REST_SECONDS = 0.04, 0.2
 # Streams that come back within this share of a pass go into the next one together.
 _GATHER_SHARE, _GATHER_LEAST = 0.1, 0.0005
 
@@ -46,12 +51,17 @@ class Turn:
         most: int,
         n_guesses: int = 0,
         out: Buffer | None = None,
+        follow: Callable[[Turn], Turn | None] | None = None,
+        thread: int | None = None,
     ) -> None:
         """``wanted`` of the last of ``tokens``; ``out`` float32 ``[1, vocab]`` takes its logits.
-        ``is_stream``, ``most`` and ``n_guesses``: see ``schedule.Waiting``."""
+        ``is_stream``, ``most`` and ``n_guesses``: see ``schedule.Waiting``. ``follow`` makes the
+        sequence's next turn of what this one got, if there is one; or this one goes on, as another
+        one, and its owner hears nothing. Whoever computes may call it while the owner waits.
+        ``thread`` is the owner's, by default the calling one."""
         self.cache, self.tokens, self.wanted, self.place = cache, tokens, wanted, place
         self.is_stream, self.most, self.out = is_stream, most, out
-        self.n_guesses = n_guesses
+        self.n_guesses, self.follow = n_guesses, follow
         self.start = cache.length
         self.n = 0  # tokens that were read
         self.result: np.ndarray | None = None
@@ -59,9 +69,17 @@ class Turn:
         self.others = 0  # sequences that were read with it
         self.error: Exception | None = None
         self.is_done = self.is_withdrawn = False
-        self._thread = threading.get_ident()
+        self.is_awaited = False  # its owner is here and does nothing but wait for it
+        self.flush: Callable[[], None] | None = None  # behind what follow gave out
+        self.thread = thread or threading.get_ident()
         self._bell = threading.Lock()
         self._bell.acquire(blocking=False)
+
+    def go_on(self, tokens: Sequence[int], wanted: Wanted) -> Turn:
+        """Want something else, behind what was read."""
+        self.tokens, self.wanted, self.start = tokens, wanted, self.cache.length
+        self.n, self.result = 0, None
+        return self
 
     def reading(self, n: int) -> Reading:
         """What a pass is told of it, if that reads ``n`` of its tokens."""
@@ -69,6 +87,16 @@ class Turn:
         if n == len(self.tokens):
             return whole
         return whole._replace(tokens=self.tokens[:n], wanted=self.wanted if whole.of_each else None)
+
+    def keep(self) -> None:
+        """Have logits, which may lie where the next pass puts others, in memory of its own."""
+        if self.result is None or self.wanted in ("all", "hidden"):
+            return
+        if self.out is None:
+            self.result = self.result.copy()
+        else:
+            self.out.array[0] = self.result
+            self.result = self.out.array[0]
 
     def wait(self, seconds: float) -> None:
         """Until ``ring``, or so long."""
@@ -81,8 +109,8 @@ class Turn:
 
     @property
     def is_mine(self) -> bool:
-        """Whether the calling thread handed it in."""
-        return self._thread == threading.get_ident()
+        """Whether it is the calling thread's."""
+        return self.thread == threading.get_ident()
 
 
 class _Lead:
@@ -119,7 +147,8 @@ class Loop:
 
         Raises what the pass raised.
         """
-        lead = self._hand_in(turn)
+        turn.is_awaited = True
+        lead = None if turn.is_done else self._hand_in(turn)
         try:
             if lead is not None:
                 self._compute(turn, lead)
@@ -127,7 +156,7 @@ class Loop:
                 if cancelled is not None and cancelled() and self.withdraw(turn):
                     break
                 if lead is None:
-                    turn.wait(_LOOK_SECONDS)
+                    turn.wait(_REST_SECONDS if cancelled is None else _LOOK_SECONDS)
                 lead = self._hand_in(turn, lead)
                 if lead is not None:
                     self._compute(turn, lead)
@@ -186,8 +215,8 @@ class Loop:
         with gate.lock, self._lock:
             if self._leader() is lead:
                 self._leader = _nobody
-            for one in self._waiting:
-                if (turn := one()) is not None:
+            for one in (*self._waiting, *self._computing):  # these, if it was interrupted
+                if (turn := one()) is not None and turn.is_awaited:
                     turn.ring()
                     return
 
@@ -226,11 +255,24 @@ class Loop:
                 turn.n, turn.result, turn.rows, turn.seconds = n, result, rows, seconds
                 turn.others = len(chosen) - 1
                 turn.error = error
-                self._absent.add(turn.place)
-                turn.is_done = True
-                if turn is not own:
+        following = [_next(turn) if len(chosen) > 1 else None for turn, _ in chosen]
+        for (turn, _), after in zip(chosen, following, strict=True):
+            if after is None and len(readings) > 1:
+                turn.keep()
+        with gate.lock, self._lock:
+            if self._leader() is not lead:
+                return
+            for (turn, _), after in zip(chosen, following, strict=True):
+                if after is not None:
+                    self._waiting.append(weakref.ref(after))
+                elif turn.is_awaited:
+                    self._absent.add(turn.place)
+                turn.is_done = after is not turn
+                if turn.is_done and turn is not own:
                     turn.ring()
             self._computing = []
+        for flush in {turn.flush for turn, _ in chosen if turn.flush is not None}:
+            flush()
 
     def _gather(self, own: Turn) -> None:
         """Wait for streams that come back at once, and for those that said when they will."""
@@ -264,6 +306,19 @@ class Loop:
             self._leader = _nobody
             mine = [one for one in (*self._computing, *self._waiting) if (t := one()) and t.is_mine]
             self._waiting, self._computing = mine, []
+
+
+def _next(turn: Turn) -> Turn | None:
+    """What follows ``turn``, if its owner waits for it and cannot be in the way. The main thread
+    does that for nobody: Ctrl-C would come between a choice and what is noted of it."""
+    ready = turn.is_awaited and turn.error is None and turn.n == len(turn.tokens)
+    if turn.follow is None or not ready or threading.current_thread() is threading.main_thread():
+        return None
+    try:
+        return turn.follow(turn)
+    except Exception as error:
+        turn.error = error
+        return None
 
 
 def _nobody() -> None:

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 
+from ..choose.sampling import Sampler
 from ..errors import EdgeDBError
 from ..model.head import Needed
+from ..model.network import Wanted
 from ..ops.pages import PAGE
 from ..ops.selection import Floats, Ids
 from ..ops.sequences import MAX_ROWS
 from .cached_tokens import CachedTokens
 from .draft import DEFAULT_DRAFT, Draft, Drafter
 from .loaded import LoadedModel
+from .loop import Turn
 from .pace import Pace
 from .request import Progress
 from .speculative import ALONE, DEFAULT_LOOKUP, Ahead, Beside, FirstOf, Guesser, Lookup
+
+
+class Choice(NamedTuple):
+    """How the tokens of an answer are chosen, where whoever computes may do it."""
+
+    sampler: Sampler
+    end_ids: Container[int]  # behind which nothing is read
+    wanted: Callable[[Ids], Needed | None]  # of the logits after such ids
+    write: Callable[[int], bool] | None = None  # takes a token that has others behind it, if it may
+    flush: Callable[[], None] | None = None  # behind those of a pass
 
 
 class Reader(CachedTokens):
@@ -33,6 +48,9 @@ class Reader(CachedTokens):
         self._ahead: Ahead | None = None  # what the last guesses left to take
         self._beside: Beside = ALONE  # what was read with the last token
         self._draft: Draft | None = None  # what the draft model has read, once it is asked
+        self._choice: Choice | None = None
+        self._chosen: int | None = None  # what was chosen after the last token already
+        self._next: Turn | None = None  # which reads that, and is handed in
         model.admission.register(self)
 
     @property
@@ -42,9 +60,10 @@ class Reader(CachedTokens):
         return super().size_bytes + draft
 
     def settle(self) -> None:
-        """Forget what an interrupted use had begun; the tokens stay."""
+        """Forget what an earlier use had begun; the tokens stay."""
+        self._choice = None  # so that nothing follows
         super().settle()
-        self._guesser = self._ahead = None
+        self._guesser = self._ahead = self._chosen = self._next = None
         if self._draft is not None:
             self._draft.settle()
 
@@ -120,6 +139,10 @@ class Reader(CachedTokens):
 
         After a cancel the sequence ends with the last token that was read.
         """
+        if self._chosen is not None:  # and the logits that it was chosen from are gone
+            return self._logits
+        if self._next is not None:
+            return self._read_next()
         if self._partial not in (None, wanted):
             self._logits = None
         if self._logits is None and self.cache.length == self.length:
@@ -141,17 +164,88 @@ class Reader(CachedTokens):
                 most=most,
                 cancelled=cancelled,
                 is_stream=at == end - 1,
+                follow=self._follow if self._choice is not None and at + n == end else None,
             )
             if turn.is_withdrawn:
                 continue
-            self._logits, self._partial = turn.result, wanted
-            self._beside = Beside(turn.others, turn.others)  # who writes has a row in the next pass
+            self._got(turn)
             self._pace.measured(turn.rows, turn.seconds)
             if progress is not None:
-                progress(self.cache.length - start, end - start)
-        if end - start > 1 or self.cache.length % PAGE == 0:
+                progress(min(self.cache.length, end) - start, end - start)
+        if end - start > 1 or end % PAGE == 0:
             self.offer()
         return self._logits
+
+    @contextmanager
+    def choosing(self, choice: Choice) -> Iterator[None]:
+        """Let whoever computes make a ``choice`` for this one, so that its next token goes into the
+        next pass at once; ``chosen`` then has it. Not where guesses are to be made."""
+        self._choice = choice if self._guesser is None else None
+        try:
+            yield
+        finally:
+            turn, self._choice, self._next, self._chosen = self._next, None, None, None
+            if turn is not None and not turn.is_done:
+                self.model.loop.withdraw(turn)  # or it is read for nothing, and settle waits for it
+
+    def chosen(self) -> int | None:
+        """The token after the last one, if it was chosen already."""
+        token, self._chosen = self._chosen, None
+        return token
+
+    def _follow(self, turn: Turn) -> Turn | None:
+        """Choose a token from what ``turn`` got, and make the turn that reads it, unless it is the
+        last one. In the thread that computes, while the owner waits."""
+        choice, length = self._choice, self.length
+        if choice is None or turn.result is None:
+            return None
+        if self._chosen is None:  # else who computed was interrupted, and it is done again
+            self._chosen = choice.sampler.sample(turn.result, self.ids)
+        token = self._chosen
+        if token in choice.end_ids or length + 1 >= self._end:
+            return None
+        wanted: Wanted = choice.wanted(self._with(token)) or "last"
+        if turn.is_stream and choice.write is not None and choice.write(token):
+            self._chosen = None
+            self.append([token])
+            if length % PAGE == 0:
+                self.offer()
+            turn.flush = choice.flush
+            return turn.go_on([token], wanted)
+        self._next = Turn(
+            self.cache,
+            [token],
+            wanted,
+            self._place,
+            is_stream=True,
+            most=MAX_ROWS,
+            out=self._out,
+            follow=self._follow,
+            thread=turn.thread,
+        )
+        self._turn = weakref.ref(self._next)
+        return self._next
+
+    def _with(self, token: int) -> Ids:
+        """The sequence and ``token`` behind it, a view."""
+        self._ids[self.length] = token
+        return self._ids[: self.length + 1]
+
+    def _read_next(self) -> Floats | None:
+        """Logits of the turn that was handed in for this one."""
+        turn, self._next = self._next, None
+        assert turn is not None, "it is there"
+        self.model.loop.run(turn)
+        self._got(turn)
+        if self.length % PAGE == 0:
+            self.offer()
+        return self._logits
+
+    def _got(self, turn: Turn) -> None:
+        """Note what came of it."""
+        self._logits = turn.result
+        self._partial = turn.wanted if isinstance(turn.wanted, Needed) else None
+        self._beside = Beside(turn.others, turn.others)  # who writes has a row in the next pass
 
     def use_draft(self, draft: Draft) -> None:
         """Have ``draft`` guess, and not a new one of the model's."""

@@ -13,6 +13,7 @@ from ..choose.sampling import Processor, Sampler, SamplingParams
 from ..errors import EdgeDBError
 from ..hints import no_option
 from ..ops.sequences import MAX_ROWS
+from .completion import Chunk
 from .loaded import LoadedModel
 
 Progress = Callable[[int, int], None]  # tokens read, tokens to read
@@ -75,8 +76,18 @@ class AnswerOptions(SamplingOptions, total=False):
 
 
 @dataclass(frozen=True)
+class Sink:
+    """Where chunks go that another thread makes than the one that asked. ``put`` takes one and is
+    quick; ``flush`` is called once behind those of one pass, of all answers that have the same."""
+
+    put: Callable[[Chunk], None]
+    flush: Callable[[], None]
+
+
+@dataclass(frozen=True)
 class Request:
-    """The options of ``Session.stream``, which describes them."""
+    """The options of ``Session.stream``, which describes them; and with a ``sink``, that chunks may
+    go there instead of coming out. Then ``cancelled`` may be asked in any thread."""
 
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
@@ -89,6 +100,7 @@ class Request:
     draft_tokens: int | None = None
     progress: Progress | None = None
     cancelled: Callable[[], bool] | None = None
+    sink: Sink | None = None
 
     @classmethod
     def of(cls, **options: Any) -> Request:

@@ -10,8 +10,7 @@ import copy
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +21,15 @@ from ..choose.needed import needed
 from ..choose.sampling import Processor, Sampler, SamplingParams
 from ..errors import BusyError, ContextFullError, EdgeDBError
 from ..model.head import Needed
-from ..text.stopping import StopMatcher
+from ..ops.selection import Ids
 from .answers import Answers
 from .completion import Chunk, Completion, FinishReason, Stats, TokenLogprobs, collect
 from .loaded import LoadedModel, Prompt
 from .logprobs import token_logprobs
-from .reader import Reader
+from .reader import Choice, Reader
 from .request import RULES, Progress, Request, SamplingOptions
 from .session_file import read_session, write_session
+from .writer import Writer
 
 if TYPE_CHECKING:
     import sys
@@ -225,19 +225,16 @@ class Session(Answers):
                 f"the prompt has {len(ids)} tokens and leaves no room in a context of "
                 f"{self.context}; shorten it{self.model.larger_context}"
             )
-        return self._stream(ids, request, request.sampler(self.model), StopMatcher(request.stop))
+        return self._stream(ids, request, request.sampler(self.model))
 
-    def _stream(
-        self, ids: list[int], request: Request, sampler: Sampler, matcher: StopMatcher
-    ) -> Iterator[Chunk]:
-        detokenizer = self.model.tokenizer.stream(after=ids)
+    def _stream(self, ids: list[int], request: Request, sampler: Sampler) -> Iterator[Chunk]:
         end_ids = {*request.stop_ids, *self.model.tokenizer_spec.eos_ids}
-        stats = Stats(prompt_tokens=len(ids))
         room = self.context - len(ids)
         max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
+        writer = Writer(self.model.tokenizer, ids, request.stop)
 
         def take() -> None:
-            stats.read_tokens = self._reader.hold(ids)
+            writer.stats.read_tokens = self._reader.hold(ids)
 
         # Admission ends before what was read is offered, so that there is room to keep it.
         with (
@@ -251,17 +248,17 @@ class Session(Answers):
             self.model.admission.answering(
                 self._reader, len(ids) + max_tokens, request.cancelled, take
             ) as admitted,
+            self._choosing(sampler, end_ids, request, writer),
         ):
             if not admitted:
-                yield Chunk("", None, "cancelled", stats)
+                yield writer.end("cancelled")
                 return
             started = time.perf_counter()
             whole = request.logprobs is not None
             wanted = None if whole else self._needed_by(sampler)
             logits = self._reader.read(request.progress, request.cancelled, wanted)
-            stats.prompt_seconds = time.perf_counter() - started
+            writer.begin(time.perf_counter() - started, guesser)
 
-            started = time.perf_counter()
             reason: FinishReason | None = "cancelled" if logits is None else None
             while reason is None:
                 if sampler.finished:
@@ -270,7 +267,7 @@ class Session(Answers):
                 if request.cancelled is not None and request.cancelled():
                     reason = "cancelled"
                     break
-                if stats.completion_tokens == max_tokens:
+                if writer.stats.completion_tokens == max_tokens:
                     reason = "length"
                     break
                 wanted = None if whole else self._needed_by(sampler)
@@ -279,29 +276,49 @@ class Session(Answers):
                 if token in end_ids:
                     reason = "stop"
                     break
-                chosen = self._logprobs(logits, token, request.logprobs)
-                stats.completion_tokens += 1
-                if guesser is not None:
-                    stats.drafted_tokens, stats.accepted_tokens = guesser.drafted, guesser.accepted
-                text = matcher.push(detokenizer.push(token))
-                stats.decode_seconds = time.perf_counter() - started
-                if matcher.stopped:
-                    yield Chunk(text, token, "stop", replace(stats), chosen)
+                chunk = writer.write(token, self._logprobs(logits, token, request.logprobs))
+                yield chunk
+                if chunk.finish_reason is not None:
                     return
-                yield Chunk(text, token, None, replace(stats), chosen)
-            tail = matcher.push(detokenizer.finish()) + matcher.finish()
-            stats.decode_seconds = time.perf_counter() - started
-            yield Chunk(tail, None, reason, replace(stats))
+            yield writer.end(reason)
+
+    def _choosing(
+        self, sampler: Sampler, end_ids: set[int], request: Request, writer: Writer
+    ) -> AbstractContextManager[None]:
+        """Tokens may be chosen by whoever computes, if that calls no code of the caller's, is quick
+        and leaves nothing of the logits to be asked for."""
+        if request.processors or sampler.constrained or request.logprobs is not None:
+            return nullcontext()
+        sink, cancelled = request.sink, request.cancelled
+
+        def wanted(ids: Ids) -> Needed | None:
+            return self._needed_by(sampler, ids)
+
+        if sink is None or request.stop:  # a stop text ends the answer, which its owner does
+            return self._reader.choosing(Choice(sampler, end_ids, wanted))
+        put = sink.put
+
+        def write(token: int) -> bool:
+            if cancelled is not None and cancelled():
+                return False
+            put(writer.write(token))
+            return True
+
+        return self._reader.choosing(Choice(sampler, end_ids, wanted, write, sink.flush))
 
     def _decode(self, sampler: Sampler, logits: np.ndarray) -> int:
-        token = sampler.sample(logits, self._reader.ids)
+        token = self._reader.chosen()
+        if token is None:
+            token = sampler.sample(logits, self._reader.ids)
         self._reader.append([token])
         return token
 
-    def _needed_by(self, sampler: Sampler) -> Needed | None:
-        """The logits it looks at, if the model's head can leave others out."""
-        two_stage = self.model.network.two_stage is not None
-        return needed(sampler, self._reader.ids) if two_stage else None
+    def _needed_by(self, sampler: Sampler, ids: Ids | None = None) -> Needed | None:
+        """The logits it looks at after ``ids``, by default all that are here, if the model's head
+        can leave others out."""
+        if self.model.network.two_stage is None:
+            return None
+        return needed(sampler, self._reader.ids if ids is None else ids)
 
     def _logprobs(self, logits: np.ndarray, token: int, n: int | None) -> TokenLogprobs | None:
         if n is None:

@@ -20,7 +20,7 @@ from ..run.completion import Chunk, Stats, TokenLogprobs
 from ..run.engine import Model
 from ..run.loaded import LoadedModel
 from ..run.logprobs import token_logprobs
-from ..run.request import Progress, Request
+from ..run.request import Progress, Request, Sink
 from ..run.session import Session
 from ..run.together import AT_ONCE, Begin, Cancelled, together
 from .errors import Refused
@@ -86,14 +86,16 @@ class Asked:
         cancelled: Cancelled,
         progress: Progress | None = None,
         at_once: int = AT_ONCE,
+        sink: Sink | None = None,
     ) -> Iterator[Chunk]:
         """All answers by ``Chunk.index``, ``at_once`` of them together; the prompt of several is
-        read once. ``progress`` hears of the first prompt."""
+        read once. ``progress`` hears of the first prompt. Of an only answer, chunks may go to
+        ``sink`` instead."""
         begins: list[Begin] = []
         for ids in self.prompts:
             prompt = _Prompt(self, served.model, ids, len(begins))
             heard = progress if self.progress and not begins else None
-            begins.append(partial(prompt.first, heard))
+            begins.append(partial(prompt.first, heard, sink if self.answers == 1 else None))
             begins += [partial(prompt.other, answer) for answer in range(1, self.n)]
         return together(begins, at_once, cancelled)
 
@@ -130,8 +132,10 @@ class _Prompt:
         self._is_read = threading.Event()
         self._scored: list[Chunk] = []
 
-    def first(self, progress: Progress | None, cancelled: Cancelled) -> Iterator[Chunk]:
-        request = replace(self._asked.of(self._index, cancelled), progress=progress)
+    def first(
+        self, progress: Progress | None, sink: Sink | None, cancelled: Cancelled
+    ) -> Iterator[Chunk]:
+        request = replace(self._asked.of(self._index, cancelled), progress=progress, sink=sink)
         try:
             session = self._model.session()
             if self._asked.scores:
@@ -173,8 +177,9 @@ class Task(Protocol):
         cancelled: Cancelled,
         progress: Progress | None = None,
         at_once: int = 1,
+        sink: Sink | None = None,
     ) -> Iterator[Any]:
-        """What the reply takes, ``Chunk`` or other things."""
+        """What the reply takes, ``Chunk`` or other things; it may go to ``sink`` instead."""
 
 
 class Reply(Protocol):

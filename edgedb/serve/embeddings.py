@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..run.embedding import vectors
-from ..run.request import Progress
+from ..run.request import Progress, Sink
 from .asked import Cancelled, Reply
 from .errors import Refused
 from .fields import Fields
@@ -52,6 +52,7 @@ class Texts:
         cancelled: Cancelled,
         progress: Progress | None = None,
         at_once: int = 1,
+        sink: Sink | None = None,
     ) -> Iterator[np.ndarray]:
         """A vector for each text."""
         return vectors(served.model, self.ids, cancelled)

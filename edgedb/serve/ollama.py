@@ -141,7 +141,7 @@ class Nothing:
     def __init__(self, stream: bool) -> None:
         self.stream, self.progress = stream, False
 
-    def chunks(self, served: Served, cancelled: Any, progress: Any = None, at_once: int = 1) -> Any:
+    def chunks(self, *_: Any) -> Any:
         return iter(())
 
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..run.completion import Chunk, Stats
+from ..run.request import Sink
 from .asked import Reply, Task
 from .body import parse_body, read_body
 from .desk import Desk, Seat
@@ -19,7 +20,7 @@ from .errors import Refused, refusal
 from .metrics import Metrics
 from .served import Served
 from .transport import PING_SECONDS, Sender, to_json
-from .worker import Worker
+from .worker import Bell, Worker
 
 Read = Callable[[Served, Any], tuple[Task, Reply]]
 _READERS = 2  # threads that parse and tokenize, so that the event loop need not
@@ -37,6 +38,7 @@ class Service:
         self.is_draining = self.is_stopped = False
         self._readers = ThreadPoolExecutor(_READERS, "edgedb reader")
         self._jobs: set[asyncio.Task[None]] = set()
+        self._bell: Bell | None = None
 
     def drain(self, then: Callable[[], None]) -> None:
         """Let nobody in any more, and call ``then`` when all answers are sent."""
@@ -117,7 +119,10 @@ class Service:
         worker = None
         try:
             at_once = await seat.turn(asked.answers)
-            worker = Worker(self._work(served, asked, reply, arrived, at_once), seat)
+            work = self._work(served, asked, reply, arrived, at_once)
+            if self._bell is None:
+                self._bell = Bell()
+            worker = Worker(work, seat, self._bell)
             worker.start()
             if asked.stream:
                 await _send_stream(worker, reply, sender)
@@ -138,25 +143,39 @@ class Service:
     def _work(self, served: Served, asked: Task, reply: Reply, arrived: float, at_once: int) -> Any:
         """What a worker's thread does."""
 
-        def work(put: Callable[[Any], None], cancelled: Callable[[], bool]) -> bytes:
-            is_first = True
+        def work(
+            put: Callable[[Any], None], flush: Callable[[], None], cancelled: Callable[[], bool]
+        ) -> bytes:
             begun: dict[int, Stats] = {}  # of answers that have not ended
-            progress = (lambda done, total: put((done, total))) if asked.progress else None
-            take: Callable[[Any], Any] = put
+            is_first = True
+
+            def progress(done: int, total: int) -> None:
+                put((done, total))
+                flush()
+
+            def take(item: Any) -> None:
+                nonlocal is_first
+                if asked.stream:
+                    put(item)
+                else:
+                    reply.push(item)
+                if not isinstance(item, Chunk):
+                    return
+                if is_first and item.token is not None:
+                    is_first = False
+                    self.metrics.first.add(time.perf_counter() - arrived)
+                begun[item.index] = item.stats
+                if item.finish_reason is not None:
+                    self.metrics.answer(item.finish_reason, begun.pop(item.index))
+
             if not asked.stream:
                 reply.begin()
-                take = reply.push
+            heard = progress if asked.progress else None
+            sink = Sink(take, flush)
             try:
-                for item in asked.chunks(served, cancelled, progress, at_once):
+                for item in asked.chunks(served, cancelled, heard, at_once, sink):
                     take(item)
-                    if not isinstance(item, Chunk):
-                        continue
-                    if is_first and item.token is not None:
-                        is_first = False
-                        self.metrics.first.add(time.perf_counter() - arrived)
-                    begun[item.index] = item.stats
-                    if item.finish_reason is not None:
-                        self.metrics.answer(item.finish_reason, begun.pop(item.index))
+                    flush()
             except Exception:
                 for stats in begun.values() or (Stats(),):
                     self.metrics.answer(None, stats)
