@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..gate import gate
+from ..model.head import Needed
 from ..model.kvcache import KVCache
 from ..model.network import Network, Reading, Wanted
 from ..ops.buffer import Buffer
@@ -106,6 +107,11 @@ class Turn:
         """End its ``wait``, or the next one."""
         with contextlib.suppress(RuntimeError):  # it has rung already
             self._bell.release()
+
+    @property
+    def ends(self) -> bool:
+        """See ``schedule.Waiting``."""
+        return self.wanted == "last" or isinstance(self.wanted, Needed)
 
     @property
     def is_mine(self) -> bool:

@@ -2,8 +2,10 @@
 nobody else wants.
 
 A pass takes longer the more rows it has. How long is measured, and prompts get so many rows that
-no stream's token takes more than ``SLOWEST`` times as long as without them. Among prompts it goes
-round: each may read ``QUANTUM`` tokens before the next one's turn comes (deficit round robin).
+no stream's token takes more than ``SLOWEST`` times as long as without them; where more prompts are
+about to be read to their end than streams are written, as many times more as they are, for each of
+them waits for a first token. Among prompts it goes round: each may read ``QUANTUM`` tokens before
+the next one's turn comes (deficit round robin).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ _MOST = 2.0  # times as long as it took before: the rest is somebody else's
 _LONG_AGO = 1 << 30  # passes
 STALE = 256  # passes after which a measurement counts for nothing
 _OLD = 32  # passes after which the streams' own time is measured again
+_ALIKE = 8  # what is known of an eighth more or fewer rows, is known of some as well
 
 
 class Place:
@@ -51,6 +54,10 @@ class Waiting(Protocol):
     @property
     def most(self) -> int:
         """Rows that a pass may have with it, if it is a prompt: it wants to be asked in between."""
+
+    @property
+    def ends(self) -> bool:
+        """Whether a prompt is read to its end by these tokens."""
 
     @property
     def place(self) -> Place: ...
@@ -110,14 +117,16 @@ class Times:
         """Passes since one of ``rows`` was measured, or many where none was."""
         return self._passes - self._measured_at.get(rows, -_LONG_AGO)
 
-    def room(self, streams: int, most: int) -> int:
-        """Rows, up to ``most``, that may come to those of ``streams``; 0 where the streams' own
-        time is not known well enough: then it is measured first."""
+    def room(self, streams: int, most: int, slowest: float = SLOWEST) -> int:
+        """Rows, up to ``most``, that may come to those of ``streams``, so that a pass takes
+        ``slowest`` times as long at most; 0 where the streams' own time is not known well enough:
+        then it is measured first."""
         if not streams:
             return most
-        if self.age(streams) >= _OLD:
+        about = streams // _ALIKE
+        if min(map(self.age, range(streams - about, streams + about + 1))) >= _OLD:
             return 0
-        limit = SLOWEST * self.expected(streams)
+        limit = slowest * self.expected(streams)
         fitting = (n for n in range(most, 0, -1) if self.expected(streams + n) <= limit)
         return next(fitting, min(1, most))
 
@@ -142,7 +151,9 @@ class Schedule:
         prompts = [i for i, one in enumerate(waiting) if not one.is_stream]
         if prompts:
             most = min(MAX_ROWS - rows, *(waiting[i].most for i in prompts))
-            chosen += self._share(waiting, prompts, self.times.room(rows, most))
+            ending = sum(waiting[i].ends for i in prompts)
+            slowest = SLOWEST * max(1.0, ending / max(1, len(chosen)))
+            chosen += self._share(waiting, prompts, self.times.room(rows, most, slowest))
         return self._add_guesses(waiting, chosen, rows)
 
     def _add_guesses(

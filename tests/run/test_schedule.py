@@ -15,6 +15,7 @@ class One:
     is_stream: bool = False
     most: int = MAX_ROWS
     n_guesses: int = 0
+    ends: bool = False
     place: Place = field(default_factory=Place)
 
     @property
@@ -68,6 +69,24 @@ def test_no_token_takes_more_than_twice_its_time() -> None:
             schedule.times.measured(rows[-1], seconds(rows[-1]))
         assert max(rows) > streams + 10  # and none is held up for nothing
     assert 1.8 < slowest <= SLOWEST
+
+
+def test_what_is_known_of_about_as_many_streams_is_enough() -> None:
+    waiting = [*(stream() for _ in range(16)), One(300)]
+    assert len(measured(14, 40).plan(waiting)) == 17
+    assert len(measured(13, 40).plan(waiting)) == 16
+
+
+def test_many_who_wait_for_a_first_token_count_for_more_than_a_few_who_write() -> None:
+    def rows(streams: int, prompts: int, ends: bool = True) -> int:
+        waiting = [stream() for _ in range(streams)]
+        waiting += [One(300, ends=ends) for _ in range(prompts)]
+        return sum(n for _, n in measured(streams, 128).plan(waiting))
+
+    assert rows(4, 1) == rows(4, 4) == 24  # twice the time of four
+    assert rows(4, 8) == 64  # four times
+    assert rows(1, 15) == MAX_ROWS
+    assert rows(4, 8, ends=False) == 24  # long ones have much to read yet
 
 
 def test_prompts_take_turns() -> None:
