@@ -123,6 +123,7 @@ class CachedTokens:
         is_stream: bool = False,
         n_guesses: int = 0,
         follow: Callable[[Turn], Turn | None] | None = None,
+        goes_on: bool = False,
     ) -> Turn:
         """Have the loop read ``tokens``, or the first of them; or none, after a cancel."""
         turn = Turn(
@@ -135,6 +136,7 @@ class CachedTokens:
             most=most,
             out=self._out,
             follow=follow,
+            goes_on=goes_on,
         )
         self._turn = weakref.ref(turn)
         self.model.loop.run(turn, cancelled)

@@ -53,16 +53,18 @@ class Turn:
         n_guesses: int = 0,
         out: Buffer | None = None,
         follow: Callable[[Turn], Turn | None] | None = None,
+        goes_on: bool = False,
         thread: int | None = None,
     ) -> None:
         """``wanted`` of the last of ``tokens``; ``out`` float32 ``[1, vocab]`` takes its logits.
         ``is_stream``, ``most`` and ``n_guesses``: see ``schedule.Waiting``. ``follow`` makes the
         sequence's next turn of what this one got, if there is one; or this one goes on, as another
-        one, and its owner hears nothing. Whoever computes may call it while the owner waits.
-        ``thread`` is the owner's, by default the calling one."""
+        one, and its owner hears nothing. Whoever computes may call it while the owner waits;
+        ``goes_on``: also if there is no other sequence. ``thread`` is the owner's, by default the
+        calling one."""
         self.cache, self.tokens, self.wanted, self.place = cache, tokens, wanted, place
         self.is_stream, self.most, self.out = is_stream, most, out
-        self.n_guesses, self.follow = n_guesses, follow
+        self.n_guesses, self.follow, self.goes_on = n_guesses, follow, goes_on
         self.start = cache.length
         self.n = 0  # tokens that were read
         self.result: np.ndarray | None = None
@@ -261,7 +263,7 @@ class Loop:
                 turn.n, turn.result, turn.rows, turn.seconds = n, result, rows, seconds
                 turn.others = len(chosen) - 1
                 turn.error = error
-        following = [_next(turn) if len(chosen) > 1 else None for turn, _ in chosen]
+        following = [_next(t) if t.goes_on or len(chosen) > 1 else None for t, _ in chosen]
         for (turn, _), after in zip(chosen, following, strict=True):
             if after is None and len(readings) > 1:
                 turn.keep()

@@ -165,6 +165,7 @@ class Reader(CachedTokens):
                 cancelled=cancelled,
                 is_stream=at == end - 1,
                 follow=self._follow if self._choice is not None and at + n == end else None,
+                goes_on=at == end - 1 and self._is_written,
             )
             if turn.is_withdrawn:
                 continue
@@ -221,10 +222,16 @@ class Reader(CachedTokens):
             most=MAX_ROWS,
             out=self._out,
             follow=self._follow,
+            goes_on=self._is_written,
             thread=turn.thread,
         )
         self._turn = weakref.ref(self._next)
         return self._next
+
+    @property
+    def _is_written(self) -> bool:
+        """Whether tokens are taken where they are chosen."""
+        return self._choice is not None and self._choice.write is not None
 
     def _with(self, token: int) -> Ids:
         """The sequence and ``token`` behind it, a view."""

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from .desk import Seat
@@ -20,7 +21,8 @@ class Bell:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[asyncio.Event] = deque()
-        self._rung = threading.Semaphore(0)
+        self._rung = threading.Lock()  # while nobody rings
+        self._rung.acquire()
         self.is_unheard = False  # the loop has ended before a worker
         threading.Thread(target=self._work, name="edgedb bell", daemon=True).start()
 
@@ -31,7 +33,8 @@ class Bell:
     def ring(self) -> None:
         """From any thread."""
         if self._waiting:
-            self._rung.release()
+            with suppress(RuntimeError):  # it has rung already
+                self._rung.release()
 
     def call(self, function: Callable[[], None]) -> None:
         """Have the event loop call it."""
