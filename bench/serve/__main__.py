@@ -10,8 +10,9 @@ Of a server of OpenAI's API, whichever it is: streams in a closed loop (each ask
 its answer), or arrivals at random (``--poisson``, a second); a system prompt that requests share;
 one long prompt after the other beside them (``--intruder``, from a quarter of the time on). Prompts
 are random token ids, or words with ``--chat``. The figures are of the time asked for; what runs
-at its end is left. ``same`` are answers that equal those that the server gives to the same request
-alone, asked afterwards.
+at its end is left. ``cores`` are processor time over the time: client and server share the machine,
+and who asks must not be what is measured. ``same`` are answers that equal those that the server
+gives to the same request alone, asked afterwards.
 
 With ``--cancel`` clients close their connections one after the other, once tokens have come or
 while a long prompt is read: how long until the server's metrics count their answer no more.
@@ -53,6 +54,7 @@ def main() -> None:
     server = parser.add_argument_group("of a server")
     server.add_argument("--name", default="", help="for the lines; what it calls its model")
     server.add_argument("--key", default="", help="its API key")
+    server.add_argument("--pid", type=int, help="its process, to tell the time that it takes")
     server.add_argument("--seconds", type=float, default=60.0, help="of each load [60]")
     server.add_argument("--poisson", type=float, nargs="+", default=[], help="arrivals a second")
     server.add_argument("--shared", type=int, default=0, help="tokens of a system prompt")
@@ -72,7 +74,7 @@ def main() -> None:
 
 
 def _measure_server(args: argparse.Namespace) -> None:
-    server = Server(args.target, args.key)
+    server = Server(args.target, args.key, pid=args.pid)
     server.wait(_READY_SECONDS)
     model = server.model()
     questions = Questions(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,12 +20,14 @@ _RUNNING = re.compile(r"^(?:edgedb_running|llamacpp:requests_processing) (\d+)",
 
 
 class Server:
-    """A server at ``http://host:port``; ``key`` goes with every request."""
+    """A server at ``http://host:port``; ``key`` goes with every request. ``pid`` is its process."""
 
-    def __init__(self, url: str, key: str = "", timeout: float = 600.0) -> None:
+    def __init__(
+        self, url: str, key: str = "", timeout: float = 600.0, pid: int | None = None
+    ) -> None:
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
-        self._timeout = timeout
+        self._timeout, self._pid = timeout, pid
         self._headers = {"Content-Type": "application/json"}
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
@@ -60,6 +64,13 @@ class Server:
             return time.perf_counter() - started if response.status == 200 else None
         finally:
             connection.close()
+
+    def processor_seconds(self) -> float | None:
+        """Processor time that its process has taken, on Linux; None where that is not known."""
+        if self._pid is None:
+            return None
+        fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def running(self) -> int | None:
         """Answers that it makes now, as its metrics say; None where they do not."""

@@ -40,6 +40,8 @@ class Load:
     intruder: list[Span] = field(default_factory=list)  # while one was being read
     health: list[float] = field(default_factory=list)  # seconds of each look
     is_closed: bool = True  # its streams lasted from begin to end
+    client_seconds: float = 0.0  # of processor time, of who asks
+    server_seconds: float | None = None  # and of who answers, if its process is known
     same: tuple[int, int] | None = None  # answers that are those given alone, of how many
 
 
@@ -65,6 +67,9 @@ def summary(load: Load) -> dict[str, object]:
         "errors": sorted({a.error for a in answers if a.error}),
         "failed": sum(bool(a.error) for a in answers),
         "tokens a second": len(pieces) * _tokens_a_piece(answers) / (end - begin),
+        "of a stream": _of_a_stream(answers),
+        "client cores": load.client_seconds / (end - begin),
+        "server cores": load.server_seconds and load.server_seconds / (end - begin),
         "first token": percentiles(a.stamps[0] - a.sent for a in answers if a.stamps),
         "between tokens": percentiles(b - a for (a, b), _ in gaps),
         "slowest over fastest": _evenness(answers, load.window) if load.is_closed else None,
@@ -85,6 +90,12 @@ def _tokens_a_piece(answers: Sequence[Answer]) -> float:
     whole = [a for a in answers if a.tokens and a.stamps]
     pieces = sum(len(a.stamps) for a in whole)
     return sum(a.tokens or 0 for a in whole) / pieces if pieces else 1.0
+
+
+def _of_a_stream(answers: Sequence[Answer]) -> float:
+    """Tokens a second of one stream, between its first and its last: without its prompts."""
+    gaps = [end - begin for a in answers for begin, end in a.gaps]
+    return len(gaps) * _tokens_a_piece(answers) / sum(gaps) if gaps else float("nan")
 
 
 def _evenness(answers: Sequence[Answer], window: Span) -> float:
@@ -121,6 +132,7 @@ def line(server: str, found: dict[str, object]) -> str:
 
     parts = [
         f"{server}, {found['load']}: {found['tokens a second']:.1f} tokens/s",
+        f"{found['of a stream']:.1f} of one while it is written",
         f"first token {three('first token')} ms",
         f"between tokens {three('between tokens')} ms (p50 / p95 / p99)",
     ]
@@ -131,6 +143,9 @@ def line(server: str, found: dict[str, object]) -> str:
             f"between tokens beside the intruder {three('beside the intruder')} ms, without "
             f"{three('without it')} ms, worst stream's p99 {found[_RATIO]:.2f} times its own"
         )
+    parts.append(f"client {found['client cores']:.2f} cores")
+    if found["server cores"] is not None:
+        parts.append(f"server {found['server cores']:.2f}")
     if found["health max"] is not None:
         parts.append(f"/health at most {found['health max']:.0f} ms")
     if isinstance(same := found["same"], tuple):

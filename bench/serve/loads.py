@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,16 @@ class Questions:
         return " ".join(np.random.default_rng(number).choice(_WORDS.split(), n))
 
 
+@dataclass
+class _Beside:
+    """What was seen beside the answers of a load; see ``Load``."""
+
+    intruder: list[Span] = field(default_factory=list)
+    health: list[float] = field(default_factory=list)
+    client_seconds: float = 0.0
+    server_seconds: float | None = None
+
+
 class Bench:
     """A server, and what it is asked."""
 
@@ -88,10 +98,9 @@ class Bench:
                 answers.append(self.ask(number, stream, lambda: time.perf_counter() > end))
                 number += streams
 
-        with self._beside(end, intruder) as (spans, looks):
+        with self._beside(end, intruder) as beside:
             _together([lambda i=i: ask(i) for i in range(streams)])  # type: ignore[misc]
-        name = f"{streams} streams"
-        return Load(name, (end - seconds, end), answers, spans, looks)
+        return Load(f"{streams} streams", (end - seconds, end), answers, **vars(beside))
 
     def poisson(self, rate: float, seconds: float, first: int, intruder: int) -> Load:
         """Requests that come at random, ``rate`` a second; each is a stream of its own."""
@@ -106,9 +115,10 @@ class Bench:
             time.sleep(max(0.0, begin + at - time.perf_counter()))
             answers.append(self.ask(first + i, i, lambda: time.perf_counter() > end))
 
-        with self._beside(end, intruder) as (spans, looks):
+        with self._beside(end, intruder) as beside:
             _together([lambda i=i, at=at: ask(i, at) for i, at in enumerate(arrivals)])  # type: ignore[misc]
-        return Load(f"{rate:g} a second", (begin, end), answers, spans, looks, is_closed=False)
+        name = f"{rate:g} a second"
+        return Load(name, (begin, end), answers, is_closed=False, **vars(beside))
 
     def leaving(self, times: int, prompt: int) -> tuple[list[float], list[float]]:
         """Seconds from the moment at which a connection is closed until the server's metrics count
@@ -146,10 +156,9 @@ class Bench:
         return replace(load, same=(same, len(chosen)))
 
     @contextmanager
-    def _beside(self, end: float, intruder: int) -> Iterator[tuple[list[Span], list[float]]]:
+    def _beside(self, end: float, intruder: int) -> Iterator[_Beside]:
         """Until ``end``: looks at the server's health, and prompts of ``intruder`` tokens."""
-        spans: list[Span] = []
-        looks: list[float] = []
+        beside = _Beside()
         refusals: list[str] = []  # of the long prompt
         left = threading.Event()
 
@@ -158,7 +167,7 @@ class Bench:
                 seconds = self._server.health_seconds()
                 if seconds is None:
                     return
-                looks.append(seconds)
+                beside.health.append(seconds)
 
         def intrude() -> None:
             asked = replace(self._questions, prompt=intruder, shared=0, tokens=1)
@@ -172,16 +181,20 @@ class Bench:
                 if answer.error:
                     refusals.append(answer.error)
                     return
-                spans.append((began, time.perf_counter()))
+                beside.intruder.append((began, time.perf_counter()))
                 number += 1
 
         threads = [threading.Thread(target=look)]
         threads += [threading.Thread(target=intrude)] if intruder else []
         for thread in threads:
             thread.start()
+        client, server = time.process_time(), self._server.processor_seconds()
         try:
-            yield spans, looks
+            yield beside
         finally:
+            beside.client_seconds = time.process_time() - client
+            if server is not None:
+                beside.server_seconds = (self._server.processor_seconds() or 0) - server
             left.set()
             for thread in threads:
                 thread.join()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -135,8 +137,11 @@ def test_no_server_is_an_error_of_the_answer() -> None:
 @pytest.mark.parametrize("drifts", [False, True])
 def test_streams_in_a_closed_loop(url: str, drifts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Fake, "drifts", drifts)
-    bench = Bench(Server(url), Questions("fake", prompt=2))
+    has_proc = sys.platform == "linux"  # where the server is a thread of this process
+    pid = os.getpid() if has_proc else None
+    bench = Bench(Server(url, pid=pid), Questions("fake", prompt=2))
     load = bench.compared(bench.closed(3, 0.4, 100, intruder=50), 5)
+    assert load.client_seconds > 0 and (load.server_seconds is None) != has_proc
     assert {answer.stream for answer in load.answers} == {0, 1, 2}
     numbers = [answer.number for answer in load.answers]
     assert min(numbers) == 100 and len(set(numbers)) == len(numbers) > 3
@@ -163,8 +168,11 @@ def test_figures() -> None:
     quick = Answer(0, 0, sent=0.0, stamps=[0.5 + 0.1 * i for i in range(10)], tokens=10)
     slow = Answer(1, 1, sent=0.0, stamps=[0.5, 0.7, 0.9, 1.1, 1.9], tokens=8)
     late = Answer(2, 1, sent=1.9, stamps=[5.0], error="500 gone")
-    found = summary(Load("x", (0.0, 2.0), [quick, slow, late], intruder=[(1.25, 1.8)]))
+    load = Load("x", (0.0, 2.0), [quick, slow, late], intruder=[(1.25, 1.8)], client_seconds=0.5)
+    found = summary(load)
     assert found["tokens a second"] == pytest.approx(15 * 18 / 15 / 2)
+    assert found["of a stream"] == pytest.approx(13 * 18 / 15 / 2.3)
+    assert found["client cores"] == 0.25 and found["server cores"] is None
     assert found["slowest over fastest"] == 2
     assert found["first token"] == pytest.approx((500, 2840, 3048))
     assert found["answers"] == 2 and found["errors"] == ["500 gone"]
