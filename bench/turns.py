@@ -5,6 +5,7 @@
 Every checkout (with its C library built in place) runs in a process of its own, and the processes
 take turns, so that a noisy machine disturbs all alike. Printed are medians, and the median of the
 ratios to the first checkout inside a round. Random weights will do: see ``edgedb bench --shape``.
+``CHECKOUT:int8`` has a cache of that type. Tokens are decoded behind the prompt.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ try:
 except ImportError:
     from edgedb.dbb import read_dbb
 
-model, threads, isa, tokens, prompt = sys.argv[1:]
+model, threads, isa, tokens, prompt, kv_dtype = sys.argv[1:]
 file = read_dbb(model, verify=False)
 ops = operations.create(threads=int(threads), isa=isa or None)
 room = int(tokens) + int(prompt) + 1
 try:
     from edgedb.model.network import Network
     network = Network(file.config, file.linears, file.vectors, ops, room)
-    cache, state = network.cache(room), network.state()
+    cache, state = network.cache(room, kv_dtype), network.state()
 except ImportError:
     from edgedb.llama import KVCache, Llama, RunState
     network = Llama(file.config, file.linears, file.norms, ops, room)
-    cache, state = KVCache(file.config, ops, room), RunState(file.config, ops)
+    cache, state = KVCache(file.config, ops, room, kv_dtype), RunState(file.config, ops)
 ids = [(7 * i + 5) % file.config.vocab_size for i in range(int(prompt))]
 print("ready", flush=True)
 for _ in sys.stdin:
@@ -53,12 +54,13 @@ for _ in sys.stdin:
 
 
 class Worker:
-    """A checkout that waits to be measured."""
+    """A checkout that waits to be measured, ``FOLDER`` or ``FOLDER:type of cache``."""
 
-    def __init__(self, checkout: Path, arguments: list[str]) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(checkout.resolve())}
+    def __init__(self, checkout: str, arguments: list[str]) -> None:
+        folder, _, kv_dtype = checkout.partition(":")
+        environment = {**os.environ, "PYTHONPATH": str(Path(folder).resolve())}
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", WORKER, *arguments],
+            [sys.executable, "-P", "-c", WORKER, *arguments, kv_dtype or "float16"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -92,7 +94,7 @@ def main() -> None:
     """Print a line for each checkout and what was asked for."""
     parser = argparse.ArgumentParser(description="Measure checkouts of edgedb in turns.")
     parser.add_argument("model", type=Path)
-    parser.add_argument("checkouts", type=Path, nargs="+")
+    parser.add_argument("checkouts", nargs="+", help="FOLDER or FOLDER:float32, :int8")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--isa", default="", help="instruction set; default: the best")
     parser.add_argument("--tokens", type=int, default=8, help="decoded, one by one")

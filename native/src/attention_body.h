@@ -18,28 +18,6 @@ enum { SCORE_STRIDE = EDB_PAGE + EDB_LANES, KEYS_AHEAD = 32 };
 
 typedef float score_rows[EDB_ATTEND_ROWS][SCORE_STRIDE];
 
-/*
- * Of an int8 cache, for whole groups: the dwords of sixteen rows, [16][16] transposed, 256 bytes apart;
- * and bytes of four rows in turn. A set may bring its own.
- */
-#ifndef OWN_PACKING
-static inline void transpose_16_keys(const int8_t *rows, int64_t stride, int8_t *codes) {
-    for (int key = 0; key < 16; key++, rows += stride, codes += 4)
-        for (int quad = 0; quad < EDB_QUADS; quad++)
-            memcpy(codes + 4 * EDB_TILE * quad, rows + 4 * quad, 4);
-}
-
-static inline void interleave_4_values(const int8_t *rows, int64_t stride, int8_t *codes) {
-    const int8_t *a = rows, *b = a + stride, *c = b + stride, *d = c + stride;
-    for (int i = 0; i < EDB_GROUP; i++) {
-        codes[4 * i] = a[i];
-        codes[4 * i + 1] = b[i];
-        codes[4 * i + 2] = c[i];
-        codes[4 * i + 3] = d[i];
-    }
-}
-#endif
-
 static EDB_INLINE v16 cache_load(const void *cache, int is_f16, int64_t at, int64_t count) {
     return dense_load(cache, is_f16, at, count);
 }
@@ -226,88 +204,7 @@ static void finish_found(const float *found, float *out, int64_t head_dim) {
     }
 }
 
-/* ---- an int8 cache (attention_int8.c) ---- */
-
-static void pack_scales(const int8_t *rows, int64_t count, int64_t head_dim, int64_t group,
-                        float *scales) {
-    int64_t bytes = edb_int8_row_bytes(head_dim);
-    rows += head_dim + 4 * group;
-    for (int64_t j = 0; j < count; j++) memcpy(scales + j, rows + j * bytes, sizeof *scales);
-    if (count < EDB_TILE) memset(scales + count, 0, (size_t)(EDB_TILE - count) * sizeof *scales);
-}
-
-static void pack_keys(const void *rows, int64_t count, int64_t head_dim, int8_t *codes,
-                      float *scales) {
-    int64_t groups = edb_ceil_div(head_dim, EDB_GROUP), bytes = edb_int8_row_bytes(head_dim);
-    const int8_t *tile = rows;
-    for (; count > 0; count -= EDB_TILE, tile += EDB_TILE * bytes) {
-        int64_t keys = edb_min(count, EDB_TILE);
-        for (int64_t g = 0; g < groups; g++, codes += EDB_CODES_BYTES, scales += EDB_TILE) {
-            int64_t columns = edb_min(EDB_GROUP, head_dim - EDB_GROUP * g), key = 0;
-            const int8_t *from = tile + EDB_GROUP * g;
-            pack_scales(tile, keys, head_dim, g, scales);
-            if (keys < EDB_TILE || columns < EDB_GROUP) memset(codes, 0, EDB_CODES_BYTES);
-            for (; columns == EDB_GROUP && key + 16 <= keys; key += 16)
-                transpose_16_keys(from + key * bytes, bytes, codes + 4 * key);
-            for (; key < keys; key++)
-                for (int64_t c = 0; c < columns; c++)
-                    codes[4 * (EDB_TILE * (c / 4) + key) + c % 4] = from[key * bytes + c];
-        }
-    }
-}
-
-static void pack_values(const void *rows, int64_t count, int64_t head_dim, int8_t *codes,
-                        float *scales) {
-    int64_t groups = edb_ceil_div(head_dim, EDB_GROUP), bytes = edb_int8_row_bytes(head_dim);
-    for (int64_t g = 0; g < groups; g++, codes += EDB_PAGE / EDB_TILE * EDB_CODES_BYTES) {
-        int64_t columns = edb_min(EDB_GROUP, head_dim - EDB_GROUP * g), key = 0;
-        const int8_t *from = (const int8_t *)rows + EDB_GROUP * g;
-        for (int64_t j = 0; j < count; j += EDB_TILE)
-            pack_scales((const int8_t *)rows + j * bytes, edb_min(EDB_TILE, count - j), head_dim, g,
-                        scales + EDB_PAGE * g + j);
-        if (count % EDB_TILE != 0 || columns < EDB_GROUP)
-            memset(codes, 0, (size_t)edb_ceil_div(count, EDB_TILE) * EDB_CODES_BYTES);
-        for (; columns == EDB_GROUP && key + 4 <= count; key += 4)
-            interleave_4_values(from + key * bytes, bytes, codes + EDB_GROUP * key);
-        for (; key < count; key++)
-            for (int64_t c = 0; c < columns; c++)
-                codes[4 * (EDB_GROUP * (key / 4) + c) + key % 4] = from[key * bytes + c];
-    }
-}
-
-static void share(const edb_code_block *block, const edb_code_row *row, const float *dots,
-                  int64_t stride, const float *scales, float *shares) {
-    int64_t keys = edb_ceil_div(block->count, EDB_TILE) * EDB_TILE;
-    int64_t groups = edb_ceil_div(block->head_dim, EDB_GROUP), behind = keys - row->end;
-    _Alignas(64) float p[EDB_PAGE];
-    for (int64_t j = 0; j < keys; j += EDB_LANES)
-        v_store(p + j, v_mul(v_load(dots + j / EDB_TILE * stride + j % EDB_TILE),
-                             v_set1(block->scale)));
-    if (block->cap > 0.0f) softcap(p, block->cap, p, keys);
-    if (block->leans) lean(p, keys, row->slope, row->away);
-    for (int64_t j = 0; j < row->begin; j++) p[j] = p[row->begin];
-    for (int64_t j = row->end; j < keys; j++) p[j] = p[row->begin];
-
-    v16 most = v_load(p);
-    for (int64_t j = EDB_LANES; j < keys; j += EDB_LANES) most = v_max(most, v_load(p + j));
-    float largest = v_max_lane(most);
-    for (int64_t j = 0; j < keys; j += EDB_LANES)
-        v_store(p + j, v_exp(v_sub(v_load(p + j), v_set1(largest))));
-    memset(p, 0, (size_t)row->begin * sizeof *p);
-    memset(p + row->end, 0, (size_t)behind * sizeof *p);
-    v16 total = v_set1(0.0f);
-    for (int64_t j = 0; j < keys; j += EDB_LANES) total = v_add(total, v_load(p + j));
-    row->found[0] = largest;
-    row->found[1] = v_sum(total);
-
-    for (int64_t g = 0; g < groups; g++, scales += EDB_PAGE, shares += EDB_PAGE) {
-        for (int64_t j = 0; j < keys; j += EDB_LANES)
-            v_store(shares + j, v_mul(v_load(p + j), v_load(scales + j)));
-        /* A scale may be anything that the query does not see. */
-        memset(shares, 0, (size_t)row->begin * sizeof *shares);
-        memset(shares + row->end, 0, (size_t)behind * sizeof *shares);
-    }
-}
+#include "attention_int8_body.h"
 
 /* Everything above that belongs in an edb_kernels. */
 #define ATTENTION_KERNELS                                                   \

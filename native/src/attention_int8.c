@@ -31,7 +31,6 @@ typedef struct {
     float *v_scales;       /* [groups][EDB_PAGE] */
     token_codes queries, weights;
     float *dots;           /* [TILES][n][64] */
-    float *shares;         /* [groups][EDB_PAGE], of one row */
     float *sums;           /* [n][64] */
 } code_scratch;
 
@@ -61,7 +60,6 @@ static code_scratch lay_out(char **at, int64_t head_dim) {
     to.queries = take_tokens(at, groups);
     to.weights = take_tokens(at, groups * TILES);
     to.dots = take(at, EDB_CODE_ROWS * EDB_PAGE * floats);
-    to.shares = take(at, groups * EDB_PAGE * floats);
     to.sums = take(at, EDB_CODE_ROWS * EDB_TILE * floats);
     return to;
 }
@@ -114,11 +112,9 @@ static void attend(const edb_kernels *kernels, const edb_code_block *block,
     kernels->pack_values(block->v, block->count, head_dim, at.v, at.v_scales);
     for (int64_t r = 0; r < n; r++) {
         fetch(block->next, head_dim, r, n);
-        kernels->share(block, rows + r, at.dots + EDB_TILE * r, n * EDB_TILE, at.v_scales,
-                       at.shares);
-        for (int64_t g = 0; g < groups; g++)
-            quantize_row(kernels, at.shares + EDB_PAGE * g, tiles * EDB_TILE, g * TILES * n + r, n,
-                         at.weights);
+        edb_code_weights weights = {at.weights.q + EDB_GROUP * r, at.weights.sx + r,
+                                    at.weights.offsets + r, n};
+        kernels->share(block, rows + r, at.dots + EDB_TILE * r, n * EDB_TILE, at.v_scales, &weights);
     }
     for (int64_t g = 0; g < groups; g++) {
         int64_t first = g * TILES * n, columns = edb_min(EDB_GROUP, head_dim - EDB_GROUP * g);

@@ -135,6 +135,14 @@ typedef struct {
     float *found; /* written */
 } edb_code_row;
 
+/* Where a row's quantized weights go: `stride` rows lie between two groups of 64 keys. */
+typedef struct {
+    int8_t *q;
+    float *sx;
+    int32_t *offsets; /* -128 * the sum of each group's q */
+    int64_t stride;
+} edb_code_weights;
+
 /* Quantized activations of n tokens, group-major; `stride` tokens lie between two groups. */
 typedef struct {
     const int8_t *q;        /* [groups][stride][64] */
@@ -167,7 +175,10 @@ typedef struct {
     void (*quantize_gated)(int32_t activation, const float *gate, const float *up, int64_t cols,
                            int8_t *q, float *sx, int64_t stride);
 
-    /* NULL, or what int8_tile and expand_tile want to know of a token's activations beside sx. */
+    /*
+     * NULL, or what int8_tile and expand_tile want to know of a token's activations beside sx: of each
+     * group -128 * their sum.
+     */
     void (*offsets)(const int8_t *q, int64_t stride, int64_t groups, int32_t *offsets);
 
     /*
@@ -223,10 +234,11 @@ typedef struct {
                         float *scales);
     /*
      * The products of a row with the keys, 64 of a tile together and tiles `stride` apart, to its share
-     * of every value, p * scale [groups][EDB_PAGE], and found's largest score and total.
+     * of every value, p * scale, quantized with the bits of `quantize`, and found's largest score and
+     * total. scales: those of values [groups][EDB_PAGE]; weights: [groups][EDB_PAGE / 64] groups of keys.
      */
     void (*share)(const edb_code_block *block, const edb_code_row *row, const float *dots,
-                  int64_t stride, const float *scales, float *shares);
+                  int64_t stride, const float *scales, const edb_code_weights *weights);
 
     /* One block of keys, apart from all others. */
     void (*attend)(const edb_attend *job);

@@ -1,0 +1,182 @@
+/*
+ * An int8 cache over the vector layer of ops_body.h, as attention_int8.c wants it: rows put into the
+ * layout of EDB_INT8, and products of a query with its keys turned into quantized weights.
+ */
+
+/*
+ * Of an int8 cache, for whole groups: the dwords of sixteen rows, [16][16] transposed, 256 bytes apart;
+ * and bytes of four rows in turn. A set may bring its own.
+ */
+#ifndef OWN_PACKING
+static inline void transpose_16_keys(const int8_t *rows, int64_t stride, int8_t *codes) {
+    for (int key = 0; key < 16; key++, rows += stride, codes += 4)
+        for (int quad = 0; quad < EDB_QUADS; quad++)
+            memcpy(codes + 4 * EDB_TILE * quad, rows + 4 * quad, 4);
+}
+
+static inline void interleave_4_values(const int8_t *rows, int64_t stride, int8_t *codes) {
+    const int8_t *a = rows, *b = a + stride, *c = b + stride, *d = c + stride;
+    for (int i = 0; i < EDB_GROUP; i++) {
+        codes[4 * i] = a[i];
+        codes[4 * i + 1] = b[i];
+        codes[4 * i + 2] = c[i];
+        codes[4 * i + 3] = d[i];
+    }
+}
+#endif
+
+static void pack_scales(const int8_t *rows, int64_t count, int64_t head_dim, int64_t group,
+                        float *scales) {
+    int64_t bytes = edb_int8_row_bytes(head_dim);
+    rows += head_dim + 4 * group;
+    for (int64_t j = 0; j < count; j++) memcpy(scales + j, rows + j * bytes, sizeof *scales);
+    if (count < EDB_TILE) memset(scales + count, 0, (size_t)(EDB_TILE - count) * sizeof *scales);
+}
+
+static void pack_keys(const void *rows, int64_t count, int64_t head_dim, int8_t *codes,
+                      float *scales) {
+    int64_t groups = edb_ceil_div(head_dim, EDB_GROUP), bytes = edb_int8_row_bytes(head_dim);
+    const int8_t *tile = rows;
+    for (; count > 0; count -= EDB_TILE, tile += EDB_TILE * bytes) {
+        int64_t keys = edb_min(count, EDB_TILE);
+        for (int64_t g = 0; g < groups; g++, codes += EDB_CODES_BYTES, scales += EDB_TILE) {
+            int64_t columns = edb_min(EDB_GROUP, head_dim - EDB_GROUP * g), key = 0;
+            const int8_t *from = tile + EDB_GROUP * g;
+            pack_scales(tile, keys, head_dim, g, scales);
+            if (keys < EDB_TILE || columns < EDB_GROUP) memset(codes, 0, EDB_CODES_BYTES);
+            for (; columns == EDB_GROUP && key + 16 <= keys; key += 16)
+                transpose_16_keys(from + key * bytes, bytes, codes + 4 * key);
+            for (; key < keys; key++)
+                for (int64_t c = 0; c < columns; c++)
+                    codes[4 * (EDB_TILE * (c / 4) + key) + c % 4] = from[key * bytes + c];
+        }
+    }
+}
+
+static void pack_values(const void *rows, int64_t count, int64_t head_dim, int8_t *codes,
+                        float *scales) {
+    int64_t groups = edb_ceil_div(head_dim, EDB_GROUP), bytes = edb_int8_row_bytes(head_dim);
+    for (int64_t g = 0; g < groups; g++, codes += EDB_PAGE / EDB_TILE * EDB_CODES_BYTES) {
+        int64_t columns = edb_min(EDB_GROUP, head_dim - EDB_GROUP * g), key = 0;
+        const int8_t *from = (const int8_t *)rows + EDB_GROUP * g;
+        for (int64_t j = 0; j < count; j += EDB_TILE)
+            pack_scales((const int8_t *)rows + j * bytes, edb_min(EDB_TILE, count - j), head_dim, g,
+                        scales + EDB_PAGE * g + j);
+        if (count % EDB_TILE != 0 || columns < EDB_GROUP)
+            memset(codes, 0, (size_t)edb_ceil_div(count, EDB_TILE) * EDB_CODES_BYTES);
+        for (; columns == EDB_GROUP && key + 4 <= count; key += 4)
+            interleave_4_values(from + key * bytes, bytes, codes + EDB_GROUP * key);
+        for (; key < count; key++)
+            for (int64_t c = 0; c < columns; c++)
+                codes[4 * (EDB_GROUP * (key / 4) + c) + key % 4] = from[key * bytes + c];
+    }
+}
+
+/*
+ * Within so much of half a unit a quotient may round to either side: the product with a rounded
+ * reciprocal is off by 127 * 3 * 2^-24 at most, 2.3e-5, the quotient's own rounding included.
+ */
+#define SURE_OF_ROUNDING (0.5f - 5e-5f)
+
+/*
+ * Shares of `tiles` times 64 keys, all finite, as quantize_vectors rounds them, by products with the
+ * reciprocal of each scale instead of divisions. Returns whether every rounding is sure.
+ */
+static EDB_INLINE int quantize_shares(const float *shares, const float *most, int64_t tiles,
+                                      const edb_code_weights *to) {
+    v16 sums[EDB_PAGE / EDB_TILE], unsure = v_set1(0.0f);
+    for (int tile = 0; tile < EDB_PAGE / EDB_TILE; tile++) sums[tile] = v_set1(0.0f);
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        int8_t *q = to->q + EDB_GROUP * to->stride * tile;
+        float scale = most[tile] / 127.0f;
+        int tiny = scale < FLT_MIN;
+        to->sx[to->stride * tile] = tiny ? 0.0f : scale;
+        if (tiny) {
+            memset(q, 0, EDB_GROUP);
+            continue;
+        }
+        v16 reciprocal = v_set1(1.0f / scale);
+        for (int i = 0; i < GROUP_VECTORS; i++) {
+            v16 quotient = v_mul(v_load(shares + EDB_TILE * tile + EDB_LANES * i), reciprocal);
+            v16 rounded = v_round(quotient);
+            unsure = v_max(unsure, v_abs(v_sub(quotient, rounded)));
+            sums[tile] = v_add(sums[tile], rounded);
+            v_store_i8(q + EDB_LANES * i, rounded);
+        }
+    }
+    float totals[4];
+    v_sum4(sums[0], sums[1], sums[2], sums[3], totals);
+    for (int64_t tile = 0; tile < tiles; tile++)
+        to->offsets[to->stride * tile] = -128 * (int32_t)totals[tile];
+    return v_max_lane(unsure) < SURE_OF_ROUNDING;
+}
+
+/* p [tiles][64] times the scales of its keys, quantized. */
+static EDB_INLINE void weigh(const float *p, const float *scales, int64_t tiles,
+                             const edb_code_weights *to) {
+    _Alignas(64) float shares[EDB_PAGE], most[EDB_PAGE / EDB_TILE];
+    v16 bad = v_set1(0.0f); /* NaN if any share is NaN or infinite */
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        v16 largest = v_set1(0.0f);
+        for (int64_t j = EDB_TILE * tile; j < EDB_TILE * (tile + 1); j += EDB_LANES) {
+            v16 share = v_mul(v_load(p + j), v_load(scales + j));
+            v_store(shares + j, share);
+            largest = v_max(largest, v_abs(share));
+            bad = v_fma(share, v_set1(0.0f), bad);
+        }
+        most[tile] = v_max_lane(largest);
+    }
+    if (v_sum(bad) == 0.0f && quantize_shares(shares, most, tiles, to)) return;
+    quantize(shares, EDB_TILE * tiles, to->q, to->sx, to->stride);
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        int32_t sum = 0;
+        for (int i = 0; i < EDB_GROUP; i++) sum += to->q[EDB_GROUP * to->stride * tile + i];
+        to->offsets[to->stride * tile] = -128 * sum;
+    }
+}
+
+/* Scores -> p of the keys that a row sees, 0 elsewhere; the row's largest score and total. */
+static EDB_INLINE void soften(const edb_code_row *row, float *p, int64_t keys) {
+    int64_t behind = keys - row->end;
+    for (int64_t j = 0; j < row->begin; j++) p[j] = p[row->begin];
+    for (int64_t j = row->end; j < keys; j++) p[j] = p[row->begin];
+    v16 most = v_load(p), total = v_set1(0.0f);
+    for (int64_t j = EDB_LANES; j < keys; j += EDB_LANES) most = v_max(most, v_load(p + j));
+    float largest = v_max_lane(most);
+    for (int64_t j = 0; j < keys; j += EDB_LANES)
+        v_store(p + j, v_exp(v_sub(v_load(p + j), v_set1(largest))));
+    memset(p, 0, (size_t)row->begin * sizeof *p);
+    memset(p + row->end, 0, (size_t)behind * sizeof *p);
+    for (int64_t j = 0; j < keys; j += EDB_LANES) total = v_add(total, v_load(p + j));
+    row->found[0] = largest;
+    row->found[1] = v_sum(total);
+}
+
+static void share(const edb_code_block *block, const edb_code_row *row, const float *dots,
+                  int64_t stride, const float *scales, const edb_code_weights *to) {
+    int64_t tiles = edb_ceil_div(block->count, EDB_TILE), keys = EDB_TILE * tiles;
+    int64_t groups = edb_ceil_div(block->head_dim, EDB_GROUP), behind = keys - row->end;
+    _Alignas(64) float p[EDB_PAGE], seen[EDB_PAGE];
+    for (int64_t j = 0; j < keys; j += EDB_LANES)
+        v_store(p + j, v_mul(v_load(dots + j / EDB_TILE * stride + j % EDB_TILE),
+                             v_set1(block->scale)));
+    if (block->cap > 0.0f) softcap(p, block->cap, p, keys);
+    if (block->leans) lean(p, keys, row->slope, row->away);
+    soften(row, p, keys);
+
+    edb_code_weights of_group = *to;
+    for (int64_t g = 0; g < groups; g++, scales += EDB_PAGE) {
+        const float *of_keys = scales;
+        if (row->begin > 0 || behind > 0) { /* a scale may be anything that the query does not see */
+            memset(seen, 0, (size_t)keys * sizeof *seen);
+            memcpy(seen + row->begin, scales + row->begin,
+                   (size_t)(row->end - row->begin) * sizeof *seen);
+            of_keys = seen;
+        }
+        weigh(p, of_keys, tiles, &of_group);
+        int64_t weights = EDB_PAGE / EDB_TILE * to->stride;
+        of_group.q += EDB_GROUP * weights;
+        of_group.sx += weights;
+        of_group.offsets += weights;
+    }
+}
