@@ -9,9 +9,6 @@ enum { MAX_HEADS = 1024 };
 /* Below this many multiply-adds a second thread does not pay. */
 enum { WORTH_SHARING = 65536 };
 
-/* Up to this many queries of a key/value head at once, its keys are shared between threads. */
-enum { FEW_QUERIES = 16 };
-
 /* Tokens that share one conversion of the keys and values from binary16 or int8. */
 enum { TOKENS_TOGETHER = 16 };
 
@@ -104,7 +101,7 @@ edb_status edb_rope(const edb_context *context, const edb_attention_shape *shape
  *              found in all blocks before, and in this one
  */
 static int has_few_rows(const edb_attention_shape *shape, int64_t n) {
-    return n == 1 || n * edb_heads_per_kv(shape) <= FEW_QUERIES;
+    return n == 1 || n * edb_heads_per_kv(shape) <= EDB_FEW_QUERIES;
 }
 
 static int64_t block_floats(const edb_attention_shape *shape) {
@@ -206,10 +203,10 @@ static const void *widened(const edb_attention_job *job, int kind, int64_t kv_he
     return wide;
 }
 
-/* The keys of a task of attend_few. */
-static const void *few_keys(const edb_attention_job *job, int64_t task) {
+/* The keys or values of a task of attend_few. */
+static const void *few_rows(const edb_attention_job *job, int kind, int64_t task) {
     int64_t block = job->first_block + task / job->shape.n_kv_heads;
-    return edb_cache_row(job, EDB_KEYS, task % job->shape.n_kv_heads, block * EDB_PAGE);
+    return edb_cache_row(job, kind, task % job->shape.n_kv_heads, block * EDB_PAGE);
 }
 
 static void attend_few(void *argument, int64_t begin, int64_t end, int32_t worker) {
@@ -222,17 +219,18 @@ static void attend_few(void *argument, int64_t begin, int64_t end, int32_t worke
         int64_t key = block * EDB_PAGE, count = edb_min(EDB_PAGE, job->pos + job->n - key);
         float *found = found_in_block(job, kv_head, block, 0);
         if (shape->cache_kind == EDB_INT8) {
-            const void *next = task + 1 < job->blocks * shape->n_kv_heads
-                                   ? few_keys(job, task + 1)
-                                   : NULL;
+            edb_coming_rows next = {0};
+            if (task + 1 < job->blocks * shape->n_kv_heads)
+                next = (edb_coming_rows){few_rows(job, EDB_KEYS, task + 1),
+                                         few_rows(job, EDB_VALUES, task + 1)};
             edb_attend_code_block(job, kv_head, 0, rows, block, count, next, found,
                               (char *)thread_scratch(job, worker));
             continue;
         }
         edb_attend keys = { /* binary16 widens as it is loaded */
             .cache_kind = shape->cache_kind,
-            .k = few_keys(job, task),
-            .v = edb_cache_row(job, EDB_VALUES, kv_head, key),
+            .k = few_rows(job, EDB_KEYS, task),
+            .v = few_rows(job, EDB_VALUES, task),
         };
         attend_block(job, kv_head, 0, rows, block, keys, found);
     }
@@ -275,7 +273,10 @@ static void attend_many(void *argument, int64_t begin, int64_t end, int32_t work
             float *here = is_first ? found : in_block;
             if (shape->cache_kind == EDB_INT8) {
                 int64_t after = key + EDB_PAGE;
-                const void *next = after < keys ? edb_cache_row(job, EDB_KEYS, kv_head, after) : NULL;
+                edb_coming_rows next = {0};
+                if (after < keys)
+                    next = (edb_coming_rows){edb_cache_row(job, EDB_KEYS, kv_head, after),
+                                             edb_cache_row(job, EDB_VALUES, kv_head, after)};
                 edb_attend_code_block(job, kv_head, first * heads, last * heads, key / EDB_PAGE, count,
                                   next, here, (char *)k);
             } else {

@@ -52,6 +52,9 @@ int32_t edb_attention_stages(edb_attention_job *job, void *scratch, edb_stage *s
 
 enum { EDB_MAX_HEAD_DIM = 1024 };
 
+/* Up to this many queries of a key/value head at once, its keys are shared between threads. */
+enum { EDB_FEW_QUERIES = 16 };
+
 static inline int64_t edb_cache_row_bytes(int64_t head_dim, int32_t kind) {
     if (kind == EDB_INT8) return edb_int8_row_bytes(head_dim);
     return head_dim * (kind == EDB_F16 ? 2 : 4);
@@ -89,13 +92,25 @@ static inline int64_t edb_first_key(const edb_attention_job *job, int64_t t) {
     return edb_max(0, job->pos + t + 1 - job->window);
 }
 
+/* Keys and values of a block that will be read next; NULL: none. */
+typedef struct {
+    const void *k, *v;
+} edb_coming_rows;
+
+/* Part `part` of `parts` of what is coming, on its way from memory. */
+static EDB_INLINE void edb_fetch_part(const edb_coming *coming, int64_t part, int64_t parts) {
+    int64_t lines = edb_ceil_div(coming->bytes, 64);
+    for (int64_t i = lines * part / parts; i < lines * (part + 1) / parts; i++)
+        __builtin_prefetch(edb_past(coming->rows, 64 * i), 0, 3);
+}
+
 /*
  * Rows first..last-1 of a head against one block of an int8 cache, of which `count` keys are there;
- * found [last - first, found size]. next: the keys that will be read after these, or NULL. scratch: of
+ * found [last - first, found size]. next: the rows that will be read after these, or NULL. scratch: of
  * edb_code_scratch bytes, on a 64-byte boundary.
  */
 void edb_attend_code_block(const edb_attention_job *job, int64_t kv_head, int64_t first,
-                           int64_t last, int64_t block, int64_t count, const void *next,
+                           int64_t last, int64_t block, int64_t count, edb_coming_rows next,
                            float *found, char *scratch);
 
 /* Bytes of scratch for that. */

@@ -78,49 +78,86 @@ static void quantize_row(const edb_kernels *kernels, const float *x, int64_t col
         kernels->offsets(to.q + EDB_GROUP * r, n, edb_ceil_div(columns, EDB_GROUP), to.offsets + r);
 }
 
+static edb_tokens tokens_of(token_codes x, int64_t n) {
+    return (edb_tokens){.q = x.q, .sx = x.sx, .offsets = x.offsets, .stride = n, .n = n};
+}
+
 static void multiply(const edb_kernels *kernels, const int8_t *codes, const float *scales,
                      int64_t groups, token_codes x, int64_t n, float *out) {
-    edb_tokens tokens = {.q = x.q, .sx = x.sx, .offsets = x.offsets, .stride = n, .n = n};
+    edb_tokens tokens = tokens_of(x, n);
     memset(out, 0, (size_t)n * EDB_TILE * sizeof *out);
     kernels->int8_tile(codes, scales, groups, &tokens, out, codes + groups * EDB_CODES_BYTES);
 }
 
-/* Part `part` of `parts` of a block's keys or values, on their way from memory. */
-static void fetch(const void *rows, int64_t head_dim, int64_t part, int64_t parts) {
-    int64_t lines = edb_ceil_div(EDB_PAGE * edb_int8_row_bytes(head_dim), 64);
-    if (rows == NULL) return;
-    for (int64_t i = lines * part / parts; i < lines * (part + 1) / parts; i++)
-        __builtin_prefetch(edb_past(rows, 64 * i), 0, 2);
+static edb_coming coming_rows(const void *rows, int64_t head_dim) {
+    return (edb_coming){rows, rows == NULL ? 0 : EDB_PAGE * edb_int8_row_bytes(head_dim)};
+}
+
+/* The scales of rows as few_dots wants them. */
+static void gather_scales(const void *rows, int64_t count, int64_t head_dim, float *scales) {
+    int64_t groups = edb_ceil_div(head_dim, EDB_GROUP), bytes = edb_int8_row_bytes(head_dim);
+    for (int64_t g = 0; g < groups; g++, scales += EDB_PAGE) {
+        const char *from = (const char *)rows + head_dim + 4 * g;
+#pragma GCC unroll 8
+        for (int64_t j = 0; j < count; j++) memcpy(scales + j, from + j * bytes, sizeof *scales);
+        int64_t end = edb_ceil_div(count, EDB_TILE) * EDB_TILE;
+        memset(scales + count, 0, (size_t)(end - count) * sizeof *scales);
+    }
+}
+
+/* dots [tiles][n][64] of the queries with the keys, and the values' scales. */
+static void score(const edb_kernels *kernels, const edb_code_block *block, int in_place,
+                  edb_coming keys, const code_scratch *at, int64_t n) {
+    int64_t head_dim = block->head_dim, groups = edb_ceil_div(head_dim, EDB_GROUP);
+    int64_t tiles = edb_ceil_div(block->count, EDB_TILE);
+    edb_coming values = coming_rows(block->v, head_dim);
+    if (in_place) {
+        edb_tokens queries = tokens_of(at->queries, n);
+        gather_scales(block->k, block->count, head_dim, at->k_scales);
+        kernels->few_dots(block, &queries, at->k_scales, keys, at->dots);
+        gather_scales(block->v, block->count, head_dim, at->v_scales);
+        return;
+    }
+    kernels->pack_keys(block->k, block->count, head_dim, at->k, at->k_scales);
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        edb_fetch_part(&values, tile, tiles);
+        multiply(kernels, at->k + tile * groups * EDB_CODES_BYTES,
+                 at->k_scales + tile * groups * EDB_TILE, groups, at->queries, n,
+                 at->dots + tile * n * EDB_TILE);
+    }
+    kernels->pack_values(block->v, block->count, head_dim, at->v, at->v_scales);
 }
 
 /* found of up to EDB_CODE_ROWS queries of a head. */
 static void attend(const edb_kernels *kernels, const edb_code_block *block,
-                   const edb_code_row *rows, int64_t n, char *scratch) {
+                   const edb_code_row *rows, int64_t n, edb_coming_rows next, char *scratch) {
     static const float ones[TILES * EDB_TILE] = EDB_ONES_256;
     int64_t head_dim = block->head_dim, groups = edb_ceil_div(head_dim, EDB_GROUP);
     int64_t tiles = edb_ceil_div(block->count, EDB_TILE);
+    int in_place = kernels->few_dots != NULL && n <= EDB_FEW_QUERIES;
+    edb_coming keys = coming_rows(next.k, head_dim), values = coming_rows(next.v, head_dim);
     code_scratch at = lay_out(&scratch, head_dim);
-    kernels->pack_keys(block->k, block->count, head_dim, at.k, at.k_scales);
 
     for (int64_t r = 0; r < n; r++) quantize_row(kernels, rows[r].q, head_dim, r, n, at.queries);
-    for (int64_t tile = 0; tile < tiles; tile++) {
-        fetch(block->v, head_dim, tile, tiles);
-        multiply(kernels, at.k + tile * groups * EDB_CODES_BYTES,
-                 at.k_scales + tile * groups * EDB_TILE, groups, at.queries, n,
-                 at.dots + tile * n * EDB_TILE);
-    }
-    kernels->pack_values(block->v, block->count, head_dim, at.v, at.v_scales);
-    for (int64_t r = 0; r < n; r++) {
-        fetch(block->next, head_dim, r, n);
+    score(kernels, block, in_place, keys, &at, n);
+    for (int64_t r = 0; r < n; r += EDB_SHARE_ROWS) {
+        int64_t some = edb_min(EDB_SHARE_ROWS, n - r);
         edb_code_weights weights = {at.weights.q + EDB_GROUP * r, at.weights.sx + r,
                                     at.weights.offsets + r, n};
-        kernels->share(block, rows + r, at.dots + EDB_TILE * r, n * EDB_TILE, at.v_scales, &weights);
+        if (!in_place) edb_fetch_part(&keys, r / EDB_SHARE_ROWS, edb_ceil_div(n, EDB_SHARE_ROWS));
+        kernels->share(block, rows + r, (int)some, at.dots + EDB_TILE * r, n * EDB_TILE, at.v_scales,
+                       &weights);
     }
     for (int64_t g = 0; g < groups; g++) {
         int64_t first = g * TILES * n, columns = edb_min(EDB_GROUP, head_dim - EDB_GROUP * g);
         token_codes weights = {at.weights.q + EDB_GROUP * first, at.weights.sx + first,
                                at.weights.offsets + first};
-        multiply(kernels, at.v + g * TILES * EDB_CODES_BYTES, ones, tiles, weights, n, at.sums);
+        if (in_place) {
+            edb_tokens tokens = tokens_of(weights, n);
+            kernels->few_sums(block, g, &tokens, values, at.sums);
+        } else {
+            multiply(kernels, at.v + g * TILES * EDB_CODES_BYTES, ones, tiles, weights, n, at.sums);
+        }
         for (int64_t r = 0; r < n; r++)
             memcpy(rows[r].found + EDB_FOUND_HEADER + EDB_GROUP * g, at.sums + EDB_TILE * r,
                    (size_t)columns * sizeof *at.sums);
@@ -128,13 +165,12 @@ static void attend(const edb_kernels *kernels, const edb_code_block *block,
 }
 
 void edb_attend_code_block(const edb_attention_job *job, int64_t kv_head, int64_t first,
-                              int64_t last, int64_t block, int64_t count, const void *next,
+                              int64_t last, int64_t block, int64_t count, edb_coming_rows next,
                               float *found, char *scratch) {
     const edb_attention_shape *shape = &job->shape;
     int64_t heads = edb_heads_per_kv(shape), key = block * EDB_PAGE;
     edb_code_block keys = {.k = edb_cache_row(job, EDB_KEYS, kv_head, key),
                            .v = edb_cache_row(job, EDB_VALUES, kv_head, key),
-                           .next = next,
                            .count = count,
                            .head_dim = shape->head_dim,
                            .scale = job->scale,
@@ -155,6 +191,6 @@ void edb_attend_code_block(const edb_attention_job *job, int64_t kv_head, int64_
                                        .away = job->pos + t - key,
                                        .found = found + (row - first) * edb_found_size(shape)};
         }
-        if (n > 0) attend(job->kernels, &keys, rows, n, scratch);
+        if (n > 0) attend(job->kernels, &keys, rows, n, next, scratch);
     }
 }

@@ -78,9 +78,12 @@ static void pack_values(const void *rows, int64_t count, int64_t head_dim, int8_
  */
 #define SURE_OF_ROUNDING (0.5f - 5e-5f)
 
+typedef float key_floats[EDB_PAGE];
+
 /*
  * Shares of `tiles` times 64 keys, all finite, as quantize_vectors rounds them, by products with the
- * reciprocal of each scale instead of divisions. Returns whether every rounding is sure.
+ * reciprocal of each scale instead of divisions. most: the largest share of each tile. Returns whether
+ * every rounding is sure.
  */
 static EDB_INLINE int quantize_shares(const float *shares, const float *most, int64_t tiles,
                                       const edb_code_weights *to) {
@@ -111,10 +114,19 @@ static EDB_INLINE int quantize_shares(const float *shares, const float *most, in
     return v_max_lane(unsure) < SURE_OF_ROUNDING;
 }
 
-/* p [tiles][64] times the scales of its keys, quantized. */
-static EDB_INLINE void weigh(const float *p, const float *scales, int64_t tiles,
-                             const edb_code_weights *to) {
-    _Alignas(64) float shares[EDB_PAGE], most[EDB_PAGE / EDB_TILE];
+/* The same where a share is NaN or infinite, or a rounding is not sure. */
+static void divide_shares(const float *shares, int64_t tiles, const edb_code_weights *to) {
+    quantize(shares, EDB_TILE * tiles, to->q, to->sx, to->stride);
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        int32_t sum = 0;
+        for (int i = 0; i < EDB_GROUP; i++) sum += to->q[EDB_GROUP * to->stride * tile + i];
+        to->offsets[to->stride * tile] = -128 * sum;
+    }
+}
+
+/* shares = p * scale of each key; most: the largest of each tile. Returns whether all are finite. */
+static EDB_INLINE int multiply_shares(const float *p, const float *scales, int64_t tiles,
+                                      float *shares, float *most) {
     v16 bad = v_set1(0.0f); /* NaN if any share is NaN or infinite */
     for (int64_t tile = 0; tile < tiles; tile++) {
         v16 largest = v_set1(0.0f);
@@ -126,57 +138,78 @@ static EDB_INLINE void weigh(const float *p, const float *scales, int64_t tiles,
         }
         most[tile] = v_max_lane(largest);
     }
-    if (v_sum(bad) == 0.0f && quantize_shares(shares, most, tiles, to)) return;
-    quantize(shares, EDB_TILE * tiles, to->q, to->sx, to->stride);
-    for (int64_t tile = 0; tile < tiles; tile++) {
-        int32_t sum = 0;
-        for (int i = 0; i < EDB_GROUP; i++) sum += to->q[EDB_GROUP * to->stride * tile + i];
-        to->offsets[to->stride * tile] = -128 * sum;
-    }
+    return v_sum(bad) == 0.0f;
 }
 
-/* Scores -> p of the keys that a row sees, 0 elsewhere; the row's largest score and total. */
-static EDB_INLINE void soften(const edb_code_row *row, float *p, int64_t keys) {
-    int64_t behind = keys - row->end;
+/* Scores of a row, scaled, capped and leant; found[0] = the largest of the keys that it sees. */
+static EDB_INLINE void scale_scores(const edb_code_block *block, const edb_code_row *row,
+                                    const float *dots, int64_t stride, int64_t keys, float *p) {
+    v16 most = v_set1(0.0f);
+    for (int64_t j = 0; j < keys; j += EDB_LANES) {
+        v16 score = v_mul(v_load(dots + j / EDB_TILE * stride + j % EDB_TILE), v_set1(block->scale));
+        v_store(p + j, score);
+        most = j == 0 ? score : v_max(most, score);
+    }
+    if (block->cap > 0.0f) softcap(p, block->cap, p, keys);
+    if (block->leans) lean(p, keys, row->slope, row->away);
+    int seen = row->begin == 0 && row->end == keys;
     for (int64_t j = 0; j < row->begin; j++) p[j] = p[row->begin];
     for (int64_t j = row->end; j < keys; j++) p[j] = p[row->begin];
-    v16 most = v_load(p), total = v_set1(0.0f);
-    for (int64_t j = EDB_LANES; j < keys; j += EDB_LANES) most = v_max(most, v_load(p + j));
-    float largest = v_max_lane(most);
-    for (int64_t j = 0; j < keys; j += EDB_LANES)
-        v_store(p + j, v_exp(v_sub(v_load(p + j), v_set1(largest))));
-    memset(p, 0, (size_t)row->begin * sizeof *p);
-    memset(p + row->end, 0, (size_t)behind * sizeof *p);
-    for (int64_t j = 0; j < keys; j += EDB_LANES) total = v_add(total, v_load(p + j));
-    row->found[0] = largest;
+    if (block->cap > 0.0f || block->leans || !seen) {
+        most = v_load(p);
+        for (int64_t j = EDB_LANES; j < keys; j += EDB_LANES) most = v_max(most, v_load(p + j));
+    }
+    row->found[0] = v_max_lane(most);
+}
+
+/* Scores -> p of the keys that a row sees, 0 elsewhere; found[1] = their sum. */
+static EDB_INLINE void soften(const edb_code_row *row, int64_t keys, float *p) {
+    v16 largest = v_set1(row->found[0]), total = v_set1(0.0f);
+    for (int64_t j = 0; j < keys; j += EDB_LANES) {
+        v16 power = v_exp(v_sub(v_load(p + j), largest));
+        v_store(p + j, power);
+        total = v_add(total, power);
+    }
+    if (row->begin > 0 || row->end < keys) {
+        memset(p, 0, (size_t)row->begin * sizeof *p);
+        memset(p + row->end, 0, (size_t)(keys - row->end) * sizeof *p);
+        total = v_set1(0.0f);
+        for (int64_t j = 0; j < keys; j += EDB_LANES) total = v_add(total, v_load(p + j));
+    }
     row->found[1] = v_sum(total);
 }
 
-static void share(const edb_code_block *block, const edb_code_row *row, const float *dots,
-                  int64_t stride, const float *scales, const edb_code_weights *to) {
+/* One step for all rows, then the next: each waits long for the largest and the sums of a row. */
+static void share(const edb_code_block *block, const edb_code_row *rows, int n, const float *dots,
+                  int64_t stride, const float *scales, const edb_code_weights *weights) {
     int64_t tiles = edb_ceil_div(block->count, EDB_TILE), keys = EDB_TILE * tiles;
-    int64_t groups = edb_ceil_div(block->head_dim, EDB_GROUP), behind = keys - row->end;
-    _Alignas(64) float p[EDB_PAGE], seen[EDB_PAGE];
-    for (int64_t j = 0; j < keys; j += EDB_LANES)
-        v_store(p + j, v_mul(v_load(dots + j / EDB_TILE * stride + j % EDB_TILE),
-                             v_set1(block->scale)));
-    if (block->cap > 0.0f) softcap(p, block->cap, p, keys);
-    if (block->leans) lean(p, keys, row->slope, row->away);
-    soften(row, p, keys);
+    _Alignas(64) key_floats p[EDB_SHARE_ROWS], shares[EDB_SHARE_ROWS];
+    float most[EDB_SHARE_ROWS][EDB_PAGE / EDB_TILE];
+    int sure[EDB_SHARE_ROWS];
+    for (int r = 0; r < n; r++)
+        scale_scores(block, rows + r, dots + EDB_TILE * r, stride, keys, p[r]);
+    for (int r = 0; r < n; r++) soften(rows + r, keys, p[r]);
 
-    edb_code_weights of_group = *to;
-    for (int64_t g = 0; g < groups; g++, scales += EDB_PAGE) {
-        const float *of_keys = scales;
-        if (row->begin > 0 || behind > 0) { /* a scale may be anything that the query does not see */
-            memset(seen, 0, (size_t)keys * sizeof *seen);
-            memcpy(seen + row->begin, scales + row->begin,
-                   (size_t)(row->end - row->begin) * sizeof *seen);
-            of_keys = seen;
+    edb_code_weights to = *weights;
+    int64_t per_group = EDB_PAGE / EDB_TILE * to.stride;
+    for (int64_t column = 0; column < block->head_dim; column += EDB_GROUP, scales += EDB_PAGE) {
+        for (int r = 0; r < n; r++) {
+            int64_t begin = rows[r].begin, end = rows[r].end;
+            const float *of_keys = scales;
+            if (begin > 0 || end < keys) { /* a scale may be anything that the query does not see */
+                memset(shares[r], 0, (size_t)keys * sizeof **shares);
+                memcpy(shares[r] + begin, scales + begin, (size_t)(end - begin) * sizeof **shares);
+                of_keys = shares[r];
+            }
+            sure[r] = multiply_shares(p[r], of_keys, tiles, shares[r], most[r]);
         }
-        weigh(p, of_keys, tiles, &of_group);
-        int64_t weights = EDB_PAGE / EDB_TILE * to->stride;
-        of_group.q += EDB_GROUP * weights;
-        of_group.sx += weights;
-        of_group.offsets += weights;
+        for (int r = 0; r < n; r++) {
+            edb_code_weights of_row = {to.q + EDB_GROUP * r, to.sx + r, to.offsets + r, to.stride};
+            if (!sure[r] || !quantize_shares(shares[r], most[r], tiles, &of_row))
+                divide_shares(shares[r], tiles, &of_row);
+        }
+        to.q += EDB_GROUP * per_group;
+        to.sx += per_group;
+        to.offsets += per_group;
     }
 }

@@ -120,8 +120,8 @@ typedef struct {
 
 /* A block of keys and values of an int8 cache (attention_int8.c), rows as they lie in a page. */
 typedef struct {
-    const void *k, *v, *next; /* next: keys that will be read after these, or NULL */
-    int64_t count, head_dim;  /* rows; those beyond are not read */
+    const void *k, *v;
+    int64_t count, head_dim; /* rows; those beyond are not read */
     float scale, cap;        /* of the scores; cap 0: none */
     int32_t leans;
 } edb_code_block;
@@ -135,7 +135,15 @@ typedef struct {
     float *found; /* written */
 } edb_code_row;
 
-/* Where a row's quantized weights go: `stride` rows lie between two groups of 64 keys. */
+/* What will be read next, to fetch among other work: NULL, or so many bytes. */
+typedef struct {
+    const void *rows;
+    int64_t bytes;
+} edb_coming;
+
+enum { EDB_SHARE_ROWS = 4 };
+
+/* Where quantized weights of rows go: `stride` rows lie between two groups of 64 keys. */
 typedef struct {
     int8_t *q;
     float *sx;
@@ -233,11 +241,22 @@ typedef struct {
     void (*pack_values)(const void *rows, int64_t count, int64_t head_dim, int8_t *codes,
                         float *scales);
     /*
-     * The products of a row with the keys, 64 of a tile together and tiles `stride` apart, to its share
-     * of every value, p * scale, quantized with the bits of `quantize`, and found's largest score and
-     * total. scales: those of values [groups][EDB_PAGE]; weights: [groups][EDB_PAGE / 64] groups of keys.
+     * NULL, or the products of a few queries and of their weights with a block as it lies in the cache,
+     * with the bits of int8_tile over what is packed. scales [groups][EDB_PAGE], zeros up to a whole
+     * tile; dots [tiles][n][64]; sums [n][64], of group g of the columns.
      */
-    void (*share)(const edb_code_block *block, const edb_code_row *row, const float *dots,
+    void (*few_dots)(const edb_code_block *block, const edb_tokens *queries, const float *scales,
+                     edb_coming coming, float *dots);
+    void (*few_sums)(const edb_code_block *block, int64_t g, const edb_tokens *weights,
+                     edb_coming coming, float *sums);
+
+    /*
+     * The products of up to EDB_SHARE_ROWS rows with the keys, dots [n][64] of a tile and tiles
+     * `stride` floats apart, to their shares of every value, p * scale, quantized with the bits of
+     * `quantize`, and to found's largest score and total. scales: of values, [groups][EDB_PAGE];
+     * weights: [groups][EDB_PAGE / 64] groups of keys, row by row.
+     */
+    void (*share)(const edb_code_block *block, const edb_code_row *rows, int n, const float *dots,
                   int64_t stride, const float *scales, const edb_code_weights *weights);
 
     /* One block of keys, apart from all others. */
@@ -299,6 +318,10 @@ void edb_few_int8_tile_avx512(const int8_t *codes, const float *scales, int64_t 
                               const edb_tokens *tokens, float *acc, const int8_t *next);
 void edb_int8_tile_avx512(const int8_t *codes, const float *scales, int64_t groups,
                           const edb_tokens *tokens, float *acc, const int8_t *next);
+void edb_few_dots_avx512(const edb_code_block *block, const edb_tokens *queries,
+                         const float *scales, edb_coming coming, float *dots);
+void edb_few_sums_avx512(const edb_code_block *block, int64_t g, const edb_tokens *weights,
+                         edb_coming coming, float *sums);
 void edb_offsets_avxvnni(const int8_t *q, int64_t stride, int64_t groups, int32_t *offsets);
 edb_expanded_tile edb_expand_tile_avxvnni, edb_expand_half_tile_avxvnni;
 void edb_int8_tile_avxvnni(const int8_t *codes, const float *scales, int64_t groups,

@@ -149,6 +149,8 @@ static void int8_tile(const int8_t *codes, const float *scales, int64_t groups,
 const edb_kernels edb_kernels_avx512 = {
     OPS_KERNELS,
     ATTENTION_KERNELS,
+    .few_dots = edb_few_dots_avx512,
+    .few_sums = edb_few_sums_avx512,
     .offsets = edb_offsets_avx512,
     .expand_tile = edb_expand_tile_avx512,
     .expand_half_tile = edb_expand_half_tile_avx512,

@@ -76,6 +76,46 @@ def test_attention_has_the_same_bits_everywhere(head_dim: int, n: int, position:
 
 
 @pytest.mark.skipif(not ISAS, reason="needs the C library")
+@pytest.mark.parametrize("heads", [1, 2, 4, 5, 8])
+@pytest.mark.parametrize("position", [0, 2, 100, 255, 258, 520])
+def test_any_number_of_queries_of_a_head(heads: int, position: int) -> None:
+    """Few are multiplied with rows as they lie in the cache, many with packed ones."""
+    rng, n = np.random.default_rng(heads), 4
+    shape = Heads(2 * heads, 2, 66, position + n)
+    qkv = rng.normal(0, 2, (n, (2 * heads + 4) * 66)).astype(np.float32)
+    held = pack_rows(rng.normal(0, 2, (2, shape.capacity, 66)).astype(np.float32))
+    held[:, position:] = -1  # NaN behind what is seen
+    results = [run(ops_of(isa), shape, qkv, n, position, held)[1] for isa in ISAS]
+    for seen in results[1:]:
+        assert_same_bits(seen, results[0])
+    one_by_one = [run(ops_of(), shape, qkv[: t + 1], t + 1, position, held)[1][t] for t in range(n)]
+    assert_same_bits(np.stack(one_by_one), results[0])
+    expected = run(ReferenceOps(), shape, qkv, n, position, held)[1]
+    np.testing.assert_allclose(results[0], expected, atol=2e-3)
+
+
+@pytest.mark.skipif(not ISAS, reason="needs the C library")
+@pytest.mark.parametrize("n", [1, 24])
+@pytest.mark.parametrize("unit", [1, 3, 7, 11, 13])
+def test_weights_half_way_between_two_codes_round_to_even(n: int, unit: int) -> None:
+    """Queries of zeros see all keys alike, so weights are the values' scales: halves of a unit."""
+    position, shape = 256 - n, Heads(2, 2, 64, 256)
+    rows = np.zeros((2, 256, row_bytes(64)), np.int8)
+    rows[..., :64] = 1
+    scales = np.arange(256, dtype=np.float32) % 127 + 0.5
+    scales[::64] = 127
+    expected = unit * np.round(scales[:position]).sum()
+    scales *= np.float32(unit)
+    rows[..., 64:] = scales.view(np.int8).reshape(-1, 4)
+    qkv = np.zeros((n, 6 * 64), np.float32)
+    seen_keys = np.arange(position + 1, 257, dtype=np.float32)  # the queries' own values are 0
+    for isa in ISAS:
+        seen = run(ops_of(isa), shape, qkv, n, position, rows)[1]
+        wanted = np.broadcast_to((expected / seen_keys)[:, None], seen.shape)
+        np.testing.assert_array_equal(seen, wanted)
+
+
+@pytest.mark.skipif(not ISAS, reason="needs the C library")
 def test_a_key_that_is_not_seen_changes_nothing() -> None:
     """Also where its scale is NaN: later keys of a prompt, and those before a window."""
     shape = Heads(4, 2, 64, 300)
