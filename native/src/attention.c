@@ -115,11 +115,11 @@ static int64_t found_floats(const edb_attention_shape *shape, int64_t n, int64_t
 
 /* A block, as float32 or as edb_attend_codes wants it; then, where rows are many, what they found. */
 static int64_t thread_floats(const edb_attention_shape *shape, int64_t n) {
+    int64_t rows = (has_few_rows(shape, n) ? n : TOKENS_TOGETHER) * edb_heads_per_kv(shape);
     int64_t floats = 2 * block_floats(shape);
     if (shape->cache_kind == EDB_INT8)
-        floats = edb_code_scratch(shape->head_dim) / (int64_t)sizeof(float);
-    if (has_few_rows(shape, n)) return floats;
-    return floats + 2 * TOKENS_TOGETHER * edb_heads_per_kv(shape) * edb_found_size(shape);
+        floats = edb_code_scratch(shape->head_dim, rows) / (int64_t)sizeof(float);
+    return has_few_rows(shape, n) ? floats : floats + 2 * rows * edb_found_size(shape);
 }
 
 uint64_t edb_attention_scratch(const edb_context *context, const edb_attention_shape *shape,
@@ -223,6 +223,7 @@ static void attend_few(void *argument, int64_t begin, int64_t end, int32_t worke
             if (task + 1 < job->blocks * shape->n_kv_heads)
                 next = (edb_coming_rows){few_rows(job, EDB_KEYS, task + 1),
                                          few_rows(job, EDB_VALUES, task + 1)};
+            edb_quantize_queries(job, kv_head, 0, rows, (char *)thread_scratch(job, worker));
             edb_attend_code_block(job, kv_head, 0, rows, block, count, next, found,
                               (char *)thread_scratch(job, worker));
             continue;
@@ -267,6 +268,8 @@ static void attend_many(void *argument, int64_t begin, int64_t end, int32_t work
         int64_t first = edb_max(0, last - TOKENS_TOGETHER), keys = job->pos + last;
         int64_t start = edb_first_key(job, first) / EDB_PAGE * EDB_PAGE;
         int start_together = edb_first_key(job, last - 1) < start + EDB_PAGE;
+        if (shape->cache_kind == EDB_INT8)
+            edb_quantize_queries(job, kv_head, first * heads, last * heads, (char *)k);
         for (int64_t key = start; key < keys; key += EDB_PAGE) {
             int64_t count = edb_min(EDB_PAGE, keys - key);
             int is_first = key == start && start_together; /* of every token */

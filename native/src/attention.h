@@ -106,14 +106,15 @@ static EDB_INLINE void edb_fetch_part(const edb_coming *coming, int64_t part, in
 
 /*
  * Rows first..last-1 of a head against one block of an int8 cache, of which `count` keys are there;
- * found [last - first, found size]. next: the rows that will be read after these, or NULL. scratch: of
- * edb_code_scratch bytes, on a 64-byte boundary.
+ * found [last - first, found size]. Their queries are in scratch, which has edb_code_scratch bytes for
+ * so many rows, on a 64-byte boundary: edb_quantize_queries puts them there, once for all blocks. next:
+ * the rows that will be read after these.
  */
+void edb_quantize_queries(const edb_attention_job *job, int64_t kv_head, int64_t first,
+                          int64_t last, char *scratch);
 void edb_attend_code_block(const edb_attention_job *job, int64_t kv_head, int64_t first,
                            int64_t last, int64_t block, int64_t count, edb_coming_rows next,
                            float *found, char *scratch);
-
-/* Bytes of scratch for that. */
-int64_t edb_code_scratch(int64_t head_dim);
+int64_t edb_code_scratch(int64_t head_dim, int64_t rows);
 
 #endif

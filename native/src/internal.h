@@ -128,7 +128,6 @@ typedef struct {
 
 /* A query that sees the keys begin..end-1 of a block, at least one. */
 typedef struct {
-    const float *q;
     int64_t begin, end;
     float slope;
     int64_t away; /* as in edb_attend, of the block's first key */
