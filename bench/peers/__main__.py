@@ -44,7 +44,7 @@ class _Command(OneLineErrors):
     "token, a busy core, an idle chat, numba's start.",
 )
 @click.option("--rounds", type=int, help="Rounds of each model.  [default: 10, 7, 5, 5]")
-@click.option("--minutes", type=float, help="Begin no round that would end later than this.")
+@click.option("--minutes", type=float, help="Begin nothing that would end later than this.")
 @click.option("--quick", is_flag=True, help="Two short rounds, kept apart from a real run.")
 @click.option("--fresh", is_flag=True, help="Forget the rounds of an earlier, interrupted run.")
 @click.option("--prepare", is_flag=True, help="Only make the model files.")
@@ -64,8 +64,8 @@ def main(
 ) -> None:
     """Measure edgedb and llama.cpp in turns and write one report.
 
-    Run again after an interruption, or with other models: rounds already measured at this commit
-    are kept.
+    Run again after an interruption, or with other models: what was already measured at this commit
+    is kept.
     """
     paths = Paths(ROOT, ROOT / ".cache" / "peers")
     named = [name.strip() for name in models.split(",")]

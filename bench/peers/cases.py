@@ -51,6 +51,14 @@ class Trial:
     n: int
     threads: int
     depth: int = 0
+    # Of a prompt, if its beginnings have figures too: tokens of each, with its label.
+    stops: tuple[tuple[int, str], ...] = ()
+    most_rounds: int | None = None  # fewer than the case's, if it takes long
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What its figures are called."""
+        return tuple(label for _, label in self.stops) or (self.label,)
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,15 @@ class Case:
     threads: tuple[int, ...] = (1, 2)
     alternate_prompts: bool = False  # a round reads prompts at one number of threads only
     plan: tuple[Trial, ...] = ()  # in place of decoding and prompts from an empty context
+    one_by_one: bool = False  # all rounds of a trial before the next, which needs what it left
+
+    def cells(self, rounds: int) -> list[tuple[Trial, int]]:
+        """Trials and their rounds, in the order in which they are measured."""
+        found = [(trial, n) for n in range(rounds) for trial in self.tests(n)]
+        found = [(trial, n) for trial, n in found if n < (trial.most_rounds or rounds)]
+        if self.one_by_one:
+            found.sort(key=lambda cell: self.plan.index(cell[0]))
+        return found
 
     def tests(self, number: int) -> list[Trial]:
         """What round ``number`` measures."""

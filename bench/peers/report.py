@@ -33,6 +33,7 @@ def markdown(header: Mapping[str, Any], results: Mapping[str, Results]) -> str:
         "or its two threads to two. Tokens are random and nothing is sampled; decoding starts at",
         "an empty context, or behind as many positions as its column says; a prompt is read at",
         "once, or as rows that are read over and over, and gives the logits of its last token.",
+        "Prompts of several lengths in one table are beginnings of the longest, timed on the way.",
         "Ratios are taken inside a round. The read limit is a plain read of the file of one pair,",
         "and of a copy of it in huge pages, just before and after each decoding; a measurement",
         "during which other processes were busy is repeated. llama.cpp: -march=native, OpenMP,",

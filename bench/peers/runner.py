@@ -7,7 +7,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +15,7 @@ from typing import Any
 
 from edgedb.errors import EdgeDBError
 
-from .cases import PAGES, READ, READ_SECONDS, Case, Contestant
+from .cases import PAGES, READ, READ_SECONDS, Case, Contestant, Trial
 
 Record = dict[str, Any]
 
@@ -95,7 +95,8 @@ class Worker:
 
 
 class Journal:
-    """Every record of a run, one JSON line each; a round is there as a whole or not at all.
+    """Every record of a run, one JSON line for all of a trial and round: what every contestant
+    reached in it is there, or nothing.
 
     ``key`` says what was measured (commit, processor, options): a journal of another key is
     discarded.
@@ -112,14 +113,23 @@ class Journal:
         self.records = [record for line in lines[1:] for record in json.loads(line)]
 
     def add(self, records: list[Record]) -> None:
-        """Store the records of a whole round, or what contestants say of themselves."""
+        """Store the records of a trial in one round, or what contestants say of themselves."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(records) + "\n")
         self.records += records
 
     def rounds(self, model: str) -> int:
-        """Finished rounds of a model."""
+        """Rounds of a model of which something was measured."""
         return len({r["round"] for r in self.records if r["model"] == model and "round" in r})
+
+    def has(self, model: str, trial: Trial, number: int) -> bool:
+        """Whether a trial's round ``number`` was measured."""
+        wanted = (model, trial.labels[-1], trial.threads, number)
+        return any(
+            wanted == (r["model"], r["test"], r["threads"], r["round"])
+            for r in self.records
+            if "round" in r
+        )
 
 
 def cpus_for(threads: int, available: Iterable[int] | None = None) -> list[int]:
@@ -139,11 +149,12 @@ def run_case(
 ) -> bool:
     """Measure until ``rounds`` rounds are in the journal; whether they are.
 
-    No round begins that would, by the length of the last one, end after ``deadline`` (monotonic
-    seconds).
+    What is there already is not measured again. No trial begins that would, by the length of the
+    one before, end after ``deadline`` (monotonic seconds).
     """
-    done = journal.rounds(case.model)
-    if done >= rounds:
+    cells = case.cells(rounds)
+    left = [cell for cell in cells if not journal.has(case.model, *cell)]
+    if not left:
         return True
     with ExitStack() as stack:
         workers = []
@@ -154,13 +165,17 @@ def run_case(
             workers.append(worker)
             journal.add([{"model": case.model, "name": contestant.name, **worker.description}])
             _warm_up(case, worker)
-        for number in range(done, rounds):
+        for i, (trial, number) in enumerate(left):
             started = time.monotonic()
-            progress(f"{case.model}: round {number + 1} of {rounds}")
-            journal.add([{**r, "round": number} for r in measure_round(case, workers, number)])
+            progress(
+                f"{case.model}: {trial.label}, {trial.threads} threads, round {number + 1}; "
+                f"{len(left) - i} to go"
+            )
+            found = measure(case, workers, trial, number)
+            journal.add([{**record, "round": number} for record in found])
             now = time.monotonic()
             if now + (now - started) > deadline:
-                return number + 1 >= rounds
+                return i + 1 == len(left)
     return True
 
 
@@ -183,8 +198,8 @@ def _warm_up(case: Case, worker: Worker) -> None:
                 worker.ask(threads=threads, seconds=0.1, cpus=cpus_for(threads), pages=pages)
 
 
-def measure_round(case: Case, workers: Sequence[Worker], number: int) -> list[Record]:
-    """Every test once; the order of the contestants turns from round to round.
+def measure(case: Case, workers: Sequence[Worker], trial: Trial, number: int) -> list[Record]:
+    """A trial once; the order of the contestants turns from round to round.
 
     The memory's limit, with both kinds of pages, is read before and after each decoding, and stored
     with it as the mean.
@@ -193,30 +208,33 @@ def measure_round(case: Case, workers: Sequence[Worker], number: int) -> list[Re
     runners = [worker for worker in workers if worker is not reader]
     turn = number % len(runners)
     records: list[Record] = []
-    for test in case.tests(number):
-        cpus = cpus_for(test.threads)
-        decoding = test.kind == "decode"
-        request = {
-            "test": test.kind,
-            "n": test.n,
-            "seconds": case.decode_seconds,
-            "warm": 2 if decoding else 0,
-            "threads": test.threads,
-            "cpus": cpus,
-            "depth": test.depth,
-        }
-        timed = reader if decoding else None
-        before = _limits(timed, test.threads, cpus)
-        for worker in runners[turn:] + runners[:turn]:
-            if test.kind not in worker.contestant.tests:
-                continue
-            rate, others = _undisturbed(worker, request)
+    cpus = cpus_for(trial.threads)
+    decoding = trial.kind == "decode"
+    request = {
+        "test": trial.kind,
+        "n": trial.n,
+        "seconds": case.decode_seconds,
+        "warm": 2 if decoding else 0,
+        "threads": trial.threads,
+        "cpus": cpus,
+        "depth": trial.depth,
+        "stops": [n for n, _ in trial.stops],
+    }
+    timed = reader if decoding else None
+    before = _limits(timed, trial.threads, cpus)
+    for worker in runners[turn:] + runners[:turn]:
+        if trial.kind not in worker.contestant.tests:
+            continue
+        answer, others = _undisturbed(worker, request)
+        after = _limits(timed, trial.threads, cpus)
+        limits = {name: (before[name] + after[name]) / 2 for name in after}
+        before = after
+        counts = request["stops"] or [answer["n"]]
+        seconds = answer["stops"] if trial.stops else [answer["elapsed"]]
+        for label, n, elapsed in zip(trial.labels, counts, seconds, strict=True):
             record: Record = {"model": case.model, "name": worker.contestant.name}
-            record |= {"test": test.label, "threads": test.threads, "value": rate, "others": others}
-            after = _limits(timed, test.threads, cpus)
-            record |= {name: (before[name] + after[name]) / 2 for name in after}
-            before = after
-            records.append(record)
+            record |= {"test": label, "threads": trial.threads, "value": n / elapsed}
+            records.append({**record, "others": others, **limits})
     return records
 
 
@@ -228,21 +246,21 @@ def _limits(reader: Worker | None, threads: int, cpus: Sequence[int]) -> dict[st
     return {name: reader.rate(**request, pages=pages) for pages, name in PAGES.items()}
 
 
-def _undisturbed(worker: Worker, request: dict[str, Any]) -> tuple[float, float]:
-    """A worker's rate, and the cores that other processes used meanwhile.
+def _undisturbed(worker: Worker, request: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
+    """A worker's answer, and the cores that other processes used meanwhile.
 
     Measured again if others used much: an engine that waits at barriers would suffer most.
     """
-    found: list[tuple[float, float]] = []
+    found: list[tuple[dict[str, Any], float]] = []
     deadline = time.monotonic() + REPEAT_SECONDS
     while not found or (len(found) <= REPEATS and time.monotonic() < deadline):
         busy, own, started = _busy_seconds(), worker.cpu_seconds(), time.monotonic()
-        rate = worker.rate(**request)
+        answer = worker.ask(**request)
         elapsed = time.monotonic() - started
         used = _busy_seconds() - busy - (worker.cpu_seconds() - own)
         # Both clocks tick a hundred times a second.
         others = max(0.0, used - 0.03) / elapsed
-        found.append((rate, others))
+        found.append((answer, others))
         if others <= QUIET:
             break
     return min(found, key=lambda pair: pair[1])

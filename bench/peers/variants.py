@@ -31,6 +31,8 @@ ROWS = (1, 2, 4, 8, 16, 32)
 # Positions behind which SmolLM2 and the shape of 1.1B decode, and prompts that they read.
 DEPTHS = {SMOLLM2: (4096, 1024, 16), LLAMA_1B: (4096, 1024, 64)}
 PROMPTS = {SMOLLM2: (512, 2048, 4096, 8000), LLAMA_1B: (512, 4096)}
+# How often those are read: SmolLM2's by four engines takes a minute and a half.
+_READINGS = {SMOLLM2: 2, LLAMA_1B: 1}
 _BATCH = 512  # tokens of a pass of llama.cpp in long contexts: its default
 
 VARIANTS = {
@@ -90,10 +92,21 @@ def _depth(model: str, of: str, paths: Paths) -> Case:
         llama_cpp(name, theirs, paths, *size, "--cache", cache, "--batch", str(_BATCH))
         for name, cache in THEIR_CACHES.items()
     ]
-    # Depths fall, so that what the longest prompt left is there already.
-    plan = [Trial(prompt_label(n), "prompt", n, 2) for n in prompts]
+    # Shorter prompts are beginnings of the longest, and depths fall: so it is read once a round,
+    # and what its last reading left is there for all decoding.
+    stops = tuple((n, prompt_label(n)) for n in prompts)
+    plan = [Trial("prompts", "prompt", prompts[-1], 2, stops=stops, most_rounds=_READINGS[of])]
     plan += [Trial(decode_label(depth), "decode", 64, 2, depth) for depth in depths]
-    return Case(model, tuple(contestants), 32, rounds=3, threads=(2,), plan=tuple(plan))
+    return Case(
+        model,
+        tuple(contestants),
+        32,
+        decode_seconds=1.0,
+        rounds=5,
+        threads=(2,),
+        plan=tuple(plan),
+        one_by_one=True,
+    )
 
 
 def _rows(model: str, shape: str, paths: Paths) -> Case:
@@ -104,7 +117,7 @@ def _rows(model: str, shape: str, paths: Paths) -> Case:
         contestants.append(edgedb(AVX2_PAIR, ours[1], *size, EDGEDB_ISA="avx2"))
     contestants += [llama_cpp(peer(name), path, paths, *size) for name, path in theirs.items()]
     plan = [Trial(rows_label(n), "rows", n, threads) for threads in (1, 2) for n in ROWS]
-    return Case(model, tuple(contestants), 32, decode_seconds=1.5, rounds=5, plan=tuple(plan))
+    return Case(model, tuple(contestants), 32, decode_seconds=0.5, rounds=3, plan=tuple(plan))
 
 
 def _pages(model: str, shape: str, paths: Paths) -> Case:

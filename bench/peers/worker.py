@@ -2,8 +2,9 @@
 
 The worker prints one JSON line about itself, then answers each request, a JSON line
 ``{"test": "decode", "n": 64, "seconds": 2.5, "threads": 1, "cpus": [0], "warm": 2, "depth": 0}``,
-by ``{"n": 64, "elapsed": 1.9}``. Only the standard library: the llama.cpp worker runs in an
-environment without this project's dependencies.
+by ``{"n": 64, "elapsed": 1.9}``, of a prompt with ``stops`` by the seconds until each as well. Only
+the standard library: the llama.cpp worker runs in an environment without this project's
+dependencies.
 """
 
 from __future__ import annotations
@@ -47,9 +48,7 @@ def run(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
         if warm:
             engine.prompt(warm)
             engine.reset(threads)
-        started = time.perf_counter()
-        engine.prompt(n)
-        return {"n": n, "elapsed": time.perf_counter() - started}
+        return _read(engine, n, request.get("stops") or [n])
     for _ in range(warm):
         engine.decode()
     done, started = 0, time.perf_counter()
@@ -59,6 +58,15 @@ def run(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
         done, now = done + 1, time.perf_counter()
         if done == n or now > deadline:
             return {"n": done, "elapsed": now - started}
+
+
+def _read(engine: Engine, n: int, stops: list[int]) -> dict[str, Any]:
+    read, times, started = 0, [], time.perf_counter()
+    for stop in stops:
+        engine.prompt(stop - read)
+        read = stop
+        times.append(time.perf_counter() - started)
+    return {"n": n, "elapsed": times[-1], "stops": times}
 
 
 def _repeat(engine: Engine, n: int, threads: int, seconds: float) -> dict[str, Any]:

@@ -132,12 +132,16 @@ def test_every_target_finds_its_figures(journal: Journal) -> None:
 
 def test_an_interrupted_run_goes_on(journal: Journal) -> None:
     case = fake_case()
-    assert not run_case(case, journal, ROOT, 3, deadline=0)  # always one round
+    assert not run_case(case, journal, ROOT, 3, deadline=0)  # always one trial
     assert journal.rounds(LLAMA_7B) == 1
+    assert {(r["test"], r["threads"]) for r in journal.records if "round" in r} == {("decode", 1)}
     again = Journal(journal.path, {"commit": "abc"})
     assert run_case(case, again, ROOT, 3)
     assert again.rounds(LLAMA_7B) == 3
-    assert Results(LLAMA_7B, again.records).rounds == 3
+    found = Results(LLAMA_7B, again.records)
+    assert all(value and len(value.values) == 3 for value in map(found.value, found.keys))
+    measured = [r for r in again.records if "round" in r]
+    assert len(measured) == 3 * 4 * 3  # contestants, trials, rounds: nothing twice
     said: list[str] = []
     assert run_case(case, again, ROOT, 3, progress=said.append)
     assert not said  # nothing is started when all rounds are there
@@ -219,6 +223,15 @@ def test_decoding_behind_positions_reads_them_once() -> None:
     assert engine.read == 100 + 3 * 5
 
 
+def test_beginnings_of_a_prompt_are_timed_on_the_way() -> None:
+    engine = CountingEngine()
+    request = {"test": "prompt", "n": 100, "seconds": 60, "warm": 0, "threads": 1}
+    reply = worker.run(engine, {**request, "cpus": cpus_for(64), "stops": [10, 60, 100]})
+    assert engine.read == engine.decoded == 100
+    assert reply["stops"] == sorted(reply["stops"]) and len(reply["stops"]) == 3
+    assert reply["n"] == 100 and reply["elapsed"] == reply["stops"][-1]
+
+
 def test_rows_go_together_until_the_time_is_over() -> None:
     engine = CountingEngine()
     request = {"test": "rows", "n": 5, "seconds": 0.01, "warm": 0, "threads": 1}
@@ -229,17 +242,25 @@ def test_rows_go_together_until_the_time_is_over() -> None:
 
 def test_variants_have_columns_of_their_own(journal: Journal) -> None:
     deep, short = variants.decode_label(4096), variants.prompt_label(4096)
-    plan = (Trial(short, "prompt", 8, 2), Trial(deep, "decode", 4, 2, 8))
+    stops = ((4, "prompt of 4"), (8, short))
+    plan = (
+        Trial("prompts", "prompt", 8, 2, stops=stops, most_rounds=1),
+        Trial(deep, "decode", 4, 2, 8),
+    )
     model = variants.SMOLLM2_DEPTH
     names = {variants.INT8_CACHE: 140, **dict(zip(variants.THEIR_CACHES, (20, 35), strict=True))}
     more = [contestant(name, rate) for name, rate in names.items()]
     contestants = (contestant(ONE_PAIR, 100), *more)
-    run_case(Case(model, contestants, 8, threads=(2,), plan=plan), journal, ROOT, 2)
+    case = Case(model, contestants, 8, threads=(2,), plan=plan, one_by_one=True)
+    assert case.cells(2) == [(plan[0], 0), (plan[1], 0), (plan[1], 1)]
+    assert run_case(case, journal, ROOT, 2)
     found = {model: Results(model, journal.records)}
     assert not found[model].is_race
     page = report.markdown(HEADER, found)
-    assert f"| {short}, 2 thr. | {deep}, 2 thr. |" in page
-    assert f"| {variants.INT8_CACHE} | {ONE_PAIR} | 1.40 (1.40 to 1.40) |" in page
+    assert f"| prompt of 4, 2 thr. | {short}, 2 thr. | {deep}, 2 thr. |" in page
+    read = found[model].value(Key(ONE_PAIR, "prompt of 4", 2))
+    assert read is not None and read.values == (pytest.approx(200),)
+    assert f"| {variants.INT8_CACHE} | {ONE_PAIR} | 1.40 | 1.40 | 1.40 (1.40 to 1.40) |" in page
     lines = {t.what.removeprefix(f"{model}: "): t for t in targets(found) if t.found}
     over = lines[f"{deep}, {variants.INT8_CACHE}, 2 threads: over the better of llama.cpp's caches"]
     assert over.found is not None and over.found.median == pytest.approx(4) and over.met
@@ -279,7 +300,10 @@ def test_every_variant_is_a_case(
     monkeypatch.setattr(cases, "shared_library", lambda source, folder: folder)
     case = variants.variant(model, cases.Paths(ROOT, tmp_path))
     tests = case.tests(0)
-    assert tests == case.tests(1) and len({(t.label, t.threads) for t in tests}) == len(tests)
+    labels = [(label, t.threads) for t in tests for label in t.labels]
+    assert tests == case.tests(1) and len(set(labels)) == len(labels)
+    cells = case.cells(case.rounds)
+    assert len(set(cells)) == len(cells) and {trial for trial, _ in cells} == set(tests)
     assert all(any(t.kind in c.tests for t in tests) or c.name == READ for c in case.contestants)
     for contestant in case.contestants:
         if "--context" in contestant.command:
