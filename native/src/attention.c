@@ -164,6 +164,7 @@ static void attend_block(const edb_attention_job *job, int64_t kv_head, int64_t 
         keys.k = k + begin * row_bytes;
         keys.v = v + begin * row_bytes;
         job->kernels->attend(&keys);
+        keys.next_k = keys.next_v = (edb_coming){0}; /* the first rows have fetched them */
     }
 }
 
@@ -203,10 +204,11 @@ static const void *widened(const edb_attention_job *job, int kind, int64_t kv_he
     return wide;
 }
 
-/* The keys or values of a task of attend_few. */
-static const void *few_rows(const edb_attention_job *job, int kind, int64_t task) {
+/* The keys and values of a task of attend_few, or none behind the last. */
+static edb_next_rows few_rows(const edb_attention_job *job, int64_t task) {
     int64_t block = job->first_block + task / job->shape.n_kv_heads;
-    return edb_cache_row(job, kind, task % job->shape.n_kv_heads, block * EDB_PAGE);
+    if (task == job->blocks * job->shape.n_kv_heads) return (edb_next_rows){0};
+    return edb_rows_from(job, task % job->shape.n_kv_heads, block * EDB_PAGE);
 }
 
 static void attend_few(void *argument, int64_t begin, int64_t end, int32_t worker) {
@@ -218,11 +220,8 @@ static void attend_few(void *argument, int64_t begin, int64_t end, int32_t worke
         int64_t block = job->first_block + task / shape->n_kv_heads;
         int64_t key = block * EDB_PAGE, count = edb_min(EDB_PAGE, job->pos + job->n - key);
         float *found = found_in_block(job, kv_head, block, 0);
+        edb_next_rows next = few_rows(job, task + 1);
         if (shape->cache_kind == EDB_INT8) {
-            edb_coming_rows next = {0};
-            if (task + 1 < job->blocks * shape->n_kv_heads)
-                next = (edb_coming_rows){few_rows(job, EDB_KEYS, task + 1),
-                                         few_rows(job, EDB_VALUES, task + 1)};
             edb_quantize_queries(job, kv_head, 0, rows, (char *)thread_scratch(job, worker));
             edb_attend_code_block(job, kv_head, 0, rows, block, count, next, found,
                               (char *)thread_scratch(job, worker));
@@ -230,8 +229,10 @@ static void attend_few(void *argument, int64_t begin, int64_t end, int32_t worke
         }
         edb_attend keys = { /* binary16 widens as it is loaded */
             .cache_kind = shape->cache_kind,
-            .k = few_rows(job, EDB_KEYS, task),
-            .v = few_rows(job, EDB_VALUES, task),
+            .k = edb_cache_row(job, EDB_KEYS, kv_head, key),
+            .v = edb_cache_row(job, EDB_VALUES, kv_head, key),
+            .next_k = next.k,
+            .next_v = next.v,
         };
         attend_block(job, kv_head, 0, rows, block, keys, found);
     }
@@ -276,10 +277,8 @@ static void attend_many(void *argument, int64_t begin, int64_t end, int32_t work
             float *here = is_first ? found : in_block;
             if (shape->cache_kind == EDB_INT8) {
                 int64_t after = key + EDB_PAGE;
-                edb_coming_rows next = {0};
-                if (after < keys)
-                    next = (edb_coming_rows){edb_cache_row(job, EDB_KEYS, kv_head, after),
-                                             edb_cache_row(job, EDB_VALUES, kv_head, after)};
+                edb_next_rows next = {0};
+                if (after < keys) next = edb_rows_from(job, kv_head, after);
                 edb_attend_code_block(job, kv_head, first * heads, last * heads, key / EDB_PAGE, count,
                                   next, here, (char *)k);
             } else {

@@ -73,6 +73,18 @@ static inline char *edb_cache_row(const edb_attention_job *job, int kind, int64_
            row * edb_cache_row_bytes(shape->head_dim, shape->cache_kind);
 }
 
+/* The keys and values of one head from one position on, to the end of their page. */
+typedef struct {
+    edb_coming k, v;
+} edb_next_rows;
+
+static inline edb_next_rows edb_rows_from(const edb_attention_job *job, int64_t head, int64_t position) {
+    int64_t bytes = edb_cache_row_bytes(job->shape.head_dim, job->shape.cache_kind);
+    bytes *= EDB_PAGE - position % EDB_PAGE;
+    return (edb_next_rows){{edb_cache_row(job, EDB_KEYS, head, position), bytes},
+                           {edb_cache_row(job, EDB_VALUES, head, position), bytes}};
+}
+
 static inline float *edb_head_of(edb_rows rows, int64_t t, int64_t head, int64_t head_dim) {
     return rows.x + t * rows.stride + head * head_dim;
 }
@@ -92,18 +104,6 @@ static inline int64_t edb_first_key(const edb_attention_job *job, int64_t t) {
     return edb_max(0, job->pos + t + 1 - job->window);
 }
 
-/* Keys and values of a block that will be read next; NULL: none. */
-typedef struct {
-    const void *k, *v;
-} edb_coming_rows;
-
-/* Part `part` of `parts` of what is coming, on its way from memory. */
-static EDB_INLINE void edb_fetch_part(const edb_coming *coming, int64_t part, int64_t parts) {
-    int64_t lines = edb_ceil_div(coming->bytes, 64);
-    for (int64_t i = lines * part / parts; i < lines * (part + 1) / parts; i++)
-        __builtin_prefetch(edb_past(coming->rows, 64 * i), 0, 3);
-}
-
 /*
  * Rows first..last-1 of a head against one block of an int8 cache, of which `count` keys are there;
  * found [last - first, found size]. Their queries are in scratch, which has edb_code_scratch bytes for
@@ -113,7 +113,7 @@ static EDB_INLINE void edb_fetch_part(const edb_coming *coming, int64_t part, in
 void edb_quantize_queries(const edb_attention_job *job, int64_t kv_head, int64_t first,
                           int64_t last, char *scratch);
 void edb_attend_code_block(const edb_attention_job *job, int64_t kv_head, int64_t first,
-                           int64_t last, int64_t block, int64_t count, edb_coming_rows next,
+                           int64_t last, int64_t block, int64_t count, edb_next_rows next,
                            float *found, char *scratch);
 int64_t edb_code_scratch(int64_t head_dim, int64_t rows);
 

@@ -14,7 +14,7 @@
  * pass keeps rows * keys, then rows * vectors sums of 16 lanes going: ATTEND_FLIGHT, which the
  * including file sets to what its registers hold.
  */
-enum { SCORE_STRIDE = EDB_PAGE + EDB_LANES, KEYS_AHEAD = 32 };
+enum { SCORE_STRIDE = EDB_PAGE + EDB_LANES };
 
 typedef float score_rows[EDB_ATTEND_ROWS][SCORE_STRIDE];
 
@@ -86,18 +86,6 @@ static void softmax(float *scores, int64_t keys, float *found) {
     found[1] = v_sum(total);
 }
 
-/* A value row's columns are visited in strides of a whole row, which hardware follows badly. */
-static EDB_INLINE void prefetch_row(const void *cache, int is_f16, int64_t at) {
-    const int64_t element = is_f16 ? 2 : 4;
-    __builtin_prefetch((const void *)((uintptr_t)cache + (uintptr_t)(at * element)), 0, 2);
-}
-
-/* The values of keys that are being scored: a block is too short for hardware to follow in time. */
-static EDB_INLINE void prefetch_values(const edb_attend *job, int64_t key, int64_t count) {
-    const int64_t line = 64 / 2, end = (key + count) * job->head_dim;
-    for (int64_t at = key * job->head_dim; at < end; at += line) prefetch_row(job->v, 1, at);
-}
-
 /* Columns d .. d + 16*vectors of every row; rows * vectors <= ATTEND_FLIGHT, `count` are real. */
 static EDB_INLINE void weigh_values(const edb_attend *job, int is_f16, int rows, int vectors,
                                     int64_t d, int64_t count, score_rows p) {
@@ -105,7 +93,7 @@ static EDB_INLINE void weigh_values(const edb_attend *job, int is_f16, int rows,
     v16 sum[ATTEND_FLIGHT];
     for (int i = 0; i < ATTEND_FLIGHT; i++) sum[i] = v_set1(0.0f);
     for (int64_t j = 0; j < common; j++) {
-        if (is_f16) prefetch_row(job->v, is_f16, (j + KEYS_AHEAD) * head_dim + d);
+        if (d == 0) edb_fetch_part(&job->next_v, j, EDB_PAGE);
         for (int c = 0; c < vectors; c++) {
             v16 v = cache_load(job->v, is_f16, j * head_dim + d + EDB_LANES * c, count);
             for (int r = 0; r < rows; r++)
@@ -129,7 +117,7 @@ static EDB_INLINE void attend_rows(const edb_attend *job, int is_f16, int rows) 
     _Alignas(64) score_rows scores;
     int64_t most = job->keys[rows - 1], key = 0, d = 0;
     for (; key + many <= most; key += many) {
-        if (is_f16) prefetch_values(job, key, many);
+        edb_fetch_part(&job->next_k, key / many, EDB_PAGE / many);
         score_keys(job, is_f16, rows, many, key, scores);
     }
     for (; key < most; key++) score_keys(job, is_f16, rows, 1, key, scores);

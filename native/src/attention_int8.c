@@ -84,10 +84,6 @@ static void multiply(const edb_kernels *kernels, const int8_t *codes, const floa
     kernels->int8_tile(codes, scales, groups, x, out, codes + groups * EDB_CODES_BYTES);
 }
 
-static edb_coming coming_rows(const void *rows, int64_t head_dim) {
-    return (edb_coming){rows, rows == NULL ? 0 : EDB_PAGE * edb_int8_row_bytes(head_dim)};
-}
-
 /* The scales of rows as few_dots wants them. */
 static void gather_scales(const void *rows, int64_t count, int64_t head_dim, float *scales) {
     int64_t groups = edb_ceil_div(head_dim, EDB_GROUP), bytes = edb_int8_row_bytes(head_dim);
@@ -102,16 +98,15 @@ static void gather_scales(const void *rows, int64_t count, int64_t head_dim, flo
 
 /* found of up to EDB_CODE_ROWS rows of a head, of whose keys and values both are packed, or neither. */
 static void attend(const edb_kernels *kernels, const edb_code_block *block, int packed,
-                   const edb_code_row *rows, const edb_tokens *queries, edb_coming_rows next,
+                   const edb_code_row *rows, const edb_tokens *queries, edb_next_rows next,
                    const code_scratch *at) {
     static const float ones[TILES * EDB_TILE] = EDB_ONES_256;
     int64_t head_dim = block->head_dim, groups = edb_ceil_div(head_dim, EDB_GROUP);
     int64_t tiles = edb_ceil_div(block->count, EDB_TILE), n = queries->n;
-    edb_coming keys = coming_rows(next.k, head_dim), values = coming_rows(next.v, head_dim);
 
-    if (!packed) kernels->few_dots(block, queries, at->k_scales, keys, at->dots);
+    if (!packed) kernels->few_dots(block, queries, at->k_scales, next.k, at->dots);
     for (int64_t tile = 0; packed && tile < tiles; tile++) {
-        edb_fetch_part(&keys, tile, tiles);
+        edb_fetch_part(&next.k, tile, tiles);
         multiply(kernels, at->k + tile * groups * EDB_CODES_BYTES,
                  at->k_scales + tile * groups * EDB_TILE, groups, queries,
                  at->dots + tile * n * EDB_TILE);
@@ -119,7 +114,7 @@ static void attend(const edb_kernels *kernels, const edb_code_block *block, int 
     for (int64_t r = 0; r < n; r += EDB_SHARE_ROWS) {
         edb_code_weights weights = {at->weights.q + EDB_GROUP * r, at->weights.sx + r,
                                     at->weights.offsets + r, n};
-        if (packed) edb_fetch_part(&values, r, n);
+        if (packed) edb_fetch_part(&next.v, r, n);
         kernels->share(block, rows + r, (int)edb_min(EDB_SHARE_ROWS, n - r),
                        at->dots + EDB_TILE * r, n * EDB_TILE, at->v_scales, &weights);
     }
@@ -129,7 +124,7 @@ static void attend(const edb_kernels *kernels, const edb_code_block *block, int 
         if (packed)
             multiply(kernels, at->v + g * TILES * EDB_CODES_BYTES, ones, tiles, &weights, at->sums);
         else
-            kernels->few_sums(block, g, &weights, values, at->sums);
+            kernels->few_sums(block, g, &weights, next.v, at->sums);
         for (int64_t r = 0; r < n; r++)
             memcpy(rows[r].found + EDB_FOUND_HEADER + EDB_GROUP * g, at->sums + EDB_TILE * r,
                    (size_t)columns * sizeof *at->sums);
@@ -153,7 +148,7 @@ void edb_quantize_queries(const edb_attention_job *job, int64_t kv_head, int64_t
 }
 
 void edb_attend_code_block(const edb_attention_job *job, int64_t kv_head, int64_t first,
-                           int64_t last, int64_t block, int64_t count, edb_coming_rows next,
+                           int64_t last, int64_t block, int64_t count, edb_next_rows next,
                            float *found, char *scratch) {
     const edb_attention_shape *shape = &job->shape;
     const edb_kernels *kernels = job->kernels;

@@ -103,6 +103,12 @@ typedef struct {
  */
 enum { EDB_FOUND_HEADER = 16 };
 
+/* What will be read next, to fetch among other work: NULL, or so many bytes. */
+typedef struct {
+    const void *rows;
+    int64_t bytes;
+} edb_coming;
+
 /* Up to EDB_ATTEND_ROWS queries that share a key/value head, against one block of its keys. */
 typedef struct {
     int32_t rows;
@@ -110,6 +116,7 @@ typedef struct {
     int32_t cache_kind; /* of k and v */
     float scale, cap;
     const void *k, *v; /* [block, head_dim] */
+    edb_coming next_k, next_v;
     const float *q[EDB_ATTEND_ROWS];
     int64_t keys[EDB_ATTEND_ROWS]; /* of the block that each query sees: ascending, at least 1 */
     float *found[EDB_ATTEND_ROWS]; /* written */
@@ -133,12 +140,6 @@ typedef struct {
     int64_t away; /* as in edb_attend, of the block's first key */
     float *found; /* written */
 } edb_code_row;
-
-/* What will be read next, to fetch among other work: NULL, or so many bytes. */
-typedef struct {
-    const void *rows;
-    int64_t bytes;
-} edb_coming;
 
 enum { EDB_SHARE_ROWS = 4 };
 
