@@ -159,6 +159,12 @@ typedef struct {
     int64_t stride, n;
 } edb_tokens;
 
+/* Of an int8 cache, a block as it lies there: see edb_kernels. */
+typedef void edb_few_dots(const edb_code_block *block, const edb_tokens *queries,
+                          const float *scales, edb_coming coming, float *dots);
+typedef void edb_few_sums(const edb_code_block *block, int64_t g, const edb_tokens *weights,
+                          edb_coming coming, float *sums);
+
 /* acc[n][64] = the tile's rows of a pair, or of half a pair, for n tokens, not yet times row_scale. */
 typedef void edb_expanded_tile(const uint8_t *blocks, int64_t groups, const edb_tokens *tokens,
                                float *acc, const uint8_t *next);
@@ -245,10 +251,8 @@ typedef struct {
      * with the bits of int8_tile over what is packed. scales [groups][EDB_PAGE], zeros up to a whole
      * tile; dots [tiles][n][64]; sums [n][64], of group g of the columns.
      */
-    void (*few_dots)(const edb_code_block *block, const edb_tokens *queries, const float *scales,
-                     edb_coming coming, float *dots);
-    void (*few_sums)(const edb_code_block *block, int64_t g, const edb_tokens *weights,
-                     edb_coming coming, float *sums);
+    edb_few_dots *few_dots;
+    edb_few_sums *few_sums;
 
     /*
      * The products of up to EDB_SHARE_ROWS rows with the keys, dots [n][64] of a tile and tiles
@@ -318,10 +322,8 @@ void edb_few_int8_tile_avx512(const int8_t *codes, const float *scales, int64_t 
                               const edb_tokens *tokens, float *acc, const int8_t *next);
 void edb_int8_tile_avx512(const int8_t *codes, const float *scales, int64_t groups,
                           const edb_tokens *tokens, float *acc, const int8_t *next);
-void edb_few_dots_avx512(const edb_code_block *block, const edb_tokens *queries,
-                         const float *scales, edb_coming coming, float *dots);
-void edb_few_sums_avx512(const edb_code_block *block, int64_t g, const edb_tokens *weights,
-                         edb_coming coming, float *sums);
+edb_few_dots edb_few_dots_avx2, edb_few_dots_avxvnni, edb_few_dots_avx512;
+edb_few_sums edb_few_sums_avx2, edb_few_sums_avxvnni, edb_few_sums_avx512;
 void edb_offsets_avxvnni(const int8_t *q, int64_t stride, int64_t groups, int32_t *offsets);
 edb_expanded_tile edb_expand_tile_avxvnni, edb_expand_half_tile_avxvnni;
 void edb_int8_tile_avxvnni(const int8_t *codes, const float *scales, int64_t groups,

@@ -298,6 +298,8 @@ static void int8_tile(const int8_t *codes, const float *scales, int64_t groups,
 const edb_kernels edb_kernels_avx2 = {
     OPS_KERNELS,
     ATTENTION_KERNELS,
+    .few_dots = edb_few_dots_avx2,
+    .few_sums = edb_few_sums_avx2,
     .expand_block = expand_block,
     .int8_tile = int8_tile,
     .pairs = {&edb_lookup_avx2, &edb_popcount_avx2, &edb_popcount4_avx2},
@@ -306,6 +308,8 @@ const edb_kernels edb_kernels_avx2 = {
 const edb_kernels edb_kernels_avxvnni = {
     OPS_KERNELS,
     ATTENTION_KERNELS,
+    .few_dots = edb_few_dots_avxvnni,
+    .few_sums = edb_few_sums_avxvnni,
     .offsets = edb_offsets_avxvnni,
     .expand_tile = edb_expand_tile_avxvnni,
     .expand_half_tile = edb_expand_half_tile_avxvnni,
