@@ -18,6 +18,9 @@
 
 enum { TILES = EDB_PAGE / EDB_TILE };
 
+/* More rows than this share a packed block at less cost than each few of them a block in place. */
+enum { MOST_IN_PLACE = 12 };
+
 /* Queries or weights as int8_tile takes them: q [groups][n][64] and so on. */
 typedef struct {
     int8_t *q;
@@ -161,7 +164,7 @@ void edb_attend_code_block(const edb_attention_job *job, int64_t kv_head, int64_
                            .cap = job->cap,
                            .leans = job->slopes != NULL};
     code_scratch at = lay_out(&scratch, shape->head_dim, last - first);
-    int packed = kernels->few_dots == NULL || last - first > EDB_FEW_QUERIES;
+    int packed = kernels->few_dots == NULL || last - first > MOST_IN_PLACE;
     if (packed) {
         kernels->pack_keys(keys.k, count, shape->head_dim, at.k, at.k_scales);
         kernels->pack_values(keys.v, count, shape->head_dim, at.v, at.v_scales);

@@ -33,6 +33,13 @@ static void pack_scales(const int8_t *rows, int64_t count, int64_t head_dim, int
     if (count < EDB_TILE) memset(scales + count, 0, (size_t)(EDB_TILE - count) * sizeof *scales);
 }
 
+/* `columns` of n rows -> whole groups with zeros behind them, n [64]. */
+static void widen_rows(const int8_t *rows, int64_t stride, int64_t columns, int n, int8_t *whole) {
+    memset(whole, 0, (size_t)n * EDB_GROUP);
+    for (int i = 0; i < n; i++)
+        memcpy(whole + EDB_GROUP * i, rows + i * stride, (size_t)columns);
+}
+
 static void pack_keys(const void *rows, int64_t count, int64_t head_dim, int8_t *codes,
                       float *scales) {
     int64_t groups = edb_ceil_div(head_dim, EDB_GROUP), bytes = edb_int8_row_bytes(head_dim);
@@ -43,9 +50,16 @@ static void pack_keys(const void *rows, int64_t count, int64_t head_dim, int8_t 
             int64_t columns = edb_min(EDB_GROUP, head_dim - EDB_GROUP * g), key = 0;
             const int8_t *from = tile + EDB_GROUP * g;
             pack_scales(tile, keys, head_dim, g, scales);
-            if (keys < EDB_TILE || columns < EDB_GROUP) memset(codes, 0, EDB_CODES_BYTES);
-            for (; columns == EDB_GROUP && key + 16 <= keys; key += 16)
-                transpose_16_keys(from + key * bytes, bytes, codes + 4 * key);
+            if (keys < EDB_TILE) memset(codes, 0, EDB_CODES_BYTES);
+            for (; key + 16 <= keys; key += 16) {
+                int8_t whole[16 * EDB_GROUP];
+                if (columns < EDB_GROUP) {
+                    widen_rows(from + key * bytes, bytes, columns, 16, whole);
+                    transpose_16_keys(whole, EDB_GROUP, codes + 4 * key);
+                } else {
+                    transpose_16_keys(from + key * bytes, bytes, codes + 4 * key);
+                }
+            }
             for (; key < keys; key++)
                 for (int64_t c = 0; c < columns; c++)
                     codes[4 * (EDB_TILE * (c / 4) + key) + c % 4] = from[key * bytes + c];
@@ -62,10 +76,17 @@ static void pack_values(const void *rows, int64_t count, int64_t head_dim, int8_
         for (int64_t j = 0; j < count; j += EDB_TILE)
             pack_scales((const int8_t *)rows + j * bytes, edb_min(EDB_TILE, count - j), head_dim, g,
                         scales + EDB_PAGE * g + j);
-        if (count % EDB_TILE != 0 || columns < EDB_GROUP)
+        if (count % EDB_TILE != 0)
             memset(codes, 0, (size_t)edb_ceil_div(count, EDB_TILE) * EDB_CODES_BYTES);
-        for (; columns == EDB_GROUP && key + 4 <= count; key += 4)
-            interleave_4_values(from + key * bytes, bytes, codes + EDB_GROUP * key);
+        for (; key + 4 <= count; key += 4) {
+            int8_t whole[4 * EDB_GROUP];
+            if (columns < EDB_GROUP) {
+                widen_rows(from + key * bytes, bytes, columns, 4, whole);
+                interleave_4_values(whole, EDB_GROUP, codes + EDB_GROUP * key);
+            } else {
+                interleave_4_values(from + key * bytes, bytes, codes + EDB_GROUP * key);
+            }
+        }
         for (; key < count; key++)
             for (int64_t c = 0; c < columns; c++)
                 codes[4 * (EDB_GROUP * (key / 4) + c) + key % 4] = from[key * bytes + c];
