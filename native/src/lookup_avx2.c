@@ -39,34 +39,66 @@ enum { TABLE_BYTES = 32 * EDB_QUADS };
 
 enum { NEAR_BYTES = 12288 }; /* of weights fetched ahead: edb_fetch */
 
-/* A quad's table: 16 bytes of low 5 bits, then 16 bytes of high bits. */
+/*
+ * The tables of one quad of either 128-bit lane, 16 bytes of low 5 bits and 16 bytes of high bits; to,
+ * to_other: where that of the upper lane goes. An activation adds max(q, 0) to the subsets that hold it and
+ * max(-q, 0) to the others. Sums of two fit 8 bits; the ninth bit of the sum of four is kept by halving it.
+ */
+static EDB_INLINE void store_tables(__m256i sizes, const __m256i *pick, uint8_t *to,
+                                    uint8_t *to_other) {
+    const __m256i one = _mm256_set1_epi8(1);
+    __m256i a = _mm256_add_epi8(_mm256_shuffle_epi8(sizes, pick[0]),
+                                _mm256_shuffle_epi8(sizes, pick[1]));
+    __m256i b = _mm256_add_epi8(_mm256_shuffle_epi8(sizes, pick[2]),
+                                _mm256_shuffle_epi8(sizes, pick[3]));
+    __m256i odd = _mm256_and_si256(_mm256_xor_si256(a, b), one);
+    __m256i half = _mm256_sub_epi8(_mm256_avg_epu8(a, b), odd); /* which rounds up */
+    __m256i low = _mm256_and_si256(_mm256_add_epi8(a, b), _mm256_set1_epi8(31));
+    __m256i high = _mm256_and_si256(_mm256_srli_epi16(half, 4), _mm256_set1_epi8(15));
+    _mm256_storeu_si256((__m256i *)(void *)to, _mm256_permute2x128_si256(low, high, 0x20));
+    _mm256_storeu_si256((__m256i *)(void *)to_other, _mm256_permute2x128_si256(low, high, 0x31));
+}
+
+/* Tables of eight quads; returns the sum of their minima as eight parts. */
+static EDB_INLINE __m256i tabulate(const int8_t *q, const __m256i *pick, const __m256i *pick_second,
+                                   uint8_t *tables) {
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i codes = load256(q);
+    __m256i above = _mm256_max_epi8(codes, zero);
+    __m256i below = _mm256_max_epi8(_mm256_sub_epi8(zero, codes), zero);
+    /* In a lane, the four positive and four negative parts of one quad, then of the next. */
+    __m256i first = _mm256_unpacklo_epi32(above, below), last = _mm256_unpackhi_epi32(above, below);
+    store_tables(first, pick, tables, tables + 32 * 4);
+    store_tables(first, pick_second, tables + 32, tables + 32 * 5);
+    store_tables(last, pick, tables + 32 * 2, tables + 32 * 6);
+    store_tables(last, pick_second, tables + 32 * 3, tables + 32 * 7);
+    __m256i twos = _mm256_maddubs_epi16(below, _mm256_set1_epi8(-1));
+    return _mm256_madd_epi16(twos, _mm256_set1_epi16(1));
+}
+
+static EDB_INLINE int32_t add_up(__m256i eight) {
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+}
+
 static void prepare(const int8_t *q, const float *sx, int64_t stride, int64_t groups,
                     uint8_t *tables, edb_group_meta *meta) {
-    const __m256i subset = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    __m256i has[4]; /* all ones where bit k is in the subset */
+    const __m256i subset = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    __m256i pick[4], pick_second[4]; /* k where it is in the subset, else 4 + k */
     for (int k = 0; k < 4; k++) {
-        __m256i bit = _mm256_set1_epi16((int16_t)(1 << k));
-        has[k] = _mm256_cmpeq_epi16(_mm256_and_si256(subset, bit), bit);
+        __m256i bit = _mm256_set1_epi8((char)(1 << k));
+        __m256i has = _mm256_cmpeq_epi8(_mm256_and_si256(subset, bit), bit);
+        pick[k] = _mm256_add_epi8(_mm256_set1_epi8((char)k),
+                                  _mm256_andnot_si256(has, _mm256_set1_epi8(4)));
+        pick_second[k] = _mm256_add_epi8(pick[k], _mm256_set1_epi8(8));
     }
     for (int64_t g = 0; g < groups; g++, q += EDB_GROUP * stride, sx += stride) {
-        int32_t bias = 0;
-        for (int quad = 0; quad < EDB_QUADS; quad++) {
-            /* A negative q is in the minimum, leaving it out adds |q|: its sign flips the mask. */
-            __m256i sum = _mm256_setzero_si256();
-            for (int k = 0; k < 4; k++) {
-                int16_t value = q[4 * quad + k];
-                bias += value < 0 ? value : 0;
-                __m256i flipped =
-                    _mm256_xor_si256(has[k], _mm256_set1_epi16((int16_t)(value >> 15)));
-                __m256i size = _mm256_set1_epi16((int16_t)(value < 0 ? -value : value));
-                sum = _mm256_add_epi16(sum, _mm256_and_si256(flipped, size));
-            }
-            __m256i low = _mm256_and_si256(sum, _mm256_set1_epi16(31));
-            __m256i packed = _mm256_packus_epi16(low, _mm256_srli_epi16(sum, 5));
-            _mm256_storeu_si256((__m256i *)tables, _mm256_permute4x64_epi64(packed, 0xd8));
-            tables += 32;
-        }
-        meta[g] = (edb_group_meta){.sx = *sx, .bias = bias};
+        __m256i first = tabulate(q, pick, pick_second, tables);
+        __m256i last = tabulate(q + 32, pick, pick_second, tables + TABLE_BYTES / 2);
+        meta[g] = (edb_group_meta){.sx = *sx, .bias = add_up(_mm256_add_epi32(first, last))};
+        tables += TABLE_BYTES;
     }
 }
 

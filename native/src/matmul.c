@@ -43,12 +43,13 @@ static int reads_in_place(const edb_matmul_job *job) {
 /* Cuts scratch into the job's arrays, each on a 64-byte boundary; returns the bytes that takes. */
 uint64_t edb_matmul_lay_out(edb_matmul_job *job, char *scratch) {
     uint64_t n = (uint64_t)job->stride, groups = (uint64_t)job->groups, at = 0;
+    uint64_t pitch = (uint64_t)edb_prepared_pitch(job);
     int quantized = !edb_is_dense(job->matrix);
     uint64_t sizes[6] = {
         quantized ? n * groups * EDB_GROUP : 0,
         quantized ? n * groups * sizeof(float) : 0,
-        job->one_by_one ? n * groups * (uint64_t)job->pairs->prepared_bytes : 0,
-        job->one_by_one ? n * groups * sizeof(edb_group_meta) : 0,
+        job->one_by_one ? n * pitch * (uint64_t)job->pairs->prepared_bytes : 0,
+        job->one_by_one ? n * pitch * sizeof(edb_group_meta) : 0,
         quantized || reads_in_place(job) ? 0 : n * groups * EDB_GROUP * sizeof(float),
         job->kernels->offsets != NULL && quantized && !job->one_by_one
             ? n * groups * sizeof(int32_t)
@@ -101,8 +102,8 @@ void edb_matmul_narrow(edb_matmul_job *job, int64_t first, int64_t n) {
     if (edb_is_dense(job->matrix)) {
         job->dense += first * job->matrix->cols;
     } else if (job->one_by_one) {
-        job->prepared += first * job->groups * job->pairs->prepared_bytes;
-        job->meta += first * job->groups;
+        job->prepared += first * edb_prepared_pitch(job) * job->pairs->prepared_bytes;
+        job->meta += first * edb_prepared_pitch(job);
     } else {
         job->q += first * EDB_GROUP;
         job->sx += first;
@@ -192,7 +193,7 @@ static void prepare_quantized(const edb_matmul_job *job, int64_t t, int64_t part
             job->kernels->offsets(q, stride, groups, job->offsets + group * stride + t);
         return;
     }
-    int64_t at = t * job->groups + group;
+    int64_t at = t * edb_prepared_pitch(job) + group;
     job->pairs->prepare(q, sx, stride, groups, job->prepared + at * job->pairs->prepared_bytes,
                         job->meta + at);
 }

@@ -44,8 +44,8 @@ typedef struct {
     int8_t *q;            /* [groups, stride, 64] */
     float *sx;            /* [groups, stride] */
     int32_t *offsets;     /* [groups, stride], not one by one, if the set wants them */
-    uint8_t *prepared;    /* [stride, groups, prepared_bytes], only one by one */
-    edb_group_meta *meta; /* [stride, groups], only one by one */
+    uint8_t *prepared;    /* [stride, pitch, prepared_bytes], only one by one */
+    edb_group_meta *meta; /* [stride, pitch], only one by one */
     float *dense;         /* [stride, cols], what a dense matrix reads in place of q */
 } edb_matmul_job;
 
@@ -98,6 +98,12 @@ static inline void edb_write_rows(const edb_matmul_job *job, int64_t t, int64_t 
             out[r] = job->add ? out[r] + (y[r] + bias[r]) : y[r] + bias[r];
     }
 }
+
+/*
+ * Groups from a row of prepared activations to the next, an odd number: rows of tables that lay a multiple
+ * of 4 KiB apart would share a few sets of the caches, which do not hold sixteen of them.
+ */
+static inline int64_t edb_prepared_pitch(const edb_matmul_job *job) { return job->groups | 1; }
 
 /* The row of prepared activations of token or place t. */
 static inline int64_t edb_prepared_row(const edb_matmul_job *job, int64_t t) {

@@ -72,7 +72,7 @@ static void multiply_rows(const edb_matmul_job *job, const uint8_t *blocks, int 
 static edb_prepared prepared_from(const edb_matmul_job *job, int64_t token) {
     edb_prepared rows = {.n = edb_min(EDB_PREPARED_ROWS, job->n - token)};
     for (int64_t t = 0; t < rows.n; t++) {
-        int64_t at = edb_prepared_row(job, token + t) * job->groups;
+        int64_t at = edb_prepared_row(job, token + t) * edb_prepared_pitch(job);
         rows.bytes[t] = job->prepared + at * job->pairs->prepared_bytes;
         rows.meta[t] = job->meta + at;
     }
