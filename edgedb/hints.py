@@ -14,7 +14,7 @@ T = TypeVar("T")
 def suggestion(word: str, known: Sequence[str], mark: str = "") -> str:
     """`` (did you mean ...?)`` or nothing."""
     longer = [name for name in known if len(word) > 2 and name.startswith(word)]
-    near = longer or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    near = longer or difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {mark}{near[0]}?" if near else ""
 
 

@@ -11,14 +11,14 @@ from ..errors import EdgeDBError
 MAX_NESTING = 100  # objects and lists in each other; the library reads 127
 
 # Where a schema holds others: by itself or in a list, and under names of the writer's own.
-_WITHIN = frozenset(
+WITHIN = frozenset(
     (
         *("items", "prefixItems", "additionalItems", "unevaluatedItems", "contains"),
         *("additionalProperties", "unevaluatedProperties", "propertyNames"),
         *("allOf", "anyOf", "oneOf", "not", "if", "then", "else"),
     )
 )
-_NAMED = frozenset(("properties", "patternProperties", "dependentSchemas", "$defs", "definitions"))
+NAMED = frozenset(("properties", "patternProperties", "dependentSchemas", "$defs", "definitions"))
 
 
 def readable(schema: Any) -> Any:
@@ -35,9 +35,9 @@ def _schema(value: Any, depth: int) -> Any:
     for key, item in value.items():
         if key == "format" and isinstance(item, str) and not _known(item):
             continue
-        if key in _WITHIN:
+        if key in WITHIN:
             copy[key] = _schema(item, depth + 1)
-        elif key in _NAMED and isinstance(item, Mapping):
+        elif key in NAMED and isinstance(item, Mapping):
             _check(depth + 1)
             copy[key] = {name: _schema(named, depth + 2) for name, named in item.items()}
         else:

@@ -12,7 +12,7 @@ from starlette.routing import Route, Router
 from . import ollama, ollama_models
 from .chat import read_chat
 from .completions import read_completion
-from .embeddings import read_embed, read_embeddings
+from .embeddings import read_embed, read_embeddings, read_old_embedding
 from .errors import Refused
 from .guard import PAGE_HEADERS, Guard
 from .listing import health, model_entry, models
@@ -32,6 +32,7 @@ _ANSWERS: tuple[tuple[str, Read, bytes], ...] = (
     ("/v1/embeddings", read_embeddings, b""),
     ("/v1/responses", read_response, b""),
     ("/api/embed", read_embed, b""),
+    ("/api/embeddings", read_old_embedding, b""),
     ("/api/chat", ollama.read_chat, b""),
     ("/api/generate", ollama.read_generate, b""),
 )

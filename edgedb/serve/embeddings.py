@@ -125,6 +125,13 @@ class OllamaVectors(_Vectors):
         }
 
 
+class OldOllamaVector(_Vectors):
+    """As Ollama had it, for one text."""
+
+    def document(self) -> Any:
+        return {"embedding": self._found[0].tolist()}
+
+
 def read_embeddings(served: Served, body: object) -> tuple[Texts, Reply]:
     """``/v1/embeddings``. Raises ``EdgeDBError`` for what cannot be answered."""
     fields = Fields(body)
@@ -153,3 +160,14 @@ def read_embed(served: Served, body: object) -> tuple[Texts, Reply]:
     texts = Texts(ids)
     texts.check(served)
     return texts, OllamaVectors(served, texts)
+
+
+def read_old_embedding(served: Served, body: object) -> tuple[Texts, Reply]:
+    """Ollama's ``/api/embeddings``, which clients still use: one ``prompt``."""
+    fields = Fields(body)
+    served.check_name(fields.take("model"))
+    texts = Texts(read_prompts(served, fields.required("prompt", str), "prompt", special=False))
+    fields.ignore("keep_alive", "options")
+    fields.finish()
+    texts.check(served)
+    return texts, OldOllamaVector(served, texts)

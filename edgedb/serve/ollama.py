@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from ..choose.closed_schema import closed
 from ..display import quoted
 from ..run.completion import Chunk
 from .asked import Asked
@@ -97,7 +98,7 @@ def _form(fields: Fields) -> dict[str, Any]:
     if form == "json":
         return {"json_schema": {"type": "object"}}
     if isinstance(form, Mapping):
-        return {"json_schema": form}
+        return {"json_schema": closed(form)}
     raise bad_value(f"format = {quoted(form)}: expected json or a JSON schema", "format")
 
 

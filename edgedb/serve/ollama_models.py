@@ -9,8 +9,9 @@ from typing import Any
 from .. import __version__
 from ..model.families import program_of
 from .fields import Fields
-from .ollama import now
 from .served import Served
+
+_NEVER = "2318-03-11T00:00:00Z"  # about when Ollama says that a model goes which it is told to keep
 
 
 def version(served: Served) -> Any:
@@ -27,7 +28,7 @@ def tags(served: Served) -> Any:
 
 def running(served: Served) -> Any:
     """``/api/ps``: the same, which is always in memory."""
-    more = {"expires_at": now(), "size_vram": 0, "context_length": served.model.context}
+    more = {"expires_at": _NEVER, "size_vram": 0, "context_length": served.model.context}
     return {"models": [{**_entry(served), **more}]}
 
 

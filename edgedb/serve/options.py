@@ -8,6 +8,7 @@ from dataclasses import fields as fields_of
 from dataclasses import replace
 from typing import Any
 
+from ..choose.closed_schema import closed
 from ..choose.sampling import SamplingParams
 from ..display import quoted
 from ..run.request import Request
@@ -89,12 +90,14 @@ def read_form(fields: Fields, key: str = "response_format") -> dict[str, Any]:
     holder = Fields(inner, f"{key}.json_schema") if inner is not None else form
     holder.ignore("name", "description", "strict")
     schema = holder.required("schema", dict)
-    return {"json_schema": schema}
+    return {"json_schema": closed(schema)}
 
 
 def read_own_forms(fields: Fields) -> dict[str, Any]:
     """The forms that edgedb has beside JSON schemas."""
     given = {name: fields.take(name) for name in ("json_schema", "regex", "grammar")}
+    if isinstance(given["json_schema"], Mapping):
+        given["json_schema"] = closed(given["json_schema"])
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..choose.json_schema import readable
+from ..choose.closed_schema import closed
 from ..display import quoted
 from ..text.spec import TokenizerSpec
 from .errors import bad_value, unsupported
@@ -84,7 +84,7 @@ def _literal(text: str) -> str:
 
 
 def _schema(schema: Mapping[str, Any]) -> str:
-    plain = readable(schema)
+    plain = closed(schema)
     return json.dumps({**plain, "x-guidance": {"whitespace_pattern": r"( |\n[ \t]{0,20})?"}})
 
 

@@ -18,7 +18,6 @@ CITY = {
     "type": "object",
     "properties": {"city": {"enum": ["Rome", "Oslo"]}},
     "required": ["city"],
-    "additionalProperties": False,
 }
 
 
@@ -111,3 +110,15 @@ def test_curl_as_ollamas_pages_have_it(http: Any) -> None:
     assert http.post("/api/generate", content=data, headers=form).status_code == 200
     browser = {**form, "origin": "http://elsewhere.example"}
     assert http.post("/api/generate", content=data, headers=browser).status_code == 415
+
+
+def test_embeddings_as_older_clients_ask_for_them(local: Any, served: Served) -> None:
+    found = local.embeddings(model="tiny", prompt="One, two").embedding
+    assert np.array_equal(np.float32(found), served.model.embed("One, two")[0])
+    with pytest.raises(ollama.ResponseError, match="prompt"):
+        local.embeddings(model="tiny")
+
+
+def test_the_model_in_memory_stays_there(local: Any) -> None:
+    (running,) = local.ps().models
+    assert running.expires_at.year > 2200
