@@ -229,7 +229,7 @@ def measure(case: Case, workers: Sequence[Worker], trial: Trial, number: int) ->
         after = _limits(timed, trial.threads, cpus)
         limits = {name: (before[name] + after[name]) / 2 for name in after}
         before = after
-        counts = request["stops"] or [answer["n"]]
+        counts = [n for n, _ in trial.stops] or [answer["n"]]
         seconds = answer["stops"] if trial.stops else [answer["elapsed"]]
         for label, n, elapsed in zip(trial.labels, counts, seconds, strict=True):
             record: Record = {"model": case.model, "name": worker.contestant.name}
