@@ -16,9 +16,9 @@ static const edb_isa isa_table[] = {
     {"avx2", "x86-64 with AVX2, FMA and F16C: exact look-up by byte shuffles", EDB_CPU_AVX2,
      &edb_kernels_avx2},
 #elif defined(__aarch64__)
-    {"neon-i8mm", "Armv8.6 NEON with matrix products: exact look-up by tbl, smmla for prompts",
+    {"neon-i8mm", "Armv8.6 NEON with matrix products: exact look-up by tbl, smmla from two tokens on",
      EDB_CPU_DOTPROD | EDB_CPU_I8MM, &edb_kernels_neon_i8mm},
-    {"neon-dotprod", "Armv8.2 NEON with dot products: exact look-up by tbl, sdot for prompts",
+    {"neon-dotprod", "Armv8.2 NEON with dot products: exact look-up by tbl, sdot from two tokens on",
      EDB_CPU_DOTPROD, &edb_kernels_neon_dotprod},
     {"neon", "Armv8 NEON: exact look-up by tbl", EDB_CPU_BASELINE, &edb_kernels_neon},
 #endif

@@ -328,11 +328,14 @@ void edb_offsets_avxvnni(const int8_t *q, int64_t stride, int64_t groups, int32_
 edb_expanded_tile edb_expand_tile_avxvnni, edb_expand_half_tile_avxvnni;
 void edb_int8_tile_avxvnni(const int8_t *codes, const float *scales, int64_t groups,
                            const edb_tokens *tokens, float *acc, const int8_t *next);
+edb_pair_rows edb_few_rows_neon;
 void edb_expand_block_neon(const uint8_t *block, int8_t *codes);
 void edb_int8_tile_neon(const int8_t *codes, const float *scales, int64_t groups,
                         const edb_tokens *tokens, float *acc, const int8_t *next);
 void edb_int8_tile_dotprod(const int8_t *codes, const float *scales, int64_t groups,
                            const edb_tokens *tokens, float *acc, const int8_t *next);
+edb_expanded_tile edb_expand_tile_dotprod, edb_expand_half_tile_dotprod;
+edb_expanded_tile edb_expand_tile_i8mm, edb_expand_half_tile_i8mm;
 void edb_int8_tile_i8mm(const int8_t *codes, const float *scales, int64_t groups,
                         const edb_tokens *tokens, float *acc, const int8_t *next);
 

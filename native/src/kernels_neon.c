@@ -1,8 +1,8 @@
 /*
  * NEON kernels for any 64-bit Arm core, on the layout of edgedb.h. Three rows of the list share this
  * file: "neon" (Armv8.0, Raspberry Pi 3 and 4), "neon-dotprod" (Raspberry Pi 5 and most cores since
- * 2018) and "neon-i8mm" (Apple M2, Graviton 3), which differ in their products of int8 codes only
- * (kernels_neon_int8.c, kernels_i8mm.c). Pairs are in lookup_neon.c.
+ * 2018) and "neon-i8mm" (Apple M2, Graviton 3), which differ in their products only
+ * (kernels_neon_int8.c, kernels_dotprod.c, kernels_i8mm.c). Look-ups are in lookup_neon.c, few_neon.c.
  */
 #include "internal.h"
 
@@ -114,7 +114,8 @@ const edb_kernels edb_kernels_neon = {
 const edb_kernels edb_kernels_neon_dotprod = {
     OPS_KERNELS,
     ATTENTION_KERNELS,
-    .expand_block = edb_expand_block_neon,
+    .expand_tile = edb_expand_tile_dotprod,
+    .expand_half_tile = edb_expand_half_tile_dotprod,
     .int8_tile = edb_int8_tile_dotprod,
     .pairs = {&edb_lookup_neon_dotprod, &edb_popcount_neon, &edb_popcount4_neon},
 };
@@ -122,7 +123,8 @@ const edb_kernels edb_kernels_neon_dotprod = {
 const edb_kernels edb_kernels_neon_i8mm = {
     OPS_KERNELS,
     ATTENTION_KERNELS,
-    .expand_block = edb_expand_block_neon,
+    .expand_tile = edb_expand_tile_i8mm,
+    .expand_half_tile = edb_expand_half_tile_i8mm,
     .int8_tile = edb_int8_tile_i8mm,
     .pairs = {&edb_lookup_neon_dotprod, &edb_popcount_neon, &edb_popcount4_neon},
 };

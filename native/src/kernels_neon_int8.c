@@ -1,20 +1,18 @@
 /*
- * Products of int8 codes and activations for NEON, without and with the dot product instruction,
- * and the expansion of a block of pairs to such codes.
+ * Products of int8 codes and activations for NEON without dot products, and the expansion of a block of
+ * pairs to such codes. Sets that have sdot or smmla have both in files of their own.
  *
  * Sixteen bytes of codes are four rows by four columns, and the four activations are repeated.
  *
  *   edb_int8_tile_neon     smull, smlal: two products of at most 127 * 127 in 16 bits, 32,258;
  *                          sadalp adds neighbours into 32 bits. 6 instructions for 32 products
- *   edb_int8_tile_dotprod  sdot: 1 instruction for 16 products
  *   edb_expand_block_neon  6 instructions for 16 codes
  *
  * 64 products stay below 2^21, exact as float.
  *
- *   instruction    Cortex-A76: latency, pipes   Cortex-A72: latency, pipes
- *   smull, smlal   4, V0                        4, F0
- *   sadalp         4, V1                        4, F1
- *   sdot           2, V0 V1                     -
+ *   instruction    Cortex-A72: latency, pipes
+ *   smull, smlal   4, F0
+ *   sadalp         4, F1
  */
 #include "internal.h"
 
@@ -128,116 +126,6 @@ void edb_expand_block_neon(const uint8_t *block, int8_t *codes) {
         }
     }
 }
-
-#if defined(__clang__)
-EDB_TARGET("dotprod")
-#else
-EDB_TARGET("arch=armv8.2-a+dotprod")
-#endif
-
-/* Quad `lane` of the four whose activations are in x0..x3: 16 rows by four tokens. */
-#define DOTS(lane)                                                \
-    do {                                                          \
-        const int8_t *w = codes + 4 * EDB_TILE * (quad + (lane)); \
-        int8x16_t w0 = vld1q_s8(w), w1 = vld1q_s8(w + 16);        \
-        int8x16_t w2 = vld1q_s8(w + 32), w3 = vld1q_s8(w + 48);   \
-        DOT_ROWS(a, x0, lane);                                    \
-        DOT_ROWS(b, x1, lane);                                    \
-        DOT_ROWS(c, x2, lane);                                    \
-        DOT_ROWS(d, x3, lane);                                    \
-    } while (0)
-
-#define DOT_ROWS(sum, x, lane)                                                \
-    do {                                                                      \
-        sum##0 = vdotq_laneq_s32(sum##0, w0, x, lane);                        \
-        sum##1 = vdotq_laneq_s32(sum##1, w1, x, lane);                        \
-        sum##2 = vdotq_laneq_s32(sum##2, w2, x, lane);                        \
-        sum##3 = vdotq_laneq_s32(sum##3, w3, x, lane);                        \
-        __asm__("" : "+w"(sum##0), "+w"(sum##1), "+w"(sum##2), "+w"(sum##3)); \
-    } while (0)
-
-#define FINISH_ROWS(sum, acc, sx, scales)               \
-    do {                                                \
-        finish4((acc), sum##0, sx, scales);             \
-        finish4((acc) + 4, sum##1, sx, (scales) + 4);   \
-        finish4((acc) + 8, sum##2, sx, (scales) + 8);   \
-        finish4((acc) + 12, sum##3, sx, (scales) + 12); \
-    } while (0)
-
-static EDB_INLINE void group_16x4(const int8_t *codes, const float *scales, const int8_t *q,
-                                  const float *sx, float *acc) {
-    int32x4_t a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3;
-    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = vdupq_n_s32(0);
-    c0 = c1 = c2 = c3 = d0 = d1 = d2 = d3 = vdupq_n_s32(0);
-    for (int quad = 0; quad < EDB_QUADS; quad += 4) {
-        int8x16_t x0 = vld1q_s8(q + 4 * quad), x1 = vld1q_s8(q + EDB_GROUP + 4 * quad);
-        int8x16_t x2 = vld1q_s8(q + 2 * EDB_GROUP + 4 * quad);
-        int8x16_t x3 = vld1q_s8(q + 3 * EDB_GROUP + 4 * quad);
-        DOTS(0);
-        DOTS(1);
-        DOTS(2);
-        DOTS(3);
-    }
-    FINISH_ROWS(a, acc, sx[0], scales);
-    FINISH_ROWS(b, acc + EDB_TILE, sx[1], scales);
-    FINISH_ROWS(c, acc + 2 * EDB_TILE, sx[2], scales);
-    FINISH_ROWS(d, acc + 3 * EDB_TILE, sx[3], scales);
-}
-
-/* 64 rows of one token: rows 0-15 in a, 16-31 in b, and so on. */
-static EDB_INLINE void group_64x1(const int8_t *codes, const float *scales, const int8_t *q,
-                                  float sx, float *acc) {
-    int32x4_t a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3;
-    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = vdupq_n_s32(0);
-    c0 = c1 = c2 = c3 = d0 = d1 = d2 = d3 = vdupq_n_s32(0);
-#define DOT_SLICE(sum, slice, lane)                                              \
-    do {                                                                         \
-        const int8_t *w = codes + 4 * EDB_TILE * (quad + (lane)) + 64 * (slice); \
-        int8x16_t w0 = vld1q_s8(w), w1 = vld1q_s8(w + 16);                       \
-        int8x16_t w2 = vld1q_s8(w + 32), w3 = vld1q_s8(w + 48);                  \
-        DOT_ROWS(sum, x, lane);                                                  \
-    } while (0)
-#define DOT_TILE(lane)         \
-    do {                       \
-        DOT_SLICE(a, 0, lane); \
-        DOT_SLICE(b, 1, lane); \
-        DOT_SLICE(c, 2, lane); \
-        DOT_SLICE(d, 3, lane); \
-    } while (0)
-    for (int quad = 0; quad < EDB_QUADS; quad += 4) {
-        int8x16_t x = vld1q_s8(q + 4 * quad);
-        DOT_TILE(0);
-        DOT_TILE(1);
-        DOT_TILE(2);
-        DOT_TILE(3);
-    }
-    FINISH_ROWS(a, acc, sx, scales);
-    FINISH_ROWS(b, acc + 16, sx, scales + 16);
-    FINISH_ROWS(c, acc + 32, sx, scales + 32);
-    FINISH_ROWS(d, acc + 48, sx, scales + 48);
-}
-
-void edb_int8_tile_dotprod(const int8_t *codes, const float *scales, int64_t groups,
-                           const edb_tokens *tokens, float *acc, const int8_t *next) {
-    const int8_t *q = tokens->q;
-    const float *sx = tokens->sx;
-    int64_t stride = tokens->stride, n = tokens->n;
-    for (int64_t g = 0; g < groups; g++) {
-        int64_t t = 0;
-        prefetch_codes(codes, groups - g, next);
-        for (; t + 4 <= n; t += 4)
-            for (int row = 0; row < EDB_TILE; row += 16)
-                group_16x4(codes + 4 * row, scales + row, q + EDB_GROUP * t, sx + t,
-                           acc + EDB_TILE * t + row);
-        for (; t < n; t++) group_64x1(codes, scales, q + EDB_GROUP * t, sx[t], acc + EDB_TILE * t);
-        codes += EDB_CODES_BYTES;
-        scales += EDB_TILE;
-        q += EDB_GROUP * stride;
-        sx += stride;
-    }
-}
-
-EDB_TARGET_END
 
 #else
 typedef int edb_no_neon_int8_here; /* an empty file is no valid C */

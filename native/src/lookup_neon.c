@@ -27,6 +27,8 @@
 #include <arm_neon.h>
 #include <string.h>
 
+#include "finish_neon.h"
+
 enum { TABLE_BYTES = 32 * EDB_QUADS };
 
 /*
@@ -74,42 +76,6 @@ static void prepare(const int8_t *q, const float *sx, int64_t stride, int64_t gr
     }
 }
 
-/* 8-bit sums of 16 rows: the low ones of both halves of the group, and the high ones. */
-typedef struct {
-    uint8x16_t low_a, low_b, high;
-} sums16;
-
-/* S of rows 0..7 and 8..15. */
-static EDB_INLINE int16x8_t join_first(sums16 s, uint16x8_t bias) {
-    uint16x8_t low = vaddw_u8(vaddw_u8(bias, vget_low_u8(s.low_a)), vget_low_u8(s.low_b));
-    return vreinterpretq_s16_u16(vmlal_u8(low, vget_low_u8(s.high), vdup_n_u8(32)));
-}
-static EDB_INLINE int16x8_t join_last(sums16 s, uint16x8_t bias) {
-    uint16x8_t low = vaddw_high_u8(vaddw_high_u8(bias, s.low_a), s.low_b);
-    return vreinterpretq_s16_u16(vmlal_high_u8(low, s.high, vdupq_n_u8(32)));
-}
-
-/* acc += sx * (c1*S1 + c2*S2) for eight rows. */
-static EDB_INLINE void finish8(float *acc, float sx, int16x8_t s1, int16x8_t s2, int16x8_t c1,
-                               int16x8_t c2) {
-    int32x4_t first = vmull_s16(vget_low_s16(c1), vget_low_s16(s1));
-    int32x4_t last = vmull_high_s16(c1, s1);
-    first = vmlal_s16(first, vget_low_s16(c2), vget_low_s16(s2));
-    last = vmlal_high_s16(last, c2, s2);
-    vst1q_f32(acc, vfmaq_n_f32(vld1q_f32(acc), vcvtq_f32_s32(first), sx));
-    vst1q_f32(acc + 4, vfmaq_n_f32(vld1q_f32(acc + 4), vcvtq_f32_s32(last), sx));
-}
-
-static EDB_INLINE void finish16(float *acc, const edb_group_meta *meta, const int8_t *codes,
-                                sums16 s1, sums16 s2) {
-    uint16x8_t bias = vdupq_n_u16((uint16_t)meta->bias);
-    int8x16_t c1 = vld1q_s8(codes), c2 = vld1q_s8(codes + EDB_TILE);
-    finish8(acc, meta->sx, join_first(s1, bias), join_first(s2, bias), vmovl_s8(vget_low_s8(c1)),
-            vmovl_s8(vget_low_s8(c2)));
-    finish8(acc + 8, meta->sx, join_last(s1, bias), join_last(s2, bias), vmovl_high_s8(c1),
-            vmovl_high_s8(c2));
-}
-
 /* One quad of 32 rows: rows 0-15 add to p, rows 16-31 to r. */
 #define LOOK_UP(quad)                                                                     \
     do {                                                                                  \
@@ -145,9 +111,9 @@ static EDB_INLINE void group_32(const uint8_t *block, const uint8_t *table,
     p_low1 = p_low2 = r_low1 = r_low2 = zero;
     for (int quad = EDB_QUADS / 2; quad < EDB_QUADS; quad++) LOOK_UP(quad);
     __builtin_prefetch(ahead + 512, 0, 2);
-    finish16(acc, meta, codes, (sums16){p_low1a, p_low1, p_high1},
+    finish16(acc, meta, widen_scales(codes), (sums16){p_low1a, p_low1, p_high1},
              (sums16){p_low2a, p_low2, p_high2});
-    finish16(acc + 16, meta, codes + 16, (sums16){r_low1a, r_low1, r_high1},
+    finish16(acc + 16, meta, widen_scales(codes + 16), (sums16){r_low1a, r_low1, r_high1},
              (sums16){r_low2a, r_low2, r_high2});
 }
 
@@ -232,6 +198,7 @@ const edb_pair_kernel edb_lookup_neon = {
     .prepare = prepare,
     .tile = tile,
     .half_tile = half_tile,
+    .tile_rows = edb_few_rows_neon,
     .prepared_bytes = TABLE_BYTES,
     .expand_from = INT64_MAX, /* without sdot, products cost as much as look-ups */
 };
@@ -241,8 +208,10 @@ const edb_pair_kernel edb_lookup_neon_dotprod = {
     .prepare = prepare,
     .tile = tile,
     .half_tile = half_tile,
+    .tile_rows = edb_few_rows_neon,
     .prepared_bytes = TABLE_BYTES,
-    .expand_from = 4,
+    .expand_from = 2,
+    .expand_half_from = 3,
 };
 
 #else

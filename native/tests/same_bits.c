@@ -63,23 +63,18 @@ static int64_t random_tokens(uint64_t *seed) {
     return tokens[random_range(seed, 0, 9)];
 }
 
-/* out [+]= W x of a random shape, together and token by token. */
-static void multiply_case(const edb_context *context, uint64_t seed, int half, result *to) {
-    int32_t kind = half ? EDB_PAIRS : (int32_t)random_range(&seed, EDB_PAIRS, EDB_F16);
-    int32_t pairs = (int32_t)random_range(&seed, 1, 3);
-    int64_t rows = random_range(&seed, 1, 150), cols = random_range(&seed, 1, 280);
-    int64_t n = random_tokens(&seed);
-    int32_t add = (int32_t)random_range(&seed, 0, 1);
-    edb_matrix matrix = random_matrix(&seed, kind, pairs, rows, cols);
-    if (half) add_half(&seed, &matrix, pairs == 3);
-    float *x = activations(&seed, n, cols), *base = random_floats(&seed, n * rows);
+/* out [+]= W x, together and token by token; frees the matrix. */
+static void multiply_both(const edb_context *context, uint64_t *seed, edb_matrix *matrix, int64_t n,
+                          int32_t add, result *to) {
+    int64_t rows = matrix->rows, cols = matrix->cols;
+    float *x = activations(seed, n, cols), *base = random_floats(seed, n * rows);
     float *out = allocate((size_t)(n * rows) * sizeof *out);
 
     memcpy(out, base, (size_t)(n * rows) * sizeof *out);
-    multiply(context, &matrix, x, out, n, add);
+    multiply(context, matrix, x, out, n, add);
     keep_floats(to, out, n * rows);
     for (int64_t t = 0; t < n; t++) /* token by token gives the same */
-        multiply(context, &matrix, x + t * cols, base + t * rows, 1, add);
+        multiply(context, matrix, x + t * cols, base + t * rows, 1, add);
     result alone = {allocate(MAX_WORDS * sizeof(uint32_t)), 0};
     keep_floats(&alone, base, n * rows);
     CHECK(memcmp(alone.words, to->words + to->count - alone.count, alone.count * 4) == 0);
@@ -88,7 +83,31 @@ static void multiply_case(const edb_context *context, uint64_t seed, int half, r
     release(out);
     release(base);
     release(x);
-    free_matrix(&matrix);
+    free_matrix(matrix);
+}
+
+/* A random shape. */
+static void multiply_case(const edb_context *context, uint64_t seed, int half, result *to) {
+    int32_t kind = half ? EDB_PAIRS : (int32_t)random_range(&seed, EDB_PAIRS, EDB_F16);
+    int32_t pairs = (int32_t)random_range(&seed, 1, 3);
+    int64_t rows = random_range(&seed, 1, 150), cols = random_range(&seed, 1, 280);
+    int64_t n = random_tokens(&seed);
+    int32_t add = (int32_t)random_range(&seed, 0, 1);
+    edb_matrix matrix = random_matrix(&seed, kind, pairs, rows, cols);
+    if (half) add_half(&seed, &matrix, pairs == 3);
+    multiply_both(context, &seed, &matrix, n, add, to);
+}
+
+/* Every number of tokens from 1 to 20, of a pair, of half a pair, of both, and of int8 codes. */
+static void few_case(const edb_context *context, uint64_t seed, result *to) {
+    int64_t n = (int64_t)(seed % 20) + 1;
+    for (int which = 0; which < 4; which++) {
+        int64_t rows = random_range(&seed, 1, 150), cols = random_range(&seed, 1, 200);
+        int32_t kind = which == 3 ? EDB_INT8 : EDB_PAIRS;
+        edb_matrix matrix = random_matrix(&seed, kind, 1, rows, cols);
+        if (which == 1 || which == 2) add_half(&seed, &matrix, which == 1);
+        multiply_both(context, &seed, &matrix, n, 0, to);
+    }
 }
 
 static void matmul_case(const edb_context *context, uint64_t seed, result *to) {
@@ -306,7 +325,7 @@ static const operation operations[] = {
     {"halves4", halves_case, 1},          {"embed_half", embed_half_case, 0},
     {"gates", gates_case, 0},             {"layernorm", layernorm_case, 0},
     {"functions", functions_case, 0},
-    {"softcap", softcap_case, 0},
+    {"softcap", softcap_case, 0},         {"few", few_case, 0},
 };
 
 /* Runs the case on one instruction set and kernel, alone and in a pool. */
@@ -346,7 +365,8 @@ int main(void) {
                 for (int32_t k = 0; (kernel = edb_kernel_name(edb_isa_name(isa), k)) != NULL; k++) {
                     if (!edb_isa_supported(isa)) continue;
                     if (op->coarse != (strcmp(kernel, "popcount4") == 0)) continue;
-                    if (op->run != matmul_case && op->run != halves_case && k > 0) continue;
+                    if (k > 0 && op->run != matmul_case && op->run != halves_case && op->run != few_case)
+                        continue;
                     if (!agrees(op, seed, isa, kernel, pool, &expected, &actual)) return 1;
                 }
             }
