@@ -33,6 +33,9 @@ from .grids import LEVELS, in_grid, make_matrix
 from .jobs import BLOCKS, FEEDBACK, NEAREST, PAPER, PLANS, Job, Size, trials
 from .teachers import Trained, pretrain, save_teacher
 
+# Steps from which torch.compile pays: it takes as long as some dozens of them.
+COMPILED_FROM = 150
+
 
 class Laboratory:
     """Does jobs on a device. ``corpus`` is a folder of ``corpus.write_corpus``; weights that other
@@ -46,6 +49,7 @@ class Laboratory:
     def do(self, job: Job) -> dict[str, Any]:
         """The record of a job."""
         begun = time.monotonic()
+        torch.compiler.reset()  # graphs of other jobs would count as recompilations of one function
         torch.manual_seed(job.seed)
         found = getattr(self, f"_do_{job.kind}")(job)
         record = {"key": job.key, "kind": job.kind, **asdict(job), **found}
@@ -63,7 +67,8 @@ class Laboratory:
             steps=steps, batch=size.batch, micro_batch=size.batch, length=size.length, seed=seed,
             lr_scale=3e-4, lr_embedding=3e-4, warmup=max(1, min(40, steps // 10)),
             final_share=0.02, real_share=1.0, validate_every=10**9, save_every=10**9,
-            log_every=max(1, steps // 20), **others,
+            log_every=max(1, steps // 20),
+            compile=self.device.type == "cuda" and steps >= COMPILED_FROM, **others,
         )  # fmt: skip
 
     def _text(self, seed: int) -> TextMix:
