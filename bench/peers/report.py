@@ -60,14 +60,17 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _targets(found: Sequence[Target]) -> list[str]:
-    verdicts = {True: "met", False: "**missed**", None: "not measured"}
+    asked = [target for target in found if target.met is not None]
     rows = []
-    for target in found:
+    for target in asked:
         sign = "<=" if target.at_most else ">="
         bound = f"{sign} {_quantity(target.bound, target.unit)}"
         measured, ceiling = _cell(target.found, target.unit), _median(target.ceiling, "x")
-        rows.append((target.what, bound, measured, verdicts[target.met], ceiling))
-    return _table(("", "target", "measured", "", "if ours read at the limit"), rows)
+        verdict = "met" if target.met else "**missed**"
+        rows.append((target.what, bound, measured, verdict, ceiling))
+    table = _table(("", "target", "measured", "", "if ours read at the limit"), rows)
+    left = len(found) - len(asked)
+    return [*table, "", f"Targets of what this run did not measure: {left}."] if left else table
 
 
 def _speeds(found: Results) -> list[str]:
