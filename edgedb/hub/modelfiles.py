@@ -20,7 +20,7 @@ _NAMED = 8  # models that an error names, of any number
 # at two bits throughout that was it before. A file that takes its place says nothing until it has a
 # line of its own.
 _REMARKS = {
-    "4b011c701faaa9f87e946ebb62a6148a1d5b64d71fbdb88002268986252e37ea": (
+    "b6ae48e4de397520b8c4473156a7fcb1eded2ba7bc65f224fc6b3e5e658f4022": (
         "a very small model at three bits and a half a weight: often wrong"
     ),
     "aa0c9337bd1dd713200fe9af85eec9af9e8e85e8b459b650f4c47cb117787f82": (
