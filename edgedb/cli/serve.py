@@ -104,7 +104,7 @@ def serve(
             f"edgedb serve needs {error.name}: pip install starlette uvicorn llguidance"
         ) from None
     from ..serve.guard import is_loopback
-    from ..serve.memory import room_for
+    from ..serve.memory import room_for, share_one_heap
 
     keys = [*keys, *_keys_of(api_key_file)]
     if not all(keys):
@@ -128,6 +128,7 @@ def serve(
             template=chat_template_kwargs,
         )
 
+    share_one_heap()
     sock = listen(host, port)
     address, at = sock.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address

@@ -1,6 +1,9 @@
-"""How many positions to keep in memory, where nobody says."""
+"""How many positions to keep in memory, where nobody says, and where small things lie."""
 
 from __future__ import annotations
+
+import ctypes
+import sys
 
 from ..errors import EdgeDBError
 from ..measure.memory import memory_bytes
@@ -8,6 +11,7 @@ from ..ops.pages import PAGE
 from ..run.loaded import CacheRoom
 
 SHARE = 8  # an eighth of the memory: weights are read through the page cache, which needs more
+_M_ARENA_MAX = -8  # of glibc's malloc.h
 _UNKNOWN_CONTEXTS = 4  # where the system does not say what there is
 
 
@@ -23,3 +27,16 @@ def room_for(parallel: int) -> CacheRoom:
         return max(whole, min(parallel * whole, int(contexts * whole)))
 
     return CacheRoom(room)
+
+
+def share_one_heap() -> None:
+    """Have all threads allocate from one heap, where the C library is glibc; before any starts.
+
+    It would give threads heaps of their own, up to eight a core, and what answers leave in each
+    adds up: under mixed load a server of 79 MiB went on growing, by 29 MiB in half an hour.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
