@@ -49,6 +49,8 @@ def test_every_sampling_field_is_there_with_its_default() -> None:
 def test_every_option_is_there() -> None:
     renamed = {"grammar": "json_schema"}
     for field in fields(Request):
+        if field.name == "sink":  # the server's own way to take chunks
+            continue
         assert f"`{renamed.get(field.name, field.name)}`" in TEXT, field.name
 
 

@@ -56,7 +56,7 @@ def test_a_library_for_a_newer_system_is_refused(tmp_path: Path) -> None:
 
 def _wheel(folder: Path, tag: str, library: str, image: bytes) -> Path:
     wheel = folder / f"edgedb_llm-0.1.0-py3-none-{tag}.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(f"edgedb/{library}", image)
         archive.writestr("edgedb/_declarations.py", "")
     return wheel

@@ -84,8 +84,9 @@ class WordWrapper:
         if start + wide > width and self._column and not self._passing:
             out, start = "\n", 0
         out += self._word
-        # Full lines of an overlong word are broken by the terminal.
-        self._column = (start + wide - 1) % width + 1 if start + wide else 0
+        # The terminal breaks an overlong word, and what follows begins a line.
+        overlong = self._passing or wide > width
+        self._column = width if overlong else start + wide
         self._word = self._spaces = ""
         return out
 
