@@ -51,8 +51,9 @@ def run(work: list[Any]) -> None:
 def held(model: edgedb.Model, monkeypatch: pytest.MonkeyPatch, work: list[Any]) -> Held:
     """Run ``work``, whose streams are all there before the second pass."""
     passes = Held(monkeypatch)
-    threads = start(*work)
+    threads = start(work[0])
     assert passes.begun.acquire(timeout=30)
+    threads += start(*work[1:])
     until(lambda: len(model.loop._waiting) == len(work) - 1)
     passes.go.set()
     for thread in threads:

@@ -63,8 +63,9 @@ def test_who_comes_while_one_computes_goes_into_the_next_pass_together(
     work = [
         lambda i=i: got.update({i: model.generate(PROMPTS[i], **OPTIONS).text}) for i in range(4)
     ]
-    threads = start(*work)
+    threads = start(work[0])
     assert held.begun.acquire(timeout=30)
+    threads += start(*work[1:])
     until(lambda: len(model.loop._waiting) == 3)
     held.go.set()
     for thread in threads:
@@ -102,7 +103,7 @@ def test_the_others_go_on_when_the_leader_is_interrupted(
 
     def interrupted(network: Network, readings: list[Reading], state: Any) -> Any:
         if not all_there.is_set():
-            until(lambda: len(model.loop._waiting) == 3)
+            until(lambda: len(model.loop._waiting) + len(model.loop._computing) == 4)
             all_there.set()
         if moment == "after":
             found = read(network, readings, state)
