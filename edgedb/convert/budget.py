@@ -16,7 +16,7 @@ from .allocation import Option, allocate
 from .sensitivity import ERROR
 
 # Planes that a matrix may get; a table may be int8 too.
-CANDIDATES: tuple[Kind, ...] = (2, 3, 4, 5, 6)
+CANDIDATES: tuple[Kind, ...] = (2, 3, 4, 6)
 TABLES = ("embedding", "head")
 # What a file's record of its own making may take beside what ``file_bytes`` counts.
 _RECORD_BYTES = 1 << 16

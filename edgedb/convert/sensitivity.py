@@ -26,7 +26,7 @@ Float32 = NDArray[np.float32]
 Ids = NDArray[np.int32]
 
 # Squared error over that of two planes, of Gaussian groups and within 5% of every matrix tried.
-ERROR: dict[Kind, float] = {2: 1.0, 3: 0.228, 4: 0.055, 5: 0.0175, 6: 0.0042, "int8": 0.001}
+ERROR: dict[Kind, float] = {2: 1.0, 3: 0.228, 4: 0.055, 6: 0.0042, "int8": 0.001}
 # Of two planes over the weights' energy, where inputs are looked up and have no correlations.
 _ALONE = 0.12
 _TRIAL_ROWS = 64

@@ -12,7 +12,6 @@ from safetensors.numpy import load_file, save_file
 from tiny import family_source, ids_of
 
 from edgedb import ops
-from edgedb.convert.budget import CANDIDATES
 from edgedb.convert.calibrate import SHARED_TOKENS, LayerInputs, Needs, hessians
 from edgedb.convert.export import export
 from edgedb.convert.forward import Meeting
@@ -144,7 +143,7 @@ def test_a_budget_gives_bits_to_stacks(tmp_path: Path, shared: Path) -> None:
     out = tmp_path / "m.dbb"
     record = export(source, out, Options(bits=10.0, sequences=4, length=32))
     file = read_dbb(out)
-    assert all(file.linears[name].kind in CANDIDATES for name in program_of(file.config).stacks())
+    assert all(file.linears[name].kind in (2, 3, 4, 6) for name in program_of(file.config).stacks())
     assert file.linears["layers.1.router"].kind == "float16"
     assert "router" not in record["plan"]
     whole = sum(weight.nbytes for weight in file.linears.values())

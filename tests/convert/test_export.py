@@ -25,7 +25,6 @@ from rich.console import Console
 
 from edgedb.cli.commands import main
 from edgedb.convert import calibrate, sample, store
-from edgedb.convert.budget import CANDIDATES
 from edgedb.convert.compaction import compacted
 from edgedb.convert.export import export
 from edgedb.convert.plan import read_plan_file
@@ -449,7 +448,7 @@ def test_budgets_on_the_command_line(tmp_path: Path, source: Source) -> None:
     shown = CliRunner().invoke(main, ["info", out]).stdout
     assert "map of the layers\n  planes       0\n  attn_qkv     " in shown
     described = json.loads(CliRunner().invoke(main, ["info", "--json", out]).stdout)
-    assert described["plan"]["layers.0.attn_qkv"] in CANDIDATES
+    assert described["plan"]["layers.0.attn_qkv"] in (2, 3, 4, 6)
     done = convert(str(tmp_path / "n.dbb"), "--plan", plan, "--no-calibration")
     assert done.exit_code == 0
     kinds = [t.kind for t in read_dbb(tmp_path / "n.dbb").linears.values()]

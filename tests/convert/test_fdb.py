@@ -125,7 +125,7 @@ def test_importance_moves_the_error_to_other_columns() -> None:
     assert weighted.error > plain.error
 
 
-@pytest.mark.parametrize("planes", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("planes", [2, 3, 4, 6])
 def test_feedback_lowers_the_output_error(planes: int) -> None:
     weight, x = gaussian(96, 192), inputs(192)
     h = x.T @ x

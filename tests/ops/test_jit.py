@@ -34,7 +34,7 @@ def multiply(ops, tensor, x, out=None):
     return result.array
 
 
-@pytest.mark.parametrize("kind", [2, 3, 4, 5, 6, "int8"])
+@pytest.mark.parametrize("kind", [2, 3, 4, 6, "int8"])
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
 def test_packed_products_equal_the_reference(ops, kind, rows, cols):
     # The reference rounds a fused multiply-add twice, which changes one result in 2^29.
