@@ -132,8 +132,10 @@ class Page:
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
 
     def complaints(self) -> list[str]:
-        """What the console and the policy have said since the last time."""
-        said = [entry["message"] for entry in self.driver.get_log("browser")]
+        """What the console and the policy have said since the last time; not that somebody was
+        quicker than the browser to put the cursor somewhere."""
+        messages = [entry["message"] for entry in self.driver.get_log("browser")]
+        said = [one for one in messages if "Autofocus processing was blocked" not in one]
         return said + [f"refused: {one}" for one in self.js("return window.refused ?? []")]
 
     def asked(self) -> list[str]:

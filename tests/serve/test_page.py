@@ -13,6 +13,7 @@ import pytest
 from browsers import Page, chromium
 
 Keys = pytest.importorskip("selenium.webdriver.common.keys", reason="needs selenium").Keys
+pytestmark = pytest.mark.usefixtures("slowly")  # a browser has to come between
 
 # Texts that would be more than text if anything made markup of them.
 HOSTILE = (
