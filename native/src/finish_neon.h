@@ -1,4 +1,4 @@
-/* The end of a group of look-ups, shared by lookup_neon.c and few_neon.c. */
+/* The end of a group, shared by lookup_neon.c, few_neon.c and, of what it needs, popcount_neon.c. */
 
 /* 8-bit sums of 16 rows: the low ones of both halves of the group, and the high ones. */
 typedef struct {

@@ -16,6 +16,8 @@
 #include <arm_neon.h>
 #include <string.h>
 
+#include "finish_neon.h"
+
 enum { BYTES = EDB_GROUP / 8 }; /* of eight columns, in a group */
 
 static EDB_INLINE uint8x16_t count(const uint8x16_t *bits, const uint8_t *plane) {
@@ -41,18 +43,6 @@ static EDB_INLINE void weigh_planes(const uint8x16_t *bits, const uint8_t *plane
     sum[1] = vreinterpretq_s16_u16(high);
 }
 
-/* acc += sx * (c1*S1 + c2*S2) for eight rows. */
-static EDB_INLINE void finish8(float *acc, float sx, int16x8_t s1, int16x8_t s2, int8x8_t c1_bytes,
-                               int8x8_t c2_bytes) {
-    int16x8_t c1 = vmovl_s8(c1_bytes), c2 = vmovl_s8(c2_bytes);
-    int32x4_t first = vmull_s16(vget_low_s16(c1), vget_low_s16(s1));
-    int32x4_t last = vmull_high_s16(c1, s1);
-    first = vmlal_s16(first, vget_low_s16(c2), vget_low_s16(s2));
-    last = vmlal_high_s16(last, c2, s2);
-    vst1q_f32(acc, vfmaq_n_f32(vld1q_f32(acc), vcvtq_f32_s32(first), sx));
-    vst1q_f32(acc + 4, vfmaq_n_f32(vld1q_f32(acc + 4), vcvtq_f32_s32(last), sx));
-}
-
 static EDB_INLINE void count_planes(const uint8_t *block, int64_t groups, const uint8_t *planes,
                                     const edb_group_meta *meta, float *acc, int first_plane) {
     memset(acc, 0, EDB_TILE * sizeof *acc);
@@ -71,8 +61,8 @@ static EDB_INLINE void count_planes(const uint8_t *block, int64_t groups, const 
             weigh_planes(b2, planes, first_plane, s2);
             for (int half = 0; half < 2; half++) {
                 const int8_t *c1 = codes + row + 8 * half;
-                finish8(acc + row + 8 * half, meta[g].sx, s1[half], s2[half], vld1_s8(c1),
-                        vld1_s8(c1 + EDB_TILE));
+                finish8(acc + row + 8 * half, meta[g].sx, s1[half], s2[half],
+                        vmovl_s8(vld1_s8(c1)), vmovl_s8(vld1_s8(c1 + EDB_TILE)));
             }
         }
     }
