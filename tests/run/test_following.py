@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -72,12 +73,19 @@ def test_tokens_chosen_by_another_thread_are_those_of_each_alone(
         lambda i=i: got.update({i: model.generate(PROMPTS[i], **OPTIONS)})
         for i in range(len(PROMPTS))
     ]
+    read = Network.read
+
+    def takes_its_time(network: Network, readings: list[Any], state: Any) -> Any:
+        time.sleep(0.02)  # as a large model does: on a busy machine, too, owners are back by then
+        return read(network, readings, state)
+
+    monkeypatch.setattr(Network, "read", takes_its_time)
     passes = held(model, monkeypatch, work)
     assert [(got[i].tokens, got[i].text) for i in got] == [
         (alone[i].tokens, alone[i].text) for i in got
     ]
     assert any(len(threads) > 1 for threads in chosen.threads.values())
-    assert any(len(seen) == len(PROMPTS) for seen in passes.seen)
+    assert sum(len(seen) == len(PROMPTS) for seen in passes.seen) >= 6  # nobody is late
 
 
 def test_a_reader_that_pauses_is_one_token_ahead_at_most_and_holds_nobody_up(
