@@ -25,7 +25,7 @@ class KnownModel:
 
 KNOWN = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": KnownModel(
-        "smollm2-135m", {2.3: 0.84, 2.9: 0.45, 3.4: 0.245, 4.5: 0.08}
+        "smollm2-135m", {2.3: 0.84, 2.9: 0.45, 3.4: 0.245, 4.5: 0.07}
     ),
     "HuggingFaceTB/SmolLM2-360M-Instruct": KnownModel("smollm2-360m"),
     "Qwen/Qwen3-0.6B": KnownModel("qwen3-0.6b"),
