@@ -15,29 +15,38 @@ KV_DTYPES = ("float16", "float32", "int8")
 
 
 class Filled(NamedTuple):
-    """The filled part of one array of a cache: a piece of each page, as views."""
+    """The filled part of a layer's keys or values."""
 
     name: str
-    pieces: list[np.ndarray]  # [n_kv_heads, up to PAGE, row]
-    head_dim: int
+    layer: int
+    which: int  # 0: keys, 1: values
+    cache: KVCache
+
+    @property
+    def head_dim(self) -> int:
+        return self.cache.layout.parts[self.layer].head_dim
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """``(n_kv_heads, length, row)``."""
-        heads, _, row = self.pieces[0].shape
-        return heads, sum(piece.shape[1] for piece in self.pieces), row
+        part = self.cache.layout.parts[self.layer]
+        return part.n_kv_heads, self.cache.length, part.row
 
     @property
     def rows(self) -> np.ndarray:
-        """``[n_kv_heads, length, row]``, end to end."""
-        return np.concatenate(self.pieces, axis=1)
+        """``[n_kv_heads, length, row]``, end to end: a copy."""
+        layout = self.cache.layout
+        found = [np.empty((self.shape[0], 0, self.shape[2]), layout.dtype)]
+        for start, page in self.cache.filled_pages():
+            n = min(PAGE, self.cache.length - start)
+            found.append(layout.rows(page, self.layer, n)[self.which])
+        return np.concatenate(found, axis=1)
 
     def put(self, rows: np.ndarray) -> None:
         """The other way."""
-        start = 0
-        for piece in self.pieces:
-            piece[...] = rows[:, start : start + piece.shape[1]]
-            start += piece.shape[1]
+        for start, page in self.cache.filled_pages():
+            piece = rows[:, start : start + PAGE]
+            self.cache.layout.put(page, self.layer, self.which, piece)
 
 
 class KVCache:
@@ -45,8 +54,8 @@ class KVCache:
 
     Memory comes in pages of 256 positions and is committed as the context grows into them. Bytes
     when full: ``2 * n_layers * n_kv_heads * capacity * row``. A row is ``2 * head_dim`` in float16,
-    ``4 * head_dim`` in float32, and ``head_dim + 4 * ceil(head_dim / 64)`` in int8, with a scale
-    for each group of 64.
+    ``4 * head_dim`` in float32, and ``68 * ceil(head_dim / 64)`` in int8, whole groups of 64 codes
+    with a scale for each.
     """
 
     def __init__(
@@ -77,12 +86,8 @@ class KVCache:
                     continue
             page = Page(self._ops.buffer((self.layout.page_bytes,), np.uint8), self._owner)
             if kept:
-                self._copy_rows(pages[index], page, kept)
+                self.layout.copy(pages[index], page, kept)
             self.table.put(index, page)
-
-    def _copy_rows(self, source: Page, to: Page, n: int) -> None:
-        for layer in range(len(self.layout.parts)):
-            self.layout.view(to, layer)[:, :, :n] = self.layout.view(source, layer)[:, :, :n]
 
     def truncate(self, length: int) -> None:
         """Forget every position from ``length`` on."""
@@ -106,14 +111,12 @@ class KVCache:
         """Take over the filled positions of ``other``, a cache of the same model and type."""
         self.adopt(other.share(other.length), other.length)
 
+    def filled_pages(self) -> Iterator[tuple[int, Page]]:
+        """The first position of each page that is filled, and the page."""
+        return zip(range(0, self.length, PAGE), self.table.pages, strict=False)
+
     def filled(self) -> Iterator[Filled]:
         """Every array in order."""
-        pages = self.table.pages[: max(1, -(-self.length // PAGE))]
-        for layer, part in enumerate(self.layout.parts):
-            views = [self.layout.view(page, layer) for page in pages]
+        for layer in range(len(self.layout.parts)):
             for which, kind in enumerate(("keys", "values")):
-                pieces = [
-                    view[which, :, : max(0, self.length - index * PAGE)]
-                    for index, view in enumerate(views)
-                ] or [np.empty((part.n_kv_heads, 0, part.row), self.layout.dtype)]
-                yield Filled(f"layers.{layer}.{kind}", pieces, part.head_dim)
+                yield Filled(f"layers.{layer}.{kind}", layer, which, self)

@@ -9,23 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from .buffer import Buffer
-from .narrow_cache import row_bytes
+from .narrow_cache import NarrowBlocks, block_bytes, row_bytes
 
 PAGE = 256  # positions; also the keys whose softmax is taken apart, so part of the numerics
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one layer has of a page: keys and then values, ``[2, n_kv_heads, PAGE, row]``."""
+    """What one layer has of a page: keys and then values, ``[2, n_kv_heads, head_bytes]``."""
 
     n_kv_heads: int
     row: int  # elements
     head_dim: int
+    head_bytes: int
     offset: int  # bytes, from the page's first
 
 
@@ -38,16 +38,46 @@ class PageLayout:
         self.parts: list[Part] = []
         self.page_bytes = 0
         for heads, head_dim in layers:
-            row = row_bytes(head_dim) if dtype == "int8" else head_dim
-            self.parts.append(Part(heads, row, head_dim, self.page_bytes))
-            self.page_bytes += 2 * heads * PAGE * row * self.dtype.itemsize
+            row, size = head_dim, PAGE * head_dim * self.dtype.itemsize
+            if dtype == "int8":
+                row, size = row_bytes(head_dim), block_bytes(head_dim, PAGE)
+            self.parts.append(Part(heads, row, head_dim, size, self.page_bytes))
+            self.page_bytes += 2 * heads * size
 
-    def view(self, page: Page, layer: int) -> np.ndarray:
-        """Keys and values of a layer, ``[2, n_kv_heads, PAGE, row]``."""
+    def _data(self, page: Page, layer: int) -> np.ndarray:
+        """Keys and values of a layer, ``[2, n_kv_heads, head_bytes]``."""
         part = self.parts[layer]
-        size = 2 * part.n_kv_heads * PAGE * part.row * self.dtype.itemsize
-        whole = page.buffer.array[part.offset : part.offset + size].view(self.dtype)
-        return whole.reshape(2, part.n_kv_heads, PAGE, part.row)
+        size = 2 * part.n_kv_heads * part.head_bytes
+        whole = page.buffer.array[part.offset : part.offset + size]
+        return whole.reshape(2, part.n_kv_heads, part.head_bytes)
+
+    def _floats(self, page: Page, layer: int) -> np.ndarray:
+        return self._data(page, layer).view(self.dtype).reshape(2, -1, PAGE, self.parts[layer].row)
+
+    def _blocks(self, page: Page, layer: int) -> NarrowBlocks:
+        return NarrowBlocks(self._data(page, layer), self.parts[layer].head_dim)
+
+    def rows(self, page: Page, layer: int, n: int = PAGE) -> np.ndarray:
+        """Keys and values of the first ``n`` positions, ``[2, n_kv_heads, n, row]``; a view of
+        floats, a copy of int8."""
+        if self.dtype == np.int8:
+            return self._blocks(page, layer).rows(n)
+        return self._floats(page, layer)[:, :, :n]
+
+    def put(self, page: Page, layer: int, which: int, rows: np.ndarray, at: int = 0) -> None:
+        """``rows [n_kv_heads, n, row]`` become keys (0) or values (1) from position ``at`` on."""
+        if self.dtype == np.int8:
+            self._blocks(page, layer).put(which, rows, at)
+        else:
+            self._floats(page, layer)[which, :, at : at + rows.shape[1]] = rows
+
+    def copy(self, source: Page, to: Page, n: int) -> None:
+        """The first ``n`` positions of all layers."""
+        for layer in range(len(self.parts)):
+            if self.dtype == np.int8:
+                self._blocks(to, layer).copy_from(self._blocks(source, layer), n)
+            else:
+                self._floats(to, layer)[:, :, :n] = self._floats(source, layer)[:, :, :n]
 
 
 class Page:
@@ -82,33 +112,23 @@ class CacheLayer:
     """Keys and values of one layer of a sequence, for backends that work on whole arrays."""
 
     def __init__(self, table: PageTable, layer: int) -> None:
-        part = table.layout.parts[layer]
-        self.dtype, self.head_dim = table.layout.dtype, part.head_dim
-        self._views = [table.layout.view(page, layer) for page in table.pages]
+        self._layout, self._layer, self._pages = table.layout, layer, table.pages
+        self.dtype, self.head_dim = table.layout.dtype, table.layout.parts[layer].head_dim
 
     def store(self, k: np.ndarray, v: np.ndarray, position: int) -> None:
         """Rows ``[n_kv_heads, n, row]`` at ``position`` and on."""
-        for which, rows in enumerate((k, v)):
-            for start, n, view in _pieces(self._views, position, rows.shape[1]):
-                at = (position + start) % PAGE
-                view[which, :, at : at + n] = rows[:, start : start + n]
+        start, n = 0, k.shape[1]
+        while start < n:
+            page, at = divmod(position + start, PAGE)
+            stop = min(n, start + PAGE - at)
+            for which, rows in enumerate((k, v)):
+                piece = rows[:, start:stop]
+                self._layout.put(self._pages[page], self._layer, which, piece, at)
+            start = stop
 
     def rows(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Keys and values, ``[n_kv_heads, length or more, row]`` and contiguous."""
-        views = self._views[: -(-length // PAGE)]
-        k, v = (
-            views[0][which] if len(views) == 1 else np.concatenate([x[which] for x in views], 1)
-            for which in range(2)
-        )
+        pages = self._pages[: -(-length // PAGE)]
+        found = [self._layout.rows(page, self._layer) for page in pages]
+        k, v = found[0] if len(found) == 1 else np.concatenate(found, axis=2)
         return k, v
-
-
-def _pieces(views: Sequence[Any], position: int, n: int) -> list[tuple[int, int, Any]]:
-    """``n`` rows from ``position`` on, cut where a page ends: first row, rows, and the page's."""
-    found, start = [], 0
-    while start < n:
-        page, at = divmod(position + start, PAGE)
-        count = min(n - start, PAGE - at)
-        found.append((start, count, views[page]))
-        start += count
-    return found

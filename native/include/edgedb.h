@@ -220,10 +220,15 @@ enum { EDB_PAGE = 256 };
 
 /*
  * Heads of one layer. A sequence's cache is a table of pages on 4-byte boundaries, of EDB_PAGE
- * positions each: keys and then values, [2, n_kv_heads, EDB_PAGE] rows of head_dim float32 or binary16;
- * or in int8, of head_dim codes and then a float32 scale for each group of 64 columns, not aligned, as
- * edb_quantize makes them. Sequences may share
- * pages as long as nobody writes into them. Pages below pos + n are there, later ones are not looked at.
+ * positions each: keys and then values, [2, n_kv_heads, EDB_PAGE] rows of head_dim float32 or binary16.
+ * In int8 rows are what edb_quantize makes of them, and a head's keys in a page lie as an EDB_INT8
+ * matrix does whose rows they are, its values as those do of which a key is a column:
+ *
+ *   keys    int8 [EDB_PAGE / 64, groups, 4096], then float32 scales [EDB_PAGE / 64, groups, 64]
+ *   values  int8 [groups, EDB_PAGE / 64, 4096], then float32 scales [groups, EDB_PAGE]
+ *
+ * where groups = ceil(head_dim / 64), of columns, zeros behind head_dim. Sequences may share pages as
+ * long as nobody writes into them. Pages below pos + n are there, later ones are not looked at.
  */
 typedef struct {
     int32_t n_heads; /* a multiple of n_kv_heads */

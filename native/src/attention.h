@@ -23,8 +23,10 @@ typedef struct {
     float cap;      /* of the scaled scores; 0: none */
     int64_t window; /* keys that a query sees, its own included */
     const float *sinks; /* [n_heads]; NULL: none */
-    char *scratch;  /* see edb_attention_stages */
+    char *scratch;  /* see edb_lay_out_attention */
     int64_t first_block, blocks; /* of keys that some query sees */
+    int few;     /* rows */
+    char *codes; /* NULL, or where edb_store_stages puts quantized queries: see edb_few_queries */
 } edb_attention_job;
 
 edb_status edb_check_shape(const edb_attention_shape *shape);
@@ -41,12 +43,16 @@ int64_t edb_page_bytes(const edb_attention_shape *shape);
 uint64_t edb_attention_scratch(const edb_context *context, const edb_attention_shape *shape,
                                int64_t n, int64_t positions);
 
+/* The job, filled but for scratch, blocks and codes, finds its place in scratch for attention. */
+void edb_lay_out_attention(edb_attention_job *job, void *scratch);
+
 /*
- * Queries are normed and turned, keys too, and keys and values stored; then attention. One stage, and
- * up to two; they return how many. The job is filled but for scratch and blocks.
+ * Queries are normed, turned and quantized where there is a place for it, keys normed and turned, and
+ * keys and values stored; then attention. One stage, and up to two; they return how many.
  */
+void edb_begin_head(const edb_attention_job *job, int64_t kv_head); /* before it, where rows are few */
 int32_t edb_store_stages(const edb_context *context, edb_attention_job *job, edb_stage *stages);
-int32_t edb_attention_stages(edb_attention_job *job, void *scratch, edb_stage *stages);
+int32_t edb_attention_stages(edb_attention_job *job, edb_stage *stages);
 
 /* ---- what the parts share ---- */
 
@@ -62,27 +68,25 @@ static inline int64_t edb_cache_row_bytes(int64_t head_dim, int32_t kind) {
 
 enum { EDB_KEYS = 0, EDB_VALUES = 1 };
 
-/*
- * The only place that knows where a key or value lies: address of one head's row at one position. The
- * rows of a head follow each other up to the end of the page, which is the end of a block of keys.
- */
-static inline char *edb_cache_row(const edb_attention_job *job, int kind, int64_t head, int64_t position) {
+/* The only places that know where a key or value lies: a head's in a page, which is a block of keys; */
+static inline char *edb_cache_block(const edb_attention_job *job, int kind, int64_t head, int64_t block) {
     const edb_attention_shape *shape = &job->shape;
-    int64_t row = (kind * shape->n_kv_heads + head) * EDB_PAGE + position % EDB_PAGE;
-    return (char *)job->pages[position / EDB_PAGE] + job->offset +
+    int64_t row = (kind * shape->n_kv_heads + head) * EDB_PAGE;
+    return (char *)job->pages[block] + job->offset +
            row * edb_cache_row_bytes(shape->head_dim, shape->cache_kind);
 }
 
-/* The keys and values of one head from one position on, to the end of their page. */
-typedef struct {
-    edb_coming k, v;
-} edb_next_rows;
+/* and its row of floats at one position (attention_int8.c: of codes). */
+static inline char *edb_cache_row(const edb_attention_job *job, int kind, int64_t head, int64_t position) {
+    return edb_cache_block(job, kind, head, position / EDB_PAGE) +
+           position % EDB_PAGE * edb_cache_row_bytes(job->shape.head_dim, job->shape.cache_kind);
+}
 
-static inline edb_next_rows edb_rows_from(const edb_attention_job *job, int64_t head, int64_t position) {
-    int64_t bytes = edb_cache_row_bytes(job->shape.head_dim, job->shape.cache_kind);
-    bytes *= EDB_PAGE - position % EDB_PAGE;
-    return (edb_next_rows){{edb_cache_row(job, EDB_KEYS, head, position), bytes},
-                           {edb_cache_row(job, EDB_VALUES, head, position), bytes}};
+/* Keys and values of one head in a block. */
+static inline edb_next_rows edb_rows_of(const edb_attention_job *job, int64_t head, int64_t block) {
+    int64_t bytes = EDB_PAGE * edb_cache_row_bytes(job->shape.head_dim, job->shape.cache_kind);
+    return (edb_next_rows){{edb_cache_block(job, EDB_KEYS, head, block), bytes},
+                           {edb_cache_block(job, EDB_VALUES, head, block), bytes}};
 }
 
 static inline float *edb_head_of(edb_rows rows, int64_t t, int64_t head, int64_t head_dim) {
@@ -105,16 +109,33 @@ static inline int64_t edb_first_key(const edb_attention_job *job, int64_t t) {
 }
 
 /*
- * Rows first..last-1 of a head against one block of an int8 cache, of which `count` keys are there;
- * found [last - first, found size]. Their queries are in scratch, which has edb_code_scratch bytes for
- * so many rows, on a 64-byte boundary: edb_quantize_queries puts them there, once for all blocks. next:
- * the rows that will be read after these.
+ * An int8 cache (attention_int8.c). The quantized queries of up to `count` rows of a head, from row
+ * `first` on, lie at `at` on a 64-byte boundary, edb_query_bytes of them; edb_quantize_queries puts
+ * rows begin..end-1 there, once for all blocks.
  */
-void edb_quantize_queries(const edb_attention_job *job, int64_t kv_head, int64_t first,
-                          int64_t last, char *scratch);
-void edb_attend_code_block(const edb_attention_job *job, int64_t kv_head, int64_t first,
-                           int64_t last, int64_t block, int64_t count, edb_next_rows next,
-                           float *found, char *scratch);
-int64_t edb_code_scratch(int64_t head_dim, int64_t rows);
+typedef struct {
+    char *at;
+    int64_t first, count;
+} edb_queries;
+
+int64_t edb_query_bytes(int64_t head_dim, int64_t count);
+void edb_quantize_queries(const edb_attention_job *job, int64_t kv_head, int64_t begin, int64_t end,
+                          edb_queries to);
+
+/* All queries of a head, where they are few and the cache int8. */
+edb_queries edb_few_queries(const edb_attention_job *job, int64_t kv_head);
+
+/* Quantized keys or values of a head at one position. */
+void edb_store_codes(const edb_attention_job *job, const float *x, int kind, int64_t kv_head,
+                     int64_t position);
+
+/*
+ * All rows of `queries` against one block, of which `count` keys are there; found [rows, found size].
+ * scratch: edb_code_scratch bytes, on a 64-byte boundary. next: the rows that will be read after these.
+ */
+void edb_attend_code_block(const edb_attention_job *job, int64_t kv_head, edb_queries queries,
+                           int64_t block, int64_t count, edb_next_rows next, float *found,
+                           char *scratch);
+int64_t edb_code_scratch(int64_t head_dim);
 
 #endif

@@ -18,9 +18,6 @@
 
 enum { TILES = EDB_PAGE / EDB_TILE };
 
-/* More rows than this share a packed block at less cost than each few of them a block in place. */
-enum { MOST_IN_PLACE = 12 };
-
 /* Queries or weights as int8_tile takes them: q [groups][n][64] and so on. */
 typedef struct {
     int8_t *q;
@@ -28,13 +25,16 @@ typedef struct {
     int32_t *offsets;
 } token_codes;
 
+/* A block of keys and values of a head, as edgedb.h lays them out. */
 typedef struct {
-    int8_t *k, *v;         /* [TILES][groups][4096]; [groups][TILES][4096], columns as rows */
-    float *k_scales;       /* [TILES][groups][64] */
-    float *v_scales;       /* [groups][EDB_PAGE] */
-    float *dots;           /* [TILES][n][64] */
-    float *sums;           /* [n][64] */
-    token_codes weights, queries; /* queries of all rows of a task */
+    const int8_t *k, *v;             /* [TILES][groups][4096]; [groups][TILES][4096] */
+    const float *k_scales, *v_scales; /* [TILES][groups][64]; [groups][EDB_PAGE] */
+} code_block;
+
+typedef struct {
+    float *dots; /* [TILES][n][64] */
+    float *sums; /* [n][64] */
+    token_codes weights;
 } code_scratch;
 
 static void *take(char **at, int64_t bytes) {
@@ -52,23 +52,28 @@ static token_codes take_tokens(char **at, int64_t n) {
 }
 
 /* Cuts scratch, which may be a counter that starts at NULL. */
-static code_scratch lay_out(char **at, int64_t head_dim, int64_t rows) {
+static code_scratch lay_out(char **at, int64_t head_dim) {
     int64_t groups = edb_ceil_div(head_dim, EDB_GROUP), floats = (int64_t)sizeof(float);
     code_scratch to;
-    to.k = take(at, TILES * groups * EDB_CODES_BYTES);
-    to.v = take(at, TILES * groups * EDB_CODES_BYTES);
-    to.k_scales = take(at, groups * EDB_PAGE * floats);
-    to.v_scales = take(at, groups * EDB_PAGE * floats);
     to.dots = take(at, EDB_CODE_ROWS * EDB_PAGE * floats);
     to.sums = take(at, EDB_CODE_ROWS * EDB_TILE * floats);
     to.weights = take_tokens(at, groups * TILES * EDB_CODE_ROWS);
-    to.queries = take_tokens(at, groups * rows);
     return to;
 }
 
-int64_t edb_code_scratch(int64_t head_dim, int64_t rows) {
+int64_t edb_code_scratch(int64_t head_dim) {
     char *at = NULL;
-    lay_out(&at, head_dim, rows);
+    lay_out(&at, head_dim);
+    return (int64_t)(uintptr_t)at;
+}
+
+static token_codes query_codes(edb_queries queries, int64_t head_dim) {
+    return take_tokens(&queries.at, edb_ceil_div(head_dim, EDB_GROUP) * queries.count);
+}
+
+int64_t edb_query_bytes(int64_t head_dim, int64_t count) {
+    char *at = NULL;
+    take_tokens(&at, edb_ceil_div(head_dim, EDB_GROUP) * count);
     return (int64_t)(uintptr_t)at;
 }
 
@@ -81,53 +86,54 @@ static edb_tokens tokens_of(token_codes x, int64_t first, int64_t n, int64_t str
                         .n = n};
 }
 
+/* out += one group, or as many, of a tile's rows for the tokens x. */
 static void multiply(const edb_kernels *kernels, const int8_t *codes, const float *scales,
                      int64_t groups, const edb_tokens *x, float *out) {
-    memset(out, 0, (size_t)x->n * EDB_TILE * sizeof *out);
     kernels->int8_tile(codes, scales, groups, x, out, codes + groups * EDB_CODES_BYTES);
 }
 
-/* The scales of rows as few_dots wants them. */
-static void gather_scales(const void *rows, int64_t count, int64_t head_dim, float *scales) {
-    int64_t groups = edb_ceil_div(head_dim, EDB_GROUP), bytes = edb_int8_row_bytes(head_dim);
-    for (int64_t g = 0; g < groups; g++, scales += EDB_PAGE) {
-        const char *from = (const char *)rows + head_dim + 4 * g;
-#pragma GCC unroll 8
-        for (int64_t j = 0; j < count; j++) memcpy(scales + j, from + j * bytes, sizeof *scales);
-        int64_t end = edb_ceil_div(count, EDB_TILE) * EDB_TILE;
-        memset(scales + count, 0, (size_t)(end - count) * sizeof *scales);
-    }
-}
+/*
+ * Of what is coming, in the middle of the work between keys and values that is done without reading:
+ * so much of 8 parts of the keys before, and of the values behind it.
+ */
+enum { KEYS_BEFORE = 3, VALUES_BEFORE = 5, OF_COMING = 8 };
 
-/* found of up to EDB_CODE_ROWS rows of a head, of whose keys and values both are packed, or neither. */
-static void attend(const edb_kernels *kernels, const edb_code_block *block, int packed,
+/* found of up to EDB_CODE_ROWS rows of a head. */
+static void attend(const edb_kernels *kernels, const code_block *codes, const edb_code_block *block,
                    const edb_code_row *rows, const edb_tokens *queries, edb_next_rows next,
                    const code_scratch *at) {
     static const float ones[TILES * EDB_TILE] = EDB_ONES_256;
     int64_t head_dim = block->head_dim, groups = edb_ceil_div(head_dim, EDB_GROUP);
     int64_t tiles = edb_ceil_div(block->count, EDB_TILE), n = queries->n;
+    edb_coming first = edb_part_of(next.k, 0, KEYS_BEFORE, OF_COMING);
+    edb_coming last = edb_part_of(next.v, VALUES_BEFORE, OF_COMING, OF_COMING);
+    edb_next_rows between = {edb_part_of(next.k, KEYS_BEFORE, OF_COMING, OF_COMING),
+                             edb_part_of(next.v, 0, VALUES_BEFORE, OF_COMING)};
 
-    if (!packed) kernels->few_dots(block, queries, at->k_scales, next.k, at->dots);
-    for (int64_t tile = 0; packed && tile < tiles; tile++) {
-        edb_fetch_part(&next.k, tile, tiles);
-        multiply(kernels, at->k + tile * groups * EDB_CODES_BYTES,
-                 at->k_scales + tile * groups * EDB_TILE, groups, queries,
+    memset(at->dots, 0, (size_t)(tiles * n * EDB_TILE) * sizeof *at->dots);
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        edb_fetch_part_near(&first, tile, tiles);
+        multiply(kernels, codes->k + tile * groups * EDB_CODES_BYTES,
+                 codes->k_scales + tile * groups * EDB_TILE, groups, queries,
                  at->dots + tile * n * EDB_TILE);
     }
     for (int64_t r = 0; r < n; r += EDB_SHARE_ROWS) {
+        int64_t some = edb_min(EDB_SHARE_ROWS, n - r);
         edb_code_weights weights = {at->weights.q + EDB_GROUP * r, at->weights.sx + r,
                                     at->weights.offsets + r, n};
-        if (packed) edb_fetch_part(&next.v, r, n);
-        kernels->share(block, rows + r, (int)edb_min(EDB_SHARE_ROWS, n - r),
-                       at->dots + EDB_TILE * r, n * EDB_TILE, at->v_scales, &weights);
+        edb_next_rows part = {edb_part_of(between.k, r, r + some, n),
+                              edb_part_of(between.v, r, r + some, n)};
+        kernels->share(block, rows + r, (int)some, at->dots + EDB_TILE * r, n * EDB_TILE, part,
+                       &weights);
     }
     for (int64_t g = 0; g < groups; g++) {
         int64_t columns = edb_min(EDB_GROUP, head_dim - EDB_GROUP * g);
-        edb_tokens weights = tokens_of(at->weights, g * TILES * n, n, n);
-        if (packed)
-            multiply(kernels, at->v + g * TILES * EDB_CODES_BYTES, ones, tiles, &weights, at->sums);
-        else
-            kernels->few_sums(block, g, &weights, next.v, at->sums);
+        memset(at->sums, 0, (size_t)n * EDB_TILE * sizeof *at->sums);
+        for (int64_t tile = 0; tile < tiles; tile++) {
+            edb_tokens of_tile = tokens_of(at->weights, (g * TILES + tile) * n, n, n);
+            edb_fetch_part_near(&last, g * tiles + tile, groups * tiles);
+            multiply(kernels, codes->v + (g * TILES + tile) * EDB_CODES_BYTES, ones, 1, &of_tile, at->sums);
+        }
         for (int64_t r = 0; r < n; r++)
             memcpy(rows[r].found + EDB_FOUND_HEADER + EDB_GROUP * g, at->sums + EDB_TILE * r,
                    (size_t)columns * sizeof *at->sums);
@@ -139,39 +145,73 @@ static float *query_of(const edb_attention_job *job, int64_t kv_head, int64_t ro
     return edb_head_of(job->q, row / heads, head, job->shape.head_dim);
 }
 
-void edb_quantize_queries(const edb_attention_job *job, int64_t kv_head, int64_t first,
-                          int64_t last, char *scratch) {
+void edb_quantize_queries(const edb_attention_job *job, int64_t kv_head, int64_t begin, int64_t end,
+                          edb_queries queries) {
     const edb_kernels *kernels = job->kernels;
     int64_t head_dim = job->shape.head_dim, groups = edb_ceil_div(head_dim, EDB_GROUP);
-    token_codes to = lay_out(&scratch, head_dim, last - first).queries;
-    for (int64_t row = first; row < last; row++, to.q += EDB_GROUP, to.sx++, to.offsets++) {
-        kernels->quantize(query_of(job, kv_head, row), head_dim, to.q, to.sx, last - first);
-        if (kernels->offsets != NULL) kernels->offsets(to.q, last - first, groups, to.offsets);
+    token_codes to = query_codes(queries, head_dim);
+    for (int64_t row = begin; row < end; row++) {
+        int64_t at = row - queries.first;
+        int8_t *q = to.q + EDB_GROUP * at;
+        kernels->quantize(query_of(job, kv_head, row), head_dim, q, to.sx + at, queries.count);
+        if (kernels->offsets != NULL)
+            kernels->offsets(q, queries.count, groups, to.offsets + at);
     }
 }
 
-void edb_attend_code_block(const edb_attention_job *job, int64_t kv_head, int64_t first,
-                           int64_t last, int64_t block, int64_t count, edb_next_rows next,
-                           float *found, char *scratch) {
+static code_block block_at(const edb_attention_job *job, int64_t kv_head, int64_t block) {
+    int64_t codes = edb_ceil_div(job->shape.head_dim, EDB_GROUP) * EDB_PAGE * EDB_GROUP;
+    const char *k = edb_cache_block(job, EDB_KEYS, kv_head, block);
+    const char *v = edb_cache_block(job, EDB_VALUES, kv_head, block);
+    return (code_block){(const int8_t *)k, (const int8_t *)v, (const float *)(const void *)(k + codes),
+                        (const float *)(const void *)(v + codes)};
+}
+
+void edb_store_codes(const edb_attention_job *job, const float *x, int kind, int64_t kv_head,
+                     int64_t position) {
+    int8_t q[EDB_MAX_HEAD_DIM];
+    float sx[EDB_MAX_HEAD_DIM / EDB_GROUP];
+    int64_t groups = edb_ceil_div(job->shape.head_dim, EDB_GROUP), at = position % EDB_PAGE;
+    int64_t tile = at / EDB_TILE, lane = at % EDB_TILE;
+    job->kernels->quantize(x, job->shape.head_dim, q, sx, 1);
+    char *block = edb_cache_block(job, kind, kv_head, position / EDB_PAGE);
+    float *scales = (float *)(void *)(block + groups * EDB_PAGE * EDB_GROUP);
+    for (int64_t g = 0; g < groups; g++) {
+        const int8_t *from = q + EDB_GROUP * g;
+        if (kind == EDB_KEYS) { /* a row: four columns next to those of the other keys */
+            char *to = block + (tile * groups + g) * EDB_CODES_BYTES + 4 * lane;
+            for (int quad = 0; quad < EDB_QUADS; quad++)
+                memcpy(to + 4 * EDB_TILE * quad, from + 4 * quad, 4);
+            scales[(tile * groups + g) * EDB_TILE + lane] = sx[g];
+        } else { /* a column: next to three other values' */
+            char *to = block + (g * TILES + tile) * EDB_CODES_BYTES + 4 * EDB_TILE * (lane / 4) + lane % 4;
+            for (int c = 0; c < EDB_GROUP; c++) to[4 * c] = (char)from[c];
+            scales[g * EDB_PAGE + at] = sx[g];
+        }
+    }
+}
+
+edb_queries edb_few_queries(const edb_attention_job *job, int64_t kv_head) {
+    int64_t rows = job->n * edb_heads_per_kv(&job->shape);
+    int64_t bytes = edb_query_bytes(job->shape.head_dim, rows);
+    return (edb_queries){job->codes + kv_head * bytes, 0, rows};
+}
+
+void edb_attend_code_block(const edb_attention_job *job, int64_t kv_head, edb_queries queries,
+                           int64_t block, int64_t count, edb_next_rows next, float *found,
+                           char *scratch) {
     const edb_attention_shape *shape = &job->shape;
-    const edb_kernels *kernels = job->kernels;
     int64_t heads = edb_heads_per_kv(shape), key = block * EDB_PAGE;
-    edb_code_block keys = {.k = edb_cache_row(job, EDB_KEYS, kv_head, key),
-                           .v = edb_cache_row(job, EDB_VALUES, kv_head, key),
+    code_block codes = block_at(job, kv_head, block);
+    edb_code_block keys = {.scales = codes.v_scales,
                            .count = count,
                            .head_dim = shape->head_dim,
                            .scale = job->scale,
                            .cap = job->cap,
                            .leans = job->slopes != NULL};
-    code_scratch at = lay_out(&scratch, shape->head_dim, last - first);
-    int packed = kernels->few_dots == NULL || last - first > MOST_IN_PLACE;
-    if (packed) {
-        kernels->pack_keys(keys.k, count, shape->head_dim, at.k, at.k_scales);
-        kernels->pack_values(keys.v, count, shape->head_dim, at.v, at.v_scales);
-    } else {
-        gather_scales(keys.k, count, shape->head_dim, at.k_scales);
-        gather_scales(keys.v, count, shape->head_dim, at.v_scales);
-    }
+    code_scratch at = lay_out(&scratch, shape->head_dim);
+    token_codes all = query_codes(queries, shape->head_dim);
+    int64_t first = queries.first, last = first + queries.count;
     for (int64_t row = first; row < last;) {
         edb_code_row rows[EDB_CODE_ROWS];
         int64_t n = 0;
@@ -189,7 +229,8 @@ void edb_attend_code_block(const edb_attention_job *job, int64_t kv_head, int64_
                                        .found = found + (row - first) * edb_found_size(shape)};
         }
         if (n == 0) return;
-        edb_tokens queries = tokens_of(at.queries, row - n - first, n, last - first);
-        attend(kernels, &keys, packed, rows, &queries, next, &at);
+        edb_tokens some = tokens_of(all, row - n - first, n, queries.count);
+        attend(job->kernels, &codes, &keys, rows, &some, next, &at);
+        next = (edb_next_rows){0}; /* the first rows have fetched them */
     }
 }

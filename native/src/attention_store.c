@@ -3,17 +3,16 @@
 
 #include "attention.h"
 
-static void store_head(const edb_attention_job *job, const float *x, void *row) {
+static void store_head(const edb_attention_job *job, const float *x, int kind, int64_t kv_head,
+                       int64_t position) {
     int64_t head_dim = job->shape.head_dim;
+    if (job->shape.cache_kind == EDB_INT8) {
+        edb_store_codes(job, x, kind, kv_head, position);
+        return;
+    }
+    void *row = edb_cache_row(job, kind, kv_head, position);
     if (job->shape.cache_kind == EDB_F16) {
         job->kernels->to_f16(x, row, head_dim);
-    } else if (job->shape.cache_kind == EDB_INT8) {
-        int8_t q[EDB_MAX_HEAD_DIM];
-        float sx[EDB_MAX_HEAD_DIM / EDB_GROUP];
-        job->kernels->quantize(x, head_dim, q, sx, 1);
-        memcpy(row, q, (size_t)head_dim);
-        memcpy((char *)row + head_dim, sx,
-               (size_t)(edb_int8_row_bytes(head_dim) - head_dim));
     } else {
         memcpy(row, x, (size_t)head_dim * sizeof *x);
     }
@@ -44,15 +43,18 @@ static void store_heads(void *argument, int64_t begin, int64_t end, int32_t work
             float *q = edb_head_of(job->q, t, head, head_dim);
             turn(job, q, job->q_norm, job->q_cos, job->q_sin, position, q);
         }
+        if (job->few && t == 0) edb_begin_head(job, kv_head);
+        if (job->codes != NULL)
+            edb_quantize_queries(job, kv_head, t * heads, (t + 1) * heads,
+                                 edb_few_queries(job, kv_head));
         const float *k = edb_head_of(job->k, t, kv_head, head_dim);
         float turned[EDB_MAX_HEAD_DIM];
         if (job->k_norm != NULL || job->cos != NULL) {
             turn(job, k, job->k_norm, job->cos, job->sin, position, turned);
             k = turned;
         }
-        store_head(job, k, edb_cache_row(job, EDB_KEYS, kv_head, position));
-        store_head(job, edb_head_of(job->v, t, kv_head, head_dim),
-                   edb_cache_row(job, EDB_VALUES, kv_head, position));
+        store_head(job, k, EDB_KEYS, kv_head, position);
+        store_head(job, edb_head_of(job->v, t, kv_head, head_dim), EDB_VALUES, kv_head, position);
     }
 }
 

@@ -109,6 +109,11 @@ typedef struct {
     int64_t bytes;
 } edb_coming;
 
+/* Keys and values. */
+typedef struct {
+    edb_coming k, v;
+} edb_next_rows;
+
 /* Up to EDB_ATTEND_ROWS queries that share a key/value head, against one block of its keys. */
 typedef struct {
     int32_t rows;
@@ -125,11 +130,11 @@ typedef struct {
     int64_t away[EDB_ATTEND_ROWS]; /* how far the query is behind the first key of the block */
 } edb_attend;
 
-/* A block of keys and values of an int8 cache (attention_int8.c), rows as they lie in a page. */
+/* How queries weigh a block of keys of an int8 cache (attention_int8.c). */
 typedef struct {
-    const void *k, *v;
-    int64_t count, head_dim; /* rows; those beyond are not read */
-    float scale, cap;        /* of the scores; cap 0: none */
+    const float *scales;      /* of values, [groups][EDB_PAGE] */
+    int64_t count, head_dim;  /* keys; what lies beyond may be anything */
+    float scale, cap;         /* of the scores; cap 0: none */
     int32_t leans;
 } edb_code_block;
 
@@ -158,12 +163,6 @@ typedef struct {
     const int32_t *offsets; /* [groups][stride], of the set's `offsets`; unset if it has none */
     int64_t stride, n;
 } edb_tokens;
-
-/* Of an int8 cache, a block as it lies there: see edb_kernels. */
-typedef void edb_few_dots(const edb_code_block *block, const edb_tokens *queries,
-                          const float *scales, edb_coming coming, float *dots);
-typedef void edb_few_sums(const edb_code_block *block, int64_t g, const edb_tokens *weights,
-                          edb_coming coming, float *sums);
 
 /* acc[n][64] = the tile's rows of a pair, or of half a pair, for n tokens, not yet times row_scale. */
 typedef void edb_expanded_tile(const uint8_t *blocks, int64_t groups, const edb_tokens *tokens,
@@ -238,30 +237,13 @@ typedef struct {
     void (*from_f16)(const uint16_t *x, float *y, int64_t count);
 
     /*
-     * Rows of an int8 cache (edgedb.h) in the layout of EDB_INT8, zeros behind them: keys as rows,
-     * codes [tiles of 64 keys][groups][4096], scales [tiles][groups][64]; values with columns as rows,
-     * codes [groups][EDB_PAGE / 64][4096], scales [groups][EDB_PAGE], of which the tiles with keys.
-     */
-    void (*pack_keys)(const void *rows, int64_t count, int64_t head_dim, int8_t *codes,
-                      float *scales);
-    void (*pack_values)(const void *rows, int64_t count, int64_t head_dim, int8_t *codes,
-                        float *scales);
-    /*
-     * NULL, or the products of a few queries and of their weights with a block as it lies in the cache,
-     * with the bits of int8_tile over what is packed. scales [groups][EDB_PAGE], zeros up to a whole
-     * tile; dots [tiles][n][64]; sums [n][64], of group g of the columns.
-     */
-    edb_few_dots *few_dots;
-    edb_few_sums *few_sums;
-
-    /*
      * The products of up to EDB_SHARE_ROWS rows with the keys, dots [n][64] of a tile and tiles
      * `stride` floats apart, to their shares of every value, p * scale, quantized with the bits of
-     * `quantize`, and to found's largest score and total. scales: of values, [groups][EDB_PAGE];
-     * weights: [groups][EDB_PAGE / 64] groups of keys, row by row.
+     * `quantize`, and to found's largest score and total. weights: [groups][EDB_PAGE / 64] groups of
+     * keys, row by row. next: fetched meanwhile.
      */
     void (*share)(const edb_code_block *block, const edb_code_row *rows, int n, const float *dots,
-                  int64_t stride, const float *scales, const edb_code_weights *weights);
+                  int64_t stride, edb_next_rows next, const edb_code_weights *weights);
 
     /* One block of keys, apart from all others. */
     void (*attend)(const edb_attend *job);
@@ -322,8 +304,6 @@ void edb_few_int8_tile_avx512(const int8_t *codes, const float *scales, int64_t 
                               const edb_tokens *tokens, float *acc, const int8_t *next);
 void edb_int8_tile_avx512(const int8_t *codes, const float *scales, int64_t groups,
                           const edb_tokens *tokens, float *acc, const int8_t *next);
-edb_few_dots edb_few_dots_avx2, edb_few_dots_avxvnni, edb_few_dots_avx512;
-edb_few_sums edb_few_sums_avx2, edb_few_sums_avxvnni, edb_few_sums_avx512;
 void edb_offsets_avxvnni(const int8_t *q, int64_t stride, int64_t groups, int32_t *offsets);
 edb_expanded_tile edb_expand_tile_avxvnni, edb_expand_half_tile_avxvnni;
 void edb_int8_tile_avxvnni(const int8_t *codes, const float *scales, int64_t groups,
@@ -354,15 +334,18 @@ struct edb_context {
 
 #define EDB_INLINE inline __attribute__((always_inline))
 
+/* 1.5 * 2^23: x added to it, |x| < 2^22, rounds to an integer, half to even, in the sum's low bits. */
+#define EDB_ROUND_MAGIC 12582912.0f
+
 #define EDB_ONES_16  1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1
 #define EDB_ONES_64  EDB_ONES_16, EDB_ONES_16, EDB_ONES_16, EDB_ONES_16
 #define EDB_ONES_256 {EDB_ONES_64, EDB_ONES_64, EDB_ONES_64, EDB_ONES_64}
 
 static inline int64_t edb_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/* A row of an int8 cache: codes, then a float32 scale for each group of 64. */
+/* A position's keys or values of one head in an int8 cache: 64 codes and a float32 scale a group. */
 static inline int64_t edb_int8_row_bytes(int64_t head_dim) {
-    return head_dim + 4 * edb_ceil_div(head_dim, EDB_GROUP);
+    return (EDB_GROUP + 4) * edb_ceil_div(head_dim, EDB_GROUP);
 }
 
 static inline int edb_aligned(const void *p, uintptr_t alignment) {

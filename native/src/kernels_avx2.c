@@ -50,6 +50,12 @@ static EDB_INLINE v16 v_abs(v16 x) {
     return (v16){_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
 }
 
+static EDB_INLINE __m256 larger(__m256 x, __m256 y) {
+    __m256i magnitude = _mm256_and_si256(_mm256_castps_si256(y), _mm256_set1_epi32(INT32_MAX));
+    return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(x), magnitude));
+}
+static EDB_INLINE v16 v_larger(v16 x, v16 y) { return BOTH(larger, x, y); }
+
 static EDB_INLINE __m256 scale2(__m256 p, __m256 t) {
     __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(t), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
@@ -68,7 +74,9 @@ static EDB_INLINE void v_store_f16(uint16_t *p, v16 x) {
 
 
 static EDB_INLINE void v_store_i8(int8_t *p, v16 x) {
-    __m256i words = _mm256_packs_epi32(_mm256_cvttps_epi32(x.a), _mm256_cvttps_epi32(x.b));
+    const __m256i magic = _mm256_castps_si256(_mm256_set1_ps(EDB_ROUND_MAGIC));
+    __m256i words = _mm256_packs_epi32(_mm256_sub_epi32(_mm256_castps_si256(x.a), magic),
+                                       _mm256_sub_epi32(_mm256_castps_si256(x.b), magic));
     __m256i bytes = _mm256_packs_epi16(words, words); /* 0-3, 8-11, -, - | 4-7, 12-15, -, - */
     bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5));
     _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(bytes));
@@ -103,9 +111,16 @@ static EDB_INLINE float v_max_lane(v16 x) {
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
+static EDB_INLINE float v_largest(v16 x) {
+    __m256 eight = larger(x.a, x.b);
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(_mm256_castps_si256(eight)),
+                                 _mm256_extracti128_si256(_mm256_castps_si256(eight), 1));
+    __m128i two = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(two, _mm_shuffle_epi32(two, 0xb1))));
+}
+
 enum { ATTEND_FLIGHT = 6 }; /* of 16 registers, two a vector */
 #include "ops_body.h"
-#include "packing_avx2.h"
 #include "attention_body.h"
 
 static EDB_INLINE __m256i load256(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
@@ -298,8 +313,6 @@ static void int8_tile(const int8_t *codes, const float *scales, int64_t groups,
 const edb_kernels edb_kernels_avx2 = {
     OPS_KERNELS,
     ATTENTION_KERNELS,
-    .few_dots = edb_few_dots_avx2,
-    .few_sums = edb_few_sums_avx2,
     .expand_block = expand_block,
     .int8_tile = int8_tile,
     .pairs = {&edb_lookup_avx2, &edb_popcount_avx2, &edb_popcount4_avx2},
@@ -308,8 +321,6 @@ const edb_kernels edb_kernels_avx2 = {
 const edb_kernels edb_kernels_avxvnni = {
     OPS_KERNELS,
     ATTENTION_KERNELS,
-    .few_dots = edb_few_dots_avxvnni,
-    .few_sums = edb_few_sums_avxvnni,
     .offsets = edb_offsets_avxvnni,
     .expand_tile = edb_expand_tile_avxvnni,
     .expand_half_tile = edb_expand_half_tile_avxvnni,

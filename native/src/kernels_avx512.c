@@ -26,6 +26,10 @@ static EDB_INLINE v16 v_max(v16 x, v16 y) { return _mm512_max_ps(x, y); }
 static EDB_INLINE v16 v_fma(v16 x, v16 y, v16 z) { return _mm512_fmadd_ps(x, y, z); }
 static EDB_INLINE v16 v_abs(v16 x) { return _mm512_andnot_ps(_mm512_set1_ps(-0.0f), x); }
 
+static EDB_INLINE v16 v_larger(v16 x, v16 y) {
+    __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(y), _mm512_set1_epi32(INT32_MAX));
+    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(x), magnitude));
+}
 static EDB_INLINE v16 v_scale2(v16 p, v16 t) {
     __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(t), 23);
     return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), exponent));
@@ -38,7 +42,7 @@ static EDB_INLINE void v_store_f16(uint16_t *p, v16 x) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 static EDB_INLINE void v_store_i8(int8_t *p, v16 x) {
-    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(x)));
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_castps_si512(x)));
 }
 
 static EDB_INLINE __m256 add_halves(v16 x) {
@@ -66,26 +70,13 @@ static EDB_INLINE void v_sum4(v16 x, v16 y, v16 z, v16 w, float *out) {
 
 static EDB_INLINE float v_max_lane(v16 x) { return _mm512_reduce_max_ps(x); }
 
-enum { ATTEND_FLIGHT = 16 }; /* of 32 registers */
-#include "ops_body.h"
-#define OWN_INTERLEAVING
-#include "packing_avx2.h"
-
-/* Sixteen bytes of each row fill a register, which one vpermb puts in order. */
-static inline void interleave_4_values(const int8_t *rows, int64_t stride, int8_t *codes) {
-    const __m512i order = _mm512_set_epi32(
-        0x3f2f1f0f, 0x3e2e1e0e, 0x3d2d1d0d, 0x3c2c1c0c, 0x3b2b1b0b, 0x3a2a1a0a, 0x39291909,
-        0x38281808, 0x37271707, 0x36261606, 0x35251505, 0x34241404, 0x33231303, 0x32221202,
-        0x31211101, 0x30201000);
-    for (int column = 0; column < EDB_GROUP; column += 16, rows += 16, codes += 64) {
-        __m512i x = _mm512_castsi128_si512(row16(rows));
-        x = _mm512_inserti32x4(x, row16(rows + stride), 1);
-        x = _mm512_inserti32x4(x, row16(rows + 2 * stride), 2);
-        x = _mm512_inserti32x4(x, row16(rows + 3 * stride), 3);
-        _mm512_storeu_si512(codes, _mm512_permutexvar_epi8(order, x));
-    }
+static EDB_INLINE float v_largest(v16 x) {
+    int32_t bits = _mm512_reduce_max_epi32(_mm512_castps_si512(x));
+    return _mm512_cvtss_f32(_mm512_castsi512_ps(_mm512_set1_epi32(bits)));
 }
 
+enum { ATTEND_FLIGHT = 16 }; /* of 32 registers */
+#include "ops_body.h"
 #include "attention_body.h"
 
 /*
@@ -149,8 +140,6 @@ static void int8_tile(const int8_t *codes, const float *scales, int64_t groups,
 const edb_kernels edb_kernels_avx512 = {
     OPS_KERNELS,
     ATTENTION_KERNELS,
-    .few_dots = edb_few_dots_avx512,
-    .few_sums = edb_few_sums_avx512,
     .offsets = edb_offsets_avx512,
     .expand_tile = edb_expand_tile_avx512,
     .expand_half_tile = edb_expand_half_tile_avx512,

@@ -53,6 +53,12 @@ static EDB_INLINE float32x4_t max4(float32x4_t x, float32x4_t y) {
 static EDB_INLINE v16 v_min(v16 x, v16 y) { return EACH(min4, x, y); }
 static EDB_INLINE v16 v_max(v16 x, v16 y) { return EACH(max4, x, y); }
 
+static EDB_INLINE float32x4_t larger4(float32x4_t x, float32x4_t y) {
+    int32x4_t magnitude = vreinterpretq_s32_f32(vabsq_f32(y));
+    return vreinterpretq_f32_s32(vmaxq_s32(vreinterpretq_s32_f32(x), magnitude));
+}
+static EDB_INLINE v16 v_larger(v16 x, v16 y) { return EACH(larger4, x, y); }
+
 static EDB_INLINE float32x4_t scale2(float32x4_t p, float32x4_t t) {
     int32x4_t exponent = vshlq_n_s32(vreinterpretq_s32_f32(t), 23);
     return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p), exponent));
@@ -71,7 +77,7 @@ static EDB_INLINE void v_store_f16(uint16_t *p, v16 x) {
 }
 
 static EDB_INLINE int16x8_t to_i16(float32x4_t x, float32x4_t y) {
-    return vmovn_high_s32(vmovn_s32(vcvtq_s32_f32(x)), vcvtq_s32_f32(y));
+    return vmovn_high_s32(vmovn_s32(vreinterpretq_s32_f32(x)), vreinterpretq_s32_f32(y));
 }
 static EDB_INLINE void v_store_i8(int8_t *p, v16 x) {
     vst1q_s8(p, vmovn_high_s16(vmovn_s16(to_i16(x.a, x.b)), to_i16(x.c, x.d)));
@@ -97,6 +103,11 @@ static EDB_INLINE void v_sum4(v16 x, v16 y, v16 z, v16 w, float *out) {
 
 static EDB_INLINE float v_max_lane(v16 x) {
     return vmaxvq_f32(max4(max4(x.a, x.b), max4(x.c, x.d)));
+}
+
+static EDB_INLINE float v_largest(v16 x) {
+    float32x4_t four = larger4(larger4(x.a, x.b), larger4(x.c, x.d));
+    return vgetq_lane_f32(vreinterpretq_f32_s32(vdupq_n_s32(vmaxvq_s32(vreinterpretq_s32_f32(four)))), 0);
 }
 
 enum { ATTEND_FLIGHT = 6 }; /* of 32 registers, four a vector */

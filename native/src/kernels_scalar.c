@@ -56,6 +56,10 @@ static inline v16 v_scale2(v16 p, v16 t) {
     EACH_LANE(bits_float(float_bits(p.lane[l]) + (float_bits(t.lane[l]) << 23)));
 }
 
+static inline v16 v_larger(v16 a, v16 b) {
+    EACH_LANE((float_bits(b.lane[l]) & INT32_MAX) > float_bits(a.lane[l]) ? fabsf(b.lane[l]) : a.lane[l]);
+}
+
 static inline float v_sum(v16 a) {
     for (int half = EDB_LANES / 2; half > 0; half /= 2)
         for (int l = 0; l < half; l++) a.lane[l] += a.lane[l + half];
@@ -75,8 +79,17 @@ static inline float v_max_lane(v16 a) {
     return a.lane[0];
 }
 
+static inline float v_largest(v16 a) {
+    for (int l = 1; l < EDB_LANES; l++)
+        if (float_bits(a.lane[l]) > float_bits(a.lane[0])) a.lane[0] = a.lane[l];
+    return a.lane[0];
+}
+
 static inline void v_store_i8(int8_t *p, v16 a) {
-    for (int l = 0; l < EDB_LANES; l++) p[l] = (int8_t)a.lane[l];
+    for (int l = 0; l < EDB_LANES; l++) {
+        uint8_t low = (uint8_t)float_bits(a.lane[l]);
+        memcpy(p + l, &low, 1);
+    }
 }
 
 /* Scaling by 2^112 moves a binary16's exponent, subnormals included, to where float32 has it. */

@@ -5,7 +5,7 @@
  *   v16                       sixteen floats
  *   v_set1 v_load v_store     memory has no particular alignment
  *   v_load_f16 v_store_f16    binary16; storing rounds to nearest even
- *   v_store_i8                integers within [-127, 127] held as floats
+ *   v_store_i8                the low bytes of what EDB_ROUND_MAGIC + integers within [-127, 127] are
  *   v_add v_sub v_mul v_div   each rounds
  *   v_fma(a, b, c)            a*b + c, rounds once
  *   v_min v_max(a, b)         a < b ? a : b and a > b ? a : b, so b where either is NaN
@@ -13,15 +13,14 @@
  *   v_sum(a)                  lanes l += l+8, then += l+4, += l+2, += l+1
  *   v_sum4(a, b, c, d, out)   four such sums
  *   v_max_lane(a)             largest lane of a vector without NaN
+ *   v_larger(a, b)            max(a, |b|) of a that is not negative, by their bits: NaN is above all
+ *   v_largest(a)              largest lane of such
  *
  * Every order of operations here is fixed, so the bits do not depend on the set.
  */
 #include <float.h>
 #include <math.h>
 #include <string.h>
-
-/* Adding and subtracting 1.5 * 2^23 rounds |x| < 2^22 to an integer, half to even. */
-#define ROUND_MAGIC 12582912.0f
 
 static inline v16 v_load_part(const float *p, int64_t count) {
     if (count >= EDB_LANES) return v_load(p);
@@ -47,15 +46,10 @@ static inline v16 v_load_f16_part(const uint16_t *p, int64_t count) {
     return v_load_f16(lanes);
 }
 
-static inline v16 v_round(v16 a) {
-    v16 magic = v_set1(ROUND_MAGIC);
-    return v_sub(v_add(a, magic), magic);
-}
-
 /* p = e^r - 1 with |r| <= ln(2)/2, 2^n * e^r = e^x, and n in the low bits of *t. */
 static inline v16 exp_parts(v16 x, v16 *t) {
-    *t = v_fma(x, v_set1(0x1.715476p0f), v_set1(ROUND_MAGIC)); /* n = round(x / ln 2) */
-    v16 n = v_sub(*t, v_set1(ROUND_MAGIC));
+    *t = v_fma(x, v_set1(0x1.715476p0f), v_set1(EDB_ROUND_MAGIC)); /* n = round(x / ln 2) */
+    v16 n = v_sub(*t, v_set1(EDB_ROUND_MAGIC));
     v16 r = v_fma(n, v_set1(-0x1.62e400p-1f), x); /* ln 2 in two parts: the product is exact */
     r = v_fma(n, v_set1(-0x1.7f7d1cp-20f), r);
     v16 p = v_set1(0x1.6a23d4p-10f);
@@ -73,6 +67,13 @@ static inline v16 exp_parts(v16 x, v16 *t) {
  */
 static inline v16 v_exp(v16 x) {
     x = v_min(v_set1(88.0f), v_max(v_set1(-87.0f), x)); /* in this order NaN stays NaN */
+    v16 t, p = exp_parts(x, &t);
+    return v_scale2(v_add(p, v_set1(1.0f)), t);
+}
+
+/* The same of x <= 0. */
+static inline v16 v_exp_down(v16 x) {
+    x = v_max(v_set1(-87.0f), x);
     v16 t, p = exp_parts(x, &t);
     return v_scale2(v_add(p, v_set1(1.0f)), t);
 }
@@ -111,9 +112,9 @@ static EDB_INLINE void quantize_vectors(const v16 *v, int8_t *q, float *sx) {
     }
     *sx = scale;
     for (int i = 0; i < GROUP_VECTORS; i++) {
-        v16 rounded = v_round(v_div(v[i], v_set1(scale)));
-        rounded = v_min(v_set1(127.0f), v_max(v_set1(-127.0f), rounded));
-        v_store_i8(q + EDB_LANES * i, rounded);
+        v16 quotient = v_div(v[i], v_set1(scale));
+        quotient = v_min(v_set1(127.0f), v_max(v_set1(-127.0f), quotient));
+        v_store_i8(q + EDB_LANES * i, v_add(quotient, v_set1(EDB_ROUND_MAGIC)));
     }
 }
 

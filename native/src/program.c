@@ -394,8 +394,9 @@ static void add_attention(run_state *run, const edb_op *op, const edb_span *span
                                .cap = op->cap,
                                .window = op->window,
                                .sinks = op->sinks};
+    edb_lay_out_attention(job, run->scratch);
     run->n_stages += edb_store_stages(run->context, job, run->stages + run->n_stages);
-    run->n_stages += edb_attention_stages(job, run->scratch, run->stages + run->n_stages);
+    run->n_stages += edb_attention_stages(job, run->stages + run->n_stages);
 }
 
 /* Rows row..row+n-1, which are positions pos..pos+n-1. */

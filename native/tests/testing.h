@@ -149,12 +149,15 @@ typedef struct {
 
 static inline layer_cache new_cache(const edb_attention_shape *shape) {
     int64_t row = shape->head_dim * (shape->cache_kind == EDB_F16 ? 2 : 4);
-    if (shape->cache_kind == EDB_INT8) row = shape->head_dim + 4 * ((shape->head_dim + 63) / 64);
+    if (shape->cache_kind == EDB_INT8) row = 68 * ((shape->head_dim + 63) / 64); /* not a row there */
     layer_cache c = {.n_kv_heads = shape->n_kv_heads, .capacity = shape->capacity, .row_bytes = row};
     c.n_pages = (shape->capacity + EDB_PAGE - 1) / EDB_PAGE;
     c.page_bytes = 2 * shape->n_kv_heads * EDB_PAGE * row;
     CHECK(c.n_pages <= 8);
-    for (int64_t i = 0; i < c.n_pages; i++) c.pages[i] = allocate((size_t)c.page_bytes);
+    for (int64_t i = 0; i < c.n_pages; i++) {
+        c.pages[i] = allocate((size_t)c.page_bytes);
+        memset(c.pages[i], 0, (size_t)c.page_bytes);
+    }
     return c;
 }
 

@@ -11,7 +11,7 @@ from operations import Heads, Paged, attention, rope, walked_attention
 
 import edgedb
 from edgedb.ops import Ops, create
-from edgedb.ops.narrow_cache import pack_rows, row_bytes, unpack_rows
+from edgedb.ops.narrow_cache import block_bytes, pack_rows, row_bytes, unpack_rows
 from edgedb.ops.native import NativeOps
 from edgedb.ops.reference import ReferenceOps
 
@@ -182,5 +182,5 @@ def test_memory_is_that_of_the_formula(long_model: Path) -> None:
     model = edgedb.load(long_model, kv_dtype="int8", context=8192)
     wide = edgedb.load(long_model, kv_dtype="float16", context=8192)
     c = model.config
-    saved = 2 * c.n_layers * c.n_kv_heads * (2 * c.head_dim - row_bytes(c.head_dim)) * 8192
+    saved = 2 * c.n_layers * c.n_kv_heads * (2 * c.head_dim * 8192 - block_bytes(c.head_dim, 8192))
     assert wide.session().size_bytes - model.session().size_bytes == saved
