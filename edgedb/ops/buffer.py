@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 ALIGNMENT = 64  # bytes; one cache line, one AVX-512 register
+HUGE = 2 << 20  # bytes; a huge page
+ASKED = 4 << 20  # bytes from which on numpy asks for huge pages
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
@@ -16,7 +18,9 @@ def aligned_zeros(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray
     until the context grows into it.
     """
     size_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    raw = np.zeros(size_bytes + ALIGNMENT, np.uint8)
+    wanted = size_bytes + ALIGNMENT
+    # What holds a huge page is made large enough to get one; what lies behind it is never touched.
+    raw = np.zeros(max(wanted, ASKED) if wanted > HUGE else wanted, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size_bytes].view(dtype).reshape(shape)
 
