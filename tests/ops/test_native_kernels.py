@@ -81,6 +81,16 @@ def test_any_number_of_tokens_has_the_bits_of_each_by_itself(pairs: float | None
             )
 
 
+@pytest.mark.parametrize("pairs", [1, 1.5, 2])
+@pytest.mark.parametrize("cols", [4030, 4096, 4100])
+def test_one_token_of_many_columns_has_the_bits_of_every_kernel(pairs: float, cols: int) -> None:
+    """Its tables fill a first-level cache."""
+    tensor, x = pair_tensor(70, cols, pairs), activations(1, cols)
+    expected = matmul(ops_of("scalar"), tensor, x)
+    for (isa, kernel), threads in itertools.product(EXACT, (1, 2)):
+        assert_same_bits(matmul(NativeOps(isa, threads, kernel), tensor, x), expected)
+
+
 @pytest.mark.parametrize(("isa", "kernel"), COARSE)
 def test_coarse_kernels_round_activations_to_4_bits(
     isa: str, kernel: str, monkeypatch: pytest.MonkeyPatch
