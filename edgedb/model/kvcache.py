@@ -39,7 +39,7 @@ class Filled(NamedTuple):
         found = [np.empty((self.shape[0], 0, self.shape[2]), layout.dtype)]
         for start, page in self.cache.filled_pages():
             n = min(PAGE, self.cache.length - start)
-            found.append(layout.rows(page, self.layer, n)[self.which])
+            found.append(layout.rows(page, self.layer, self.which, n))
         return np.concatenate(found, axis=1)
 
     def put(self, rows: np.ndarray) -> None:

@@ -21,10 +21,10 @@ import numpy as np
 
 from ..errors import EdgeDBError, FormatError
 from ..files import size_text
+from ..ops.buffer import HUGE
 from ..ops.cores import ROOT, control_groups
 
 MEMORIES = ("auto", "map", "copy")
-HUGE = 2 << 20  # bytes of a huge page, of x86 and of most of Arm
 # What `auto` copies: files that caches do not hold, into at most so much of the memory that is
 # free, and where so many bytes a second come, all of them within a second.
 SMALLEST_COPY = 1 << 25

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 ALIGNMENT = 64  # bytes; one cache line, one AVX-512 register
-HUGE = 2 << 20  # bytes; a huge page
+HUGE = 2 << 20  # bytes of a huge page, of x86 and of most of Arm
 ASKED = 4 << 20  # bytes from which on numpy asks for huge pages
 
 

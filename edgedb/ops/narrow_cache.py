@@ -59,23 +59,18 @@ class NarrowBlocks:
         self._k_scales = scales[0].reshape(heads, tiles, groups, TILE)
         self._v_scales = scales[1].reshape(heads, groups, tiles * TILE)
 
-    def rows(self, n: int) -> np.ndarray:
-        """The first ``n`` positions' keys and values, int8 ``[2, heads, n, row_bytes]``: a copy."""
-        heads = len(self._k)
-        codes = np.stack(
-            [
-                self._k.transpose(0, 1, 4, 2, 3, 5).reshape(heads, -1, self.groups * GROUP),
-                self._v.transpose(0, 2, 3, 5, 1, 4).reshape(heads, -1, self.groups * GROUP),
-            ]
-        )
-        scales = np.stack(
-            [
-                self._k_scales.transpose(0, 1, 3, 2).reshape(heads, -1, self.groups),
-                self._v_scales.transpose(0, 2, 1),
-            ]
-        )
-        parts = [codes[:, :, :n, : self.head_dim], scales[:, :, :n].view(np.int8)]
-        return np.concatenate(parts, axis=3)
+    def rows(self, which: int, n: int) -> np.ndarray:
+        """Keys (0) or values (1) of ``n`` positions: a copy, ``[heads, n, row_bytes]``."""
+        if which == 0:
+            codes = self._k.transpose(0, 1, 4, 2, 3, 5)
+            scales = self._k_scales.transpose(0, 1, 3, 2)
+        else:
+            codes = self._v.transpose(0, 2, 3, 5, 1, 4)
+            scales = self._v_scales.transpose(0, 2, 1)
+        heads = len(codes)
+        codes = codes.reshape(heads, -1, self.groups * GROUP)[:, :n, : self.head_dim]
+        scales = np.ascontiguousarray(scales.reshape(heads, -1, self.groups)[:, :n])
+        return np.concatenate([codes, scales.view(np.int8)], axis=2)
 
     def put(self, which: int, rows: np.ndarray, position: int) -> None:
         """``rows [heads, n, row_bytes]`` become keys (0) or values (1) from ``position`` on."""

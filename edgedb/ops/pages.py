@@ -57,12 +57,12 @@ class PageLayout:
     def _blocks(self, page: Page, layer: int) -> NarrowBlocks:
         return NarrowBlocks(self._data(page, layer), self.parts[layer].head_dim)
 
-    def rows(self, page: Page, layer: int, n: int = PAGE) -> np.ndarray:
-        """Keys and values of the first ``n`` positions, ``[2, n_kv_heads, n, row]``; a view of
+    def rows(self, page: Page, layer: int, which: int, n: int = PAGE) -> np.ndarray:
+        """Keys (0) or values (1) of the first ``n`` positions, ``[n_kv_heads, n, row]``; a view of
         floats, a copy of int8."""
         if self.dtype == np.int8:
-            return self._blocks(page, layer).rows(n)
-        return self._floats(page, layer)[:, :, :n]
+            return self._blocks(page, layer).rows(which, n)
+        return self._floats(page, layer)[which, :, :n]
 
     def put(self, page: Page, layer: int, which: int, rows: np.ndarray, at: int = 0) -> None:
         """``rows [n_kv_heads, n, row]`` become keys (0) or values (1) from position ``at`` on."""
@@ -129,6 +129,8 @@ class CacheLayer:
     def rows(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Keys and values, ``[n_kv_heads, length or more, row]`` and contiguous."""
         pages = self._pages[: -(-length // PAGE)]
-        found = [self._layout.rows(page, self._layer) for page in pages]
-        k, v = found[0] if len(found) == 1 else np.concatenate(found, axis=2)
+        found = [
+            [self._layout.rows(page, self._layer, which) for page in pages] for which in range(2)
+        ]
+        k, v = (rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1) for rows in found)
         return k, v

@@ -102,7 +102,7 @@ enum { KEYS_BEFORE = 3, VALUES_BEFORE = 5, OF_COMING = 8 };
 static void attend(const edb_kernels *kernels, const code_block *codes, const edb_code_block *block,
                    const edb_code_row *rows, const edb_tokens *queries, edb_next_rows next,
                    const code_scratch *at) {
-    static const float ones[TILES * EDB_TILE] = EDB_ONES_256;
+    static const float ones[EDB_TILE] = {EDB_ONES_64};
     int64_t head_dim = block->head_dim, groups = edb_ceil_div(head_dim, EDB_GROUP);
     int64_t tiles = edb_ceil_div(block->count, EDB_TILE), n = queries->n;
     edb_coming first = edb_part_of(next.k, 0, KEYS_BEFORE, OF_COMING);
@@ -159,12 +159,16 @@ void edb_quantize_queries(const edb_attention_job *job, int64_t kv_head, int64_t
     }
 }
 
+/* The scales of a head's keys or values in a page, behind their codes. */
+static float *scales_of(const edb_attention_job *job, char *codes) {
+    int64_t groups = edb_ceil_div(job->shape.head_dim, EDB_GROUP);
+    return (float *)(void *)(codes + groups * EDB_PAGE * EDB_GROUP);
+}
+
 static code_block block_at(const edb_attention_job *job, int64_t kv_head, int64_t block) {
-    int64_t codes = edb_ceil_div(job->shape.head_dim, EDB_GROUP) * EDB_PAGE * EDB_GROUP;
-    const char *k = edb_cache_block(job, EDB_KEYS, kv_head, block);
-    const char *v = edb_cache_block(job, EDB_VALUES, kv_head, block);
-    return (code_block){(const int8_t *)k, (const int8_t *)v, (const float *)(const void *)(k + codes),
-                        (const float *)(const void *)(v + codes)};
+    char *k = edb_cache_block(job, EDB_KEYS, kv_head, block);
+    char *v = edb_cache_block(job, EDB_VALUES, kv_head, block);
+    return (code_block){(int8_t *)k, (int8_t *)v, scales_of(job, k), scales_of(job, v)};
 }
 
 void edb_store_codes(const edb_attention_job *job, const float *x, int kind, int64_t kv_head,
@@ -175,7 +179,7 @@ void edb_store_codes(const edb_attention_job *job, const float *x, int kind, int
     int64_t tile = at / EDB_TILE, lane = at % EDB_TILE;
     job->kernels->quantize(x, job->shape.head_dim, q, sx, 1);
     char *block = edb_cache_block(job, kind, kv_head, position / EDB_PAGE);
-    float *scales = (float *)(void *)(block + groups * EDB_PAGE * EDB_GROUP);
+    float *scales = scales_of(job, block);
     for (int64_t g = 0; g < groups; g++) {
         const int8_t *from = q + EDB_GROUP * g;
         if (kind == EDB_KEYS) { /* a row: four columns next to those of the other keys */

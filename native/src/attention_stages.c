@@ -291,7 +291,7 @@ void edb_begin_head(const edb_attention_job *job, int64_t kv_head) {
 
 int32_t edb_attention_stages(edb_attention_job *job, edb_stage *stages) {
     const edb_attention_shape *shape = &job->shape;
-    if (!has_few_rows(shape, job->n)) {
+    if (!job->few) {
         int64_t tasks = edb_ceil_div(job->n, TOKENS_TOGETHER) * shape->n_kv_heads;
         stages[0] = (edb_stage){attend_many, job, tasks, 1};
         return 1;

@@ -339,7 +339,6 @@ struct edb_context {
 
 #define EDB_ONES_16  1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1
 #define EDB_ONES_64  EDB_ONES_16, EDB_ONES_16, EDB_ONES_16, EDB_ONES_16
-#define EDB_ONES_256 {EDB_ONES_64, EDB_ONES_64, EDB_ONES_64, EDB_ONES_64}
 
 static inline int64_t edb_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -30,6 +30,7 @@ static EDB_INLINE v16 v_larger(v16 x, v16 y) {
     __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(y), _mm512_set1_epi32(INT32_MAX));
     return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(x), magnitude));
 }
+
 static EDB_INLINE v16 v_scale2(v16 p, v16 t) {
     __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(t), 23);
     return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), exponent));
@@ -72,7 +73,7 @@ static EDB_INLINE float v_max_lane(v16 x) { return _mm512_reduce_max_ps(x); }
 
 static EDB_INLINE float v_largest(v16 x) {
     int32_t bits = _mm512_reduce_max_epi32(_mm512_castps_si512(x));
-    return _mm512_cvtss_f32(_mm512_castsi512_ps(_mm512_set1_epi32(bits)));
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(bits)));
 }
 
 enum { ATTEND_FLIGHT = 16 }; /* of 32 registers */

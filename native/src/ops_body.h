@@ -62,21 +62,16 @@ static inline v16 exp_parts(v16 x, v16 *t) {
 }
 
 /*
- * e^x within 1.01 ulp for -87 <= x <= 88; outside, the value at the nearer end. e^x = 2^n * e^r
+ * e^x within 1.01 ulp for -87 <= x <= 88; below, the value there. e^x = 2^n * e^r
  * with |r| <= ln(2)/2, and e^r is 1 + r + r^2 times a polynomial fitted to the relative error.
  */
-static inline v16 v_exp(v16 x) {
-    x = v_min(v_set1(88.0f), v_max(v_set1(-87.0f), x)); /* in this order NaN stays NaN */
-    v16 t, p = exp_parts(x, &t);
+static inline v16 v_exp_to_88(v16 x) {
+    v16 t, p = exp_parts(v_max(v_set1(-87.0f), x), &t); /* in this order NaN stays NaN */
     return v_scale2(v_add(p, v_set1(1.0f)), t);
 }
 
-/* The same of x <= 0. */
-static inline v16 v_exp_down(v16 x) {
-    x = v_max(v_set1(-87.0f), x);
-    v16 t, p = exp_parts(x, &t);
-    return v_scale2(v_add(p, v_set1(1.0f)), t);
-}
+/* The same of any x; above 88, the value there. */
+static inline v16 v_exp(v16 x) { return v_exp_to_88(v_min(v_set1(88.0f), x)); }
 
 /*
  * With z = 2x and e^z - 1 = 2^n (e^r - 1) + (2^n - 1), which loses nothing near 0: tanh x is that

@@ -20,7 +20,8 @@ from edgedb.errors import EdgeDBError, FormatError
 from edgedb.format.tensors import linear_arrays
 from edgedb.model import residence
 from edgedb.model.dbb import DbbFile, read_dbb
-from edgedb.model.residence import HUGE, MEMORIES, place
+from edgedb.model.residence import MEMORIES, place
+from edgedb.ops.buffer import HUGE
 
 ENABLED = "sys/kernel/mm/transparent_hugepage/enabled"
 
