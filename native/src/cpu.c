@@ -89,11 +89,13 @@ _Atomic(edb_fetch) edb_fetch_here = EDB_FAR;
 
 #if defined(__x86_64__) || defined(__i386__)
 
-/* AMD's families from Zen 5 on. */
+/* Near: AMD's families from Zen 5 on. Lead: Intel. */
 edb_fetch edb_cpu_fetch(void) {
     enum { ZEN_5 = 26 };
     uint32_t eax, ebx, ecx, edx;
     if (!__get_cpuid(0, &eax, &ebx, &ecx, &edx)) return EDB_FAR;
+    if (ebx == signature_INTEL_ebx && ecx == signature_INTEL_ecx && edx == signature_INTEL_edx)
+        return EDB_LEAD;
     if (ebx != signature_AMD_ebx || ecx != signature_AMD_ecx || edx != signature_AMD_edx)
         return EDB_FAR;
     if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return EDB_FAR;

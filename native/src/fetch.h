@@ -11,18 +11,27 @@ enum {
 };
 
 /*
- * Two ways for the product of a single token. Far: to the second-level cache, EDB_PREFETCH_BYTES ahead,
+ * Three ways for the product of a single token. Far: to the second-level cache, EDB_PREFETCH_BYTES ahead,
  * line by line among the arithmetic. Near: past that cache to the first level, a shorter way ahead,
  * the lines of a block at once. On Zen 4 near would cost half the speed, on Zen 5 far costs a third.
+ *
+ * Lead: Intel's cores have more lines under way from their second-level cache than an instruction can
+ * ask for, but what asks there follows a stream to the end of its page of 4 KiB and no further. So two
+ * tiles, half a matrix apart, are read in turns, and the first lines of a page are fetched a page ahead;
+ * the others, far as above, LEAD_BYTES ahead, which makes up for what comes late.
  */
-typedef enum { EDB_FAR, EDB_NEAR } edb_fetch;
+typedef enum { EDB_FAR, EDB_NEAR, EDB_LEAD } edb_fetch;
+
+enum { EDB_LEAD_BYTES = 2304, EDB_LEAD_PAGE_BYTES = 4608, EDB_LEAD_LINES = 8 };
 
 edb_fetch edb_cpu_fetch(void);            /* what suits this CPU; it takes microseconds to find out */
 extern _Atomic(edb_fetch) edb_fetch_here; /* the same, once there is a context */
 
 /* A call of f with the way of fetching that suits this CPU as its first argument, a constant. */
-#define EDB_FETCHING(f, ...) \
-    (edb_fetch_here == EDB_NEAR ? f(EDB_NEAR, __VA_ARGS__) : f(EDB_FAR, __VA_ARGS__))
+#define EDB_FETCHING(f, ...)                                 \
+    (edb_fetch_here == EDB_NEAR   ? f(EDB_NEAR, __VA_ARGS__) \
+     : edb_fetch_here == EDB_LEAD ? f(EDB_LEAD, __VA_ARGS__) \
+                                  : f(EDB_FAR, __VA_ARGS__))
 
 /* An address to prefetch; it may lie past the end of an array, where no pointer may point. */
 static inline const char *edb_past(const void *p, int64_t bytes) {
@@ -61,18 +70,41 @@ static EDB_INLINE const char *edb_blocks_ahead(const void *block, int64_t blocks
     return beyond < 0 ? edb_past(block, ahead * block_bytes) : edb_past(next, beyond * block_bytes);
 }
 
-/* What to prefetch while `block` is read: the address EDB_PREFETCH_BYTES on, in whole blocks. */
-static EDB_INLINE const char *edb_ahead(const void *block, int64_t blocks_left, const void *next,
-                                        int64_t block_bytes) {
+/* Far: the address EDB_PREFETCH_BYTES on, in whole blocks. */
+static EDB_INLINE const char *edb_far(const void *block, int64_t blocks_left, const void *next,
+                                      int64_t block_bytes) {
     return edb_blocks_ahead(block, blocks_left, next, block_bytes,
                             EDB_PREFETCH_BYTES / block_bytes);
 }
 
-/* The same for a loop that fetches far; near, all lines of the block near_bytes on are fetched here. */
+/* Lead: the address EDB_LEAD_BYTES on; the first lines of a page that begins further on are fetched here. */
+static EDB_INLINE const char *edb_lead(const void *block, int64_t blocks_left, const void *next,
+                                       int64_t block_bytes) {
+    enum { PAGE = 4096 };
+    const char *on = edb_blocks_ahead(block, blocks_left, next, block_bytes,
+                                      EDB_LEAD_PAGE_BYTES / block_bytes);
+    int64_t into = (int64_t)((uintptr_t)on % PAGE); /* the page begins in this block, or before */
+    if (into < block_bytes) {
+#pragma GCC unroll 8
+        for (int64_t line = 0; line < EDB_LEAD_LINES; line++)
+            __builtin_prefetch(edb_past(on, 64 * line - into), 0, 2);
+    }
+    return edb_blocks_ahead(block, blocks_left, next, block_bytes, edb_max(1, EDB_LEAD_BYTES / block_bytes));
+}
+
+/* What to prefetch, line by line, while `block` is read by many tokens, or by popcount. */
+static EDB_INLINE const char *edb_ahead(const void *block, int64_t blocks_left, const void *next,
+                                        int64_t block_bytes) {
+    return edb_fetch_here == EDB_LEAD ? edb_lead(block, blocks_left, next, block_bytes)
+                                      : edb_far(block, blocks_left, next, block_bytes);
+}
+
+/* By a single token's look-up; near, all lines of the block near_bytes on are fetched here. */
 static EDB_INLINE const char *edb_fetch_block(edb_fetch fetch, int64_t near_bytes,
                                               const void *block, int64_t blocks_left,
                                               const void *next, int64_t block_bytes) {
-    if (fetch == EDB_FAR) return edb_ahead(block, blocks_left, next, block_bytes);
+    if (fetch == EDB_FAR) return edb_far(block, blocks_left, next, block_bytes);
+    if (fetch == EDB_LEAD) return edb_lead(block, blocks_left, next, block_bytes);
     const char *ahead =
         edb_blocks_ahead(block, blocks_left, next, block_bytes, near_bytes / block_bytes);
 #pragma GCC unroll 18

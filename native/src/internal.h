@@ -59,6 +59,11 @@ typedef struct {
 typedef void edb_pair_tile(const uint8_t *blocks, int64_t groups, const uint8_t *prepared,
                            const edb_group_meta *meta, float *acc, const uint8_t *next);
 
+/* The same for two tiles in turns, block by block: acc[2][64]. */
+typedef void edb_pair_two_tiles(const uint8_t *const blocks[2], int64_t groups,
+                                const uint8_t *prepared, const edb_group_meta *meta, float *acc,
+                                const uint8_t *const next[2]);
+
 /* Prepared activations of some rows, each with its groups one after the other. */
 typedef struct {
     int64_t n; /* at most EDB_PREPARED_ROWS */
@@ -85,6 +90,7 @@ typedef struct {
                     uint8_t *prepared, edb_group_meta *meta);
 
     edb_pair_tile *tile, *half_tile;
+    edb_pair_two_tiles *two_tiles, *two_half_tiles; /* NULL: one after the other */
     edb_pair_rows *tile_rows; /* NULL: each row by itself, as of half a pair */
 
     int64_t prepared_bytes; /* of one group, a multiple of 64, at most EDB_PREPARED_BYTES */

@@ -290,7 +290,9 @@ static void int8_tile(const int8_t *codes, const float *scales, int64_t groups,
     int64_t stride = tokens->stride, n = tokens->n;
     edb_fetch fetch = edb_fetch_here;
     for (int64_t g = 0; g < groups; g++) {
-        const char *ahead = edb_blocks_ahead(codes, groups - g, next, EDB_CODES_BYTES, 1);
+        const char *ahead =
+            fetch == EDB_LEAD ? edb_lead(codes, groups - g, next, EDB_CODES_BYTES)
+                              : edb_blocks_ahead(codes, groups - g, next, EDB_CODES_BYTES, 1);
         int64_t t = 0;
         wide_codes wide;
         if (n >= 4) widen(codes, EDB_CODES_BYTES, wide.even, wide.odd);

@@ -105,7 +105,8 @@ static EDB_INLINE void group_64x1(edb_fetch fetch, const int8_t *codes, const fl
         if (fetch == EDB_NEAR) {
             edb_fetch_codes(ahead, quad);
         } else {
-            _mm_prefetch(ahead + 64 * quad, _MM_HINT_T1); /* a quarter of the block */
+            if (fetch == EDB_FAR)
+                _mm_prefetch(ahead + 64 * quad, _MM_HINT_T1); /* a quarter of the block */
             edb_fetch_scales(scales, quad);
         }
     }
@@ -120,12 +121,13 @@ static EDB_INLINE void group_64x1(edb_fetch fetch, const int8_t *codes, const fl
 static EDB_INLINE void tile_64x1(edb_fetch fetch, const int8_t *codes, const float *scales,
                                  int64_t groups, const edb_tokens *token, float *acc,
                                  const int8_t *next) {
-    int64_t blocks = fetch == EDB_NEAR ? 1 : EDB_PREFETCH_BYTES / EDB_CODES_BYTES;
     for (int64_t g = 0; g < groups; g++, codes += EDB_CODES_BYTES, scales += EDB_TILE) {
         int64_t at = g * token->stride;
+        const char *ahead =
+            fetch == EDB_NEAR ? edb_blocks_ahead(codes, groups - g, next, EDB_CODES_BYTES, 1)
+                              : edb_fetch_block(fetch, 0, codes, groups - g, next, EDB_CODES_BYTES);
         group_64x1(fetch, codes, scales, token->q + EDB_GROUP * at, token->sx[at],
-                   token->offsets[at], acc,
-                   edb_blocks_ahead(codes, groups - g, next, EDB_CODES_BYTES, blocks));
+                   token->offsets[at], acc, ahead);
     }
 }
 

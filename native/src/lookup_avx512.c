@@ -101,7 +101,7 @@ static EDB_INLINE __m512i join(__m512i low_b_high, __m512i low_a, __m512i bias) 
         high1 = _mm512_add_epi8(high1, _mm512_permutexvar_epi8(b1, high));              \
         low2##a = _mm512_add_epi8(low2##a, _mm512_permutexvar_epi8(b2, low));           \
         high2 = _mm512_add_epi8(high2, _mm512_permutexvar_epi8(b2, high));              \
-        if (fetch == EDB_FAR) _mm_prefetch(ahead + 64 * (quad), _MM_HINT_T1);           \
+        if (fetch != EDB_NEAR) _mm_prefetch(ahead + 64 * (quad), _MM_HINT_T1);          \
         __asm__("" : "+v"(low1##a), "+v"(high1), "+v"(low2##a), "+v"(high2));           \
     } while (0)
 
@@ -115,38 +115,46 @@ static EDB_INLINE __m512i join(__m512i low_b_high, __m512i low_a, __m512i bias) 
         LOOK_UP(quad + 3, a);                                      \
     } while (0)
 
-static EDB_INLINE void multiply(edb_fetch fetch, const uint8_t *block, int64_t groups,
-                                const uint8_t *table, const edb_group_meta *meta, float *out,
-                                const uint8_t *next) {
+/* One block: sums + its rows by a group of one token. */
+static EDB_INLINE row_sums add_block(edb_fetch fetch, row_sums sums, const uint8_t *block,
+                                     const uint8_t *table, const edb_group_meta *meta,
+                                     const char *ahead) {
     const __m512i zero = _mm512_setzero_si512();
     const __m512i low_nibble = _mm512_set1_epi64(LOW_NIBBLE);
     const __m512i high_nibble = _mm512_set1_epi64(HIGH_NIBBLE);
-    row_sums sums = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
-                     _mm512_setzero_ps()};
+    __m512i low1a = zero, low1b = zero, high1 = zero;
+    __m512i low2a = zero, low2b = zero, high2 = zero;
+    LOOK_UP_4(0, a);
+    LOOK_UP_4(4, a);
+    LOOK_UP_4(8, b);
+    LOOK_UP_4(12, b);
+    if (fetch != EDB_NEAR) {
+        _mm_prefetch(ahead + 1024, _MM_HINT_T1);
+        _mm_prefetch(ahead + 1088, _MM_HINT_T1);
+    }
 
-    for (int64_t g = 0; g < groups; g++) {
+    __m512i bias = _mm512_set1_epi16((int16_t)meta->bias);
+    return finish64(
+        sums, meta->sx, block + 1024,
+        join(_mm512_unpacklo_epi8(low1b, high1), _mm512_unpacklo_epi8(low1a, zero), bias),
+        join(_mm512_unpackhi_epi8(low1b, high1), _mm512_unpackhi_epi8(low1a, zero), bias),
+        join(_mm512_unpacklo_epi8(low2b, high2), _mm512_unpacklo_epi8(low2a, zero), bias),
+        join(_mm512_unpackhi_epi8(low2b, high2), _mm512_unpackhi_epi8(low2a, zero), bias));
+}
+
+static EDB_INLINE row_sums no_sums(void) {
+    __m512 zero = _mm512_setzero_ps();
+    return (row_sums){zero, zero, zero, zero};
+}
+
+static EDB_INLINE void multiply(edb_fetch fetch, const uint8_t *block, int64_t groups,
+                                const uint8_t *table, const edb_group_meta *meta, float *out,
+                                const uint8_t *next) {
+    row_sums sums = no_sums();
+    for (int64_t g = 0; g < groups; g++, block += EDB_BLOCK_BYTES, table += TABLE_BYTES) {
         const char *ahead = edb_fetch_block(fetch, NEAR_BYTES, block, groups - g, next,
                                             EDB_BLOCK_BYTES);
-        __m512i low1a = zero, low1b = zero, high1 = zero;
-        __m512i low2a = zero, low2b = zero, high2 = zero;
-        LOOK_UP_4(0, a);
-        LOOK_UP_4(4, a);
-        LOOK_UP_4(8, b);
-        LOOK_UP_4(12, b);
-        if (fetch == EDB_FAR) {
-            _mm_prefetch(ahead + 1024, _MM_HINT_T1);
-            _mm_prefetch(ahead + 1088, _MM_HINT_T1);
-        }
-
-        __m512i bias = _mm512_set1_epi16((int16_t)meta[g].bias);
-        sums = finish64(
-            sums, meta[g].sx, block + 1024,
-            join(_mm512_unpacklo_epi8(low1b, high1), _mm512_unpacklo_epi8(low1a, zero), bias),
-            join(_mm512_unpackhi_epi8(low1b, high1), _mm512_unpackhi_epi8(low1a, zero), bias),
-            join(_mm512_unpacklo_epi8(low2b, high2), _mm512_unpacklo_epi8(low2a, zero), bias),
-            join(_mm512_unpackhi_epi8(low2b, high2), _mm512_unpackhi_epi8(low2a, zero), bias));
-        block += EDB_BLOCK_BYTES;
-        table += TABLE_BYTES;
+        sums = add_block(fetch, sums, block, table, meta + g, ahead);
     }
     store_rows(out, sums);
 }
@@ -154,6 +162,24 @@ static EDB_INLINE void multiply(edb_fetch fetch, const uint8_t *block, int64_t g
 static void tile(const uint8_t *block, int64_t groups, const uint8_t *table,
                  const edb_group_meta *meta, float *out, const uint8_t *next) {
     EDB_FETCHING(multiply, block, groups, table, meta, out, next);
+}
+
+/* Two tiles in turns, so that two pages are under way: for EDB_LEAD. */
+static void two_tiles(const uint8_t *const blocks[2], int64_t groups, const uint8_t *table,
+                      const edb_group_meta *meta, float *out, const uint8_t *const next[2]) {
+    const uint8_t *first = blocks[0], *second = blocks[1];
+    row_sums sums = no_sums(), sums_too = no_sums();
+    for (int64_t g = 0; g < groups; g++, table += TABLE_BYTES) {
+        const char *ahead =
+            edb_fetch_block(EDB_LEAD, 0, first, groups - g, next[0], EDB_BLOCK_BYTES);
+        sums = add_block(EDB_LEAD, sums, first, table, meta + g, ahead);
+        ahead = edb_fetch_block(EDB_LEAD, 0, second, groups - g, next[1], EDB_BLOCK_BYTES);
+        sums_too = add_block(EDB_LEAD, sums_too, second, table, meta + g, ahead);
+        first += EDB_BLOCK_BYTES;
+        second += EDB_BLOCK_BYTES;
+    }
+    store_rows(out, sums);
+    store_rows(out + EDB_TILE, sums_too);
 }
 
 /* Quads 2j and 2j + 1, whose tables are among the four of `low` and `high`. */
@@ -166,7 +192,7 @@ static void tile(const uint8_t *block, int64_t groups, const uint8_t *table,
         high_sum = _mm512_add_epi8(high_sum, _mm512_permutexvar_epi8(even, high));         \
         low##a = _mm512_add_epi8(low##a, _mm512_permutexvar_epi8(odd, low));               \
         high_sum = _mm512_add_epi8(high_sum, _mm512_permutexvar_epi8(odd, high));          \
-        if (fetch == EDB_FAR) _mm_prefetch(ahead + 64 * (j), _MM_HINT_T1);                 \
+        if (fetch != EDB_NEAR) _mm_prefetch(ahead + 64 * (j), _MM_HINT_T1);                \
         __asm__("" : "+v"(low##a), "+v"(high_sum));                                        \
     } while (0)
 
@@ -178,32 +204,34 @@ static void tile(const uint8_t *block, int64_t groups, const uint8_t *table,
         LOOK_UP_TWO((quad) / 2 + 1, a);                            \
     } while (0)
 
-static EDB_INLINE void multiply_half(edb_fetch fetch, const uint8_t *half, int64_t groups,
-                                     const uint8_t *table, const edb_group_meta *meta, float *out,
-                                     const uint8_t *next) {
+static EDB_INLINE row_sums add_half(edb_fetch fetch, row_sums sums, const uint8_t *half,
+                                    const uint8_t *table, const edb_group_meta *meta,
+                                    const char *ahead) {
     const __m512i zero = _mm512_setzero_si512();
     const __m512i low_nibble = _mm512_set1_epi64(LOW_NIBBLE);
     const __m512i high_nibble = _mm512_set1_epi64(HIGH_NIBBLE);
-    row_sums sums = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
-                     _mm512_setzero_ps()};
+    __m512i low_a = zero, low_b = zero, high_sum = zero;
+    LOOK_UP_HALF_4(0, _a);
+    LOOK_UP_HALF_4(4, _a);
+    LOOK_UP_HALF_4(8, _b);
+    LOOK_UP_HALF_4(12, _b);
+    if (fetch != EDB_NEAR) _mm_prefetch(ahead + 512, _MM_HINT_T1);
 
-    for (int64_t g = 0; g < groups; g++) {
+    __m512i bias = _mm512_set1_epi16((int16_t)meta->bias);
+    return finish_half64(
+        sums, meta->sx, half + 512,
+        join(_mm512_unpacklo_epi8(low_b, high_sum), _mm512_unpacklo_epi8(low_a, zero), bias),
+        join(_mm512_unpackhi_epi8(low_b, high_sum), _mm512_unpackhi_epi8(low_a, zero), bias));
+}
+
+static EDB_INLINE void multiply_half(edb_fetch fetch, const uint8_t *half, int64_t groups,
+                                     const uint8_t *table, const edb_group_meta *meta, float *out,
+                                     const uint8_t *next) {
+    row_sums sums = no_sums();
+    for (int64_t g = 0; g < groups; g++, half += EDB_HALF_BYTES, table += TABLE_BYTES) {
         const char *ahead = edb_fetch_block(fetch, NEAR_BYTES, half, groups - g, next,
                                             EDB_HALF_BYTES);
-        __m512i low_a = zero, low_b = zero, high_sum = zero;
-        LOOK_UP_HALF_4(0, _a);
-        LOOK_UP_HALF_4(4, _a);
-        LOOK_UP_HALF_4(8, _b);
-        LOOK_UP_HALF_4(12, _b);
-        if (fetch == EDB_FAR) _mm_prefetch(ahead + 512, _MM_HINT_T1);
-
-        __m512i bias = _mm512_set1_epi16((int16_t)meta[g].bias);
-        sums = finish_half64(
-            sums, meta[g].sx, half + 512,
-            join(_mm512_unpacklo_epi8(low_b, high_sum), _mm512_unpacklo_epi8(low_a, zero), bias),
-            join(_mm512_unpackhi_epi8(low_b, high_sum), _mm512_unpackhi_epi8(low_a, zero), bias));
-        half += EDB_HALF_BYTES;
-        table += TABLE_BYTES;
+        sums = add_half(fetch, sums, half, table, meta + g, ahead);
     }
     store_rows(out, sums);
 }
@@ -213,11 +241,30 @@ static void half_tile(const uint8_t *half, int64_t groups, const uint8_t *table,
     EDB_FETCHING(multiply_half, half, groups, table, meta, out, next);
 }
 
+static void two_half_tiles(const uint8_t *const halves[2], int64_t groups, const uint8_t *table,
+                           const edb_group_meta *meta, float *out, const uint8_t *const next[2]) {
+    const uint8_t *first = halves[0], *second = halves[1];
+    row_sums sums = no_sums(), sums_too = no_sums();
+    for (int64_t g = 0; g < groups; g++, table += TABLE_BYTES) {
+        const char *ahead =
+            edb_fetch_block(EDB_LEAD, 0, first, groups - g, next[0], EDB_HALF_BYTES);
+        sums = add_half(EDB_LEAD, sums, first, table, meta + g, ahead);
+        ahead = edb_fetch_block(EDB_LEAD, 0, second, groups - g, next[1], EDB_HALF_BYTES);
+        sums_too = add_half(EDB_LEAD, sums_too, second, table, meta + g, ahead);
+        first += EDB_HALF_BYTES;
+        second += EDB_HALF_BYTES;
+    }
+    store_rows(out, sums);
+    store_rows(out + EDB_TILE, sums_too);
+}
+
 const edb_pair_kernel edb_lookup_avx512 = {
     .name = "lookup",
     .prepare = prepare,
     .tile = tile,
     .half_tile = half_tile,
+    .two_tiles = two_tiles,
+    .two_half_tiles = two_half_tiles,
     .prepared_bytes = TABLE_BYTES,
     .expand_from = 2,
     .expand_half_from = 4,

@@ -305,6 +305,7 @@ static void dense_tasks(void *argument, int64_t begin, int64_t end, int32_t work
 /* What a task is: a tile, or a tile for one block of tokens. */
 static edb_task task_of(const edb_matmul_job *job) {
     if (edb_is_dense(job->matrix)) return dense_tasks;
+    if (edb_tiles_apart(job) > 0) return edb_pairs_two_tiles;
     if (job->one_by_one) return edb_pairs_one_by_one;
     return job->matrix->kind == EDB_PAIRS ? edb_pairs_by_expansion : int8_tiles;
 }
@@ -334,8 +335,9 @@ int32_t edb_matmul_stages(const edb_context *context, const edb_matrix *matrix, 
     int64_t tasks = job->n * job->parts, chunk = edb_chunk(context->pool, tasks);
     if (!edb_is_dense(matrix) || !reads_in_place(job))
         stages[count++] = (edb_stage){prepare, job, tasks, chunk};
-    stages[count++] =
-        (edb_stage){task_of(job), job, edb_matmul_tiles(job) * tasks_of_tile(job), 1};
+    int64_t apart = edb_tiles_apart(job);
+    tasks = apart > 0 ? apart : edb_matmul_tiles(job) * tasks_of_tile(job);
+    stages[count++] = (edb_stage){task_of(job), job, tasks, 1};
     return count;
 }
 

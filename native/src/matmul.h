@@ -116,8 +116,12 @@ int64_t edb_expands_from(const edb_pair_kernel *pairs, const edb_matrix *matrix)
 /* Up to EDB_TOKEN_BLOCK tokens from this one on. */
 edb_tokens edb_tokens_from(const edb_matmul_job *job, int64_t token);
 
-/* A task is a tile; or a tile for one block of tokens, where neighbouring tasks share the tile. */
+/* Tiles between the two of a task of edb_pairs_two_tiles; 0: a task is not of two. */
+int64_t edb_tiles_apart(const edb_matmul_job *job);
+
+/* A task is a tile; or two; or a tile for one block of tokens, where neighbouring tasks share the tile. */
 void edb_pairs_one_by_one(void *job, int64_t begin, int64_t end, int32_t worker);
+void edb_pairs_two_tiles(void *job, int64_t begin, int64_t end, int32_t worker);
 void edb_pairs_by_expansion(void *job, int64_t begin, int64_t end, int32_t worker);
 
 #endif

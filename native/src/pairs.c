@@ -41,7 +41,7 @@ static EDB_INLINE const uint8_t *fetched(const edb_matmul_job *job, int64_t term
                                          int64_t tile) {
     if (job->next != NULL && tile + 1 == job->tiles && term + 1 == terms) return job->next;
     int apart = job->matrix->half != NULL || tile_bytes(job, 0) > EDB_PREFETCH_BYTES;
-    if (edb_fetch_here == EDB_FAR && apart) return term_tile(job, term, tile + 1);
+    if (edb_fetch_here != EDB_NEAR && apart) return term_tile(job, term, tile + 1);
     return term + 1 < terms ? term_tile(job, term + 1, tile) : term_tile(job, 0, tile + 1);
 }
 
@@ -77,6 +77,44 @@ static edb_prepared prepared_from(const edb_matmul_job *job, int64_t token) {
         rows.meta[t] = job->meta + at;
     }
     return rows;
+}
+
+int64_t edb_tiles_apart(const edb_matmul_job *job) {
+    int two = edb_fetch_here == EDB_LEAD && job->one_by_one && job->n == 1 &&
+              job->places == NULL && job->pairs->two_tiles != NULL;
+    return two ? edb_ceil_div(job->tiles, 2) : 0;
+}
+
+void edb_pairs_two_tiles(void *argument, int64_t begin, int64_t end, int32_t worker) {
+    const edb_matmul_job *job = argument;
+    const edb_matrix *matrix = job->matrix;
+    int64_t apart = edb_tiles_apart(job), terms = count_terms(matrix);
+    edb_prepared x = prepared_from(job, 0);
+    float y[2 * EDB_TILE], acc[2 * EDB_TILE];
+    for (int64_t tile = begin; tile < end; tile++) {
+        if (tile + apart >= job->tiles) {
+            edb_pairs_one_by_one(argument, tile, tile + 1, worker);
+            continue;
+        }
+        int64_t row[2] = {tile * EDB_TILE, (tile + apart) * EDB_TILE};
+        int64_t rows[2] = {EDB_TILE, edb_min(EDB_TILE, matrix->rows - row[1])};
+        for (int64_t term = 0; term < terms; term++) {
+            int half = is_half(matrix, term);
+            edb_pair_two_tiles *multiply = half ? job->pairs->two_half_tiles : job->pairs->two_tiles;
+            const float *scales = matrix->scales + term * matrix->rows;
+            const uint8_t *blocks[2], *next[2];
+            for (int i = 0; i < 2; i++) {
+                fetch_row_scales(scales + row[i]);
+                blocks[i] = term_tile(job, term, tile + i * apart);
+                next[i] = fetched(job, term, terms, tile + i * apart);
+            }
+            multiply(blocks, job->groups, x.bytes[0], x.meta[0], acc, next);
+            for (int i = 0; i < 2; i++)
+                scale_rows(y + EDB_TILE * i, scales + row[i], acc + EDB_TILE * i, rows[i],
+                           term == 0);
+        }
+        for (int i = 0; i < 2; i++) edb_write_rows(job, 0, row[i], rows[i], y + EDB_TILE * i);
+    }
 }
 
 void edb_pairs_one_by_one(void *argument, int64_t begin, int64_t end, int32_t worker) {

@@ -333,7 +333,7 @@ static const operation operations[] = {
 static int agrees(const operation *op, uint64_t seed, int32_t isa, const char *kernel,
                   edb_pool *pool, const result *expected, result *actual) {
     for (int threads = 1; threads <= 3; threads += 2) {
-        edb_context *context = new_context(edb_isa_name(isa), kernel, threads > 1 ? pool : NULL);
+        edb_context *context = new_context_in_turn(edb_isa_name(isa), kernel, threads > 1 ? pool : NULL);
         actual->count = 0;
         op->run(context, seed, actual);
         edb_context_destroy(context);

@@ -200,7 +200,7 @@ static void check_everywhere(const layer_case *c, edb_pool **pools, const layer_
         for (int32_t k = 0; (kernel = edb_kernel_name(edb_isa_name(isa), k)) != NULL; k++) {
             if (coarse != (strcmp(kernel, "popcount4") == 0)) continue;
             for (int threads = 1; threads <= 8; threads += k == 0 ? 1 : 7) {
-                edb_context *context = new_context(edb_isa_name(isa), kernel, pools[threads - 1]);
+                edb_context *context = new_context_in_turn(edb_isa_name(isa), kernel, pools[threads - 1]);
                 for (int way = 0; way < 2;
                      way++) { /* all tokens at once, and in threes or one by one */
                     if (way == 1 && threads % 3 != 1) continue;

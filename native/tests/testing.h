@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "../include/edgedb.h"
+#include "../src/internal.h"
 
 #define CHECK(condition)                                                            \
     do {                                                                            \
@@ -187,6 +188,15 @@ static inline int64_t cache_rows(const layer_cache *cache) {
 static inline edb_context *new_context(const char *isa, const char *kernel, edb_pool *pool) {
     edb_context *context;
     CHECK(edb_context_create(isa, kernel, pool, &context) == EDB_OK);
+    return context;
+}
+
+/* The same, and the next way of fetching, whatever suits this CPU: all of them in turn. */
+static inline edb_context *new_context_in_turn(const char *isa, const char *kernel,
+                                               edb_pool *pool) {
+    static int turn;
+    edb_context *context = new_context(isa, kernel, pool);
+    edb_fetch_here = (edb_fetch)(turn++ % (EDB_LEAD + 1));
     return context;
 }
 
