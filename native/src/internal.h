@@ -50,6 +50,7 @@ enum {
 typedef struct {
     float sx;
     int32_t bias; /* look-up: tables hold subset sums minus their minimum; the sum of minima */
+    uint32_t wide; /* prepare_rows: a bit for each quad whose sums pass 255 */
 } edb_group_meta;
 
 /*
@@ -91,7 +92,10 @@ typedef struct {
 
     edb_pair_tile *tile, *half_tile;
     edb_pair_two_tiles *two_tiles, *two_half_tiles; /* NULL: one after the other */
-    edb_pair_rows *tile_rows; /* NULL: each row by itself, as of half a pair */
+    edb_pair_rows *tile_rows, *half_rows; /* of several tokens; NULL: each by itself */
+    /* What these two want of a token, as many bytes; NULL: what `tile` wants. */
+    void (*prepare_rows)(const int8_t *q, const float *sx, int64_t stride, int64_t groups,
+                         uint8_t *prepared, edb_group_meta *meta);
 
     int64_t prepared_bytes; /* of one group, a multiple of 64, at most EDB_PREPARED_BYTES */
 
@@ -304,7 +308,7 @@ extern const edb_kernels edb_kernels_neon, edb_kernels_neon_dotprod, edb_kernels
 /* Kernels that live in a file of their own. */
 void edb_offsets_avx512(const int8_t *q, int64_t stride, int64_t groups, int32_t *offsets);
 edb_expanded_tile edb_expand_tile_avx512, edb_expand_half_tile_avx512;
-edb_pair_rows edb_few_rows_avx2;
+edb_pair_rows edb_few_rows_avx2, edb_few_half_rows_avx2;
 edb_expanded_tile edb_few_tile_avx512, edb_few_half_tile_avx512;
 void edb_few_int8_tile_avx512(const int8_t *codes, const float *scales, int64_t groups,
                               const edb_tokens *tokens, float *acc, const int8_t *next);

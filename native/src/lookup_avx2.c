@@ -39,6 +39,24 @@ enum { TABLE_BYTES = 32 * EDB_QUADS };
 
 enum { NEAR_BYTES = 12288 }; /* of weights fetched ahead: edb_fetch */
 
+/* Subset sums of two and of the other two activations of a quad: up to 254 each. */
+typedef struct {
+    __m256i a, b;
+} two_sums;
+
+static EDB_INLINE two_sums sums_of_two(__m256i sizes, const __m256i *pick) {
+    return (two_sums){_mm256_add_epi8(_mm256_shuffle_epi8(sizes, pick[0]),
+                                      _mm256_shuffle_epi8(sizes, pick[1])),
+                      _mm256_add_epi8(_mm256_shuffle_epi8(sizes, pick[2]),
+                                      _mm256_shuffle_epi8(sizes, pick[3]))};
+}
+
+/* (a + b) / 2, rounded down. */
+static EDB_INLINE __m256i half_sum(two_sums sums) {
+    __m256i odd = _mm256_and_si256(_mm256_xor_si256(sums.a, sums.b), _mm256_set1_epi8(1));
+    return _mm256_sub_epi8(_mm256_avg_epu8(sums.a, sums.b), odd);
+}
+
 /*
  * The tables of one quad of either 128-bit lane, 16 bytes of low 5 bits and 16 bytes of high bits; to,
  * to_other: where that of the upper lane goes. An activation adds max(q, 0) to the subsets that hold it and
@@ -46,34 +64,45 @@ enum { NEAR_BYTES = 12288 }; /* of weights fetched ahead: edb_fetch */
  */
 static EDB_INLINE void store_tables(__m256i sizes, const __m256i *pick, uint8_t *to,
                                     uint8_t *to_other) {
-    const __m256i one = _mm256_set1_epi8(1);
-    __m256i a = _mm256_add_epi8(_mm256_shuffle_epi8(sizes, pick[0]),
-                                _mm256_shuffle_epi8(sizes, pick[1]));
-    __m256i b = _mm256_add_epi8(_mm256_shuffle_epi8(sizes, pick[2]),
-                                _mm256_shuffle_epi8(sizes, pick[3]));
-    __m256i odd = _mm256_and_si256(_mm256_xor_si256(a, b), one);
-    __m256i half = _mm256_sub_epi8(_mm256_avg_epu8(a, b), odd); /* which rounds up */
-    __m256i low = _mm256_and_si256(_mm256_add_epi8(a, b), _mm256_set1_epi8(31));
-    __m256i high = _mm256_and_si256(_mm256_srli_epi16(half, 4), _mm256_set1_epi8(15));
+    two_sums sums = sums_of_two(sizes, pick);
+    __m256i low = _mm256_and_si256(_mm256_add_epi8(sums.a, sums.b), _mm256_set1_epi8(31));
+    __m256i high =
+        _mm256_and_si256(_mm256_srli_epi16(half_sum(sums), 4), _mm256_set1_epi8(15));
     _mm256_storeu_si256((__m256i *)(void *)to, _mm256_permute2x128_si256(low, high, 0x20));
     _mm256_storeu_si256((__m256i *)(void *)to_other, _mm256_permute2x128_si256(low, high, 0x31));
 }
 
-/* Tables of eight quads; returns the sum of their minima as eight parts. */
-static EDB_INLINE __m256i tabulate(const int8_t *q, const __m256i *pick, const __m256i *pick_second,
-                                   uint8_t *tables) {
+/*
+ * The same as few_avx2.c wants them: sums modulo 256, and whether they pass 255, four quads apart for
+ * either lane. Returns a bit for each that does, the upper lane's in the high half.
+ */
+static EDB_INLINE uint32_t store_sums(__m256i sizes, const __m256i *pick, uint8_t *to) {
+    uint8_t *second = to + TABLE_BYTES / 2;
+    const __m256i one = _mm256_set1_epi8(1);
+    two_sums sums = sums_of_two(sizes, pick);
+    __m256i sum = _mm256_add_epi8(sums.a, sums.b), half = half_sum(sums);
+    __m256i passed = _mm256_and_si256(_mm256_srli_epi16(half, 7), one);
+    _mm_storeu_si128((__m128i *)(void *)to, _mm256_castsi256_si128(sum));
+    _mm_storeu_si128((__m128i *)(void *)(to + 16 * 4), _mm256_extracti128_si256(sum, 1));
+    _mm_storeu_si128((__m128i *)(void *)second, _mm256_castsi256_si128(passed));
+    _mm_storeu_si128((__m128i *)(void *)(second + 16 * 4), _mm256_extracti128_si256(passed, 1));
+    return (uint32_t)_mm256_movemask_epi8(half);
+}
+
+/* Activations of eight quads as store_tables takes them, and the sum of their minima as eight parts. */
+typedef struct {
+    __m256i first, last, minima;
+} quad_sizes;
+
+static EDB_INLINE quad_sizes sizes_of(const int8_t *q) {
     const __m256i zero = _mm256_setzero_si256();
     __m256i codes = load256(q);
     __m256i above = _mm256_max_epi8(codes, zero);
     __m256i below = _mm256_max_epi8(_mm256_sub_epi8(zero, codes), zero);
-    /* In a lane, the four positive and four negative parts of one quad, then of the next. */
-    __m256i first = _mm256_unpacklo_epi32(above, below), last = _mm256_unpackhi_epi32(above, below);
-    store_tables(first, pick, tables, tables + 32 * 4);
-    store_tables(first, pick_second, tables + 32, tables + 32 * 5);
-    store_tables(last, pick, tables + 32 * 2, tables + 32 * 6);
-    store_tables(last, pick_second, tables + 32 * 3, tables + 32 * 7);
     __m256i twos = _mm256_maddubs_epi16(below, _mm256_set1_epi8(-1));
-    return _mm256_madd_epi16(twos, _mm256_set1_epi16(1));
+    /* In a lane, the four positive and four negative parts of one quad, then of the next. */
+    return (quad_sizes){_mm256_unpacklo_epi32(above, below), _mm256_unpackhi_epi32(above, below),
+                        _mm256_madd_epi16(twos, _mm256_set1_epi16(1))};
 }
 
 static EDB_INLINE int32_t add_up(__m256i eight) {
@@ -82,22 +111,64 @@ static EDB_INLINE int32_t add_up(__m256i eight) {
     return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
 }
 
-static void prepare(const int8_t *q, const float *sx, int64_t stride, int64_t groups,
-                    uint8_t *tables, edb_group_meta *meta) {
+/* Which activations a subset takes of a quad's four positive, and of four negative, parts. */
+typedef struct {
+    __m256i first[4], second[4]; /* of the first quad in a lane: k where it is in the subset, else 4 + k */
+} subsets;
+
+static EDB_INLINE subsets all_subsets(void) {
     const __m256i subset = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-    __m256i pick[4], pick_second[4]; /* k where it is in the subset, else 4 + k */
+    subsets pick;
     for (int k = 0; k < 4; k++) {
         __m256i bit = _mm256_set1_epi8((char)(1 << k));
         __m256i has = _mm256_cmpeq_epi8(_mm256_and_si256(subset, bit), bit);
-        pick[k] = _mm256_add_epi8(_mm256_set1_epi8((char)k),
-                                  _mm256_andnot_si256(has, _mm256_set1_epi8(4)));
-        pick_second[k] = _mm256_add_epi8(pick[k], _mm256_set1_epi8(8));
+        pick.first[k] = _mm256_add_epi8(_mm256_set1_epi8((char)k),
+                                        _mm256_andnot_si256(has, _mm256_set1_epi8(4)));
+        pick.second[k] = _mm256_add_epi8(pick.first[k], _mm256_set1_epi8(8));
     }
+    return pick;
+}
+
+static void prepare(const int8_t *q, const float *sx, int64_t stride, int64_t groups,
+                    uint8_t *tables, edb_group_meta *meta) {
+    const subsets pick = all_subsets();
     for (int64_t g = 0; g < groups; g++, q += EDB_GROUP * stride, sx += stride) {
-        __m256i first = tabulate(q, pick, pick_second, tables);
-        __m256i last = tabulate(q + 32, pick, pick_second, tables + TABLE_BYTES / 2);
-        meta[g] = (edb_group_meta){.sx = *sx, .bias = add_up(_mm256_add_epi32(first, last))};
+        __m256i minima = _mm256_setzero_si256();
+        for (int quad = 0; quad < EDB_QUADS; quad += 8) {
+            quad_sizes sizes = sizes_of(q + 4 * quad);
+            uint8_t *to = tables + 32 * quad;
+            store_tables(sizes.first, pick.first, to, to + 32 * 4);
+            store_tables(sizes.first, pick.second, to + 32, to + 32 * 5);
+            store_tables(sizes.last, pick.first, to + 32 * 2, to + 32 * 6);
+            store_tables(sizes.last, pick.second, to + 32 * 3, to + 32 * 7);
+            minima = _mm256_add_epi32(minima, sizes.minima);
+        }
+        meta[g] = (edb_group_meta){.sx = *sx, .bias = add_up(minima)};
+        tables += TABLE_BYTES;
+    }
+}
+
+static void prepare_rows(const int8_t *q, const float *sx, int64_t stride, int64_t groups,
+                         uint8_t *tables, edb_group_meta *meta) {
+    const subsets pick = all_subsets();
+    for (int64_t g = 0; g < groups; g++, q += EDB_GROUP * stride, sx += stride) {
+        __m256i minima = _mm256_setzero_si256();
+        uint32_t wide = 0;
+        for (int quad = 0; quad < EDB_QUADS; quad += 8) {
+            quad_sizes sizes = sizes_of(q + 4 * quad);
+            uint8_t *to = tables + 16 * quad;
+            uint32_t passed[4] = {store_sums(sizes.first, pick.first, to),
+                                  store_sums(sizes.first, pick.second, to + 16),
+                                  store_sums(sizes.last, pick.first, to + 32),
+                                  store_sums(sizes.last, pick.second, to + 48)};
+            for (int i = 0; i < 4; i++) {
+                wide |= (uint32_t)((passed[i] & 0xffff) != 0) << (quad + i);
+                wide |= (uint32_t)(passed[i] > 0xffff) << (quad + i + 4);
+            }
+            minima = _mm256_add_epi32(minima, sizes.minima);
+        }
+        meta[g] = (edb_group_meta){.sx = *sx, .bias = add_up(minima), .wide = wide};
         tables += TABLE_BYTES;
     }
 }
@@ -301,6 +372,8 @@ const edb_pair_kernel edb_lookup_avx2 = {
     .two_tiles = two_tiles,
     .two_half_tiles = two_half_tiles,
     .tile_rows = edb_few_rows_avx2,
+    .half_rows = edb_few_half_rows_avx2,
+    .prepare_rows = prepare_rows,
     .prepared_bytes = TABLE_BYTES,
     .expand_from = INT64_MAX, /* expanded, three quarters of the speed at 128 tokens */
 };
@@ -313,6 +386,8 @@ const edb_pair_kernel edb_lookup_avxvnni = {
     .two_tiles = two_tiles,
     .two_half_tiles = two_half_tiles,
     .tile_rows = edb_few_rows_avx2,
+    .half_rows = edb_few_half_rows_avx2,
+    .prepare_rows = prepare_rows,
     .prepared_bytes = TABLE_BYTES,
     .expand_from = 5,
     .expand_half_from = 10,

@@ -81,6 +81,7 @@ edb_matmul_job edb_matmul_describe(const edb_context *context, const edb_matrix 
     const edb_pair_kernel *pairs = matrix->kind == EDB_PAIRS ? context->pairs : NULL;
     int64_t groups = edb_ceil_div(matrix->cols, EDB_GROUP);
     int64_t parts = edb_min(edb_pool_threads(context->pool), edb_ceil_div(groups, GROUPS_APART));
+    int one_by_one = pairs != NULL && n < edb_expands_from(pairs, matrix);
     return (edb_matmul_job){
         .kernels = context->isa->kernels,
         .pairs = pairs,
@@ -92,7 +93,8 @@ edb_matmul_job edb_matmul_describe(const edb_context *context, const edb_matrix 
         .groups = groups,
         .token_blocks = edb_ceil_div(n, tokens_together(matrix)),
         .parts = n > 1 || edb_is_dense(matrix) ? 1 : parts,
-        .one_by_one = pairs != NULL && n < edb_expands_from(pairs, matrix),
+        .one_by_one = one_by_one,
+        .by_rows = one_by_one && n > 1 && pairs->tile_rows != NULL,
     };
 }
 
@@ -194,8 +196,9 @@ static void prepare_quantized(const edb_matmul_job *job, int64_t t, int64_t part
         return;
     }
     int64_t at = t * edb_prepared_pitch(job) + group;
-    job->pairs->prepare(q, sx, stride, groups, job->prepared + at * job->pairs->prepared_bytes,
-                        job->meta + at);
+    int rows = job->by_rows && job->pairs->prepare_rows != NULL;
+    (rows ? job->pairs->prepare_rows : job->pairs->prepare)(
+        q, sx, stride, groups, job->prepared + at * job->pairs->prepared_bytes, job->meta + at);
 }
 
 static void prepare_dense(const edb_matmul_job *job, int64_t t) {

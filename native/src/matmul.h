@@ -41,6 +41,7 @@ typedef struct {
     int64_t parts; /* runs of groups that are prepared apart, for each token */
     int32_t add;
     int32_t one_by_one;   /* the pair kernel token by token, else expanded blocks */
+    int32_t by_rows;      /* its tile_rows and half_rows, one by one */
     int8_t *q;            /* [groups, stride, 64] */
     float *sx;            /* [groups, stride] */
     int32_t *offsets;     /* [groups, stride], not one by one, if the set wants them */

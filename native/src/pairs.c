@@ -59,11 +59,12 @@ static void scale_rows(float *y, const float *scale, const float *acc, int64_t r
 /* acc[n][64] = one tile of a term for some rows. */
 static void multiply_rows(const edb_matmul_job *job, const uint8_t *blocks, int half,
                           const edb_prepared *rows, float *acc, const uint8_t *next) {
-    edb_pair_tile *multiply = half ? job->pairs->half_tile : job->pairs->tile;
-    if (rows->n > 1 && !half && job->pairs->tile_rows != NULL) {
-        job->pairs->tile_rows(blocks, job->groups, rows, acc, next);
+    edb_pair_rows *together = half ? job->pairs->half_rows : job->pairs->tile_rows;
+    if (job->by_rows && together != NULL) {
+        together(blocks, job->groups, rows, acc, next);
         return;
     }
+    edb_pair_tile *multiply = half ? job->pairs->half_tile : job->pairs->tile;
     for (int64_t t = 0; t < rows->n; t++)
         multiply(blocks, job->groups, rows->bytes[t], rows->meta[t], acc + EDB_TILE * t, next);
 }

@@ -63,11 +63,11 @@ static int64_t random_tokens(uint64_t *seed) {
     return tokens[random_range(seed, 0, 9)];
 }
 
-/* out [+]= W x, together and token by token; frees the matrix. */
-static void multiply_both(const edb_context *context, uint64_t *seed, edb_matrix *matrix, int64_t n,
-                          int32_t add, result *to) {
+/* out [+]= W x, together and token by token; frees x and the matrix. */
+static void multiply_these(const edb_context *context, uint64_t *seed, edb_matrix *matrix, float *x,
+                           int64_t n, int32_t add, result *to) {
     int64_t rows = matrix->rows, cols = matrix->cols;
-    float *x = activations(seed, n, cols), *base = random_floats(seed, n * rows);
+    float *base = random_floats(seed, n * rows);
     float *out = allocate((size_t)(n * rows) * sizeof *out);
 
     memcpy(out, base, (size_t)(n * rows) * sizeof *out);
@@ -84,6 +84,12 @@ static void multiply_both(const edb_context *context, uint64_t *seed, edb_matrix
     release(base);
     release(x);
     free_matrix(matrix);
+}
+
+static void multiply_both(const edb_context *context, uint64_t *seed, edb_matrix *matrix, int64_t n,
+                          int32_t add, result *to) {
+    float *x = activations(seed, n, matrix->cols);
+    multiply_these(context, seed, matrix, x, n, add, to);
 }
 
 /* A random shape. */
@@ -107,6 +113,21 @@ static void few_case(const edb_context *context, uint64_t seed, result *to) {
         edb_matrix matrix = random_matrix(&seed, kind, 1, rows, cols);
         if (which == 1 || which == 2) add_half(&seed, &matrix, which == 1);
         multiply_both(context, &seed, &matrix, n, 0, to);
+    }
+}
+
+/* Activations that are all as large as they can be, of either sign or of one: so are their sums. */
+static void loud_case(const edb_context *context, uint64_t seed, result *to) {
+    int64_t n = (int64_t)(seed % 20) + 1;
+    for (int half = 0; half < 2; half++) {
+        int64_t rows = random_range(&seed, 1, 150), cols = random_range(&seed, 1, 200);
+        edb_matrix matrix = random_matrix(&seed, EDB_PAIRS, 1, rows, cols);
+        if (half) add_half(&seed, &matrix, 0);
+        float *x = random_floats(&seed, n * cols);
+        int64_t sign = random_range(&seed, -1, 1);
+        for (int64_t i = 0; i < n * cols; i++)
+            x[i] = sign != 0 ? (float)sign : x[i] < 0 ? -1.0f : 1.0f;
+        multiply_these(context, &seed, &matrix, x, n, 0, to);
     }
 }
 
@@ -327,6 +348,7 @@ static const operation operations[] = {
     {"gates", gates_case, 0},             {"layernorm", layernorm_case, 0},
     {"functions", functions_case, 0},
     {"softcap", softcap_case, 0},         {"few", few_case, 0},
+    {"loud", loud_case, 0},
 };
 
 /* Runs the case on one instruction set and kernel, alone and in a pool. */
@@ -366,7 +388,8 @@ int main(void) {
                 for (int32_t k = 0; (kernel = edb_kernel_name(edb_isa_name(isa), k)) != NULL; k++) {
                     if (!edb_isa_supported(isa)) continue;
                     if (op->coarse != (strcmp(kernel, "popcount4") == 0)) continue;
-                    if (k > 0 && op->run != matmul_case && op->run != halves_case && op->run != few_case)
+                    if (k > 0 && op->run != matmul_case && op->run != halves_case &&
+                        op->run != few_case && op->run != loud_case)
                         continue;
                     if (!agrees(op, seed, isa, kernel, pool, &expected, &actual)) return 1;
                 }
