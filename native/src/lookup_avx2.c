@@ -389,8 +389,8 @@ const edb_pair_kernel edb_lookup_avxvnni = {
     .half_rows = edb_few_half_rows_avx2,
     .prepare_rows = prepare_rows,
     .prepared_bytes = TABLE_BYTES,
-    .expand_from = 5,
-    .expand_half_from = 10,
+    .expand_from = 7,
+    .expand_half_from = 32,
 };
 
 EDB_TARGET_END
