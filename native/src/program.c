@@ -14,7 +14,7 @@ struct edb_program {
     int64_t *widths;
     int32_t n_slots, n_ops, n_caches;
     int32_t is_positional; /* has an operation that asks for spans */
-    const edb_matrix *widest[EDB_F16 + 1]; /* of each kind: what scratch is measured by */
+    const edb_matrix *widest[EDB_F16 + 1]; /* of each kind, 0: with half a pair; they measure scratch */
     edb_op ops[];
 };
 
@@ -184,7 +184,9 @@ static void note(edb_program *p, const edb_op *op) {
     if (op->code == EDB_OP_ATTENTION && op->cache >= p->n_caches) p->n_caches = op->cache + 1;
     if (is_positional(op)) p->is_positional = 1;
     if (op->code == EDB_OP_LINEAR) {
-        const edb_matrix **widest = &p->widest[op->matrix->kind];
+        /* Pairs with a half are expanded from another number of tokens on, which changes scratch. */
+        int has_half = op->matrix->kind == EDB_PAIRS && op->matrix->half != NULL;
+        const edb_matrix **widest = &p->widest[has_half ? 0 : op->matrix->kind];
         if (*widest == NULL || op->matrix->cols > (*widest)->cols) *widest = op->matrix;
     }
 }

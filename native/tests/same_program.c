@@ -7,7 +7,7 @@
 
 #include "testing.h"
 
-enum { CASES = 16, MAX_TOKENS = 140 };
+enum { CASES = 16, MAX_TOKENS = 140, BEHIND = 1 << 16 };
 
 typedef struct {
     edb_matrix qkv, out, gate_up, down;
@@ -25,18 +25,22 @@ typedef struct {
     layer_cache cache;
 } layer_result;
 
-static edb_matrix any_matrix(uint64_t *seed, int64_t rows, int64_t cols) {
-    int32_t kind = (int32_t)random_range(seed, EDB_PAIRS, EDB_F16 + 2); /* pairs most of all */
+/* Of any kind; with halves, pairs of which some have half a pair. */
+static edb_matrix any_matrix(uint64_t *seed, int halves, int64_t rows, int64_t cols) {
+    int32_t last = halves ? EDB_PAIRS : EDB_F16 + 2; /* pairs most of all */
+    int32_t kind = (int32_t)random_range(seed, EDB_PAIRS, last);
     if (kind > EDB_F16) kind = EDB_PAIRS;
     edb_matrix matrix = random_matrix(seed, kind, (int32_t)random_range(seed, 1, 3), rows, cols);
+    if (halves && random_range(seed, 0, 1)) add_half(seed, &matrix, 0);
     int64_t blocks = (rows + 63) / 64 * ((cols + 63) / 64);
-    int64_t scales = kind == EDB_PAIRS ? matrix.pairs * rows : blocks * 64;
+    int64_t terms = matrix.pairs + (matrix.half != NULL);
+    int64_t scales = kind == EDB_PAIRS ? terms * rows : blocks * 64;
     for (int64_t i = 0; matrix.scales != NULL && i < scales; i++)
         ((float *)(uintptr_t)matrix.scales)[i] *= 0x1p-9f;
     return matrix;
 }
 
-static layer_case make_case(uint64_t seed) {
+static layer_case make_case(uint64_t seed, int halves) {
     static const int64_t tokens[] = {1, 1, 1, 2, 3, 5, 13, 20, MAX_TOKENS};
     layer_case c = {0};
     int32_t kv = (int32_t)random_range(&seed, 1, 3), group = (int32_t)random_range(&seed, 1, 5);
@@ -51,10 +55,10 @@ static layer_case make_case(uint64_t seed) {
                                     c.pos + c.n + random_range(&seed, 0, 3)};
     c.q_size = (int64_t)kv * group * head_dim;
     c.qkv_size = c.q_size + 2 * (int64_t)kv * head_dim;
-    c.qkv = any_matrix(&seed, c.qkv_size, c.hidden);
-    c.out = any_matrix(&seed, c.hidden, c.q_size);
-    c.gate_up = any_matrix(&seed, 2 * c.f, c.hidden);
-    c.down = any_matrix(&seed, c.hidden, c.f);
+    c.qkv = any_matrix(&seed, halves, c.qkv_size, c.hidden);
+    c.out = any_matrix(&seed, halves, c.hidden, c.q_size);
+    c.gate_up = any_matrix(&seed, halves, 2 * c.f, c.hidden);
+    c.down = any_matrix(&seed, halves, c.hidden, c.f);
     c.attn_norm = random_floats(&seed, c.hidden);
     c.mlp_norm = random_floats(&seed, c.hidden);
     c.cos = random_floats(&seed, c.shape.capacity * (head_dim / 2));
@@ -166,22 +170,19 @@ static void fused(const edb_context *context, const layer_case *c, int64_t step,
     edb_span span = {.capacity = c->shape.capacity, .cache_kind = c->shape.cache_kind,
                      .pages = r->cache.pages, .page_bytes = r->cache.page_bytes,
                      .offsets = &offset};
-    size_t bytes = 0;
-    for (span.n = 1; span.n <= step; span.n++) {
-        size_t needed = edb_program_scratch_bytes(context, program, span.n, &span, 1);
-        CHECK(needed > 0);
-        bytes = needed > bytes ? needed : bytes;
-    }
-    void *scratch = allocate(bytes);
-    CHECK(scratch != NULL);
     for (int64_t t = 0; t < c->n; t += step) {
         slots[X] = r->x + t * c->hidden;
         span.n = c->n - t < step ? c->n - t : step;
         span.pos = c->pos + t;
+        size_t bytes = edb_program_scratch_bytes(context, program, span.n, &span, 1);
+        CHECK(bytes > 0);
+        uint8_t *scratch = allocate(bytes + BEHIND);
+        memset(scratch + bytes, 0xa5, BEHIND); /* nothing may be written there */
         CHECK(edb_program_run(context, program, NULL, slots, span.n, &span, 1, scratch, bytes) ==
               EDB_OK);
+        for (int i = 0; i < BEHIND; i++) CHECK(scratch[bytes + i] == 0xa5);
+        release(scratch);
     }
-    release(scratch);
     for (int i = QKV; i <= GATE_UP; i++) release(slots[i]);
     edb_program_destroy(program);
 }
@@ -215,11 +216,12 @@ static void check_everywhere(const layer_case *c, edb_pool **pools, const layer_
     }
 }
 
-static void check_layers(const char *name, int32_t activation, uint64_t cases, edb_pool **pools) {
+static void check_layers(const char *name, int32_t activation, int halves, uint64_t cases,
+                         edb_pool **pools) {
     uint64_t hash = DIGEST_START;
     for (uint64_t seed = 1; seed <= cases; seed++) {
         int coarse = seed % 8 == 0;
-        layer_case c = make_case(seed);
+        layer_case c = make_case(seed, halves);
         bind(&c, activation);
         edb_context *scalar = new_context("scalar", coarse ? "popcount4" : NULL, NULL);
         layer_result expected = start(&c);
@@ -239,8 +241,9 @@ static void check_layers(const char *name, int32_t activation, uint64_t cases, e
 int main(void) {
     edb_pool *pools[8];
     for (int i = 0; i < 8; i++) CHECK(edb_pool_create(i + 1, &pools[i]) == EDB_OK);
-    check_layers("layer", EDB_OP_SILU, CASES, pools);
-    check_layers("gelu layer", EDB_OP_GELU_TANH, CASES / 4, pools);
+    check_layers("layer", EDB_OP_SILU, 0, CASES, pools);
+    check_layers("gelu layer", EDB_OP_GELU_TANH, 0, CASES / 4, pools);
+    check_layers("half layer", EDB_OP_SILU, 1, CASES, pools);
     for (int i = 0; i < 8; i++) edb_pool_destroy(pools[i]);
     return 0;
 }
