@@ -56,8 +56,8 @@ static EDB_INLINE void soften(const int n, const edb_code_row *rows, int64_t til
         totals[r] = v_set1(0.0f);
     }
     for (int64_t j = 0; j < keys; j += EDB_LANES) {
-        edb_fetch_part_near(&next.k, j / EDB_LANES, EDB_PAGE / EDB_LANES);
-        edb_fetch_part_near(&next.v, j / EDB_LANES, EDB_PAGE / EDB_LANES);
+        edb_fetch_codes_part(&next.k, j / EDB_LANES, EDB_PAGE / EDB_LANES);
+        edb_fetch_codes_part(&next.v, j / EDB_LANES, EDB_PAGE / EDB_LANES);
         for (int r = 0; r < n; r++) {
             v16 power = v_exp_to_88(v_sub(v_load(to->p[r] + j), largest[r]));
             v_store(to->p[r] + j, power);

@@ -98,7 +98,7 @@ static EDB_INLINE __m512i in_order(block_kind kind, __m512i q) {
         memcpy(&four, q + EDB_GROUP * t + 4 * (at), sizeof four);                            \
         __m512i x = _mm512_set1_epi32(four);                                                 \
         _Pragma("GCC unroll 4") for (int i = 0; i < slices; i++)                             \
-            __asm__("vpdpbusd %2, %1, %0" : "+v"(dots[slices * t + i]) : "v"(w[i]), "v"(x)); \
+            __asm__ volatile("vpdpbusd %2, %1, %0" : "+v"(dots[slices * t + i]) : "v"(w[i]), "v"(x)); \
     }
 
 /* In all of these tokens, slice and slices are constants where they are inlined. q: [tokens][64]. */
@@ -159,7 +159,7 @@ static EDB_INLINE void dot_bits(block_kind kind, const int tokens, const int sli
                 if (odd) bits[i] = _mm512_srli_epi16(bits[i], 2);
             }
             if (kind == PAIR || odd) {
-                _mm_prefetch(fetch, _MM_HINT_T1);
+                edb_fetch_in_place(fetch);
                 fetch += EDB_TILE;
             }
             DOTS(column)

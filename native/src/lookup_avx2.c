@@ -225,8 +225,8 @@ static EDB_INLINE void finish32(float *acc, __m256 sx, __m256i bias, const uint8
         r_high1 = _mm256_add_epi8(r_high1, _mm256_shuffle_epi8(high, b1));                        \
         r_low2 = _mm256_add_epi8(r_low2, _mm256_shuffle_epi8(low, b2));                           \
         r_high2 = _mm256_add_epi8(r_high2, _mm256_shuffle_epi8(high, b2));                        \
-        if (fetch != EDB_NEAR) _mm_prefetch(ahead + 64 * (quad), _MM_HINT_T1);                    \
-        __asm__(""                                                                                \
+        edb_fetch_line(fetch, ahead + 64 * (quad));                                               \
+        __asm__ volatile(""                                                                       \
                 : "+x"(p_low1), "+x"(p_high1), "+x"(p_low2), "+x"(p_high2), "+x"(r_low1),         \
                   "+x"(r_high1), "+x"(r_low2), "+x"(r_high2));                                    \
     } while (0)
@@ -242,10 +242,8 @@ static EDB_INLINE void add_block(edb_fetch fetch, float *acc, const uint8_t *blo
     __m256i p_low1a = p_low1, p_low2a = p_low2, r_low1a = r_low1, r_low2a = r_low2;
     p_low1 = p_low2 = r_low1 = r_low2 = zero;
     for (int quad = EDB_QUADS / 2; quad < EDB_QUADS; quad++) LOOK_UP(quad);
-    if (fetch != EDB_NEAR) {
-        _mm_prefetch(ahead + 1024, _MM_HINT_T1);
-        _mm_prefetch(ahead + 1088, _MM_HINT_T1);
-    }
+    edb_fetch_line(fetch, ahead + 1024);
+    edb_fetch_line(fetch, ahead + 1088);
 
     __m256 sx = _mm256_set1_ps(meta->sx);
     __m256i bias = _mm256_set1_epi16((int16_t)meta->bias);
@@ -299,7 +297,7 @@ static void two_tiles(const uint8_t *const blocks[2], int64_t groups, const uint
         high = _mm256_add_epi8(high, _mm256_shuffle_epi8(even_high, even)); \
         low = _mm256_add_epi8(low, _mm256_shuffle_epi8(odd_low, odd));      \
         high = _mm256_add_epi8(high, _mm256_shuffle_epi8(odd_high, odd));   \
-        __asm__("" : "+x"(low), "+x"(high));                                \
+        __asm__ volatile("" : "+x"(low), "+x"(high));                       \
     } while (0)
 
 #define LOOK_UP_HALF(j, p_low, r_low)                                      \
@@ -311,7 +309,7 @@ static void two_tiles(const uint8_t *const blocks[2], int64_t groups, const uint
         __m256i odd_high = _mm256_broadcastsi128_si256(tables[3]);         \
         LOOK_UP_TWO(half + 64 * (j), p_low, p_high);                       \
         LOOK_UP_TWO(half + 64 * (j) + 32, r_low, r_high);                  \
-        if (fetch != EDB_NEAR) _mm_prefetch(ahead + 64 * (j), _MM_HINT_T1); \
+        edb_fetch_line(fetch, ahead + 64 * (j));                           \
     } while (0)
 
 static EDB_INLINE void add_half(edb_fetch fetch, float *acc, const uint8_t *half,
@@ -322,7 +320,7 @@ static EDB_INLINE void add_half(edb_fetch fetch, float *acc, const uint8_t *half
     __m256i r_low_a = zero, r_low_b = zero, r_high = zero;
     for (int j = 0; j < EDB_QUADS / 4; j++) LOOK_UP_HALF(j, p_low_a, r_low_a);
     for (int j = EDB_QUADS / 4; j < EDB_QUADS / 2; j++) LOOK_UP_HALF(j, p_low_b, r_low_b);
-    if (fetch != EDB_NEAR) _mm_prefetch(ahead + 512, _MM_HINT_T1);
+    edb_fetch_line(fetch, ahead + 512);
 
     __m256 sx = _mm256_set1_ps(meta->sx);
     __m256i bias = _mm256_set1_epi16((int16_t)meta->bias);

@@ -101,8 +101,8 @@ static EDB_INLINE __m512i join(__m512i low_b_high, __m512i low_a, __m512i bias) 
         high1 = _mm512_add_epi8(high1, _mm512_permutexvar_epi8(b1, high));              \
         low2##a = _mm512_add_epi8(low2##a, _mm512_permutexvar_epi8(b2, low));           \
         high2 = _mm512_add_epi8(high2, _mm512_permutexvar_epi8(b2, high));              \
-        if (fetch != EDB_NEAR) _mm_prefetch(ahead + 64 * (quad), _MM_HINT_T1);          \
-        __asm__("" : "+v"(low1##a), "+v"(high1), "+v"(low2##a), "+v"(high2));           \
+        edb_fetch_line(fetch, ahead + 64 * (quad));                                     \
+        __asm__ volatile("" : "+v"(low1##a), "+v"(high1), "+v"(low2##a), "+v"(high2));  \
     } while (0)
 
 #define LOOK_UP_4(quad, a)                                         \
@@ -128,10 +128,8 @@ static EDB_INLINE row_sums add_block(edb_fetch fetch, row_sums sums, const uint8
     LOOK_UP_4(4, a);
     LOOK_UP_4(8, b);
     LOOK_UP_4(12, b);
-    if (fetch != EDB_NEAR) {
-        _mm_prefetch(ahead + 1024, _MM_HINT_T1);
-        _mm_prefetch(ahead + 1088, _MM_HINT_T1);
-    }
+    edb_fetch_line(fetch, ahead + 1024);
+    edb_fetch_line(fetch, ahead + 1088);
 
     __m512i bias = _mm512_set1_epi16((int16_t)meta->bias);
     return finish64(
@@ -192,8 +190,8 @@ static void two_tiles(const uint8_t *const blocks[2], int64_t groups, const uint
         high_sum = _mm512_add_epi8(high_sum, _mm512_permutexvar_epi8(even, high));         \
         low##a = _mm512_add_epi8(low##a, _mm512_permutexvar_epi8(odd, low));               \
         high_sum = _mm512_add_epi8(high_sum, _mm512_permutexvar_epi8(odd, high));          \
-        if (fetch != EDB_NEAR) _mm_prefetch(ahead + 64 * (j), _MM_HINT_T1);                \
-        __asm__("" : "+v"(low##a), "+v"(high_sum));                                        \
+        edb_fetch_line(fetch, ahead + 64 * (j));                                           \
+        __asm__ volatile("" : "+v"(low##a), "+v"(high_sum));                               \
     } while (0)
 
 #define LOOK_UP_HALF_4(quad, a)                                    \
@@ -215,7 +213,7 @@ static EDB_INLINE row_sums add_half(edb_fetch fetch, row_sums sums, const uint8_
     LOOK_UP_HALF_4(4, _a);
     LOOK_UP_HALF_4(8, _b);
     LOOK_UP_HALF_4(12, _b);
-    if (fetch != EDB_NEAR) _mm_prefetch(ahead + 512, _MM_HINT_T1);
+    edb_fetch_line(fetch, ahead + 512);
 
     __m512i bias = _mm512_set1_epi16((int16_t)meta->bias);
     return finish_half64(
