@@ -67,17 +67,15 @@ for _ in sys.stdin:
 """
 
 
-class Worker:
-    """A checkout that waits to be measured, ``FOLDER`` or ``FOLDER:type of cache``."""
+class Checkout:
+    """A checkout of edgedb that runs a script in a process of its own and answers line by line."""
 
-    def __init__(self, checkout: str, arguments: list[str]) -> None:
-        folder, _, kv_dtype = checkout.partition(":")
-        environment = {**os.environ, "PYTHONPATH": str(Path(folder).resolve())}
+    def __init__(self, folder: str, script: str, arguments: list[str]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", WORKER, *arguments, kv_dtype or "float16"],
+            [sys.executable, "-P", "-c", script, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment,
+            env={**os.environ, "PYTHONPATH": str(Path(folder).resolve())},
             text=True,
         )
         self._line()
@@ -86,22 +84,34 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"turns: a checkout ended with status {self._process.wait()}")
+            raise SystemExit(f"a checkout ended with status {self._process.wait()}")
         return line
 
-    def measure(self) -> tuple[float, float]:
-        """Seconds for the prompt and for the tokens after it; or for tokens at 64, and at depth."""
+    def ask(self, line: str) -> list[float]:
+        """The numbers that it answers."""
         assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
+        self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
-        prompt, decode = map(float, self._line().split())
-        return prompt, decode
+        return [float(number) for number in self._line().split()]
 
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
+
+
+class Worker(Checkout):
+    """A checkout that waits to be measured, ``FOLDER`` or ``FOLDER:type of cache``."""
+
+    def __init__(self, checkout: str, arguments: list[str]) -> None:
+        folder, _, kv_dtype = checkout.partition(":")
+        super().__init__(folder, WORKER, [*arguments, kv_dtype or "float16"])
+
+    def measure(self) -> tuple[float, float]:
+        """Seconds for the prompt and for the tokens after it; or for tokens at 64, and at depth."""
+        prompt, decode = self.ask("go")
+        return prompt, decode
 
 
 def print_depth(checkouts: list[str], rounds: list[list[tuple[float, float]]], tokens: int) -> None:
