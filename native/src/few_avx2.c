@@ -69,14 +69,14 @@ static EDB_INLINE two mean2(const uint8_t *tables, const uint8_t *indices, int q
     two x = look_up(tables, indices, quad), y = look_up(tables, indices, quad + 1);
     *sums = add(add(*sums, x), y);
     x = mean(x, y);
-    __asm__("" : "+x"(sums->a), "+x"(sums->b), "+x"(x.a), "+x"(x.b)); /* here, not later */
+    __asm__ volatile("" : "+x"(sums->a), "+x"(sums->b), "+x"(x.a), "+x"(x.b)); /* not later */
     return x;
 }
 
 static EDB_INLINE two mean4(const uint8_t *tables, const uint8_t *indices, int quad, two *sums,
                             const char *fetch) {
     two x = mean2(tables, indices, quad, sums);
-    _mm_prefetch(fetch + 16 * quad, _MM_HINT_T1);
+    edb_fetch_in_place(fetch + 16 * quad);
     return mean(x, mean2(tables, indices, quad + 2, sums));
 }
 
