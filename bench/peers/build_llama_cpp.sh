@@ -4,6 +4,8 @@
 set -euo pipefail
 python=$1 folder=$(realpath -m "$2") package=$3
 export CMAKE_ARGS="-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DGGML_OPENMP=ON -DLLAVA_BUILD=OFF"
+# gcc 12 takes what a tile configuration (AMX) is filled with for dead, and llama.cpp dies of it.
+export CXXFLAGS="-fno-tree-dse -fno-dse"
 export PATH="$folder/venv/bin:$PATH"
 
 "$python" -m venv "$folder/venv"
