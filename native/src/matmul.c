@@ -308,7 +308,7 @@ static void dense_tasks(void *argument, int64_t begin, int64_t end, int32_t work
 /* What a task is: a tile, or a tile for one block of tokens. */
 static edb_task task_of(const edb_matmul_job *job) {
     if (edb_is_dense(job->matrix)) return dense_tasks;
-    if (edb_tiles_apart(job) > 0) return edb_pairs_two_tiles;
+    if (job->apart > 0) return edb_pairs_two_tiles;
     if (job->one_by_one) return edb_pairs_one_by_one;
     return job->matrix->kind == EDB_PAIRS ? edb_pairs_by_expansion : int8_tiles;
 }
@@ -338,8 +338,9 @@ int32_t edb_matmul_stages(const edb_context *context, const edb_matrix *matrix, 
     int64_t tasks = job->n * job->parts, chunk = edb_chunk(context->pool, tasks);
     if (!edb_is_dense(matrix) || !reads_in_place(job))
         stages[count++] = (edb_stage){prepare, job, tasks, chunk};
-    int64_t apart = edb_tiles_apart(job);
-    tasks = apart > 0 ? apart : edb_matmul_tiles(job) * tasks_of_tile(job);
+    int two = edb_fetch_here == EDB_LEAD && job->one_by_one && n == 1 && job->pairs->two_tiles != NULL;
+    if (two) job->apart = edb_ceil_div(job->tiles, 2);
+    tasks = two ? job->apart : edb_matmul_tiles(job) * tasks_of_tile(job);
     stages[count++] = (edb_stage){task_of(job), job, tasks, 1};
     return count;
 }

@@ -39,6 +39,7 @@ typedef struct {
     int64_t n, tiles, groups, token_blocks;
     int64_t stride; /* rows of activations: n, or of all experts' places */
     int64_t parts; /* runs of groups that are prepared apart, for each token */
+    int64_t apart; /* tiles between the two of a task that reads two in turns; 0: it does not */
     int32_t add;
     int32_t one_by_one;   /* the pair kernel token by token, else expanded blocks */
     int32_t by_rows;      /* its tile_rows and half_rows, one by one */
@@ -116,9 +117,6 @@ int64_t edb_expands_from(const edb_pair_kernel *pairs, const edb_matrix *matrix)
 
 /* Up to EDB_TOKEN_BLOCK tokens from this one on. */
 edb_tokens edb_tokens_from(const edb_matmul_job *job, int64_t token);
-
-/* Tiles between the two of a task of edb_pairs_two_tiles; 0: a task is not of two. */
-int64_t edb_tiles_apart(const edb_matmul_job *job);
 
 /* A task is a tile; or two; or a tile for one block of tokens, where neighbouring tasks share the tile. */
 void edb_pairs_one_by_one(void *job, int64_t begin, int64_t end, int32_t worker);

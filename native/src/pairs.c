@@ -80,16 +80,10 @@ static edb_prepared prepared_from(const edb_matmul_job *job, int64_t token) {
     return rows;
 }
 
-int64_t edb_tiles_apart(const edb_matmul_job *job) {
-    int two = edb_fetch_here == EDB_LEAD && job->one_by_one && job->n == 1 &&
-              job->places == NULL && job->pairs->two_tiles != NULL;
-    return two ? edb_ceil_div(job->tiles, 2) : 0;
-}
-
 void edb_pairs_two_tiles(void *argument, int64_t begin, int64_t end, int32_t worker) {
     const edb_matmul_job *job = argument;
     const edb_matrix *matrix = job->matrix;
-    int64_t apart = edb_tiles_apart(job), terms = count_terms(matrix);
+    int64_t apart = job->apart, terms = count_terms(matrix);
     edb_prepared x = prepared_from(job, 0);
     float y[2 * EDB_TILE], acc[2 * EDB_TILE];
     for (int64_t tile = begin; tile < end; tile++) {
