@@ -18,11 +18,16 @@ enum {
  * Lead: Intel's cores have more lines under way from their second-level cache than an instruction can
  * ask for, but what asks there follows a stream to the end of its page of 4 KiB and no further. So two
  * tiles, half a matrix apart, are read in turns, and the first lines of a page are fetched a page ahead;
- * the others, far as above, LEAD_BYTES ahead, which makes up for what comes late.
+ * the others, far as above, EDB_LEAD_BYTES ahead, which makes up for what comes late.
  */
 typedef enum { EDB_FAR, EDB_NEAR, EDB_LEAD } edb_fetch;
 
-enum { EDB_LEAD_BYTES = 2304, EDB_LEAD_PAGE_BYTES = 4608, EDB_LEAD_LINES = 8, EDB_SMALL_PAGE = 4096 };
+enum {
+    EDB_SMALL_PAGE = 4096,
+    EDB_LEAD_BYTES = 2304,
+    EDB_LEAD_PAGE_BYTES = 4608, /* how far ahead a page's beginning is fetched */
+    EDB_LEAD_LINES = 8          /* of a page's beginning */
+};
 
 edb_fetch edb_cpu_fetch(void);            /* what suits this CPU; it takes microseconds to find out */
 extern _Atomic(edb_fetch) edb_fetch_here; /* the same, once there is a context */

@@ -338,7 +338,8 @@ int32_t edb_matmul_stages(const edb_context *context, const edb_matrix *matrix, 
     int64_t tasks = job->n * job->parts, chunk = edb_chunk(context->pool, tasks);
     if (!edb_is_dense(matrix) || !reads_in_place(job))
         stages[count++] = (edb_stage){prepare, job, tasks, chunk};
-    int two = edb_fetch_here == EDB_LEAD && job->one_by_one && n == 1 && job->pairs->two_tiles != NULL;
+    int two = edb_fetch_here == EDB_LEAD && n == 1 && job->one_by_one &&
+              job->pairs->two_tiles != NULL;
     if (two) job->apart = edb_ceil_div(job->tiles, 2);
     tasks = two ? job->apart : edb_matmul_tiles(job) * tasks_of_tile(job);
     stages[count++] = (edb_stage){task_of(job), job, tasks, 1};
