@@ -316,6 +316,8 @@ void edb_int8_tile_avx512(const int8_t *codes, const float *scales, int64_t grou
                           const edb_tokens *tokens, float *acc, const int8_t *next);
 void edb_offsets_avxvnni(const int8_t *q, int64_t stride, int64_t groups, int32_t *offsets);
 edb_expanded_tile edb_expand_tile_avxvnni, edb_expand_half_tile_avxvnni;
+void edb_int8_tile_avx2(const int8_t *codes, const float *scales, int64_t groups,
+                        const edb_tokens *tokens, float *acc, const int8_t *next);
 void edb_int8_tile_avxvnni(const int8_t *codes, const float *scales, int64_t groups,
                            const edb_tokens *tokens, float *acc, const int8_t *next);
 edb_pair_rows edb_few_rows_neon;

@@ -1,18 +1,8 @@
 /*
- * AVX2 kernels (Haswell, Zen and later), on the layout of edgedb.h; pairs are in lookup_avx2.c.
+ * AVX2 kernels (Haswell, Zen and later), on the layout of edgedb.h; pairs are in lookup_avx2.c,
+ * products of codes in kernels_avx2_int8.c.
  * Two rows of the list share this file: "avxvnni" differs in its products of codes and in what it
  * expands (kernels_avxvnni.c).
- *
- * int8_tile, up to three tokens: |w| * sign(x, w) by vpmaddubsw, a pair <= 2 * 128 * 127 = 32,512,
- * then vpmaddwd with ones; from four tokens on 16-bit vpmaddwd. 64 products stay below 2^21.
- *
- *   instruction     Zen 4: latency, per cycle     Skylake: latency, ports
- *   vpaddd y        1, 4                          1, p015
- *   vpmaddubsw y    3, 2                          5, p01
- *   vpmaddwd y      3, 2                          5, p01
- *   vpsignb y       1, 2                          1, p01
- *
- * Instructions a weight: 4 for 32 products and 100 to finish a group, 0.14.
  */
 #include "internal.h"
 
@@ -158,165 +148,11 @@ static void expand_block(const uint8_t *block, int8_t *codes) {
     }
 }
 
-/*
- * Without this gcc 12 first makes all the addends of an unrolled loop and then adds them up, which
- * spills every one: the value is now complete at this point of the program.
- */
-#define IN_REGISTER(x) __asm__("" : "+x"(x))
-
-static EDB_INLINE __m256i dot4(__m256i sum, __m256i w, __m256i size, __m256i x) {
-    __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(x, w));
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-    IN_REGISTER(sum);
-    return sum;
-}
-
-static EDB_INLINE __m256i four_codes(const int8_t *p) {
-    int32_t codes;
-    memcpy(&codes, p, sizeof codes);
-    return _mm256_set1_epi32(codes);
-}
-
-static EDB_INLINE void finish_dots(float *acc, __m256i dots, float sx, const float *scales) {
-    __m256 scale = _mm256_mul_ps(_mm256_set1_ps(sx), _mm256_loadu_ps(scales));
-    __m256 sum = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dots), _mm256_loadu_ps(acc));
-    _mm256_storeu_ps(acc, sum);
-}
-
-/*
- * From four tokens on vpsignb would be the limit: it shares two ports with the multiplications. So
- * codes and activations are widened to 16 bits once, columns 0 and 2 of a quad apart from 1 and 3,
- * and vpmaddwd alone multiplies.
- */
-static EDB_INLINE void widen(const int8_t *bytes, int64_t count, int16_t *even, int16_t *odd) {
-    for (int64_t i = 0; i < count; i += 32) {
-        __m256i x = load256(bytes + i);
-        _mm256_store_si256((__m256i *)(even + i / 2),
-                           _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8));
-        _mm256_store_si256((__m256i *)(odd + i / 2), _mm256_srai_epi16(x, 8));
-    }
-}
-
-typedef struct {
-    _Alignas(32) int16_t even[EDB_CODES_BYTES / 2], odd[EDB_CODES_BYTES / 2];
-} wide_codes;
-
-typedef struct {
-    _Alignas(32) int16_t even[4][EDB_GROUP / 2], odd[4][EDB_GROUP / 2];
-} wide_tokens;
-
-static EDB_INLINE __m256i dot2(__m256i sum, __m256i w, const int16_t *x) {
-    int32_t two;
-    memcpy(&two, x, sizeof two);
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w, _mm256_set1_epi32(two)));
-    IN_REGISTER(sum);
-    return sum;
-}
-
-/* Rows row..row+15 by four tokens of one group: eight accumulators. */
-static EDB_INLINE void group_16x4(const wide_codes *codes, int row, const float *scales,
-                                  const wide_tokens *x, const float *sx, float *acc) {
-    __m256i a0, a1, a2, a3, b0, b1, b2, b3;
-    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = _mm256_setzero_si256();
-#define DOTS(half)                                                    \
-    do {                                                              \
-        const int16_t *w = codes->half + 2 * (EDB_TILE * quad + row); \
-        __m256i wa = load256(w), wb = load256(w + 16);                \
-        a0 = dot2(a0, wa, x->half[0] + 2 * quad);                     \
-        b0 = dot2(b0, wb, x->half[0] + 2 * quad);                     \
-        a1 = dot2(a1, wa, x->half[1] + 2 * quad);                     \
-        b1 = dot2(b1, wb, x->half[1] + 2 * quad);                     \
-        a2 = dot2(a2, wa, x->half[2] + 2 * quad);                     \
-        b2 = dot2(b2, wb, x->half[2] + 2 * quad);                     \
-        a3 = dot2(a3, wa, x->half[3] + 2 * quad);                     \
-        b3 = dot2(b3, wb, x->half[3] + 2 * quad);                     \
-    } while (0)
-    for (int quad = 0; quad < EDB_QUADS; quad++) {
-        DOTS(even);
-        DOTS(odd);
-    }
-#undef DOTS
-    finish_dots(acc, a0, sx[0], scales);
-    finish_dots(acc + 8, b0, sx[0], scales + 8);
-    finish_dots(acc + EDB_TILE, a1, sx[1], scales);
-    finish_dots(acc + EDB_TILE + 8, b1, sx[1], scales + 8);
-    finish_dots(acc + 2 * EDB_TILE, a2, sx[2], scales);
-    finish_dots(acc + 2 * EDB_TILE + 8, b2, sx[2], scales + 8);
-    finish_dots(acc + 3 * EDB_TILE, a3, sx[3], scales);
-    finish_dots(acc + 3 * EDB_TILE + 8, b3, sx[3], scales + 8);
-}
-
-/* 64 rows of one token and group, straight from memory. */
-static EDB_INLINE void group_64x1(edb_fetch fetch, const int8_t *codes, const float *scales,
-                                  const int8_t *q, float sx, float *acc, const char *ahead) {
-    __m256i s0, s1, s2, s3, s4, s5, s6, s7;
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = _mm256_setzero_si256();
-#define DOT(sum, slice)                                         \
-    do {                                                        \
-        __m256i w = load256(codes + 256 * quad + 32 * (slice)); \
-        sum = dot4(sum, w, _mm256_abs_epi8(w), x);              \
-    } while (0)
-    for (int quad = 0; quad < EDB_QUADS; quad++) {
-        __m256i x = four_codes(q + 4 * quad);
-        DOT(s0, 0);
-        DOT(s1, 1);
-        DOT(s2, 2);
-        DOT(s3, 3);
-        DOT(s4, 4);
-        DOT(s5, 5);
-        DOT(s6, 6);
-        DOT(s7, 7);
-        if (fetch == EDB_NEAR) {
-            edb_fetch_codes(ahead, quad);
-        } else {
-            edb_fetch_scales(scales, quad);
-        }
-    }
-#undef DOT
-    finish_dots(acc, s0, sx, scales);
-    finish_dots(acc + 8, s1, sx, scales + 8);
-    finish_dots(acc + 16, s2, sx, scales + 16);
-    finish_dots(acc + 24, s3, sx, scales + 24);
-    finish_dots(acc + 32, s4, sx, scales + 32);
-    finish_dots(acc + 40, s5, sx, scales + 40);
-    finish_dots(acc + 48, s6, sx, scales + 48);
-    finish_dots(acc + 56, s7, sx, scales + 56);
-}
-
-static void int8_tile(const int8_t *codes, const float *scales, int64_t groups,
-                      const edb_tokens *tokens, float *acc, const int8_t *next) {
-    const int8_t *q = tokens->q;
-    const float *sx = tokens->sx;
-    int64_t stride = tokens->stride, n = tokens->n;
-    edb_fetch fetch = edb_fetch_here;
-    for (int64_t g = 0; g < groups; g++) {
-        const char *ahead =
-            fetch == EDB_LEAD ? edb_lead(codes, groups - g, next, EDB_CODES_BYTES)
-                              : edb_blocks_ahead(codes, groups - g, next, EDB_CODES_BYTES, 1);
-        int64_t t = 0;
-        wide_codes wide;
-        if (n >= 4) widen(codes, EDB_CODES_BYTES, wide.even, wide.odd);
-        for (; t + 4 <= n; t += 4) {
-            wide_tokens x;
-            for (int i = 0; i < 4; i++)
-                widen(q + EDB_GROUP * (t + i), EDB_GROUP, x.even[i], x.odd[i]);
-            for (int row = 0; row < EDB_TILE; row += 16)
-                group_16x4(&wide, row, scales + row, &x, sx + t, acc + EDB_TILE * t + row);
-        }
-        for (; t < n; t++)
-            group_64x1(fetch, codes, scales, q + EDB_GROUP * t, sx[t], acc + EDB_TILE * t, ahead);
-        codes += EDB_CODES_BYTES;
-        scales += EDB_TILE;
-        q += EDB_GROUP * stride;
-        sx += stride;
-    }
-}
-
 const edb_kernels edb_kernels_avx2 = {
     OPS_KERNELS,
     ATTENTION_KERNELS,
     .expand_block = expand_block,
-    .int8_tile = int8_tile,
+    .int8_tile = edb_int8_tile_avx2,
     .pairs = {&edb_lookup_avx2, &edb_popcount_avx2, &edb_popcount4_avx2},
 };
 
