@@ -1,6 +1,6 @@
 /*
- * The end of a group for 32 rows, shared by the pair kernels for AVX2; included once the target is
- * set. Unpacking works inside 128-bit halves: S1, S2 come as words of rows 0-7, 16-23 (low) and
+ * The end of a group, shared by the kernels for AVX2; included once the target is set. Of pairs 32 rows
+ * go together: unpacking works inside 128-bit halves: S1, S2 come as words of rows 0-7, 16-23 (low) and
  * 8-15, 24-31 (high), and acc holds rows 0-3 16-19 | 4-7 20-23 | 8-11 24-27 | 12-15 28-31.
  */
 static EDB_INLINE __m256i load256(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
@@ -39,4 +39,12 @@ static EDB_INLINE void store_rows(float *out, const float *acc) {
             }
         }
     }
+}
+
+/* acc += sx * scales * dots for eight rows; scales: NULL, or of these rows. */
+static EDB_INLINE void finish_dots(float *acc, __m256i dots, float sx, const float *scales) {
+    __m256 scale = _mm256_set1_ps(sx);
+    if (scales != NULL) scale = _mm256_mul_ps(scale, _mm256_loadu_ps(scales));
+    __m256 sum = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dots), _mm256_loadu_ps(acc));
+    _mm256_storeu_ps(acc, sum);
 }

@@ -112,8 +112,7 @@ static EDB_INLINE float v_largest(v16 x) {
 enum { ATTEND_FLIGHT = 6 }; /* of 16 registers, two a vector */
 #include "ops_body.h"
 #include "attention_body.h"
-
-static EDB_INLINE __m256i load256(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+#include "finish_avx2.h"
 
 /* Byte r of eight -> bytes 4r..4r+3 of 32. half: which eight of the sixteen that x holds twice. */
 static EDB_INLINE __m256i four_times(__m256i x, int half) {

@@ -29,6 +29,8 @@
 
 EDB_TARGET("avx2,fma,f16c")
 
+#include "finish_avx2.h"
+
 enum {
     SLICE_ROWS = 8, /* of one register, four columns each */
     SLICE_BYTES = 4 * SLICE_ROWS,
@@ -36,8 +38,6 @@ enum {
     QUAD_BYTES = 4 * EDB_TILE,
     TOGETHER = 4 /* tokens that are worth widening codes */
 };
-
-static EDB_INLINE __m256i load256(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 
 /*
  * Without this gcc 12 first makes all the addends of an unrolled loop and then adds them up, which
@@ -55,12 +55,6 @@ static EDB_INLINE __m256i add_pairs(__m256i sum, __m256i pairs) {
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     IN_REGISTER(sum);
     return sum;
-}
-
-static EDB_INLINE void finish_dots(float *acc, __m256i dots, float sx, const float *scales) {
-    __m256 scale = _mm256_mul_ps(_mm256_set1_ps(sx), _mm256_loadu_ps(scales));
-    __m256 sum = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dots), _mm256_loadu_ps(acc));
-    _mm256_storeu_ps(acc, sum);
 }
 
 /* ---- one token ---- */

@@ -144,14 +144,6 @@ typedef struct {
     const int32_t *offsets;
 } run;
 
-/* acc += sx * scales * dots for eight rows; scales: NULL, or of these rows. */
-static EDB_INLINE void finish_dots(float *acc, __m256i dots, float sx, const float *scales) {
-    __m256 scale = _mm256_set1_ps(sx);
-    if (scales != NULL) scale = _mm256_mul_ps(scale, _mm256_loadu_ps(scales));
-    __m256 sum = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dots), _mm256_loadu_ps(acc));
-    _mm256_storeu_ps(acc, sum);
-}
-
 /* Instructions of their own: gcc 12 copies sums of the intrinsic, and spills some. */
 #define DOT(sum, x) "%{vex%} vpdpbusd %[" x "], %[w], %[" sum "]\n\t"
 #define DOTS_2(i) "vmovdqa 32*" #i "(%[codes]), %[w]\n\t" DOT("a" #i, "x") DOT("b" #i, "y")
