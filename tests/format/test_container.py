@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
+from quick import within
 
 from edgedb import FormatError
 from edgedb.format.container import MAX_HEADER_BYTES, render_header
@@ -16,19 +15,20 @@ PIECES = ['"a",', "1,", "[],", "{},", '{"a":1},', "[[[[[[[[]]]]]]]],", "1e5,"]
 @pytest.mark.parametrize("piece", PIECES)
 def test_json_of_any_content_is_read_or_refused_within_seconds(piece: str) -> None:
     text = "[" + piece * (MAX_HEADER_BYTES // len(piece)) + "1]"
-    for given in (text, text.encode()):
-        started = time.process_time()
-        with pytest.raises(FormatError, match=f"here: more than {MAX_VALUES} values"):
-            parse_json(given, "here")
-        assert time.process_time() - started < 1
+
+    def refused() -> None:
+        for given in (text, text.encode()):
+            with pytest.raises(FormatError, match=f"here: more than {MAX_VALUES} values"):
+                parse_json(given, "here")
+
+    within(2, refused)
 
 
 @pytest.mark.parametrize("piece", PIECES)
 def test_what_is_just_short_enough_is_read_within_seconds(piece: str) -> None:
     weight = piece.count(",") + 4 * (piece.count("[") + piece.count("{"))
-    started = time.process_time()
-    assert parse_json("[" + piece * ((MAX_VALUES - 4) // weight) + "1]", "here")
-    assert time.process_time() - started < 3
+    text = "[" + piece * ((MAX_VALUES - 4) // weight) + "1]"
+    assert within(3, lambda: parse_json(text, "here"))
 
 
 def test_what_no_reader_would_take_is_not_written() -> None:
