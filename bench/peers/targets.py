@@ -32,6 +32,7 @@ from .variants import (
 
 EXTRAS = "other"  # the "model" of figures that are no race
 BUSY, IDLE = "decode beside a busy process", "idle"
+_Bounds = tuple[float, ...]
 FIRST_TOKEN_NAMES = ("edgedb generate, 1 pair", "edgedb generate, 2 pairs")
 
 
@@ -101,18 +102,26 @@ def _formats(found: Results) -> list[str]:
     return [name for name in found.names if name.startswith(peer(""))]
 
 
+def _by_set(found: Results, wide: _Bounds, avx2: _Bounds) -> list[tuple[str, _Bounds]]:
+    """The series of AVX-512 and of AVX2 with their bounds; only the last where AVX2 is the best."""
+    if AVX2_PAIR in found.names:
+        return [(ONE_PAIR, wide), (AVX2_PAIR, avx2)]
+    isa = found.described.get(ONE_PAIR, {}).get("isa", "")
+    return [(ONE_PAIR, avx2 if "avx2" in isa.split() else wide)]
+
+
 def _seven_billion(found: Results) -> list[Target]:
     tq2, q4 = peer("TQ2_0"), peer("Q4_0")
-    avx2 = AVX2_PAIR if AVX2_PAIR in found.names else ONE_PAIR
     lines = [
-        _against(found, ONE_PAIR, tq2, "decode", 1, 1.9),
+        *[
+            _against(found, name, tq2, "decode", threads, bound)
+            for name, bounds in _by_set(found, (1.9, 1.6), (1.4, 1.5))
+            for threads, bound in zip((1, 2), bounds, strict=True)
+        ],
         _against(found, ONE_PAIR, q4, "decode", 1, 2.8),
         _limit(found, 1, 0.92),
-        _against(found, ONE_PAIR, tq2, "decode", 2, 1.6),
         _against(found, ONE_PAIR, q4, "decode", 2, 1.9),
         _limit(found, 2, 0.90),
-        _against(found, avx2, tq2, "decode", 1, 1.4),
-        _against(found, avx2, tq2, "decode", 2, 1.5),
         _against(found, ONE_PAIR, tq2, "prompt", 1, 3.5),
         Target(
             f"prompt, {ONE_PAIR}, 1 thread: over the best of llama.cpp's formats",
@@ -160,7 +169,6 @@ def _smollm2(found: Results) -> list[Target]:
 
 
 def _rows(found: Results) -> list[Target]:
-    bounds = {ONE_PAIR: (2.4, 3.0, 3.4), AVX2_PAIR: (2.2, 2.6, 2.6)}
     return _named(
         LLAMA_7B_ROWS,
         [
@@ -169,8 +177,8 @@ def _rows(found: Results) -> list[Target]:
                 bound,
                 found.ratio(Key(name, rows_label(n), 2), Key(name, rows_label(1), 2)),
             )
-            for name, of_rows in bounds.items()
-            for n, bound in zip((4, 8, 16), of_rows, strict=True)
+            for name, bounds in _by_set(found, (2.4, 3.0, 3.4), (2.2, 2.6, 2.6))
+            for n, bound in zip((4, 8, 16), bounds, strict=True)
         ],
     )
 

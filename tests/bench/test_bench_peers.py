@@ -17,6 +17,7 @@ from places import ROOT
 
 from bench.peers import cases, random_models, read_worker, report, variants, worker
 from bench.peers.cases import (
+    AVX2_PAIR,
     LLAMA_1B,
     LLAMA_7B,
     ONE_PAIR,
@@ -267,6 +268,28 @@ def test_variants_have_columns_of_their_own(journal: Journal) -> None:
     over = lines[f"{deep}, {variants.INT8_CACHE}, 2 threads: over the better of llama.cpp's caches"]
     assert over.found is not None and over.found.median == pytest.approx(4) and over.met
     assert lines[f"{deep}, {variants.INT8_CACHE}, 2 threads: over float16"].met is True
+
+
+@pytest.mark.parametrize(
+    ("isa", "series", "bounds"),
+    [
+        ("native avx512 lookup", (ONE_PAIR, AVX2_PAIR), {ONE_PAIR: 2.4, AVX2_PAIR: 2.2}),
+        ("native avx2 lookup", (ONE_PAIR,), {ONE_PAIR: 2.2}),
+    ],
+)
+def test_avx2_has_bounds_of_its_own(
+    isa: str, series: tuple[str, ...], bounds: dict[str, float]
+) -> None:
+    model = variants.LLAMA_7B_ROWS
+    records: list[dict[str, Any]] = [{"model": model, "name": n, "isa": isa} for n in series]
+    records += [
+        record(name, 0, speed, model=model, test=variants.rows_label(n), threads=2)
+        for name in series
+        for n, speed in ((1, 10.0), (4, 23.0))
+    ]
+    found = [t for t in targets({model: Results(model, records)}) if t.found]
+    assert {name: t.bound for t in found for name in series if f"{name}, 2" in t.what} == bounds
+    assert [t.met for t in found] == [bound <= 2.3 for bound in bounds.values()]
 
 
 def test_both_kinds_of_pages_have_a_limit(journal: Journal) -> None:
