@@ -110,9 +110,11 @@ static void attend(const edb_kernels *kernels, const code_block *codes, const ed
     edb_next_rows between = {edb_part_of(next.k, KEYS_BEFORE, OF_COMING, OF_COMING),
                              edb_part_of(next.v, 0, VALUES_BEFORE, OF_COMING)};
 
+    int64_t first_lines = edb_lines_each(first, tiles), last_lines = edb_lines_each(last, groups * tiles);
+
     memset(at->dots, 0, (size_t)(tiles * n * EDB_TILE) * sizeof *at->dots);
     for (int64_t tile = 0; tile < tiles; tile++) {
-        edb_fetch_codes_part(&first, tile, tiles);
+        first = edb_fetch_code_lines(first, first_lines);
         multiply(kernels, codes->k + tile * groups * EDB_CODES_BYTES,
                  codes->k_scales + tile * groups * EDB_TILE, groups, queries,
                  at->dots + tile * n * EDB_TILE);
@@ -131,7 +133,7 @@ static void attend(const edb_kernels *kernels, const code_block *codes, const ed
         memset(at->sums, 0, (size_t)n * EDB_TILE * sizeof *at->sums);
         for (int64_t tile = 0; tile < tiles; tile++) {
             edb_tokens of_tile = tokens_of(at->weights, (g * TILES + tile) * n, n, n);
-            edb_fetch_codes_part(&last, g * tiles + tile, groups * tiles);
+            last = edb_fetch_code_lines(last, last_lines);
             multiply(kernels, codes->v + (g * TILES + tile) * EDB_CODES_BYTES, ones, 1, &of_tile, at->sums);
         }
         for (int64_t r = 0; r < n; r++)

@@ -75,23 +75,31 @@ static EDB_INLINE void edb_fetch_part(const edb_coming *coming, int64_t part, in
         __builtin_prefetch(edb_past(coming->rows, 64 * i), 0, 3);
 }
 
-/* The same as suits this CPU: of the codes of a cache it is a little faster, of its floats it is not. */
-static EDB_INLINE void edb_fetch_codes_part(const edb_coming *coming, int64_t part, int64_t parts) {
+/* A line of a cache's codes, as suits this CPU: of them it is a little faster, of its floats it is not. */
+static EDB_INLINE void edb_fetch_code_line(const char *line) {
     if (edb_fetch_here == EDB_FAR) {
-        edb_fetch_part(coming, part, parts);
-        return;
+        __builtin_prefetch(line, 0, 3);
+    } else if (edb_fetch_here == EDB_NEAR) {
+        __builtin_prefetch(line, 0, 0);
+    } else {
+        __builtin_prefetch(line, 0, 2);
+        if ((uintptr_t)line % EDB_SMALL_PAGE < 64) edb_fetch_page(edb_past(line, EDB_SMALL_PAGE));
     }
-    int64_t lines = edb_ceil_div(coming->bytes, 64);
-    for (int64_t i = lines * part / parts; i < lines * (part + 1) / parts; i++) {
-        const char *line = edb_past(coming->rows, 64 * i);
-        if (edb_fetch_here == EDB_NEAR) {
-            __builtin_prefetch(line, 0, 0);
-        } else {
-            __builtin_prefetch(line, 0, 2);
-            if ((uintptr_t)line % EDB_SMALL_PAGE < 64)
-                edb_fetch_page(edb_past(line, EDB_SMALL_PAGE));
-        }
+}
+
+/* The next lines of them, 64 bytes each, or all that are left; returns what is left then. */
+static EDB_INLINE edb_coming edb_fetch_code_lines(edb_coming coming, int64_t lines) {
+    for (int64_t i = 0; i < lines && coming.bytes > 0; i++) {
+        edb_fetch_code_line(coming.rows);
+        coming.rows = edb_past(coming.rows, 64);
+        coming.bytes -= 64;
     }
+    return coming;
+}
+
+/* Lines for each of so many steps. */
+static inline int64_t edb_lines_each(edb_coming coming, int64_t steps) {
+    return edb_ceil_div(edb_ceil_div(coming.bytes, 64), steps);
 }
 
 /* Lines `from` to `to` of `of` equal parts of what is coming. */

@@ -5,6 +5,8 @@
 #ifndef EDB_INTERNAL_H
 #define EDB_INTERNAL_H
 
+#include <string.h>
+
 #include "pool.h"
 
 /* Functions between the two are compiled for more than the baseline CPU. */
@@ -357,6 +359,12 @@ static inline int64_t edb_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / 
 /* A position's keys or values of one head in an int8 cache: 64 codes and a float32 scale a group. */
 static inline int64_t edb_int8_row_bytes(int64_t head_dim) {
     return (EDB_GROUP + 4) * edb_ceil_div(head_dim, EDB_GROUP);
+}
+
+static inline uint32_t edb_float_bits(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
 }
 
 static inline int edb_aligned(const void *p, uintptr_t alignment) {

@@ -40,11 +40,15 @@ static EDB_INLINE v16 v_abs(v16 x) {
     return (v16){_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
 }
 
-static EDB_INLINE __m256 larger(__m256 x, __m256 y) {
-    __m256i magnitude = _mm256_and_si256(_mm256_castps_si256(y), _mm256_set1_epi32(INT32_MAX));
-    return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(x), magnitude));
+static EDB_INLINE __m256 most(__m256 x, __m256 y) {
+    return _mm256_castsi256_ps(_mm256_max_epu32(_mm256_castps_si256(x), _mm256_castps_si256(y)));
 }
-static EDB_INLINE v16 v_larger(v16 x, v16 y) { return BOTH(larger, x, y); }
+static EDB_INLINE v16 v_most(v16 x, v16 y) { return BOTH(most, x, y); }
+
+static EDB_INLINE __m256 add_i32(__m256 x, __m256 y) {
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_castps_si256(y)));
+}
+static EDB_INLINE v16 v_add_i32(v16 x, v16 y) { return BOTH(add_i32, x, y); }
 
 static EDB_INLINE __m256 scale2(__m256 p, __m256 t) {
     __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(t), 23);
@@ -79,19 +83,35 @@ static EDB_INLINE float v_sum(v16 x) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
+/* What `operation` makes of all lanes of each: lanes l and l+8 first, then l+4, l+2 and l+1. */
+#define FOLD4(operation, x, y, z, w)                                                              \
+    do {                                                                                          \
+        __m256 x8 = operation(x.a, x.b), y8 = operation(y.a, y.b);                                \
+        __m256 z8 = operation(z.a, z.b), w8 = operation(w.a, w.b);                                \
+        __m256 xy = operation(_mm256_permute2f128_ps(x8, y8, 0x20), /* four lanes of x | of y */  \
+                              _mm256_permute2f128_ps(x8, y8, 0x31));                              \
+        __m256 zw = operation(_mm256_permute2f128_ps(z8, w8, 0x20),                               \
+                              _mm256_permute2f128_ps(z8, w8, 0x31));                              \
+        __m256 two = operation(_mm256_shuffle_ps(xy, zw, 0x44), /* x x z z | y y w w */           \
+                               _mm256_shuffle_ps(xy, zw, 0xee));                                  \
+        __m256 one = operation(two, _mm256_movehdup_ps(two)); /* x - z - | y - w - */             \
+        __m128 xz = _mm256_castps256_ps128(one), yw = _mm256_extractf128_ps(one, 1);              \
+        xz = _mm_shuffle_ps(xz, yw, 0x88); /* x z y w */                                          \
+        return _mm_shuffle_ps(xz, xz, 0xd8);                                                      \
+    } while (0)
+
+static EDB_INLINE __m128 sum4(v16 x, v16 y, v16 z, v16 w) { FOLD4(_mm256_add_ps, x, y, z, w); }
+static EDB_INLINE __m128 most4(v16 x, v16 y, v16 z, v16 w) { FOLD4(most, x, y, z, w); }
+static EDB_INLINE __m128 sum4_i32(v16 x, v16 y, v16 z, v16 w) { FOLD4(add_i32, x, y, z, w); }
+
 static EDB_INLINE void v_sum4(v16 x, v16 y, v16 z, v16 w, float *out) {
-    __m256 x8 = _mm256_add_ps(x.a, x.b), y8 = _mm256_add_ps(y.a, y.b);
-    __m256 z8 = _mm256_add_ps(z.a, z.b), w8 = _mm256_add_ps(w.a, w.b);
-    __m256 xy = _mm256_add_ps(_mm256_permute2f128_ps(x8, y8, 0x20), /* four lanes of x | of y */
-                              _mm256_permute2f128_ps(x8, y8, 0x31));
-    __m256 zw =
-        _mm256_add_ps(_mm256_permute2f128_ps(z8, w8, 0x20), _mm256_permute2f128_ps(z8, w8, 0x31));
-    __m256 two = _mm256_add_ps(_mm256_shuffle_ps(xy, zw, 0x44), /* x x z z | y y w w */
-                               _mm256_shuffle_ps(xy, zw, 0xee));
-    __m256 one = _mm256_add_ps(two, _mm256_movehdup_ps(two)); /* x - z - | y - w - */
-    __m128 xz = _mm256_castps256_ps128(one), yw = _mm256_extractf128_ps(one, 1);
-    xz = _mm_shuffle_ps(xz, yw, 0x88); /* x z y w */
-    _mm_storeu_ps(out, _mm_shuffle_ps(xz, xz, 0xd8));
+    _mm_storeu_ps(out, sum4(x, y, z, w));
+}
+static EDB_INLINE void v_most4(v16 x, v16 y, v16 z, v16 w, float *out) {
+    _mm_storeu_ps(out, most4(x, y, z, w));
+}
+static EDB_INLINE void v_sum4_i32(v16 x, v16 y, v16 z, v16 w, uint32_t *out) {
+    _mm_storeu_si128((__m128i *)out, _mm_castps_si128(sum4_i32(x, y, z, w)));
 }
 
 static EDB_INLINE float v_max_lane(v16 x) {
@@ -99,14 +119,6 @@ static EDB_INLINE float v_max_lane(v16 x) {
     __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
-}
-
-static EDB_INLINE float v_largest(v16 x) {
-    __m256 eight = larger(x.a, x.b);
-    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(_mm256_castps_si256(eight)),
-                                 _mm256_extracti128_si256(_mm256_castps_si256(eight), 1));
-    __m128i two = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
-    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(two, _mm_shuffle_epi32(two, 0xb1))));
 }
 
 enum { ATTEND_FLIGHT = 6 }; /* of 16 registers, two a vector */

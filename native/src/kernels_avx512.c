@@ -26,9 +26,12 @@ static EDB_INLINE v16 v_max(v16 x, v16 y) { return _mm512_max_ps(x, y); }
 static EDB_INLINE v16 v_fma(v16 x, v16 y, v16 z) { return _mm512_fmadd_ps(x, y, z); }
 static EDB_INLINE v16 v_abs(v16 x) { return _mm512_andnot_ps(_mm512_set1_ps(-0.0f), x); }
 
-static EDB_INLINE v16 v_larger(v16 x, v16 y) {
-    __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(y), _mm512_set1_epi32(INT32_MAX));
-    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(x), magnitude));
+static EDB_INLINE v16 v_most(v16 x, v16 y) {
+    return _mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(x), _mm512_castps_si512(y)));
+}
+
+static EDB_INLINE v16 v_add_i32(v16 x, v16 y) {
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), _mm512_castps_si512(y)));
 }
 
 static EDB_INLINE v16 v_scale2(v16 p, v16 t) {
@@ -57,24 +60,35 @@ static EDB_INLINE float v_sum(v16 x) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
+/* What `operation` makes of all lanes of each: lanes l and l+8 first, then l+4, l+2 and l+1. */
+#define FOLD4(operation, x, y, z, w)                                                               \
+    do {                                                                                           \
+        v16 xy = operation(_mm512_shuffle_f32x4(x, y, 0x44), /* lanes 0-7 of x | of y */           \
+                           _mm512_shuffle_f32x4(x, y, 0xee));                                      \
+        v16 zw = operation(_mm512_shuffle_f32x4(z, w, 0x44), _mm512_shuffle_f32x4(z, w, 0xee));    \
+        v16 four = operation(_mm512_shuffle_f32x4(xy, zw, 0x88), /* 0-3 of x | y | z | w */        \
+                             _mm512_shuffle_f32x4(xy, zw, 0xdd));                                  \
+        v16 two = operation(four, _mm512_permute_ps(four, 0xee));                                  \
+        v16 one = operation(two, _mm512_movehdup_ps(two));                                         \
+        __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);        \
+        return _mm512_castps512_ps128(_mm512_permutexvar_ps(first, one));                          \
+    } while (0)
+
+static EDB_INLINE __m128 sum4(v16 x, v16 y, v16 z, v16 w) { FOLD4(v_add, x, y, z, w); }
+static EDB_INLINE __m128 most4(v16 x, v16 y, v16 z, v16 w) { FOLD4(v_most, x, y, z, w); }
+static EDB_INLINE __m128 sum4_i32(v16 x, v16 y, v16 z, v16 w) { FOLD4(v_add_i32, x, y, z, w); }
+
 static EDB_INLINE void v_sum4(v16 x, v16 y, v16 z, v16 w, float *out) {
-    __m512 xy = _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x44), /* lanes 0-7 of x | of y */
-                              _mm512_shuffle_f32x4(x, y, 0xee));
-    __m512 zw = _mm512_add_ps(_mm512_shuffle_f32x4(z, w, 0x44), _mm512_shuffle_f32x4(z, w, 0xee));
-    __m512 four = _mm512_add_ps(_mm512_shuffle_f32x4(xy, zw, 0x88), /* 0-3 of x | y | z | w */
-                                _mm512_shuffle_f32x4(xy, zw, 0xdd));
-    __m512 two = _mm512_add_ps(four, _mm512_permute_ps(four, 0xee));
-    __m512 one = _mm512_add_ps(two, _mm512_movehdup_ps(two));
-    __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
-    _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(first, one)));
+    _mm_storeu_ps(out, sum4(x, y, z, w));
+}
+static EDB_INLINE void v_most4(v16 x, v16 y, v16 z, v16 w, float *out) {
+    _mm_storeu_ps(out, most4(x, y, z, w));
+}
+static EDB_INLINE void v_sum4_i32(v16 x, v16 y, v16 z, v16 w, uint32_t *out) {
+    _mm_storeu_si128((__m128i *)out, _mm_castps_si128(sum4_i32(x, y, z, w)));
 }
 
 static EDB_INLINE float v_max_lane(v16 x) { return _mm512_reduce_max_ps(x); }
-
-static EDB_INLINE float v_largest(v16 x) {
-    int32_t bits = _mm512_reduce_max_epi32(_mm512_castps_si512(x));
-    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(bits)));
-}
 
 enum { ATTEND_FLIGHT = 16 }; /* of 32 registers */
 #include "ops_body.h"

@@ -53,11 +53,15 @@ static EDB_INLINE float32x4_t max4(float32x4_t x, float32x4_t y) {
 static EDB_INLINE v16 v_min(v16 x, v16 y) { return EACH(min4, x, y); }
 static EDB_INLINE v16 v_max(v16 x, v16 y) { return EACH(max4, x, y); }
 
-static EDB_INLINE float32x4_t larger4(float32x4_t x, float32x4_t y) {
-    int32x4_t magnitude = vreinterpretq_s32_f32(vabsq_f32(y));
-    return vreinterpretq_f32_s32(vmaxq_s32(vreinterpretq_s32_f32(x), magnitude));
+static EDB_INLINE float32x4_t most(float32x4_t x, float32x4_t y) {
+    return vreinterpretq_f32_u32(vmaxq_u32(vreinterpretq_u32_f32(x), vreinterpretq_u32_f32(y)));
 }
-static EDB_INLINE v16 v_larger(v16 x, v16 y) { return EACH(larger4, x, y); }
+static EDB_INLINE v16 v_most(v16 x, v16 y) { return EACH(most, x, y); }
+
+static EDB_INLINE float32x4_t add_i32(float32x4_t x, float32x4_t y) {
+    return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(x), vreinterpretq_s32_f32(y)));
+}
+static EDB_INLINE v16 v_add_i32(v16 x, v16 y) { return EACH(add_i32, x, y); }
 
 static EDB_INLINE float32x4_t scale2(float32x4_t p, float32x4_t t) {
     int32x4_t exponent = vshlq_n_s32(vreinterpretq_s32_f32(t), 23);
@@ -105,9 +109,20 @@ static EDB_INLINE float v_max_lane(v16 x) {
     return vmaxvq_f32(max4(max4(x.a, x.b), max4(x.c, x.d)));
 }
 
-static EDB_INLINE float v_largest(v16 x) {
-    float32x4_t four = larger4(larger4(x.a, x.b), larger4(x.c, x.d));
-    return vgetq_lane_f32(vreinterpretq_f32_s32(vdupq_n_s32(vmaxvq_s32(vreinterpretq_s32_f32(four)))), 0);
+static EDB_INLINE uint32x4_t most_of_4(v16 x) {
+    return vreinterpretq_u32_f32(most(most(x.a, x.b), most(x.c, x.d)));
+}
+static EDB_INLINE void v_most4(v16 x, v16 y, v16 z, v16 w, float *out) {
+    uint32x4_t xy = vpmaxq_u32(most_of_4(x), most_of_4(y)), zw = vpmaxq_u32(most_of_4(z), most_of_4(w));
+    vst1q_f32(out, vreinterpretq_f32_u32(vpmaxq_u32(xy, zw)));
+}
+
+static EDB_INLINE int32x4_t sum_of_4(v16 x) {
+    return vreinterpretq_s32_f32(add_i32(add_i32(x.a, x.b), add_i32(x.c, x.d)));
+}
+static EDB_INLINE void v_sum4_i32(v16 x, v16 y, v16 z, v16 w, uint32_t *out) {
+    int32x4_t xy = vpaddq_s32(sum_of_4(x), sum_of_4(y)), zw = vpaddq_s32(sum_of_4(z), sum_of_4(w));
+    vst1q_u32(out, vreinterpretq_u32_s32(vpaddq_s32(xy, zw)));
 }
 
 enum { ATTEND_FLIGHT = 6 }; /* of 32 registers, four a vector */

@@ -40,12 +40,6 @@ static inline v16 v_load(const float *p) {
 
 static inline void v_store(float *p, v16 a) { memcpy(p, a.lane, sizeof a.lane); }
 
-static inline uint32_t float_bits(float a) {
-    uint32_t bits;
-    memcpy(&bits, &a, sizeof bits);
-    return bits;
-}
-
 static inline float bits_float(uint32_t bits) {
     float a;
     memcpy(&a, &bits, sizeof a);
@@ -53,11 +47,15 @@ static inline float bits_float(uint32_t bits) {
 }
 
 static inline v16 v_scale2(v16 p, v16 t) {
-    EACH_LANE(bits_float(float_bits(p.lane[l]) + (float_bits(t.lane[l]) << 23)));
+    EACH_LANE(bits_float(edb_float_bits(p.lane[l]) + (edb_float_bits(t.lane[l]) << 23)));
 }
 
-static inline v16 v_larger(v16 a, v16 b) {
-    EACH_LANE((float_bits(b.lane[l]) & INT32_MAX) > float_bits(a.lane[l]) ? fabsf(b.lane[l]) : a.lane[l]);
+static inline v16 v_most(v16 a, v16 b) {
+    EACH_LANE(edb_float_bits(a.lane[l]) > edb_float_bits(b.lane[l]) ? a.lane[l] : b.lane[l]);
+}
+
+static inline v16 v_add_i32(v16 a, v16 b) {
+    EACH_LANE(bits_float(edb_float_bits(a.lane[l]) + edb_float_bits(b.lane[l])));
 }
 
 static inline float v_sum(v16 a) {
@@ -79,15 +77,26 @@ static inline float v_max_lane(v16 a) {
     return a.lane[0];
 }
 
-static inline float v_largest(v16 a) {
-    for (int l = 1; l < EDB_LANES; l++)
-        if (float_bits(a.lane[l]) > float_bits(a.lane[0])) a.lane[0] = a.lane[l];
-    return a.lane[0];
+static inline void v_most4(v16 a, v16 b, v16 c, v16 d, float *out) {
+    const v16 each[4] = {a, b, c, d};
+    uint32_t most[4] = {0};
+    for (int i = 0; i < 4; i++)
+        for (int l = 0; l < EDB_LANES; l++)
+            if (edb_float_bits(each[i].lane[l]) > most[i]) most[i] = edb_float_bits(each[i].lane[l]);
+    memcpy(out, most, sizeof most);
+}
+
+static inline void v_sum4_i32(v16 a, v16 b, v16 c, v16 d, uint32_t *out) {
+    const v16 each[4] = {a, b, c, d};
+    uint32_t sums[4] = {0};
+    for (int i = 0; i < 4; i++)
+        for (int l = 0; l < EDB_LANES; l++) sums[i] += edb_float_bits(each[i].lane[l]);
+    memcpy(out, sums, sizeof sums);
 }
 
 static inline void v_store_i8(int8_t *p, v16 a) {
     for (int l = 0; l < EDB_LANES; l++) {
-        uint8_t low = (uint8_t)float_bits(a.lane[l]);
+        uint8_t low = (uint8_t)edb_float_bits(a.lane[l]);
         memcpy(p + l, &low, 1);
     }
 }
@@ -99,16 +108,16 @@ static inline float half_to_float(uint16_t h) {
         uint32_t quiet = magnitude > 0x7c00u << 13 ? 0x400000 : 0;
         return bits_float(sign | 0x7f800000 | quiet | (magnitude & 0x7fffff));
     }
-    return bits_float(sign | float_bits(bits_float(magnitude) * 0x1p112f));
+    return bits_float(sign | edb_float_bits(bits_float(magnitude) * 0x1p112f));
 }
 
 static inline uint16_t float_to_half(float f) {
-    uint32_t bits = float_bits(f), magnitude = bits & 0x7fffffff;
+    uint32_t bits = edb_float_bits(f), magnitude = bits & 0x7fffffff;
     uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
     if (magnitude > 0x7f800000) return (uint16_t)(sign | 0x7e00 | (magnitude >> 13 & 0x1ff));
     if (magnitude >= 0x477ff000) return sign | 0x7c00; /* 65,520 and above round to infinity */
     if (magnitude < 0x38800000) { /* subnormal: adding 0.5 leaves multiples of 2^-24, rounded */
-        return sign | (uint16_t)(float_bits(bits_float(magnitude) + 0.5f) - float_bits(0.5f));
+        return sign | (uint16_t)(edb_float_bits(bits_float(magnitude) + 0.5f) - edb_float_bits(0.5f));
     }
     uint32_t odd = magnitude >> 13 & 1;
     return sign | (uint16_t)((magnitude - (112u << 23) + 0xfff + odd) >> 13);

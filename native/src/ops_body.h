@@ -13,8 +13,10 @@
  *   v_sum(a)                  lanes l += l+8, then += l+4, += l+2, += l+1
  *   v_sum4(a, b, c, d, out)   four such sums
  *   v_max_lane(a)             largest lane of a vector without NaN
- *   v_larger(a, b)            max(a, |b|) of a that is not negative, by their bits: NaN is above all
- *   v_largest(a)              largest lane of such
+ *   v_most(a, b)              the larger as numbers of 32 bits: what is NaN or has a sign is above all else
+ *   v_most4(a, b, c, d, out)  the largest lane of each, likewise
+ *   v_add_i32(a, b)           lanes added as int32
+ *   v_sum4_i32(a, b, c, d, out)  lanes of each added up as int32
  *
  * Every order of operations here is fixed, so the bits do not depend on the set.
  */

@@ -119,6 +119,23 @@ def test_weights_half_way_between_two_codes_round_to_even(n: int, unit: int) -> 
 
 
 @pytest.mark.skipif(not ISAS, reason="needs the C library")
+@pytest.mark.parametrize("scale", [-0.03, -0.0, 1e-42, np.inf, -np.inf, np.nan])
+def test_scales_that_nothing_stores(scale: float) -> None:
+    """As in a damaged session: below 0 or tiny they count, and what is no number makes none."""
+    shape, rng = Heads(8, 2, 64, 300), np.random.default_rng(4)
+    qkv = rng.normal(0, 1, (1, 12 * 64)).astype(np.float32)
+    held = pack_rows(rng.normal(0, 1, (2, 300, 64)).astype(np.float32))
+    held[:, 1:280:3, 64:] = np.array([scale], np.float32).view(np.int8)
+    results = [run(ops_of(isa), shape, qkv, 1, 280, held)[1] for isa in ISAS]
+    for seen in results[1:]:
+        assert_same_bits(seen, results[0])
+    with np.errstate(invalid="ignore"):
+        expected = run(ReferenceOps(), shape, qkv, 1, 280, held)[1]
+    np.testing.assert_allclose(results[0], expected, atol=2e-3)
+    assert np.isfinite(expected).all() == bool(np.isfinite(scale))
+
+
+@pytest.mark.skipif(not ISAS, reason="needs the C library")
 def test_a_key_that_is_not_seen_changes_nothing() -> None:
     """Also where its scale is NaN: later keys of a prompt, and those before a window."""
     shape = Heads(4, 2, 64, 300)
