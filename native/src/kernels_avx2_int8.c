@@ -7,8 +7,8 @@
  *                            allow, two or four quads are added in 16 bits before vpmaddwd widens them
  *   up to three tokens:      |w| * sign(x, w), likewise
  *   from four tokens on:     vpsignb would be the limit, for it shares two ports with the
- *                            multiplications. So codes and activations are widened to 16 bits, columns
- *                            0 and 2 of a quad apart from 1 and 3, and vpmaddwd alone multiplies
+ *                            multiplications. So sixteen rows are widened in registers to 16 bits, columns
+ *                            0 and 2 of a quad apart from 1 and 3, for vpmaddwd by four tokens
  *
  *   instruction     Zen 3, Zen 4: latency, per cycle     Skylake: latency, ports
  *   vpaddd y        1, 4                                 1, p015
@@ -16,8 +16,8 @@
  *   vpmaddwd y      3, 2                                 5, p01
  *   vpsignb y       1, 2                                 1, p01
  *
- * Vector instructions for 32 products: 4; from four tokens on 4 and a share of widening; of weights 3,
- * 2.5 or 2.25. 64 products stay below 2^21: sums are exact.
+ * Vector instructions for 32 products: 4; from four tokens on 4.75; of weights 3, 2.5 or 2.25. 64 products
+ * stay below 2^21: sums are exact.
  */
 #include <string.h>
 
@@ -39,11 +39,9 @@ enum {
     TOGETHER = 4 /* tokens that are worth widening codes */
 };
 
-/*
- * Without this gcc 12 first makes all the addends of an unrolled loop and then adds them up, which
- * spills every one: the value is now complete at this point of the program.
- */
-#define IN_REGISTER(x) __asm__("" : "+x"(x))
+/* Of __m256i gcc 12 copies a sum to another register each time round a loop, or to memory. */
+typedef int16_t words __attribute__((vector_size(32)));
+typedef int32_t sums __attribute__((vector_size(32)));
 
 static EDB_INLINE __m256i four_codes(const int8_t *p) {
     int32_t codes;
@@ -51,10 +49,13 @@ static EDB_INLINE __m256i four_codes(const int8_t *p) {
     return _mm256_set1_epi32(codes);
 }
 
-static EDB_INLINE __m256i add_pairs(__m256i sum, __m256i pairs) {
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-    IN_REGISTER(sum);
-    return sum;
+/* Products of bytes, of two columns each; sums of such pairs. */
+static EDB_INLINE words multiply_bytes(__m256i sizes, __m256i codes) {
+    return (words)_mm256_maddubs_epi16(sizes, codes);
+}
+
+static EDB_INLINE sums widened(words pairs) {
+    return (sums)_mm256_madd_epi16((__m256i)pairs, _mm256_set1_epi16(1));
 }
 
 /* ---- one token ---- */
@@ -76,23 +77,23 @@ static EDB_INLINE void fetch_ahead(edb_fetch fetch, const one_token *x, const fl
 }
 
 /* Sums of 64 rows. */
-static EDB_INLINE void finish_64(float *acc, const __m256i *dots, float sx, const float *scales) {
+static EDB_INLINE void finish_64(float *acc, const sums *dots, float sx, const float *scales) {
 #pragma GCC unroll 8
     for (int i = 0; i < SLICES; i++)
-        finish_dots(acc + SLICE_ROWS * i, dots[i], sx, scales + SLICE_ROWS * i);
+        finish_dots(acc + SLICE_ROWS * i, (__m256i)dots[i], sx, scales + SLICE_ROWS * i);
 }
 
 /* 64 rows of one token and group, straight from memory. */
 static EDB_INLINE void multiply_signed(edb_fetch fetch, const int8_t *codes, const float *scales,
                                        const one_token *token, float *acc) {
-    __m256i dots[SLICES] = {0};
+    sums dots[SLICES] = {0};
     for (int quad = 0; quad < EDB_QUADS; quad++) {
         __m256i x = four_codes(token->q + 4 * quad);
 #pragma GCC unroll 8
         for (int i = 0; i < SLICES; i++) {
             __m256i w = load256(codes + QUAD_BYTES * quad + SLICE_BYTES * i);
             __m256i size = _mm256_abs_epi8(w);
-            dots[i] = add_pairs(dots[i], _mm256_maddubs_epi16(size, _mm256_sign_epi8(x, w)));
+            dots[i] += widened(multiply_bytes(size, _mm256_sign_epi8(x, w)));
         }
         fetch_ahead(fetch, token, scales, quad);
     }
@@ -102,7 +103,7 @@ static EDB_INLINE void multiply_signed(edb_fetch fetch, const int8_t *codes, con
 /* The same of activations of which none is below 0; `together` quads, 1, 2 or 4, fit in 16 bits. */
 static EDB_INLINE void multiply_unsigned(const int together, edb_fetch fetch, const int8_t *codes,
                                          const float *scales, const one_token *token, float *acc) {
-    __m256i dots[SLICES] = {0};
+    sums dots[SLICES] = {0};
     const int apart = EDB_QUADS / together;
     for (int quad = 0; quad < apart; quad++) {
         __m256i x[4];
@@ -111,12 +112,11 @@ static EDB_INLINE void multiply_unsigned(const int together, edb_fetch fetch, co
 #pragma GCC unroll 8
         for (int i = 0; i < SLICES; i++) {
             const int8_t *w = codes + QUAD_BYTES * quad + SLICE_BYTES * i;
-            __m256i pairs = _mm256_maddubs_epi16(x[0], load256(w));
+            words pairs = multiply_bytes(x[0], load256(w));
 #pragma GCC unroll 3
             for (int j = 1; j < together; j++)
-                pairs = _mm256_add_epi16(pairs,
-                                         _mm256_maddubs_epi16(x[j], load256(w + QUAD_BYTES * apart * j)));
-            dots[i] = add_pairs(dots[i], pairs);
+                pairs += multiply_bytes(x[j], load256(w + QUAD_BYTES * apart * j));
+            dots[i] += widened(pairs);
         }
         for (int j = 0; j < together; j++) fetch_ahead(fetch, token, scales, quad + apart * j);
     }
@@ -136,72 +136,66 @@ static EDB_INLINE int quads_together(const int8_t *q) {
     return _mm256_movemask_epi8(_mm256_cmpgt_epi16(four, most)) != 0 ? 2 : 4;
 }
 
-/* ---- tokens that share widened codes ---- */
+/* ---- four tokens ---- */
 
-/* Columns 0 and 2 of each quad, and 1 and 3. */
-typedef struct {
-    _Alignas(32) int16_t even[EDB_CODES_BYTES / 2], odd[EDB_CODES_BYTES / 2];
-} wide_codes;
+/* Columns 0 and 2 of each quad as words; and 1 and 3. */
+static EDB_INLINE __m256i even(__m256i bytes) {
+    return _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8);
+}
+
+static EDB_INLINE __m256i odd(__m256i bytes) { return _mm256_srai_epi16(bytes, 8); }
 
 typedef struct {
-    _Alignas(32) int16_t even[TOGETHER][EDB_GROUP / 2], odd[TOGETHER][EDB_GROUP / 2];
+    _Alignas(32) int32_t even[TOGETHER][EDB_QUADS], odd[TOGETHER][EDB_QUADS];
 } wide_tokens;
 
-static EDB_INLINE void widen(const int8_t *bytes, int64_t count, int16_t *even, int16_t *odd) {
-    for (int64_t i = 0; i < count; i += 32) {
-        __m256i x = load256(bytes + i);
-        _mm256_store_si256((__m256i *)(even + i / 2),
-                           _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8));
-        _mm256_store_si256((__m256i *)(odd + i / 2), _mm256_srai_epi16(x, 8));
+static EDB_INLINE void widen(const int8_t *q, wide_tokens *x) {
+    for (int t = 0; t < TOGETHER; t++, q += EDB_GROUP) {
+        for (int i = 0; i < 2; i++) {
+            __m256i bytes = load256(q + 32 * i);
+            _mm256_store_si256((__m256i *)(void *)(x->even[t] + 8 * i), even(bytes));
+            _mm256_store_si256((__m256i *)(void *)(x->odd[t] + 8 * i), odd(bytes));
+        }
     }
 }
 
-static EDB_INLINE __m256i dot2(__m256i sum, __m256i w, const int16_t *x) {
-    int32_t two;
-    memcpy(&two, x, sizeof two);
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w, _mm256_set1_epi32(two)));
-    IN_REGISTER(sum);
-    return sum;
+static EDB_INLINE sums dot(__m256i w_even, __m256i w_odd, __m256i x_even, __m256i x_odd) {
+    return (sums)_mm256_madd_epi16(w_even, x_even) + (sums)_mm256_madd_epi16(w_odd, x_odd);
 }
 
 /* Two slices of rows, from `row` on, by four tokens of one group. */
-static EDB_INLINE void multiply_wide(const wide_codes *codes, int row, const float *scales,
+static EDB_INLINE void multiply_wide(const int8_t *codes, int row, const float *scales,
                                      const wide_tokens *x, const float *sx, float *acc) {
-    __m256i a[TOGETHER], b[TOGETHER];
-#pragma GCC unroll 4
-    for (int t = 0; t < TOGETHER; t++) a[t] = b[t] = _mm256_setzero_si256();
+    sums a[TOGETHER] = {0}, b[TOGETHER] = {0};
     for (int quad = 0; quad < EDB_QUADS; quad++) {
-        int at = 2 * (EDB_TILE * quad + row);
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; half++) {
-            const int16_t *w = (half ? codes->odd : codes->even) + at;
-            __m256i wa = load256(w), wb = load256(w + 2 * SLICE_ROWS);
+        __m256i wa = load256(codes + QUAD_BYTES * quad + 4 * row);
+        __m256i wb = load256(codes + QUAD_BYTES * quad + 4 * row + SLICE_BYTES);
+        __m256i wa_even = even(wa), wa_odd = odd(wa), wb_even = even(wb), wb_odd = odd(wb);
 #pragma GCC unroll 4
-            for (int t = 0; t < TOGETHER; t++) {
-                const int16_t *two = (half ? x->odd[t] : x->even[t]) + 2 * quad;
-                a[t] = dot2(a[t], wa, two);
-                b[t] = dot2(b[t], wb, two);
-            }
+        for (int t = 0; t < TOGETHER; t++) {
+            __m256i x_even = _mm256_set1_epi32(x->even[t][quad]);
+            __m256i x_odd = _mm256_set1_epi32(x->odd[t][quad]);
+            a[t] += dot(wa_even, wa_odd, x_even, x_odd);
+            b[t] += dot(wb_even, wb_odd, x_even, x_odd);
         }
     }
 #pragma GCC unroll 4
     for (int t = 0; t < TOGETHER; t++, acc += EDB_TILE) {
-        finish_dots(acc + row, a[t], sx[t], scales + row);
-        finish_dots(acc + row + SLICE_ROWS, b[t], sx[t], scales + row + SLICE_ROWS);
+        finish_dots(acc + row, (__m256i)a[t], sx[t], scales + row);
+        finish_dots(acc + row + SLICE_ROWS, (__m256i)b[t], sx[t], scales + row + SLICE_ROWS);
     }
 }
 
 /* 64 rows of n tokens, a multiple of four. */
 static EDB_INLINE void multiply_together(const int8_t *codes, const float *scales, const int8_t *q,
-                                         const float *sx, int64_t n, float *acc) {
-    wide_codes wide;
-    widen(codes, EDB_CODES_BYTES, wide.even, wide.odd);
-    for (int64_t t = 0; t < n; t += TOGETHER) {
+                                         const float *sx, int64_t n, float *acc, const char *ahead) {
+    for (int64_t t = 0; t < n; t += TOGETHER, acc += EDB_TILE * TOGETHER) {
         wide_tokens x;
-        for (int i = 0; i < TOGETHER; i++)
-            widen(q + EDB_GROUP * (t + i), EDB_GROUP, x.even[i], x.odd[i]);
-        for (int row = 0; row < EDB_TILE; row += 2 * SLICE_ROWS)
-            multiply_wide(&wide, row, scales, &x, sx + t, acc + EDB_TILE * t);
+        widen(q + EDB_GROUP * t, &x);
+        for (int row = 0; row < EDB_TILE; row += 2 * SLICE_ROWS) {
+            for (int quad = row / 4; t == 0 && quad < row / 4 + 4; quad++) edb_fetch_codes(ahead, quad);
+            multiply_wide(codes, row, scales, &x, sx + t, acc);
+        }
     }
 }
 
@@ -218,7 +212,7 @@ static EDB_INLINE void multiply_group(edb_fetch fetch, const int8_t *codes, cons
                                       const char *ahead) {
     int has_signs = is_signed(q, n);
     int64_t together = has_signs ? n - n % TOGETHER : 0;
-    if (together > 0) multiply_together(codes, scales, q, sx, together, acc);
+    if (together > 0) multiply_together(codes, scales, q, sx, together, acc, ahead);
     for (int64_t t = together; t < n; t++) {
         one_token token = {q + EDB_GROUP * t, sx[t], t == 0 ? ahead : NULL};
         float *to = acc + EDB_TILE * t;
