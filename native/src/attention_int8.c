@@ -109,7 +109,6 @@ static void attend(const edb_kernels *kernels, const code_block *codes, const ed
     edb_coming last = edb_part_of(next.v, VALUES_BEFORE, OF_COMING, OF_COMING);
     edb_next_rows between = {edb_part_of(next.k, KEYS_BEFORE, OF_COMING, OF_COMING),
                              edb_part_of(next.v, 0, VALUES_BEFORE, OF_COMING)};
-
     int64_t first_lines = edb_lines_each(first, tiles), last_lines = edb_lines_each(last, groups * tiles);
 
     memset(at->dots, 0, (size_t)(tiles * n * EDB_TILE) * sizeof *at->dots);

@@ -32,9 +32,12 @@ typedef struct {
     float scale;
 } row_scores;
 
+static EDB_INLINE v16 unscaled_at(const row_scores *scores, int row, int64_t key) {
+    return v_load(scores->rows[row] + key / EDB_TILE * scores->stride + key % EDB_TILE);
+}
+
 static EDB_INLINE v16 scores_at(const row_scores *scores, int row, int64_t key) {
-    const float *tile = scores->rows[row] + key / EDB_TILE * scores->stride;
-    return v_mul(v_load(tile + key % EDB_TILE), v_set1(scores->scale));
+    return v_mul(unscaled_at(scores, row, key), v_set1(scores->scale));
 }
 
 /* Whether every row sees all keys, and scores are dots scaled alone. */
@@ -67,11 +70,9 @@ static EDB_INLINE row_scores change_scores(const int n, const edb_code_block *bl
 static EDB_INLINE void find_largest(const int n, const edb_code_row *rows, const row_scores *scores,
                                     int64_t keys) {
     v16 most[EDB_SHARE_ROWS];
-    for (int r = 0; r < n; r++) most[r] = v_load(scores->rows[r]);
-    for (int64_t j = 0; j < keys; j += EDB_LANES) {
-        int64_t at = j / EDB_TILE * scores->stride + j % EDB_TILE;
-        for (int r = 0; r < n; r++) most[r] = v_max(most[r], v_load(scores->rows[r] + at));
-    }
+    for (int r = 0; r < n; r++) most[r] = unscaled_at(scores, r, 0);
+    for (int64_t j = 0; j < keys; j += EDB_LANES)
+        for (int r = 0; r < n; r++) most[r] = v_max(most[r], unscaled_at(scores, r, j));
     for (int r = 0; r < n; r++) rows[r].found[0] = v_max_lane(most[r]) * scores->scale;
 }
 

@@ -83,35 +83,31 @@ static EDB_INLINE float v_sum(v16 x) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-/* What `operation` makes of all lanes of each: lanes l and l+8 first, then l+4, l+2 and l+1. */
-#define FOLD4(operation, x, y, z, w)                                                              \
-    do {                                                                                          \
-        __m256 x8 = operation(x.a, x.b), y8 = operation(y.a, y.b);                                \
-        __m256 z8 = operation(z.a, z.b), w8 = operation(w.a, w.b);                                \
-        __m256 xy = operation(_mm256_permute2f128_ps(x8, y8, 0x20), /* four lanes of x | of y */  \
-                              _mm256_permute2f128_ps(x8, y8, 0x31));                              \
-        __m256 zw = operation(_mm256_permute2f128_ps(z8, w8, 0x20),                               \
-                              _mm256_permute2f128_ps(z8, w8, 0x31));                              \
-        __m256 two = operation(_mm256_shuffle_ps(xy, zw, 0x44), /* x x z z | y y w w */           \
-                               _mm256_shuffle_ps(xy, zw, 0xee));                                  \
-        __m256 one = operation(two, _mm256_movehdup_ps(two)); /* x - z - | y - w - */             \
-        __m128 xz = _mm256_castps256_ps128(one), yw = _mm256_extractf128_ps(one, 1);              \
-        xz = _mm_shuffle_ps(xz, yw, 0x88); /* x z y w */                                          \
-        return _mm_shuffle_ps(xz, xz, 0xd8);                                                      \
+/* To out what `operation` makes of all lanes of each: lanes l and l+8 first, then l+4, l+2 and l+1. */
+#define FOLD4(operation, x, y, z, w, out)                                                        \
+    do {                                                                                         \
+        __m256 x8 = operation(x.a, x.b), y8 = operation(y.a, y.b);                               \
+        __m256 z8 = operation(z.a, z.b), w8 = operation(w.a, w.b);                               \
+        __m256 xy = operation(_mm256_permute2f128_ps(x8, y8, 0x20), /* four lanes of x | of y */ \
+                              _mm256_permute2f128_ps(x8, y8, 0x31));                             \
+        __m256 zw = operation(_mm256_permute2f128_ps(z8, w8, 0x20),                              \
+                              _mm256_permute2f128_ps(z8, w8, 0x31));                             \
+        __m256 two = operation(_mm256_shuffle_ps(xy, zw, 0x44), /* x x z z | y y w w */          \
+                               _mm256_shuffle_ps(xy, zw, 0xee));                                 \
+        __m256 one = operation(two, _mm256_movehdup_ps(two)); /* x - z - | y - w - */            \
+        __m128 xz = _mm256_castps256_ps128(one), yw = _mm256_extractf128_ps(one, 1);             \
+        xz = _mm_shuffle_ps(xz, yw, 0x88); /* x z y w */                                         \
+        _mm_storeu_ps((float *)(out), _mm_shuffle_ps(xz, xz, 0xd8));                             \
     } while (0)
 
-static EDB_INLINE __m128 sum4(v16 x, v16 y, v16 z, v16 w) { FOLD4(_mm256_add_ps, x, y, z, w); }
-static EDB_INLINE __m128 most4(v16 x, v16 y, v16 z, v16 w) { FOLD4(most, x, y, z, w); }
-static EDB_INLINE __m128 sum4_i32(v16 x, v16 y, v16 z, v16 w) { FOLD4(add_i32, x, y, z, w); }
-
 static EDB_INLINE void v_sum4(v16 x, v16 y, v16 z, v16 w, float *out) {
-    _mm_storeu_ps(out, sum4(x, y, z, w));
+    FOLD4(_mm256_add_ps, x, y, z, w, out);
 }
 static EDB_INLINE void v_most4(v16 x, v16 y, v16 z, v16 w, float *out) {
-    _mm_storeu_ps(out, most4(x, y, z, w));
+    FOLD4(most, x, y, z, w, out);
 }
 static EDB_INLINE void v_sum4_i32(v16 x, v16 y, v16 z, v16 w, uint32_t *out) {
-    _mm_storeu_si128((__m128i *)out, _mm_castps_si128(sum4_i32(x, y, z, w)));
+    FOLD4(add_i32, x, y, z, w, out);
 }
 
 static EDB_INLINE float v_max_lane(v16 x) {

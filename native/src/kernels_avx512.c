@@ -60,32 +60,28 @@ static EDB_INLINE float v_sum(v16 x) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-/* What `operation` makes of all lanes of each: lanes l and l+8 first, then l+4, l+2 and l+1. */
-#define FOLD4(operation, x, y, z, w)                                                               \
-    do {                                                                                           \
-        v16 xy = operation(_mm512_shuffle_f32x4(x, y, 0x44), /* lanes 0-7 of x | of y */           \
-                           _mm512_shuffle_f32x4(x, y, 0xee));                                      \
-        v16 zw = operation(_mm512_shuffle_f32x4(z, w, 0x44), _mm512_shuffle_f32x4(z, w, 0xee));    \
-        v16 four = operation(_mm512_shuffle_f32x4(xy, zw, 0x88), /* 0-3 of x | y | z | w */        \
-                             _mm512_shuffle_f32x4(xy, zw, 0xdd));                                  \
-        v16 two = operation(four, _mm512_permute_ps(four, 0xee));                                  \
-        v16 one = operation(two, _mm512_movehdup_ps(two));                                         \
-        __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);        \
-        return _mm512_castps512_ps128(_mm512_permutexvar_ps(first, one));                          \
+/* To out what `operation` makes of all lanes of each: lanes l and l+8 first, then l+4, l+2 and l+1. */
+#define FOLD4(operation, x, y, z, w, out)                                                         \
+    do {                                                                                          \
+        v16 xy = operation(_mm512_shuffle_f32x4(x, y, 0x44), /* lanes 0-7 of x | of y */          \
+                           _mm512_shuffle_f32x4(x, y, 0xee));                                     \
+        v16 zw = operation(_mm512_shuffle_f32x4(z, w, 0x44), _mm512_shuffle_f32x4(z, w, 0xee));   \
+        v16 four = operation(_mm512_shuffle_f32x4(xy, zw, 0x88), /* 0-3 of x | y | z | w */       \
+                             _mm512_shuffle_f32x4(xy, zw, 0xdd));                                 \
+        v16 two = operation(four, _mm512_permute_ps(four, 0xee));                                 \
+        v16 one = operation(two, _mm512_movehdup_ps(two));                                        \
+        __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);       \
+        _mm_storeu_ps((float *)(out), _mm512_castps512_ps128(_mm512_permutexvar_ps(first, one))); \
     } while (0)
 
-static EDB_INLINE __m128 sum4(v16 x, v16 y, v16 z, v16 w) { FOLD4(v_add, x, y, z, w); }
-static EDB_INLINE __m128 most4(v16 x, v16 y, v16 z, v16 w) { FOLD4(v_most, x, y, z, w); }
-static EDB_INLINE __m128 sum4_i32(v16 x, v16 y, v16 z, v16 w) { FOLD4(v_add_i32, x, y, z, w); }
-
 static EDB_INLINE void v_sum4(v16 x, v16 y, v16 z, v16 w, float *out) {
-    _mm_storeu_ps(out, sum4(x, y, z, w));
+    FOLD4(v_add, x, y, z, w, out);
 }
 static EDB_INLINE void v_most4(v16 x, v16 y, v16 z, v16 w, float *out) {
-    _mm_storeu_ps(out, most4(x, y, z, w));
+    FOLD4(v_most, x, y, z, w, out);
 }
 static EDB_INLINE void v_sum4_i32(v16 x, v16 y, v16 z, v16 w, uint32_t *out) {
-    _mm_storeu_si128((__m128i *)out, _mm_castps_si128(sum4_i32(x, y, z, w)));
+    FOLD4(v_add_i32, x, y, z, w, out);
 }
 
 static EDB_INLINE float v_max_lane(v16 x) { return _mm512_reduce_max_ps(x); }

@@ -6,6 +6,7 @@
 #include "experts.h"
 #include "matmul.h"
 #include "program.h"
+#include "rows.h"
 
 /* ---- checks ---- */
 

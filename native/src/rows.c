@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "experts.h"
+#include "rows.h"
 
 /* Fewer floats than this a call are done before a second thread has begun. */
 enum { WORTH_SHARING = 16384 };
