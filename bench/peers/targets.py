@@ -32,8 +32,8 @@ from .variants import (
 
 EXTRAS = "other"  # the "model" of figures that are no race
 BUSY, IDLE = "decode beside a busy process", "idle"
-_Bounds = tuple[float, ...]
 FIRST_TOKEN_NAMES = ("edgedb generate, 1 pair", "edgedb generate, 2 pairs")
+_Bounds = tuple[float, ...]
 
 
 @dataclass(frozen=True)
