@@ -144,11 +144,18 @@ typedef struct {
     const int32_t *offsets;
 } run;
 
-/* Instructions of their own: gcc 12 copies sums of the intrinsic, and spills some. */
-#define DOT(sum, x) "%{vex%} vpdpbusd %[" x "], %[w], %[" sum "]\n\t"
-#define DOTS_2(i) "vmovdqa 32*" #i "(%[codes]), %[w]\n\t" DOT("a" #i, "x") DOT("b" #i, "y")
-#define DOTS_3(i) DOTS_2(i) DOT("c" #i, "z")
-#define FOUR(token, to) "vpbroadcastd 64*" #token "(%[q]), %[" to "]\n\t"
+/*
+ * Loops over the quads of a group, with ymm12 to ymm14 for a quad of three tokens' activations and ymm15 for
+ * codes: gcc 12 copies sums of the intrinsic each time round a loop of C, and spills some, for twelve leave
+ * no more than those four registers.
+ */
+#define DOT(x, sum) "%{vex%} vpdpbusd %%ymm" #x ", %%ymm15, %[" sum "]\n\t"
+#define DOT_1(i, sum) "vmovdqa 32*" #i "(%[codes]), %%ymm15\n\t" DOT(12, sum)
+#define DOTS_2(i) DOT_1(i, "a" #i) DOT(13, "b" #i)
+#define DOTS_3(i) DOTS_2(i) DOT(14, "c" #i)
+#define FOUR(token, to) "vpbroadcastd 64*" #token "(%[q]), %%ymm" #to "\n\t"
+#define EACH_QUAD(dots) \
+    "1:\n\t" dots "add $256, %[codes]\n\tadd $4, %[q]\n\tcmp %[end], %[q]\n\tjne 1b"
 #define SUMS(a, i)                                                            \
     [a##0] "+x"(dots[i]), [a##1] "+x"(dots[i + 1]), [a##2] "+x"(dots[i + 2]), \
         [a##3] "+x"(dots[i + 3])
@@ -156,26 +163,21 @@ typedef struct {
 /* acc[tokens][64] += 32 rows of one group by two or three tokens. codes: plus 128. */
 static EDB_INLINE void multiply_32(const int tokens, const uint8_t *codes, const float *scales,
                                    run x, float *acc) {
-    __m256i dots[4 * MOST], four[MOST], w;
+    __m256i dots[4 * MOST];
 #pragma GCC unroll 12
     for (int i = 0; i < 4 * tokens; i++) dots[i] = _mm256_set1_epi32(x.offsets[i / 4]);
-    const int8_t *q = x.q;
-#pragma GCC unroll 2
-    for (int quad = 0; quad < EDB_QUADS; quad++, codes += 4 * EDB_TILE, q += 4) {
-        if (tokens == 3) {
-            __asm__ volatile(FOUR(0, "x") FOUR(1, "y") FOUR(2, "z") DOTS_3(0) DOTS_3(1) DOTS_3(2)
-                                 DOTS_3(3)
-                             : SUMS(a, 0), SUMS(b, 4), SUMS(c, 8), [x] "=&x"(four[0]),
-                               [y] "=&x"(four[1]), [z] "=&x"(four[2]), [w] "=&x"(w)
-                             : [codes] "r"(codes), [q] "r"(q)
-                             : "memory");
-        } else {
-            __asm__ volatile(FOUR(0, "x") FOUR(1, "y") DOTS_2(0) DOTS_2(1) DOTS_2(2) DOTS_2(3)
-                             : SUMS(a, 0), SUMS(b, 4), [x] "=&x"(four[0]), [y] "=&x"(four[1]),
-                               [w] "=&x"(w)
-                             : [codes] "r"(codes), [q] "r"(q)
-                             : "memory");
-        }
+    const int8_t *q = x.q, *end = q + EDB_GROUP;
+    if (tokens == 3) {
+        __asm__ volatile(EACH_QUAD(FOUR(0, 12) FOUR(1, 13) FOUR(2, 14)
+                                       DOTS_3(0) DOTS_3(1) DOTS_3(2) DOTS_3(3))
+                         : SUMS(a, 0), SUMS(b, 4), SUMS(c, 8), [codes] "+r"(codes), [q] "+r"(q)
+                         : [end] "r"(end)
+                         : "xmm12", "xmm13", "xmm14", "xmm15", "cc", "memory");
+    } else {
+        __asm__ volatile(EACH_QUAD(FOUR(0, 12) FOUR(1, 13) DOTS_2(0) DOTS_2(1) DOTS_2(2) DOTS_2(3))
+                         : SUMS(a, 0), SUMS(b, 4), [codes] "+r"(codes), [q] "+r"(q)
+                         : [end] "r"(end)
+                         : "xmm12", "xmm13", "xmm15", "cc", "memory");
     }
 #pragma GCC unroll 12
     for (int i = 0; i < 4 * tokens; i++)
@@ -188,17 +190,12 @@ static EDB_INLINE void multiply_64(const uint8_t *codes, const float *scales, ru
     __m256i dots[8];
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++) dots[i] = _mm256_set1_epi32(x.offsets[0]);
-#pragma GCC unroll 1
-    for (int quad = 0; quad < EDB_QUADS; quad++, codes += 4 * EDB_TILE) {
-        int32_t bytes;
-        memcpy(&bytes, x.q + 4 * quad, sizeof bytes);
-        __m256i four = _mm256_set1_epi32(bytes);
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; i++) {
-            __m256i w = load256(codes + 32 * i);
-            __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(dots[i]) : "x"(w), "x"(four));
-        }
-    }
+    const int8_t *q = x.q, *end = q + EDB_GROUP;
+    __asm__ volatile(EACH_QUAD(FOUR(0, 12) DOT_1(0, "a0") DOT_1(1, "a1") DOT_1(2, "a2") DOT_1(3, "a3")
+                                   DOT_1(4, "b0") DOT_1(5, "b1") DOT_1(6, "b2") DOT_1(7, "b3"))
+                     : SUMS(a, 0), SUMS(b, 4), [codes] "+r"(codes), [q] "+r"(q)
+                     : [end] "r"(end)
+                     : "xmm12", "xmm15", "cc", "memory");
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++)
         finish_dots(acc + 8 * i, dots[i], x.sx[0], scales == NULL ? NULL : scales + 8 * i);
