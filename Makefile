@@ -1,6 +1,6 @@
 # make chat    set up once, then talk to SmolLM2-135M, trained at three bits and a half a weight (PAIRS=2:
 #              four bits, untrained; it is fetched and converted first)
-# make test    set up once, then the whole test suite: about a quarter of an hour on two cores
+# make test    set up once, then the whole test suite: about ten minutes on two cores
 # make bench   prompt and decode speed of a model (MODEL=file) or of a shape (SHAPE=llama-1.1b)
 # make bench-peers
 #              against llama.cpp (built here, some minutes): bench/results/peers-*; PEERS="--help"
@@ -11,9 +11,9 @@
 #              damaged and hostile files for every reader (docs/security.md); FUZZ="--help"
 # make soak SECONDS=1800
 #              edgedb serve under mixed load (docs/serve.md)
-# make test-native, test-clang, test-arm, test-sanitize
+# make test-native, test-clang, test-arm, test-sanitize, test-emulated
 #              the C library alone: here, by a current clang, as 64-bit Arm code under qemu, under
-#              sanitizers
+#              sanitizers, with AVX-512 and AVX-VNNI in Bochs
 # make test-windows
 #              the same as code for Windows, by mingw-w64's gcc, under wine
 # make wheels  cross-build the wheels of six platforms (docs/platforms.md); WHEELS="win_amd64 ...": some
@@ -33,6 +33,8 @@ NATIVE := $(wildcard native/src/* native/include/*) native/build.py setup.py
 BENCH ?=
 SECONDS ?= 600
 FUZZ ?=
+# Each imports PyTorch, which takes a gigabyte.
+WORKERS ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 TORCH ?= torch==2.13.0
 ZIGLANG ?= ziglang==0.17.1
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -45,7 +47,7 @@ LLAMA_CPP ?= llama-cpp-python==0.3.36
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: chat test test-native test-clang test-arm test-sanitize test-windows wheels test-wheel-linux test-wheel-arm \
+.PHONY: chat test test-native test-clang test-arm test-sanitize test-emulated test-windows wheels test-wheel-linux test-wheel-arm \
 	test-wheel-windows bench bench-kernels bench-peers bench-quality lint fuzz soak clean
 .DELETE_ON_ERROR:
 
@@ -56,8 +58,8 @@ test: $(BIN)/.installed-test $(BIN)/.installed-torch
 	@$(BIN)/python -m tools.fetch_smollm2 $(GGUF) </dev/null || \
 		echo "edgedb: going on without the model; the tests that need it are skipped"
 	@$(BIN)/python tests/real_tokenizers.py </dev/null
-	@echo "edgedb: running the tests (about a quarter of an hour on two cores)"
-	$(BIN)/python -m pytest -q
+	@echo "edgedb: running the tests (about ten minutes on two cores)"
+	$(BIN)/python -m pytest -q $(WORKERS)
 
 test-native:
 	@$(MAKE) --no-print-directory -C native/tests test
@@ -65,7 +67,7 @@ test-native:
 test-clang: $(BIN)/.installed-clang
 	@native/test_clang.sh $(BIN)/python
 
-test-arm test-sanitize test-windows:
+test-arm test-sanitize test-windows test-emulated:
 	@$(MAKE) --no-print-directory -C native/tests $@
 
 wheels: $(BIN)/.installed-clang

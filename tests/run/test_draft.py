@@ -62,7 +62,11 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def _named(options: dict[str, Any]) -> str:
+    return str({option: getattr(value, "__name__", value) for option, value in options.items()})
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=_named)
 @pytest.mark.parametrize("draft", ["itself", "guided"])
 @pytest.mark.parametrize("n", [(1,), (3, 0, 5), (16,)], ids=str)
 def test_the_text_is_the_same(
