@@ -17,6 +17,7 @@ bios=/usr/share/bochs/BIOS-bochs-latest
 video=/usr/share/vgabios/vgabios.bin
 
 die() { echo "emulate.sh: $*" >&2; exit 2; }
+[ $# -gt 0 ] || die "which PROGRAM?"
 command -v "$bochs" >/dev/null || die "needs Bochs, BOCHS=...; how to build it stands in $0"
 for tool in xorriso cpio "$isolinux" "$loader" "$bios" "$video"; do
     command -v "$tool" >/dev/null || [ -e "$tool" ] ||
@@ -60,9 +61,9 @@ log: $made/log
 panic: action=fatal
 error: action=ignore
 info: action=ignore
+display_library: nogui
 END
-echo "display_library: nogui" >>"$made/settings"
-echo c | "$bochs" -q -f "$made/settings" >"$made/said" 2>&1 || true # a debugger would wait for that c
+"$bochs" -q -f "$made/settings" </dev/null >"$made/said" 2>&1 || true # turned off, it ends with 1
 sed -n '/^emulated: begins/,$p' "$made/console" | grep -v '^emulated:' >&2 || true
 [ ! -e "$made/out" ] || cat "$made/out" # made when something is said
 status=$(sed -n 's/^emulated: status \([0-9]*\).*/\1/p' "$made/console")
