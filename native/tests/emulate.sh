@@ -4,7 +4,7 @@
 #
 #   ./emulate.sh PROGRAM [ARGUMENT...]
 #
-# KERNEL: what boots, the newest in /boot unless given. BOCHS: the emulator, 3.0 or newer, configured by
+# LIMIT: seconds that it may take, 3600. KERNEL: what boots, the newest in /boot unless given. BOCHS: the emulator, 3.0 or newer, configured by
 #
 #   --enable-x86-64 --enable-avx --enable-evex --enable-all-optimizations --with-nogui
 set -eu
@@ -18,33 +18,37 @@ video=/usr/share/vgabios/vgabios.bin
 
 die() { echo "emulate.sh: $*" >&2; exit 2; }
 [ $# -gt 0 ] || die "which PROGRAM?"
+[ $# -le 17 ] || die "too many arguments"
 command -v "$bochs" >/dev/null || die "needs Bochs, BOCHS=...; how to build it stands in $0"
 for tool in xorriso cpio "$isolinux" "$loader" "$bios" "$video"; do
     command -v "$tool" >/dev/null || [ -e "$tool" ] ||
         die "needs $tool; on Debian: apt-get install xorriso cpio isolinux syslinux-common bochsbios vgabios"
 done
-[ -e "$kernel" ] || die "needs a kernel, KERNEL=...; on Debian: apt-get install linux-image-cloud-amd64"
+[ -r "$kernel" ] || die "needs a kernel that can be read, KERNEL=...; on Debian: apt-get install linux-image-cloud-amd64"
 # 2.7 multiplies in GF(2) as no processor does, and has no model with AVX-VNNI.
 "$bochs" --help cpu 2>&1 | grep -q sapphire_rapids || die "needs Bochs 3.0 or newer"
 
 made=$(mktemp -d)
-trap 'rm -rf "$made"' EXIT
+machine=
+trap '[ -z "$machine" ] || kill "$machine" 2>/dev/null || true; rm -rf "$made"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
 mkdir -p "$made/root/dev" "$made/disk"
 "${CC:-gcc}" -O2 -Wall -Wextra -Werror -static "$here/emulated_init.c" -o "$made/root/init"
 cp "$1" "$made/root/program"
 shift
-for argument in "$@"; do echo "$argument"; done >"$made/root/arguments"
-(cd "$made/root" && find . | cpio -o -H newc --quiet) | gzip -1 >"$made/disk/initrd.gz"
+for argument in "$@"; do printf '%s\n' "$argument"; done >"$made/root/arguments"
+(cd "$made/root" && find . | cpio -o -H newc --quiet) >"$made/disk/initrd"
 cp "$kernel" "$made/disk/vmlinuz"
 cp "$isolinux" "$loader" "$made/disk/"
 # clearcpuid=580: without fast short REP MOVSB, with which the kernel does not come up here; no ACPI, for the
-# way into system management mode ends in a panic of the emulator.
+# way into system management mode ends in a panic of the emulator. A kernel that fails ends there, too.
 cat >"$made/disk/isolinux.cfg" <<'END'
 DEFAULT linux
 LABEL linux
 KERNEL vmlinuz
-INITRD initrd.gz
-APPEND console=ttyS0 quiet mitigations=off acpi=off clearcpuid=580 panic=-1
+INITRD initrd
+APPEND console=ttyS0 quiet mitigations=off acpi=off clearcpuid=580 panic=-1 reboot=triple
 END
 xorriso -as mkisofs -quiet -o "$made/disk.iso" -b isolinux.bin -c boot.cat -no-emul-boot \
     -boot-load-size 4 -boot-info-table "$made/disk" 2>/dev/null
@@ -63,9 +67,13 @@ error: action=ignore
 info: action=ignore
 display_library: nogui
 END
-"$bochs" -q -f "$made/settings" </dev/null >"$made/said" 2>&1 || true # turned off, it ends with 1
-sed -n '/^emulated: begins/,$p' "$made/console" | grep -v '^emulated:' >&2 || true
-[ ! -e "$made/out" ] || cat "$made/out" # made when something is said
+touch "$made/console" "$made/out" "$made/log"
+timeout "${LIMIT:-3600}" "$bochs" -q -f "$made/settings" </dev/null >"$made/said" 2>&1 &
+machine=$!
+wait "$machine" || true # turned off, it ends with 1
+machine=
+sed -n '/^emulated: begins/,$p' "$made/console" | sed '/^emulated: /d' | sed '${/^\r*$/d;}' >&2
+cat "$made/out"
 status=$(sed -n 's/^emulated: status \([0-9]*\).*/\1/p' "$made/console")
-[ -n "$status" ] || { tail -n 5 "$made/console" "$made/log" >&2; die "the machine ended early"; }
+[ -n "$status" ] || { tail -n 5 "$made/said" "$made/console" "$made/log" >&2; die "the machine ended early"; }
 exit "$status"

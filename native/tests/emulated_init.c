@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/io.h>
 #include <sys/mount.h>
+#include <sys/reboot.h>
 #include <sys/wait.h>
 #include <termios.h>
 #include <unistd.h>
@@ -19,7 +20,7 @@ static void power_off(void) {
     const char *word = "Shutdown";
     if (iopl(3) == 0)
         for (; *word != '\0'; word++) outb((unsigned char)*word, SHUTDOWN_PORT);
-    for (;;) pause();
+    reboot(RB_AUTOBOOT);
 }
 
 /* Bytes go as they are. */
@@ -58,7 +59,8 @@ int main(void) {
     int console = open_port("/dev/ttyS0"), out = open_port("/dev/ttyS1");
     dup2(console, STDERR_FILENO);
     fprintf(stderr, "emulated: begins\n");
-    fprintf(stderr, "emulated: status %d\n", out < 0 ? 125 : run(out));
+    int status = out < 0 ? 125 : run(out);
+    fprintf(stderr, "\nemulated: status %d\n", status); /* whatever the program's last line was */
     tcdrain(out);
     tcdrain(STDERR_FILENO);
     power_off();

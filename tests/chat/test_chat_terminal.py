@@ -87,7 +87,7 @@ def test_typing_ahead_waits_for_the_prompt(tmp_path: Path, tiny_model: Path) -> 
         chat.expect(READY)  # the answer's, which shows no keys
         chat.send("\x1b[200~pasted\nlines\n\x1b[201~")
         chat.expect(CUT)
-        assert "pasted" not in chat.text
+        assert "pasted" not in chat.text[: chat.position]  # what follows may have come with it
         chat.expect("pasted")
         say(chat, "", CUT)
         say(chat, "/context", "pasted lines")
