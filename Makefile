@@ -1,6 +1,7 @@
 # make chat    set up once, then talk to SmolLM2-135M, trained at three bits and a half a weight (PAIRS=2:
 #              four bits, untrained; it is fetched and converted first)
-# make test    set up once, then the whole test suite: about ten minutes on two cores (WORKERS=1: more slowly)
+# make test    set up once, then the whole test suite: about a quarter of an hour on two cores,
+#              half of it with WORKERS=2
 # make bench   prompt and decode speed of a model (MODEL=file) or of a shape (SHAPE=llama-1.1b)
 # make bench-peers
 #              against llama.cpp (built here, some minutes): bench/results/peers-*; PEERS="--help"
@@ -33,8 +34,9 @@ NATIVE := $(wildcard native/src/* native/include/*) native/build.py setup.py
 BENCH ?=
 SECONDS ?= 600
 FUZZ ?=
-# Processes that run tests, none: in make's own. Each imports PyTorch, which takes a gigabyte: so four at most.
-WORKERS ?= logical
+# Processes that share the tests, a gigabyte each; none: one after the other, as tests that wait for a
+# terminal or a server like it best.
+WORKERS ?=
 TORCH ?= torch==2.13.0
 ZIGLANG ?= ziglang==0.17.1
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -58,8 +60,8 @@ test: $(BIN)/.installed-test $(BIN)/.installed-torch
 	@$(BIN)/python -m tools.fetch_smollm2 $(GGUF) </dev/null || \
 		echo "edgedb: going on without the model; the tests that need it are skipped"
 	@$(BIN)/python tests/real_tokenizers.py </dev/null
-	@echo "edgedb: running the tests (about ten minutes on two cores)"
-	$(BIN)/python -m pytest -q $(if $(WORKERS),--numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal)
+	@echo "edgedb: running the tests (about a quarter of an hour on two cores)"
+	$(BIN)/python -m pytest -q $(if $(WORKERS),--numprocesses $(WORKERS) --dist worksteal)
 
 test-native:
 	@$(MAKE) --no-print-directory -C native/tests test
