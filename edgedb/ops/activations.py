@@ -20,8 +20,13 @@ def quantize(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     padded = np.zeros((n, groups * GROUP), np.float32)
     padded[:, :cols] = x
     blocks = padded.reshape(n, groups, GROUP)
+    return quantize_to(np.abs(blocks).max(axis=2), blocks)
+
+
+def quantize_to(largest: np.ndarray, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same of whole groups ``[n, groups, 64]``, whose ``largest [n, groups]`` become 127."""
     finite = np.isfinite(blocks).all(axis=2)
-    sx = np.abs(blocks).max(axis=2) / np.float32(127)
+    sx = largest / np.float32(127)
     usable = finite & (sx >= SMALLEST_NORMAL)
     with np.errstate(invalid="ignore", divide="ignore"):
         q = np.clip(np.rint(blocks / sx[:, :, None]), -127, 127)

@@ -4,10 +4,11 @@
  * weights against values. Both are int8_tile's products, with the bits of every set.
  *
  *   scores[j] = sum over groups of (sq * sk[j]) * (q . k[j]), by fused multiply-adds in order
- *   p[j], m, t                                        as in attention_body.h
- *   w[j] = p[j] * sv[j]                               quantized by edb_quantize, 64 keys a group
- *   sum[d] = sum over groups of 64 keys of sw * (w . v[.][d]), likewise; for each 64 columns of a head
- *            its own w, as each has its own sv
+ *   p[j] = e^(scores[j] - m), sum p                   of a tile of 64 keys and its largest score m, in
+ *                                                     integers from the powers of two on
+ *   w[j] = p[j] * sv[j]                               in integers, to codes of 7 bits and a scale
+ *   sum[d] = sum over tiles of sw * e^(m - that of the block) * (w . v[.][d]), likewise; for each 64
+ *            columns of a head its own w, as each has its own sv
  *
  * Where a query's window opens or ends, weights are 0, and groups stay where they are: so nothing
  * depends on which queries go together.
@@ -121,7 +122,7 @@ static void attend(const edb_kernels *kernels, const code_block *codes, const ed
     for (int64_t r = 0; r < n; r += EDB_SHARE_ROWS) {
         int64_t some = edb_min(EDB_SHARE_ROWS, n - r);
         edb_code_weights weights = {at->weights.q + EDB_GROUP * r, at->weights.sx + r,
-                                    at->weights.offsets + r, n};
+                                    kernels->offsets == NULL ? NULL : at->weights.offsets + r, n};
         edb_next_rows part = {edb_part_of(between.k, r, r + some, n),
                               edb_part_of(between.v, r, r + some, n)};
         kernels->share(block, rows + r, (int)some, at->dots + EDB_TILE * r, n * EDB_TILE, part,
@@ -132,6 +133,7 @@ static void attend(const edb_kernels *kernels, const code_block *codes, const ed
         memset(at->sums, 0, (size_t)n * EDB_TILE * sizeof *at->sums);
         for (int64_t tile = 0; tile < tiles; tile++) {
             edb_tokens of_tile = tokens_of(at->weights, (g * TILES + tile) * n, n, n);
+            of_tile.of = EDB_WEIGHTS;
             last = edb_fetch_code_lines(last, last_lines);
             multiply(kernels, codes->v + (g * TILES + tile) * EDB_CODES_BYTES, ones, 1, &of_tile, at->sums);
         }
@@ -154,7 +156,7 @@ void edb_quantize_queries(const edb_attention_job *job, int64_t kv_head, int64_t
     for (int64_t row = begin; row < end; row++) {
         int64_t at = row - queries.first;
         int8_t *q = to.q + EDB_GROUP * at;
-        kernels->quantize(query_of(job, kv_head, row), head_dim, q, to.sx + at, queries.count);
+        kernels->quantize_query(query_of(job, kv_head, row), head_dim, q, to.sx + at, queries.count);
         if (kernels->offsets != NULL)
             kernels->offsets(q, queries.count, groups, to.offsets + at);
     }
@@ -235,6 +237,7 @@ void edb_attend_code_block(const edb_attention_job *job, int64_t kv_head, edb_qu
         }
         if (n == 0) return;
         edb_tokens some = tokens_of(all, row - n - first, n, queries.count);
+        some.of = EDB_QUERIES;
         attend(job->kernels, &codes, &keys, rows, &some, next, &at);
         next = (edb_next_rows){0}; /* the first rows have fetched them */
     }

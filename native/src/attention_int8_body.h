@@ -1,29 +1,69 @@
 /*
  * An int8 cache over the vector layer of ops_body.h, as attention_int8.c wants it: products of a query
- * with its keys turned into quantized weights.
+ * with its keys turned into quantized weights, most of it in numbers of 16 bits. For them a
+ * kernels_*.c defines, besides that layer:
+ *
+ *   w32                       32 int16, in any order that w_round_of makes and w_store_i8 undoes
+ *   w_set1 w_load w_store
+ *   w_round_of(x, y)          the lanes of two v16 rounded, half to even, and saturated; -32768 or 0 of NaN
+ *   w_add(x, y)               wraps
+ *   w_double5(x)              x * 32, wraps
+ *   w_high(x, y)              x * y >> 16, without signs
+ *   w_mean(x, y)              (x + y + 1) >> 1, without signs
+ *   w_multiply(x, y)          (x * y + 2^14) >> 15, as rounded products of fractions of 2^15
+ *   w_power(u)                2^(15 + n), n = u >> 11 of -15 to -1; 0 of n = -16 and u = 0
+ *   w_pairs(x)                sums of two neighbours, as a v16 of int32
+ *   v_add_apart(x)            of such sums those 16 numbers apart, added up: some lanes twice
+ *   w_store_i8(p, x, y)       the low bytes of 64 numbers, in order
+ *   v_max4(a, b, c, d, out)   the largest lane of each, as v_sum4
+ *   v_of_i32(x)               int32 lanes as floats
  */
 
 /*
- * A rounded reciprocal is off by 2^-24 and so is a quotient: products with a reciprocal that is changed by
- * so much more lie below or above the quotient. Where both round to one code, that is the quotient's.
+ * A head's query to int8, in groups of 64 columns as quantize does it, but with scales so large that
+ * products with bytes add up in 16 bits (kernels_avx2_int8.c): of columns 2i, 2i + 1, 2i + 32 and
+ * 2i + 33 the codes above 0 add up to at most 128, those below 0 to -128. In float32 126 is asked for,
+ * to which rounding of four codes may add 2.
  */
-#define TO_EITHER_SIDE 0x1p-22f
+static void quantize_query(const float *x, int64_t head_dim, int8_t *q, float *sx, int64_t stride) {
+    const v16 zero = v_set1(0.0f);
+    for (int64_t start = 0; start < head_dim; start += EDB_GROUP, q += EDB_GROUP * stride, sx += stride) {
+        v16 v[GROUP_VECTORS], above[GROUP_VECTORS], below[GROUP_VECTORS], largest = zero;
+        for (int i = 0; i < GROUP_VECTORS; i++) {
+            int64_t column = start + EDB_LANES * i, count = head_dim - column;
+            v[i] = count > 0 ? v_load_part(x + column, count) : zero;
+            above[i] = v_max(v[i], zero);
+            below[i] = v_max(v_sub(zero, v[i]), zero);
+        }
+        for (int i = 0; i < GROUP_VECTORS / 2; i++) {
+            v16 two_above = v_add(above[i], above[i + GROUP_VECTORS / 2]);
+            v16 two_below = v_add(below[i], below[i + GROUP_VECTORS / 2]);
+            largest = v_max(largest, v_add(two_above, v_swap_pairs(two_above)));
+            largest = v_max(largest, v_add(two_below, v_swap_pairs(two_below)));
+        }
+        quantize_to(v_mul(largest, v_set1(127.0f / 126.0f)), v, q, sx);
+    }
+}
 
-typedef float key_floats[EDB_PAGE];
-
-/* A float for each tile and row. */
-typedef float tile_floats[EDB_PAGE / EDB_TILE][EDB_SHARE_ROWS];
-
-/*
- * What becomes of the rows of a block. Loops go over keys and then rows, for each step of a row waits for
- * the one before; but those of exponentials, which are long, want the registers for one row.
- */
 typedef struct {
-    _Alignas(64) key_floats p[EDB_SHARE_ROWS], shares[EDB_SHARE_ROWS];
-    _Alignas(64) tile_floats most, scales, below, above; /* largest shares, their scales, reciprocals */
-} row_shares;
+    _Alignas(64) int16_t of[EDB_PAGE];
+} key_words;
 
-_Static_assert(sizeof(tile_floats) == EDB_LANES * sizeof(float), "one vector");
+typedef struct {
+    _Alignas(64) float of[EDB_PAGE];
+} key_floats;
+
+enum { TILES_OF_PAGE = EDB_PAGE / EDB_TILE };
+
+/* A number for each tile and row. */
+typedef union {
+    _Alignas(64) float of[TILES_OF_PAGE][EDB_SHARE_ROWS];
+    uint32_t bits[TILES_OF_PAGE][EDB_SHARE_ROWS];
+} tile_numbers;
+
+_Static_assert(sizeof(tile_numbers) == EDB_LANES * sizeof(float), "one vector");
+
+static EDB_INLINE v16 of_tiles(const tile_numbers *numbers) { return v_load(numbers->of[0]); }
 
 /* Scores of n rows, each times `scale`: keys of a tile side by side, tiles `stride` floats apart. */
 typedef struct {
@@ -32,12 +72,8 @@ typedef struct {
     float scale;
 } row_scores;
 
-static EDB_INLINE v16 unscaled_at(const row_scores *scores, int row, int64_t key) {
-    return v_load(scores->rows[row] + key / EDB_TILE * scores->stride + key % EDB_TILE);
-}
-
-static EDB_INLINE v16 scores_at(const row_scores *scores, int row, int64_t key) {
-    return v_mul(unscaled_at(scores, row, key), v_set1(scores->scale));
+static EDB_INLINE const float *scores_at(const row_scores *scores, int row, int64_t tile) {
+    return scores->rows[row] + tile * scores->stride;
 }
 
 /* Whether every row sees all keys, and scores are dots scaled alone. */
@@ -48,174 +84,242 @@ static EDB_INLINE int is_plain(const int n, const edb_code_block *block, const e
     return plain;
 }
 
-/* Scores, capped and leant, to p; a key that a row does not see gets that of one which it does. */
+/* Scores, capped and leant; those of keys that a row does not see are minus infinity. */
 static EDB_INLINE row_scores change_scores(const int n, const edb_code_block *block,
-                                           const edb_code_row *rows, const row_scores *dots, int64_t keys,
-                                           row_shares *to) {
+                                           const edb_code_row *rows, const row_scores *dots, int64_t tiles,
+                                           key_floats *to) {
     row_scores changed = {.stride = EDB_TILE, .scale = 1.0f};
+    int64_t keys = EDB_TILE * tiles;
     for (int r = 0; r < n; r++) {
-        float *p = to->p[r];
-        int64_t begin = rows[r].begin, end = rows[r].end;
-        for (int64_t j = 0; j < keys; j += EDB_LANES) v_store(p + j, scores_at(dots, r, j));
-        if (block->cap > 0.0f) softcap(p, block->cap, p, keys);
-        if (block->leans) lean(p, keys, rows[r].slope, rows[r].away);
-        for (int64_t j = 0; j < begin; j++) p[j] = p[begin];
-        for (int64_t j = end; j < keys; j++) p[j] = p[begin];
-        changed.rows[r] = p;
+        float *scores = to[r].of;
+        for (int64_t j = 0; j < keys; j += EDB_LANES) {
+            v16 dot = v_load(scores_at(dots, r, j / EDB_TILE) + j % EDB_TILE);
+            v_store(scores + j, v_mul(dot, v_set1(dots->scale)));
+        }
+        if (block->cap > 0.0f) softcap(scores, block->cap, scores, keys);
+        if (block->leans) lean(scores, keys, rows[r].slope, rows[r].away);
+        for (int64_t j = 0; j < rows[r].begin; j++) scores[j] = -INFINITY;
+        for (int64_t j = rows[r].end; j < keys; j++) scores[j] = -INFINITY;
+        changed.rows[r] = scores;
     }
     return changed;
 }
 
-/* found[0] = the largest score of a row: that of its largest dot, for no scale is below 0 here. */
-static EDB_INLINE void find_largest(const int n, const edb_code_row *rows, const row_scores *scores,
-                                    int64_t keys) {
-    v16 most[EDB_SHARE_ROWS];
-    for (int r = 0; r < n; r++) most[r] = unscaled_at(scores, r, 0);
-    for (int64_t j = 0; j < keys; j += EDB_LANES)
-        for (int r = 0; r < n; r++) most[r] = v_max(most[r], unscaled_at(scores, r, j));
-    for (int r = 0; r < n; r++) rows[r].found[0] = v_max_lane(most[r]) * scores->scale;
-}
-
-/* Scores -> p of the keys that a row sees, 0 elsewhere; found[1] = their sum. */
-static EDB_INLINE void soften(const int n, const edb_code_row *rows, const row_scores *scores, int64_t keys,
-                              edb_next_rows next, row_shares *to) {
-    int64_t k_lines = edb_lines_each(next.k, n * (keys / EDB_TILE));
-    int64_t v_lines = edb_lines_each(next.v, n * (keys / EDB_TILE));
-    for (int r = 0; r < n; r++) {
-        float *p = to->p[r];
-        int64_t begin = rows[r].begin, end = rows[r].end;
-        v16 largest = v_set1(rows[r].found[0]), total = v_set1(0.0f);
-        for (int64_t tile = 0; tile < keys; tile += EDB_TILE) {
-            next.k = edb_fetch_code_lines(next.k, k_lines);
-            next.v = edb_fetch_code_lines(next.v, v_lines);
-            for (int64_t j = tile; j < tile + EDB_TILE; j += EDB_LANES) {
-                v16 power = v_exp_to_88(v_sub(scores_at(scores, r, j), largest));
-                v_store(p + j, power);
-                total = v_add(total, power);
-            }
-        }
-        if (begin > 0 || end < keys) {
-            memset(p, 0, (size_t)begin * sizeof *p);
-            memset(p + end, 0, (size_t)(keys - end) * sizeof *p);
-            total = v_set1(0.0f);
-            for (int64_t j = 0; j < keys; j += EDB_LANES) total = v_add(total, v_load(p + j));
-        }
-        rows[r].found[1] = v_sum(total);
-    }
-}
-
-/* shares = p * scale of each key, and the most of a tile. */
-static EDB_INLINE void multiply_shares(const int n, const edb_code_row *rows, const float *scales,
-                                       int64_t tiles, row_shares *to) {
-    const float *of_keys[EDB_SHARE_ROWS];
-    int64_t keys = EDB_TILE * tiles;
-    for (int r = 0; r < n; r++) {
-        int64_t begin = rows[r].begin, end = rows[r].end;
-        of_keys[r] = scales;
-        if (begin > 0 || end < keys) { /* a scale that is not seen may be anything */
-            memset(to->shares[r], 0, (size_t)keys * sizeof **to->shares);
-            memcpy(to->shares[r] + begin, scales + begin, (size_t)(end - begin) * sizeof *scales);
-            of_keys[r] = to->shares[r];
-        }
-    }
+/* The largest score of each tile, not yet scaled, and sums of which one that has a NaN is NaN. */
+static EDB_INLINE void find_largest(const int n, const row_scores *scores, int64_t tiles,
+                                    tile_numbers *largest, float *sums) {
+    const v16 zero = v_set1(0.0f);
+    v16 sum[EDB_SHARE_ROWS] = {zero, zero, zero, zero};
     for (int64_t tile = 0; tile < tiles; tile++) {
-        v16 most[EDB_SHARE_ROWS] = {v_set1(0.0f), v_set1(0.0f), v_set1(0.0f), v_set1(0.0f)};
-        for (int64_t j = EDB_TILE * tile; j < EDB_TILE * (tile + 1); j += EDB_LANES) {
-            for (int r = 0; r < n; r++) {
-                v16 share = v_mul(v_load(to->p[r] + j), v_load(of_keys[r] + j));
-                v_store(to->shares[r] + j, share);
-                most[r] = v_most(most[r], share);
-            }
+        v16 most[EDB_SHARE_ROWS] = {zero, zero, zero, zero};
+        for (int r = 0; r < n; r++) {
+            const float *of_tile = scores_at(scores, r, tile);
+            most[r] = v_load(of_tile);
+            for (int i = 1; i < GROUP_VECTORS; i++) most[r] = v_max(most[r], v_load(of_tile + EDB_LANES * i));
+            for (int i = 0; i < GROUP_VECTORS; i++) sum[r] = v_add(sum[r], v_load(of_tile + EDB_LANES * i));
         }
-        v_most4(most[0], most[1], most[2], most[3], to->most[tile]);
+        v_max4(most[0], most[1], most[2], most[3], largest->of[tile]);
     }
-}
-
-/* Of all tiles and rows: scales as `quantize` has them, 0 for tiny ones, and reciprocals. */
-static EDB_INLINE void find_scales(row_shares *to) {
-    float *scales = to->scales[0], *below = to->below[0], *above = to->above[0];
-    v16 scale = v_div(v_load(to->most[0]), v_set1(127.0f)), reciprocal = v_div(v_set1(1.0f), scale);
-    v_store(scales, scale);
-    v_store(below, v_mul(reciprocal, v_set1(1.0f - TO_EITHER_SIDE)));
-    v_store(above, v_mul(reciprocal, v_set1(1.0f + TO_EITHER_SIDE)));
-    for (int i = 0; i < EDB_LANES; i++)
-        if (scales[i] < FLT_MIN) scales[i] = below[i] = above[i] = 0.0f;
+    v_sum4(sum[0], sum[1], sum[2], sum[3], sums);
 }
 
 /*
- * Shares of tiles of 64 keys as quantize_vectors rounds them, by products instead of divisions. sure:
- * whether that is right: what is rounded from below and from above, and never less, has the same sums.
+ * 2^(u / 2048), u of -2^15 to -1, as fractions of 2^14. 2^f - 1 is a cubic in f, fitted to 2048 values:
+ * within 1.1e-4.
  */
-static EDB_INLINE void quantize_shares(const int n, int64_t tiles, const row_shares *from,
-                                       const edb_code_weights *to, int *sure) {
-    const v16 magic = v_set1(EDB_ROUND_MAGIC), zero = v_set1(0.0f);
-    const uint32_t of_magic = EDB_GROUP * edb_float_bits(EDB_ROUND_MAGIC); /* in a tile's sum of bits */
-    v16 sums_above[EDB_SHARE_ROWS] = {zero, zero, zero, zero};
-    uint32_t total[EDB_SHARE_ROWS] = {0}, total_above[EDB_SHARE_ROWS];
+static EDB_INLINE w32 power_of(w32 u) {
+    w32 f = w_double5(u); /* of 2^16 */
+    w32 grown = w_add(w_high(f, w_set1(2515)), w_set1(7469));
+    grown = w_high(f, w_add(w_high(f, grown), w_set1(22779))); /* of 2^15 */
+    return w_multiply(w_mean(grown, w_set1(32767)), w_power(u));
+}
+
+/* p = 2^14 e^(score - the largest of its tile), and the sums of tiles. */
+static EDB_INLINE void soften(const int n, const row_scores *scores, int64_t tiles, edb_next_rows next,
+                              const tile_numbers *largest, key_words *p, tile_numbers *totals) {
+    const v16 octaves = v_set1(scores->scale * -0x1.715476p11f); /* 2048 / ln 2 */
+    const v16 minus_one = v_set1(-1.0f);
+    int64_t k_lines = edb_lines_each(next.k, n * tiles), v_lines = edb_lines_each(next.v, n * tiles);
     for (int64_t tile = 0; tile < tiles; tile++) {
-        v16 sums[EDB_SHARE_ROWS] = {zero, zero, zero, zero};
+        v16 sums[EDB_SHARE_ROWS] = {v_set1(0.0f), v_set1(0.0f), v_set1(0.0f), v_set1(0.0f)};
+        for (int r = 0; r < n; r++) {
+            const float *of_tile = scores_at(scores, r, tile);
+            int16_t *to = p[r].of + EDB_TILE * tile;
+            v16 most = v_set1(largest->of[tile][r]), u[GROUP_VECTORS];
+            next.k = edb_fetch_code_lines(next.k, k_lines);
+            next.v = edb_fetch_code_lines(next.v, v_lines);
+            for (int i = 0; i < GROUP_VECTORS; i++) {
+                v16 below = v_sub(most, v_load(of_tile + EDB_LANES * i));
+                u[i] = v_fma(below, octaves, minus_one);
+            }
+            w32 first = power_of(w_round_of(u[0], u[1])), last = power_of(w_round_of(u[2], u[3]));
+            w_store(to, first);
+            w_store(to + 2 * EDB_LANES, last);
+            sums[r] = v_add_i32(w_pairs(first), w_pairs(last));
+        }
+        v_sum4_i32(sums[0], sums[1], sums[2], sums[3], totals->bits[tile]);
+    }
+}
+
+/* found's largest score and total; factors: e^(the largest of a tile - that of the row) */
+static EDB_INLINE void find_totals(const int n, const edb_code_row *rows, float scale, int64_t tiles,
+                                   const tile_numbers *largest, const tile_numbers *totals,
+                                   const float *sums, tile_numbers *factors) {
+    tile_numbers of_rows = {0}, parts;
+    v16 scaled = v_mul(of_tiles(largest), v_set1(scale));
+    v_store(parts.of[0], scaled);
+    for (int r = 0; r < n; r++) {
+        float most = parts.of[0][r];
+        for (int64_t tile = 1; tile < tiles; tile++)
+            if (!(most > parts.of[tile][r])) most = parts.of[tile][r];
+        for (int64_t tile = 0; tile < tiles; tile++) of_rows.of[tile][r] = most;
+        rows[r].found[0] = most;
+    }
+    v16 factor = v_exp_to_88(v_sub(scaled, of_tiles(&of_rows)));
+    v_store(factors->of[0], factor);
+    v_store(parts.of[0], v_mul(v_mul(v_of_i32(of_tiles(totals)), v_set1(0x1p-14f)), factor));
+    for (int r = 0; r < n; r++) {
+        float total = parts.of[0][r];
+        for (int64_t tile = 1; tile < tiles; tile++) total += parts.of[tile][r];
+        rows[r].found[1] = sums[r] == sums[r] ? total : NAN;
+    }
+}
+
+/* The scales of values as fractions of 2^15 - 1 of a tile's largest, `most`. */
+typedef struct {
+    key_words words;
+    float most[TILES_OF_PAGE];
+} value_scales;
+
+/*
+ * Of the keys begin..end-1, 0 elsewhere. Where the largest is tiny all count as 0; where one has a sign
+ * or is no number there is none.
+ */
+static EDB_INLINE void scale_values(const float *scales, int64_t begin, int64_t end, int64_t tiles,
+                                    value_scales *to) {
+    key_floats seen;
+    v16 most[TILES_OF_PAGE] = {v_set1(0.0f), v_set1(0.0f), v_set1(0.0f), v_set1(0.0f)};
+    if (begin > 0 || end < EDB_TILE * tiles) { /* what is not seen may be anything */
+        memset(seen.of, 0, (size_t)(EDB_TILE * tiles) * sizeof *seen.of);
+        memcpy(seen.of + begin, scales + begin, (size_t)(end - begin) * sizeof *seen.of);
+        scales = seen.of;
+    }
+    for (int64_t tile = 0; tile < tiles; tile++)
+        for (int i = 0; i < GROUP_VECTORS; i++)
+            most[tile] = v_most(most[tile], v_load(scales + EDB_TILE * tile + EDB_LANES * i));
+    v_most4(most[0], most[1], most[2], most[3], to->most);
+    for (int64_t tile = 0; tile < tiles; tile++, scales += EDB_TILE) {
+        float largest = to->most[tile], factor = 0.0f;
+        if (edb_float_bits(largest) >= edb_float_bits(INFINITY)) {
+            to->most[tile] = NAN;
+        } else if (largest < 0x1p-100f) {
+            to->most[tile] = 0.0f;
+        } else {
+            factor = 32767.0f / largest;
+        }
+        for (int i = 0; i < GROUP_VECTORS; i += 2) {
+            v16 x = v_mul(v_load(scales + EDB_LANES * i), v_set1(factor));
+            v16 y = v_mul(v_load(scales + EDB_LANES * (i + 1)), v_set1(factor));
+            w_store(to->words.of + EDB_TILE * tile + EDB_LANES * i, w_round_of(x, y));
+        }
+    }
+}
+
+/* p times the scales of values, 32 of a tile. */
+static EDB_INLINE w32 share_at(const key_words *p, const value_scales *scales, int64_t key) {
+    return w_multiply(w_load(p->of + key), w_load(scales->words.of + key));
+}
+
+/*
+ * What a tile's shares must not be above in sum: eight that products of bytes add up in 16 bits
+ * (kernels_avx2_int8.c), two neighbours of each 16, and twice such two alone.
+ */
+static EDB_INLINE void find_bounds(const int n, const key_words *p, const value_scales *const *scales,
+                                   int64_t tiles, tile_numbers *bounds) {
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        v16 most[EDB_SHARE_ROWS] = {v_set1(0.0f), v_set1(0.0f), v_set1(0.0f), v_set1(0.0f)};
+        for (int r = 0; r < n; r++) {
+            v16 first = w_pairs(share_at(&p[r], scales[r], EDB_TILE * tile));
+            v16 last = w_pairs(share_at(&p[r], scales[r], EDB_TILE * tile + 2 * EDB_LANES));
+            v16 two = v_most(first, last), eight = v_add_apart(v_add_i32(first, last));
+            most[r] = v_most(v_add_i32(two, two), eight);
+        }
+        v_most4(most[0], most[1], most[2], most[3], bounds->of[tile]);
+    }
+}
+
+/*
+ * Codes are shares times integers, steps, over 2^19: of eight whose sum is 248 at most rounding makes
+ * 252, of two alone 125, and weights that are alike become whole codes. steps: added to
+ * EDB_ROUND_MAGIC; scales: what a code is in 2^14ths of a share.
+ */
+static EDB_INLINE void find_steps(const tile_numbers *bounds, tile_numbers *steps, tile_numbers *scales) {
+    const v16 magic = v_set1(EDB_ROUND_MAGIC);
+    v16 step = v_div(v_set1(248.0f * 0x1p19f), v_of_i32(of_tiles(bounds)));
+    step = v_add(v_sub(v_min(step, v_set1(32767.0f)), v_set1(0.5f)), magic);
+    v_store(steps->of[0], step);
+    v_store(scales->of[0], v_div(v_set1(32.0f), v_sub(step, magic)));
+}
+
+/* In two steps, for one alone would have to be a number of few bits. */
+static EDB_INLINE w32 code_of(w32 share, w32 step) {
+    return w_multiply(w_multiply(share, step), w_set1(1 << 11));
+}
+
+static EDB_INLINE void quantize_shares(const int n, const key_words *p, const value_scales *const *scales,
+                                       int64_t tiles, const tile_numbers *steps,
+                                       const edb_code_weights *to) {
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        v16 sums[EDB_SHARE_ROWS] = {v_set1(0.0f), v_set1(0.0f), v_set1(0.0f), v_set1(0.0f)};
         uint32_t of_tile[EDB_SHARE_ROWS];
         int64_t at = to->stride * tile;
         for (int r = 0; r < n; r++) {
-            const float *shares = from->shares[r] + EDB_TILE * tile;
-            v16 below = v_set1(from->below[tile][r]), above = v_set1(from->above[tile][r]);
-            to->sx[at + r] = from->scales[tile][r];
-            for (int i = 0; i < GROUP_VECTORS; i++) {
-                v16 share = v_load(shares + EDB_LANES * i), codes = v_fma(share, below, magic);
-                sums[r] = v_add_i32(sums[r], codes);
-                sums_above[r] = v_add_i32(sums_above[r], v_fma(share, above, magic));
-                v_store_i8(to->q + EDB_GROUP * (at + r) + EDB_LANES * i, codes);
-            }
+            w32 step = w_set1((int16_t)steps->bits[tile][r]);
+            w32 first = code_of(share_at(&p[r], scales[r], EDB_TILE * tile), step);
+            w32 last = code_of(share_at(&p[r], scales[r], EDB_TILE * tile + 2 * EDB_LANES), step);
+            w_store_i8(to->q + EDB_GROUP * (at + r), first, last);
+            if (to->offsets != NULL) sums[r] = v_add_i32(w_pairs(first), w_pairs(last));
         }
+        if (to->offsets == NULL) continue;
         v_sum4_i32(sums[0], sums[1], sums[2], sums[3], of_tile);
-        for (int r = 0; r < n; r++) {
-            total[r] += of_tile[r];
-            to->offsets[at + r] = -128 * (int32_t)(of_tile[r] - of_magic);
-        }
-    }
-    v_sum4_i32(sums_above[0], sums_above[1], sums_above[2], sums_above[3], total_above);
-    for (int r = 0; r < n; r++) sure[r] = total[r] == total_above[r];
-}
-
-/* The same of one row, where a share is below 0, NaN or infinite, or a rounding is not sure. */
-static void divide_shares(const float *shares, int64_t tiles, int8_t *q, float *sx, int32_t *offsets,
-                          int64_t stride) {
-    quantize(shares, EDB_TILE * tiles, q, sx, stride);
-    for (int64_t tile = 0; tile < tiles; tile++) {
-        int32_t sum = 0;
-        for (int i = 0; i < EDB_GROUP; i++) sum += q[EDB_GROUP * stride * tile + i];
-        offsets[stride * tile] = -128 * sum;
+        for (int r = 0; r < n; r++) to->offsets[at + r] = -128 * (int32_t)of_tile[r];
     }
 }
 
 static EDB_INLINE void share_rows(const int n, const edb_code_block *block, const edb_code_row *rows,
                                   const float *dots, int64_t stride, edb_next_rows next,
                                   edb_code_weights to) {
-    int64_t tiles = edb_ceil_div(block->count, EDB_TILE), keys = EDB_TILE * tiles;
-    int64_t per_group = EDB_PAGE / EDB_TILE * to.stride;
-    const float *scales = block->scales;
-    row_shares all;
+    int64_t tiles = edb_ceil_div(block->count, EDB_TILE), per_group = TILES_OF_PAGE * to.stride;
+    key_floats changed[EDB_SHARE_ROWS];
+    key_words p[EDB_SHARE_ROWS];
+    tile_numbers largest = {0}, totals = {0}, factors, bounds = {0}, steps, step_scales;
+    float sums[EDB_SHARE_ROWS];
     row_scores scores = {.stride = stride, .scale = block->scale};
     for (int r = 0; r < n; r++) scores.rows[r] = dots + EDB_TILE * r;
-    if (!is_plain(n, block, rows, keys)) scores = change_scores(n, block, rows, &scores, keys, &all);
-    find_largest(n, rows, &scores, keys);
-    soften(n, rows, &scores, keys, next, &all);
-    memset(all.most, 0, sizeof all.most);
-    for (int64_t column = 0; column < block->head_dim; column += EDB_GROUP, scales += EDB_PAGE) {
-        int sure[EDB_SHARE_ROWS];
-        multiply_shares(n, rows, scales, tiles, &all);
-        find_scales(&all);
-        quantize_shares(n, tiles, &all, &to, sure);
+    if (!is_plain(n, block, rows, EDB_TILE * tiles))
+        scores = change_scores(n, block, rows, &scores, tiles, changed);
+    find_largest(n, &scores, tiles, &largest, sums);
+    soften(n, &scores, tiles, next, &largest, p, &totals);
+    find_totals(n, rows, scores.scale, tiles, &largest, &totals, sums, &factors);
+    const float *of_values = block->scales;
+    for (int64_t column = 0; column < block->head_dim; column += EDB_GROUP, of_values += EDB_PAGE) {
+        value_scales own[EDB_SHARE_ROWS];
+        const value_scales *seen[EDB_SHARE_ROWS];
         for (int r = 0; r < n; r++) {
-            for (int64_t tile = 0; tile < tiles; tile++)
-                sure[r] &= edb_float_bits(all.most[tile][r]) < edb_float_bits(INFINITY);
-            if (!sure[r])
-                divide_shares(all.shares[r], tiles, to.q + EDB_GROUP * r, to.sx + r, to.offsets + r,
-                              to.stride);
+            int like_before = r > 0 && rows[r].begin == rows[r - 1].begin && rows[r].end == rows[r - 1].end;
+            if (!like_before) scale_values(of_values, rows[r].begin, rows[r].end, tiles, &own[r]);
+            seen[r] = like_before ? seen[r - 1] : &own[r];
         }
+        find_bounds(n, p, seen, tiles, &bounds);
+        find_steps(&bounds, &steps, &step_scales);
+        quantize_shares(n, p, seen, tiles, &steps, &to);
+        for (int64_t tile = 0; tile < tiles; tile++)
+            for (int r = 0; r < n; r++)
+                to.sx[to.stride * tile + r] =
+                    seen[r]->most[tile] * step_scales.of[tile][r] * factors.of[tile][r];
         to.q += EDB_GROUP * per_group;
         to.sx += per_group;
-        to.offsets += per_group;
+        if (to.offsets != NULL) to.offsets += per_group;
     }
 }
 

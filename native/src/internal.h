@@ -164,9 +164,12 @@ enum { EDB_SHARE_ROWS = 4 };
 typedef struct {
     int8_t *q;
     float *sx;
-    int32_t *offsets; /* -128 * the sum of each group's q */
+    int32_t *offsets; /* -128 * the sum of each group's q; NULL: not wanted */
     int64_t stride;
 } edb_code_weights;
+
+/* Whose codes: of an int8 cache's queries and weights it is known how large they are (attention_int8_body.h). */
+typedef enum { EDB_ACTIVATIONS, EDB_QUERIES, EDB_WEIGHTS } edb_codes_of;
 
 /* Quantized activations of n tokens, group-major; `stride` tokens lie between two groups. */
 typedef struct {
@@ -174,6 +177,7 @@ typedef struct {
     const float *sx;        /* [groups][stride] */
     const int32_t *offsets; /* [groups][stride], of the set's `offsets`; unset if it has none */
     int64_t stride, n;
+    edb_codes_of of;
 } edb_tokens;
 
 /* acc[n][64] = the tile's rows of a pair, or of half a pair, for n tokens, not yet times row_scale. */
@@ -248,10 +252,13 @@ typedef struct {
     void (*to_f16)(const float *x, uint16_t *y, int64_t count);
     void (*from_f16)(const uint16_t *x, float *y, int64_t count);
 
+    /* A query of an int8 cache: as quantize, with larger scales where its codes' sums want them. */
+    void (*quantize_query)(const float *x, int64_t head_dim, int8_t *q, float *sx, int64_t stride);
+
     /*
      * The products of up to EDB_SHARE_ROWS rows with the keys, dots [n][64] of a tile and tiles
-     * `stride` floats apart, to their shares of every value, p * scale, quantized with the bits of
-     * `quantize`, and to found's largest score and total. weights: [groups][EDB_PAGE / 64] groups of
+     * `stride` floats apart, to their shares of every value, p * scale, quantized, and to found's
+     * largest score and total. weights: [groups][EDB_PAGE / 64] groups of
      * keys, row by row. next: fetched meanwhile.
      */
     void (*share)(const edb_code_block *block, const edb_code_row *rows, int n, const float *dots,

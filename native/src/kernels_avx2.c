@@ -40,6 +40,10 @@ static EDB_INLINE v16 v_abs(v16 x) {
     return (v16){_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
 }
 
+static EDB_INLINE v16 v_swap_pairs(v16 x) {
+    return (v16){_mm256_permute_ps(x.a, 0xb1), _mm256_permute_ps(x.b, 0xb1)};
+}
+
 static EDB_INLINE __m256 most(__m256 x, __m256 y) {
     return _mm256_castsi256_ps(_mm256_max_epu32(_mm256_castps_si256(x), _mm256_castps_si256(y)));
 }
@@ -110,6 +114,10 @@ static EDB_INLINE void v_sum4_i32(v16 x, v16 y, v16 z, v16 w, uint32_t *out) {
     FOLD4(add_i32, x, y, z, w, out);
 }
 
+static EDB_INLINE void v_max4(v16 x, v16 y, v16 z, v16 w, float *out) {
+    FOLD4(_mm256_max_ps, x, y, z, w, out);
+}
+
 static EDB_INLINE float v_max_lane(v16 x) {
     __m256 eight = _mm256_max_ps(x.a, x.b);
     __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -119,6 +127,7 @@ static EDB_INLINE float v_max_lane(v16 x) {
 
 enum { ATTEND_FLIGHT = 6 }; /* of 16 registers, two a vector */
 #include "ops_body.h"
+#include "words_avx2.h"
 #include "attention_body.h"
 #include "finish_avx2.h"
 

@@ -1,12 +1,14 @@
 /*
  * Products of int8 codes and activations for AVX2, on the layout of edgedb.h. vpmaddubsw multiplies
  * bytes, but one side without a sign and with sums of two in 16 bits; which way is the cheapest
- * depends on the activations:
+ * depends on what the codes are multiplied with:
  *
- *   none below 0 (weights of a softmax):  vpmaddubsw, a pair <= 2 * 127 * 128 = 32,512. Where their sums
- *                            allow, two or four quads are added in 16 bits before vpmaddwd widens them
- *   up to three tokens:      |w| * sign(x, w), likewise
- *   from four tokens on:     vpsignb would be the limit, for it shares two ports with the
+ *   weights of a softmax:    none is below 0 and eight are 255 at most: so four quads are added in 16
+ *                            bits, <= 255 * 128 = 32,640, before vpmaddwd widens them
+ *   queries:                 of four codes those above 0 are 128 at most, as those below: so two quads of
+ *                            keys + 128 are added in 16 bits, within +-255 * 128
+ *   up to three activations: |w| * sign(x, w), a pair <= 2 * 127 * 128
+ *   from four on:            vpsignb would be the limit, for it shares two ports with the
  *                            multiplications. So sixteen rows are widened in registers to 16 bits, columns
  *                            0 and 2 of a quad apart from 1 and 3, for vpmaddwd by four tokens
  *
@@ -16,8 +18,8 @@
  *   vpmaddwd y      3, 2                                 5, p01
  *   vpsignb y       1, 2                                 1, p01
  *
- * Vector instructions for 32 products: 4; from four tokens on 4.75; of weights 3, 2.5 or 2.25. 64 products
- * stay below 2^21: sums are exact.
+ * Vector instructions for 32 products: 5; from four tokens on 4.75; of weights 2.25, of four queries 3.4.
+ * 64 products stay below 2^21: sums are exact.
  */
 #include <string.h>
 
@@ -100,40 +102,26 @@ static EDB_INLINE void multiply_signed(edb_fetch fetch, const int8_t *codes, con
     finish_64(acc, dots, token->sx, scales);
 }
 
-/* The same of activations of which none is below 0; `together` quads, 1, 2 or 4, fit in 16 bits. */
-static EDB_INLINE void multiply_unsigned(const int together, edb_fetch fetch, const int8_t *codes,
-                                         const float *scales, const one_token *token, float *acc) {
+/* The same of weights, none below 0, of which four quads fit in 16 bits: see find_bounds. */
+static EDB_INLINE void multiply_weights(edb_fetch fetch, const int8_t *codes, const float *scales,
+                                        const one_token *token, float *acc) {
     sums dots[SLICES] = {0};
-    const int apart = EDB_QUADS / together;
-    for (int quad = 0; quad < apart; quad++) {
+    for (int quad = 0; quad < EDB_QUADS / 4; quad++) {
+        const int8_t *w = codes + QUAD_BYTES * quad;
         __m256i x[4];
 #pragma GCC unroll 4
-        for (int j = 0; j < together; j++) x[j] = four_codes(token->q + 4 * (quad + apart * j));
+        for (int j = 0; j < 4; j++) x[j] = four_codes(token->q + 4 * (quad + 4 * j));
 #pragma GCC unroll 8
-        for (int i = 0; i < SLICES; i++) {
-            const int8_t *w = codes + QUAD_BYTES * quad + SLICE_BYTES * i;
+        for (int i = 0; i < SLICES; i++, w += SLICE_BYTES) {
             words pairs = multiply_bytes(x[0], load256(w));
 #pragma GCC unroll 3
-            for (int j = 1; j < together; j++)
-                pairs += multiply_bytes(x[j], load256(w + QUAD_BYTES * apart * j));
+            for (int j = 1; j < 4; j++) pairs += multiply_bytes(x[j], load256(w + 4 * QUAD_BYTES * j));
             dots[i] += widened(pairs);
         }
-        for (int j = 0; j < together; j++) fetch_ahead(fetch, token, scales, quad + apart * j);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) fetch_ahead(fetch, token, scales, quad + 4 * j);
     }
     finish_64(acc, dots, token->sx, scales);
-}
-
-/*
- * How many quads of a group go together: quad i with those 8, or 4, 8 and 12 on. Each of the two pairs of
- * columns of a quad has its own 16 bits, for which the activations of a sum may be 255 together.
- */
-static EDB_INLINE int quads_together(const int8_t *q) {
-    const __m256i one = _mm256_set1_epi8(1), most = _mm256_set1_epi16(255);
-    __m256i two = _mm256_add_epi16(_mm256_maddubs_epi16(load256(q), one),
-                                   _mm256_maddubs_epi16(load256(q + 32), one));
-    __m256i four = _mm256_add_epi16(two, _mm256_permute4x64_epi64(two, 0x4e));
-    if (_mm256_movemask_epi8(_mm256_cmpgt_epi16(two, most)) != 0) return 1;
-    return _mm256_movemask_epi8(_mm256_cmpgt_epi16(four, most)) != 0 ? 2 : 4;
 }
 
 /* ---- four tokens ---- */
@@ -199,28 +187,87 @@ static EDB_INLINE void multiply_together(const int8_t *codes, const float *scale
     }
 }
 
-/* ---- a tile ---- */
+/* ---- queries ---- */
 
-static EDB_INLINE int is_signed(const int8_t *q, int64_t n) {
-    __m256i any = _mm256_setzero_si256();
-    for (int64_t i = 0; i < EDB_GROUP * n; i += 32) any = _mm256_or_si256(any, load256(q + i));
-    return _mm256_movemask_epi8(any) != 0;
+/* Products of two quads of codes shifted by 128, which is put right later: see quantize_query. */
+static EDB_INLINE sums shifted_dot(__m256i first, __m256i second, __m256i x_first, __m256i x_second) {
+    return widened(multiply_bytes(first, x_first) + multiply_bytes(second, x_second));
 }
 
-static EDB_INLINE void multiply_group(edb_fetch fetch, const int8_t *codes, const float *scales,
-                                      const int8_t *q, const float *sx, int64_t n, float *acc,
-                                      const char *ahead) {
-    int has_signs = is_signed(q, n);
-    int64_t together = has_signs ? n - n % TOGETHER : 0;
+/* In each lane -128 * the sum of a query's codes. */
+static EDB_INLINE sums shift_of(const int8_t *q) {
+    const __m256i by_128 = _mm256_set1_epi8(-128);
+    sums both = widened(multiply_bytes(by_128, load256(q)));
+    both += widened(multiply_bytes(by_128, load256(q + 32)));
+    both += (sums)_mm256_permute4x64_epi64((__m256i)both, 0x4e);
+    both += (sums)_mm256_shuffle_epi32((__m256i)both, 0x4e);
+    both += (sums)_mm256_shuffle_epi32((__m256i)both, 0xb1);
+    return -both;
+}
+
+/* 64 rows of up to four queries of one group. */
+static EDB_INLINE void multiply_queries(const int n, const int8_t *codes, const float *scales,
+                                        const int8_t *q, const float *sx, float *acc, const char *ahead) {
+    const __m256i flip = _mm256_set1_epi8(-128);
+    sums shifts[TOGETHER];
+    for (int t = 0; t < n; t++) shifts[t] = shift_of(q + EDB_GROUP * t);
+    for (int row = 0; row < EDB_TILE; row += 2 * SLICE_ROWS) {
+        sums a[TOGETHER], b[TOGETHER];
+        for (int t = 0; t < n; t++) a[t] = b[t] = shifts[t];
+        for (int quad = row / 4; ahead != NULL && quad < row / 4 + 4; quad++) edb_fetch_codes(ahead, quad);
+        for (int quad = 0; quad < EDB_QUADS / 2; quad++) {
+            const int8_t *first = codes + QUAD_BYTES * quad + 4 * row, *second = first + 8 * QUAD_BYTES;
+            __m256i a_first = _mm256_xor_si256(load256(first), flip);
+            __m256i a_second = _mm256_xor_si256(load256(second), flip);
+            __m256i b_first = _mm256_xor_si256(load256(first + SLICE_BYTES), flip);
+            __m256i b_second = _mm256_xor_si256(load256(second + SLICE_BYTES), flip);
+#pragma GCC unroll 4
+            for (int t = 0; t < n; t++) {
+                const int8_t *x = q + EDB_GROUP * t + 4 * quad;
+                __m256i x_first = four_codes(x), x_second = four_codes(x + 32);
+                a[t] += shifted_dot(a_first, a_second, x_first, x_second);
+                b[t] += shifted_dot(b_first, b_second, x_first, x_second);
+            }
+        }
+#pragma GCC unroll 4
+        for (int t = 0; t < n; t++) {
+            float *to = acc + EDB_TILE * t + row;
+            finish_dots(to, (__m256i)a[t], sx[t], scales + row);
+            finish_dots(to + SLICE_ROWS, (__m256i)b[t], sx[t], scales + row + SLICE_ROWS);
+        }
+    }
+}
+
+static EDB_INLINE void multiply_all_queries(const int8_t *codes, const float *scales, const int8_t *q,
+                                            const float *sx, int64_t n, float *acc, const char *ahead) {
+    for (; n >= TOGETHER; n -= TOGETHER) {
+        multiply_queries(TOGETHER, codes, scales, q, sx, acc, ahead);
+        q += EDB_GROUP * TOGETHER;
+        sx += TOGETHER;
+        acc += EDB_TILE * TOGETHER;
+        ahead = NULL;
+    }
+    switch (n) {
+    case 1: multiply_queries(1, codes, scales, q, sx, acc, ahead); break;
+    case 2: multiply_queries(2, codes, scales, q, sx, acc, ahead); break;
+    case 3: multiply_queries(3, codes, scales, q, sx, acc, ahead); break;
+    default: break;
+    }
+}
+
+/* ---- a tile ---- */
+
+static EDB_INLINE void multiply_group(edb_fetch fetch, edb_codes_of of, const int8_t *codes,
+                                      const float *scales, const int8_t *q, const float *sx, int64_t n,
+                                      float *acc, const char *ahead) {
+    int64_t together = of == EDB_WEIGHTS ? 0 : n - n % TOGETHER;
     if (together > 0) multiply_together(codes, scales, q, sx, together, acc, ahead);
     for (int64_t t = together; t < n; t++) {
         one_token token = {q + EDB_GROUP * t, sx[t], t == 0 ? ahead : NULL};
-        float *to = acc + EDB_TILE * t;
-        switch (has_signs ? 0 : quads_together(token.q)) {
-        case 0: multiply_signed(fetch, codes, scales, &token, to); break;
-        case 1: multiply_unsigned(1, fetch, codes, scales, &token, to); break;
-        case 2: multiply_unsigned(2, fetch, codes, scales, &token, to); break;
-        default: multiply_unsigned(4, fetch, codes, scales, &token, to); break;
+        if (of == EDB_WEIGHTS) {
+            multiply_weights(fetch, codes, scales, &token, acc + EDB_TILE * t);
+        } else {
+            multiply_signed(fetch, codes, scales, &token, acc + EDB_TILE * t);
         }
     }
 }
@@ -234,7 +281,11 @@ void edb_int8_tile_avx2(const int8_t *codes, const float *scales, int64_t groups
         const char *ahead = fetch == EDB_LEAD
                                 ? edb_lead(codes, groups - g, next, EDB_CODES_BYTES)
                                 : edb_blocks_ahead(codes, groups - g, next, EDB_CODES_BYTES, 1);
-        multiply_group(fetch, codes, scales, q, sx, tokens->n, acc, ahead);
+        if (tokens->of == EDB_QUERIES) {
+            multiply_all_queries(codes, scales, q, sx, tokens->n, acc, ahead);
+        } else {
+            multiply_group(fetch, tokens->of, codes, scales, q, sx, tokens->n, acc, ahead);
+        }
         codes += EDB_CODES_BYTES;
         scales += EDB_TILE;
         q += EDB_GROUP * tokens->stride;

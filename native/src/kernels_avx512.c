@@ -26,6 +26,8 @@ static EDB_INLINE v16 v_max(v16 x, v16 y) { return _mm512_max_ps(x, y); }
 static EDB_INLINE v16 v_fma(v16 x, v16 y, v16 z) { return _mm512_fmadd_ps(x, y, z); }
 static EDB_INLINE v16 v_abs(v16 x) { return _mm512_andnot_ps(_mm512_set1_ps(-0.0f), x); }
 
+static EDB_INLINE v16 v_swap_pairs(v16 x) { return _mm512_permute_ps(x, 0xb1); }
+
 static EDB_INLINE v16 v_most(v16 x, v16 y) {
     return _mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(x), _mm512_castps_si512(y)));
 }
@@ -84,10 +86,15 @@ static EDB_INLINE void v_sum4_i32(v16 x, v16 y, v16 z, v16 w, uint32_t *out) {
     FOLD4(v_add_i32, x, y, z, w, out);
 }
 
+static EDB_INLINE void v_max4(v16 x, v16 y, v16 z, v16 w, float *out) {
+    FOLD4(v_max, x, y, z, w, out);
+}
+
 static EDB_INLINE float v_max_lane(v16 x) { return _mm512_reduce_max_ps(x); }
 
 enum { ATTEND_FLIGHT = 16 }; /* of 32 registers */
 #include "ops_body.h"
+#include "words_avx512.h"
 #include "attention_body.h"
 
 /*

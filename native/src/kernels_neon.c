@@ -43,6 +43,10 @@ static EDB_INLINE v16 v_abs(v16 x) {
     return (v16){vabsq_f32(x.a), vabsq_f32(x.b), vabsq_f32(x.c), vabsq_f32(x.d)};
 }
 
+static EDB_INLINE v16 v_swap_pairs(v16 x) {
+    return (v16){vrev64q_f32(x.a), vrev64q_f32(x.b), vrev64q_f32(x.c), vrev64q_f32(x.d)};
+}
+
 /* fmin and fmax return NaN, and +0 above -0, whichever operand it is; these choose as x86 does. */
 static EDB_INLINE float32x4_t min4(float32x4_t x, float32x4_t y) {
     return vbslq_f32(vcltq_f32(x, y), x, y);
@@ -105,8 +109,14 @@ static EDB_INLINE void v_sum4(v16 x, v16 y, v16 z, v16 w, float *out) {
     vst1q_f32(out, vpaddq_f32(sum_to_2(x, y), sum_to_2(z, w)));
 }
 
+static EDB_INLINE float32x4_t max_of_4(v16 x) { return max4(max4(x.a, x.b), max4(x.c, x.d)); }
 static EDB_INLINE float v_max_lane(v16 x) {
-    return vmaxvq_f32(max4(max4(x.a, x.b), max4(x.c, x.d)));
+    return vmaxvq_f32(max_of_4(x));
+}
+
+static EDB_INLINE void v_max4(v16 x, v16 y, v16 z, v16 w, float *out) {
+    float32x4_t xy = vpmaxq_f32(max_of_4(x), max_of_4(y)), zw = vpmaxq_f32(max_of_4(z), max_of_4(w));
+    vst1q_f32(out, vpmaxq_f32(xy, zw));
 }
 
 static EDB_INLINE uint32x4_t most_of_4(v16 x) {
@@ -127,6 +137,7 @@ static EDB_INLINE void v_sum4_i32(v16 x, v16 y, v16 z, v16 w, uint32_t *out) {
 
 enum { ATTEND_FLIGHT = 6 }; /* of 32 registers, four a vector */
 #include "ops_body.h"
+#include "words_neon.h"
 #include "attention_body.h"
 
 const edb_kernels edb_kernels_neon = {

@@ -32,6 +32,8 @@ static inline v16 v_min(v16 a, v16 b) { EACH_LANE(a.lane[l] < b.lane[l] ? a.lane
 static inline v16 v_max(v16 a, v16 b) { EACH_LANE(a.lane[l] > b.lane[l] ? a.lane[l] : b.lane[l]); }
 static inline v16 v_abs(v16 a) { EACH_LANE(fabsf(a.lane[l])); }
 
+static inline v16 v_swap_pairs(v16 a) { EACH_LANE(a.lane[l ^ 1]); }
+
 static inline v16 v_load(const float *p) {
     v16 a;
     memcpy(a.lane, p, sizeof a.lane);
@@ -75,6 +77,13 @@ static inline float v_max_lane(v16 a) {
     for (int l = 1; l < EDB_LANES; l++)
         if (a.lane[l] > a.lane[0]) a.lane[0] = a.lane[l];
     return a.lane[0];
+}
+
+static inline void v_max4(v16 a, v16 b, v16 c, v16 d, float *out) {
+    out[0] = v_max_lane(a);
+    out[1] = v_max_lane(b);
+    out[2] = v_max_lane(c);
+    out[3] = v_max_lane(d);
 }
 
 static inline void v_most4(v16 a, v16 b, v16 c, v16 d, float *out) {
@@ -131,6 +140,7 @@ static inline void v_store_f16(uint16_t *p, v16 a) {
 
 enum { ATTEND_FLIGHT = 4 };
 #include "ops_body.h"
+#include "words_scalar.h"
 #include "attention_body.h"
 
 enum { SUMS_BYTES = EDB_QUADS * 16 * sizeof(int16_t) };

@@ -10,6 +10,7 @@
  *   v_fma(a, b, c)            a*b + c, rounds once
  *   v_min v_max(a, b)         a < b ? a : b and a > b ? a : b, so b where either is NaN
  *   v_abs v_scale2(p, t)      p * 2^n, n = the integer in the low bits of t (see v_exp)
+ *   v_swap_pairs              lanes 2i and 2i+1 exchanged
  *   v_sum(a)                  lanes l += l+8, then += l+4, += l+2, += l+1
  *   v_sum4(a, b, c, d, out)   four such sums
  *   v_max_lane(a)             largest lane of a vector without NaN
@@ -93,13 +94,11 @@ static inline v16 v_tanh(v16 x) {
 
 enum { GROUP_VECTORS = EDB_GROUP / EDB_LANES };
 
-/* v: the group, zeros behind its end. */
-static EDB_INLINE void quantize_vectors(const v16 *v, int8_t *q, float *sx) {
-    v16 largest = v_set1(0.0f), bad = v_set1(0.0f);
-    for (int i = 0; i < GROUP_VECTORS; i++) {
-        largest = v_max(largest, v_abs(v[i]));
+/* v: the group, zeros behind its end. largest: a lane of it becomes 127. */
+static EDB_INLINE void quantize_to(v16 largest, const v16 *v, int8_t *q, float *sx) {
+    v16 bad = v_set1(0.0f);
+    for (int i = 0; i < GROUP_VECTORS; i++)
         bad = v_fma(v[i], v_set1(0.0f), bad); /* NaN if any element is NaN or infinite */
-    }
     float scale = v_max_lane(largest) / 127.0f;
     int finite = v_sum(bad) == 0.0f;
     if (!finite || scale < FLT_MIN) {
@@ -113,6 +112,12 @@ static EDB_INLINE void quantize_vectors(const v16 *v, int8_t *q, float *sx) {
         quotient = v_min(v_set1(127.0f), v_max(v_set1(-127.0f), quotient));
         v_store_i8(q + EDB_LANES * i, v_add(quotient, v_set1(EDB_ROUND_MAGIC)));
     }
+}
+
+static EDB_INLINE void quantize_vectors(const v16 *v, int8_t *q, float *sx) {
+    v16 largest = v_set1(0.0f);
+    for (int i = 0; i < GROUP_VECTORS; i++) largest = v_max(largest, v_abs(v[i]));
+    quantize_to(largest, v, q, sx);
 }
 
 static EDB_INLINE v16 normalize(v16 x, v16 scale, v16 weight) {
