@@ -15,12 +15,17 @@ def quantize(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ``x ~ sx * q``. A group with NaN or infinity gets ``sx = NaN``, so that every output is NaN; a
     group whose scale would be subnormal counts as zeros.
     """
+    blocks = in_groups(x)
+    return quantize_to(np.abs(blocks).max(axis=2), blocks)
+
+
+def in_groups(x: np.ndarray, fill: float = 0) -> np.ndarray:
+    """``[n, cols]`` as ``[n, groups, 64]``, with ``fill`` behind the end."""
     n, cols = x.shape
     groups = -(-cols // GROUP)
-    padded = np.zeros((n, groups * GROUP), np.float32)
+    padded = np.full((n, groups * GROUP), fill, x.dtype)
     padded[:, :cols] = x
-    blocks = padded.reshape(n, groups, GROUP)
-    return quantize_to(np.abs(blocks).max(axis=2), blocks)
+    return padded.reshape(n, groups, GROUP)
 
 
 def quantize_to(largest: np.ndarray, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..format.tensors import GROUP
-from .activations import quantize_to
+from .activations import in_groups, quantize_to
 from .functions import softcap
 from .narrow_cache import row_scales
 from .pages import PAGE
@@ -68,7 +68,7 @@ def _find_in_block(
 ) -> Found:
     head_dim = q.shape[1]
     codes, sq = _quantize_queries(q)
-    key_codes, sk = _groups(keys, head_dim), row_scales(keys, head_dim)
+    key_codes, sk = in_groups(keys[:, :head_dim]), row_scales(keys, head_dim)
     scores = np.zeros(seen.shape, np.float32)
     for g in range(sq.shape[1]):
         scores = fma(sq[:, g, None] * sk[:, g], _dot(codes[:, g], key_codes[:, g].T), scores)
@@ -78,18 +78,18 @@ def _find_in_block(
     if how.slope is not None:
         scores -= how.slope * away.astype(np.float32)
     scores[~seen] = -np.inf
-    scores = _tiles(scores, -np.inf)
+    scores = in_groups(scores, -np.inf)
     p, largest = _soften(scores)
     most = largest.max(axis=1)
     factors = np.exp(largest - most[:, None])  # [n, tiles]
     totals = p.sum(axis=2).astype(np.float32) * np.float32(2**-14) * factors
     total = np.where(np.isnan(scores).any(axis=(1, 2)), np.float32(np.nan), totals.sum(axis=1))
 
-    value_codes, sv = _groups(values, head_dim), row_scales(values, head_dim)
+    value_codes, sv = in_groups(values[:, :head_dim]), row_scales(values, head_dim)
     sums = np.zeros((len(q), sq.shape[1], GROUP), np.float32)
     for g in range(sq.shape[1]):
         # Each 64 columns of a value have their own scale, so their own weights.
-        weights, sw = _weigh(p, _tiles(np.where(seen, sv[:, g], np.float32(0)), 0.0))
+        weights, sw = _weigh(p, in_groups(np.where(seen, sv[:, g], np.float32(0))))
         for i in range(weights.shape[1]):
             part = value_codes[GROUP * i : GROUP * (i + 1), g]
             dots = _dot(weights[:, i, : len(part)], part)
@@ -100,21 +100,12 @@ def _find_in_block(
 def _quantize_queries(q: Floats) -> tuple[np.ndarray, Floats]:
     """Codes ``[n, groups, 64]`` and scales: of columns ``2i``, ``2i + 1``, ``2i + 32`` and
     ``2i + 33`` codes above 0, and those below, add up to 128 at most; 126 before rounding."""
-    groups = np.zeros((len(q), -(-q.shape[1] // GROUP) * GROUP), np.float32)
-    groups[:, : q.shape[1]] = q
-    groups = groups.reshape(len(q), -1, GROUP)
+    groups = in_groups(q)
     with np.errstate(over="ignore", invalid="ignore"):
         sides = np.maximum(np.stack([groups, -groups]), 0).reshape(2, *groups.shape[:2], 2, 16, 2)
         two = sides[..., 0, :, :] + sides[..., 1, :, :]
         largest = (two[..., 0] + two[..., 1]).max(axis=(0, -1)) * np.float32(127 / 126)
     return quantize_to(largest, groups)
-
-
-def _tiles(x: Floats, fill: float) -> Floats:
-    """``[n, length]`` as ``[n, tiles, 64]``."""
-    padded = np.full((len(x), -(-x.shape[1] // GROUP) * GROUP), fill, np.float32)
-    padded[:, : x.shape[1]] = x
-    return padded.reshape(len(x), -1, GROUP)
 
 
 def _soften(scores: Floats) -> tuple[np.ndarray, Floats]:
@@ -153,13 +144,6 @@ def _weigh(p: np.ndarray, scales: Floats) -> tuple[np.ndarray, Floats]:
     codes = _product(_product(shares, steps.astype(np.int64)[..., None]), np.int64(2**11))
     most = np.where(no_scale, np.float32(np.nan), np.where(counts, largest, np.float32(0)))
     return codes, (most * (np.float32(32) / steps.astype(np.float32))).astype(np.float32)
-
-
-def _groups(rows: np.ndarray, head_dim: int) -> np.ndarray:
-    """The codes, ``[length, groups, 64]``, with zeros behind the head."""
-    padded = np.zeros((len(rows), -(-head_dim // GROUP) * GROUP), np.int8)
-    padded[:, :head_dim] = rows[:, :head_dim]
-    return padded.reshape(len(rows), -1, GROUP)
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:

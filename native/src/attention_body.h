@@ -197,4 +197,4 @@ static void finish_found(const float *found, float *out, int64_t head_dim) {
 /* Everything above that belongs in an edb_kernels. */
 #define ATTENTION_KERNELS                                                   \
     .attend = attend, .merge_found = merge_found, .sink_found = sink_found, \
-    .finish_found = finish_found, .quantize_query = quantize_query, .share = share
+    .finish_found = finish_found, .share = share

@@ -17,8 +17,6 @@
 
 #include "attention.h"
 
-enum { TILES = EDB_PAGE / EDB_TILE };
-
 /* Queries or weights as int8_tile takes them: q [groups][n][64] and so on. */
 typedef struct {
     int8_t *q;
@@ -28,12 +26,12 @@ typedef struct {
 
 /* A block of keys and values of a head, as edgedb.h lays them out. */
 typedef struct {
-    const int8_t *k, *v;             /* [TILES][groups][4096]; [groups][TILES][4096] */
-    const float *k_scales, *v_scales; /* [TILES][groups][64]; [groups][EDB_PAGE] */
+    const int8_t *k, *v;             /* [EDB_PAGE_TILES][groups][4096]; [groups][EDB_PAGE_TILES][4096] */
+    const float *k_scales, *v_scales; /* [EDB_PAGE_TILES][groups][64]; [groups][EDB_PAGE] */
 } code_block;
 
 typedef struct {
-    float *dots; /* [TILES][n][64] */
+    float *dots; /* [EDB_PAGE_TILES][n][64] */
     float *sums; /* [n][64] */
     token_codes weights;
 } code_scratch;
@@ -58,7 +56,7 @@ static code_scratch lay_out(char **at, int64_t head_dim) {
     code_scratch to;
     to.dots = take(at, EDB_CODE_ROWS * EDB_PAGE * floats);
     to.sums = take(at, EDB_CODE_ROWS * EDB_TILE * floats);
-    to.weights = take_tokens(at, groups * TILES * EDB_CODE_ROWS);
+    to.weights = take_tokens(at, groups * EDB_PAGE_TILES * EDB_CODE_ROWS);
     return to;
 }
 
@@ -132,10 +130,11 @@ static void attend(const edb_kernels *kernels, const code_block *codes, const ed
         int64_t columns = edb_min(EDB_GROUP, head_dim - EDB_GROUP * g);
         memset(at->sums, 0, (size_t)n * EDB_TILE * sizeof *at->sums);
         for (int64_t tile = 0; tile < tiles; tile++) {
-            edb_tokens of_tile = tokens_of(at->weights, (g * TILES + tile) * n, n, n);
+            edb_tokens of_tile = tokens_of(at->weights, (g * EDB_PAGE_TILES + tile) * n, n, n);
             of_tile.of = EDB_WEIGHTS;
             last = edb_fetch_code_lines(last, last_lines);
-            multiply(kernels, codes->v + (g * TILES + tile) * EDB_CODES_BYTES, ones, 1, &of_tile, at->sums);
+            const int8_t *v = codes->v + (g * EDB_PAGE_TILES + tile) * EDB_CODES_BYTES;
+            multiply(kernels, v, ones, 1, &of_tile, at->sums);
         }
         for (int64_t r = 0; r < n; r++)
             memcpy(rows[r].found + EDB_FOUND_HEADER + EDB_GROUP * g, at->sums + EDB_TILE * r,
@@ -151,14 +150,12 @@ static float *query_of(const edb_attention_job *job, int64_t kv_head, int64_t ro
 void edb_quantize_queries(const edb_attention_job *job, int64_t kv_head, int64_t begin, int64_t end,
                           edb_queries queries) {
     const edb_kernels *kernels = job->kernels;
-    int64_t head_dim = job->shape.head_dim, groups = edb_ceil_div(head_dim, EDB_GROUP);
+    int64_t head_dim = job->shape.head_dim;
     token_codes to = query_codes(queries, head_dim);
     for (int64_t row = begin; row < end; row++) {
         int64_t at = row - queries.first;
-        int8_t *q = to.q + EDB_GROUP * at;
-        kernels->quantize_query(query_of(job, kv_head, row), head_dim, q, to.sx + at, queries.count);
-        if (kernels->offsets != NULL)
-            kernels->offsets(q, queries.count, groups, to.offsets + at);
+        kernels->quantize_query(query_of(job, kv_head, row), head_dim, to.q + EDB_GROUP * at, to.sx + at,
+                                to.offsets + at, queries.count);
     }
 }
 
@@ -191,7 +188,8 @@ void edb_store_codes(const edb_attention_job *job, const float *x, int kind, int
                 memcpy(to + 4 * EDB_TILE * quad, from + 4 * quad, 4);
             scales[(tile * groups + g) * EDB_TILE + lane] = sx[g];
         } else { /* a column: next to three other values' */
-            char *to = block + (g * TILES + tile) * EDB_CODES_BYTES + 4 * EDB_TILE * (lane / 4) + lane % 4;
+            char *to = block + (g * EDB_PAGE_TILES + tile) * EDB_CODES_BYTES;
+            to += 4 * EDB_TILE * (lane / 4) + lane % 4;
             for (int c = 0; c < EDB_GROUP; c++) to[4 * c] = (char)from[c];
             scales[g * EDB_PAGE + at] = sx[g];
         }

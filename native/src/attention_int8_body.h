@@ -19,32 +19,6 @@
  *   v_of_i32(x)               int32 lanes as floats
  */
 
-/*
- * A head's query to int8, in groups of 64 columns as quantize does it, but with scales so large that
- * products with bytes add up in 16 bits (kernels_avx2_int8.c): of columns 2i, 2i + 1, 2i + 32 and
- * 2i + 33 the codes above 0 add up to at most 128, those below 0 to -128. In float32 126 is asked for,
- * to which rounding of four codes may add 2.
- */
-static void quantize_query(const float *x, int64_t head_dim, int8_t *q, float *sx, int64_t stride) {
-    const v16 zero = v_set1(0.0f);
-    for (int64_t start = 0; start < head_dim; start += EDB_GROUP, q += EDB_GROUP * stride, sx += stride) {
-        v16 v[GROUP_VECTORS], above[GROUP_VECTORS], below[GROUP_VECTORS], largest = zero;
-        for (int i = 0; i < GROUP_VECTORS; i++) {
-            int64_t column = start + EDB_LANES * i, count = head_dim - column;
-            v[i] = count > 0 ? v_load_part(x + column, count) : zero;
-            above[i] = v_max(v[i], zero);
-            below[i] = v_max(v_sub(zero, v[i]), zero);
-        }
-        for (int i = 0; i < GROUP_VECTORS / 2; i++) {
-            v16 two_above = v_add(above[i], above[i + GROUP_VECTORS / 2]);
-            v16 two_below = v_add(below[i], below[i + GROUP_VECTORS / 2]);
-            largest = v_max(largest, v_add(two_above, v_swap_pairs(two_above)));
-            largest = v_max(largest, v_add(two_below, v_swap_pairs(two_below)));
-        }
-        quantize_to(v_mul(largest, v_set1(127.0f / 126.0f)), v, q, sx);
-    }
-}
-
 typedef struct {
     _Alignas(64) int16_t of[EDB_PAGE];
 } key_words;
@@ -53,12 +27,10 @@ typedef struct {
     _Alignas(64) float of[EDB_PAGE];
 } key_floats;
 
-enum { TILES_OF_PAGE = EDB_PAGE / EDB_TILE };
-
 /* A number for each tile and row. */
 typedef union {
-    _Alignas(64) float of[TILES_OF_PAGE][EDB_SHARE_ROWS];
-    uint32_t bits[TILES_OF_PAGE][EDB_SHARE_ROWS];
+    _Alignas(64) float of[EDB_PAGE_TILES][EDB_SHARE_ROWS];
+    uint32_t bits[EDB_PAGE_TILES][EDB_SHARE_ROWS];
 } tile_numbers;
 
 _Static_assert(sizeof(tile_numbers) == EDB_LANES * sizeof(float), "one vector");
@@ -188,7 +160,7 @@ static EDB_INLINE void find_totals(const int n, const edb_code_row *rows, float 
 /* The scales of values as fractions of 2^15 - 1 of a tile's largest, `most`. */
 typedef struct {
     key_words words;
-    float most[TILES_OF_PAGE];
+    float most[EDB_PAGE_TILES];
 } value_scales;
 
 /*
@@ -198,7 +170,7 @@ typedef struct {
 static EDB_INLINE void scale_values(const float *scales, int64_t begin, int64_t end, int64_t tiles,
                                     value_scales *to) {
     key_floats seen;
-    v16 most[TILES_OF_PAGE] = {v_set1(0.0f), v_set1(0.0f), v_set1(0.0f), v_set1(0.0f)};
+    v16 most[EDB_PAGE_TILES] = {v_set1(0.0f), v_set1(0.0f), v_set1(0.0f), v_set1(0.0f)};
     if (begin > 0 || end < EDB_TILE * tiles) { /* what is not seen may be anything */
         memset(seen.of, 0, (size_t)(EDB_TILE * tiles) * sizeof *seen.of);
         memcpy(seen.of + begin, scales + begin, (size_t)(end - begin) * sizeof *seen.of);
@@ -289,7 +261,7 @@ static EDB_INLINE void quantize_shares(const int n, const key_words *p, const va
 static EDB_INLINE void share_rows(const int n, const edb_code_block *block, const edb_code_row *rows,
                                   const float *dots, int64_t stride, edb_next_rows next,
                                   edb_code_weights to) {
-    int64_t tiles = edb_ceil_div(block->count, EDB_TILE), per_group = TILES_OF_PAGE * to.stride;
+    int64_t tiles = edb_ceil_div(block->count, EDB_TILE), per_group = EDB_PAGE_TILES * to.stride;
     key_floats changed[EDB_SHARE_ROWS];
     key_words p[EDB_SHARE_ROWS];
     tile_numbers largest = {0}, totals = {0}, factors, bounds = {0}, steps, step_scales;

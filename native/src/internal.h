@@ -26,6 +26,7 @@ enum {
     EDB_LANES = 16,         /* width of the portable vector layer; fixes every order of summation */
     EDB_GROUP = 64,         /* columns that share a scale */
     EDB_TILE = 64,          /* rows of a tile */
+    EDB_PAGE_TILES = EDB_PAGE / EDB_TILE,
     EDB_QUADS = 16,         /* four columns each: one look-up */
     EDB_BLOCK_BYTES = 1152, /* 64 x 64 weights of one pair: 1024 nibble pairs, c1[64], c2[64] */
     EDB_HALF_BYTES = 576,   /* of half a pair: 512 bytes of two quads each, c1[64] */
@@ -168,14 +169,14 @@ typedef struct {
     int64_t stride;
 } edb_code_weights;
 
-/* Whose codes: of an int8 cache's queries and weights it is known how large they are (attention_int8_body.h). */
+/* Whose codes: of an int8 cache's queries and weights it is known how large they are (quantize_bounded, find_bounds). */
 typedef enum { EDB_ACTIVATIONS, EDB_QUERIES, EDB_WEIGHTS } edb_codes_of;
 
 /* Quantized activations of n tokens, group-major; `stride` tokens lie between two groups. */
 typedef struct {
     const int8_t *q;        /* [groups][stride][64] */
     const float *sx;        /* [groups][stride] */
-    const int32_t *offsets; /* [groups][stride], of the set's `offsets`; unset if it has none */
+    const int32_t *offsets; /* [groups][stride]; unset if the set has no `offsets`, but of queries */
     int64_t stride, n;
     edb_codes_of of;
 } edb_tokens;
@@ -203,6 +204,9 @@ typedef struct {
                                float *sx, int64_t stride);
     void (*quantize_gated)(int32_t activation, const float *gate, const float *up, int64_t cols,
                            int8_t *q, float *sx, int64_t stride);
+    /* A query of an int8 cache: with larger scales where its codes' sums want them, and offsets. */
+    void (*quantize_query)(const float *x, int64_t cols, int8_t *q, float *sx, int32_t *offsets,
+                           int64_t stride);
 
     /*
      * NULL, or what int8_tile and expand_tile want to know of a token's activations beside sx: of each
@@ -251,9 +255,6 @@ typedef struct {
     void (*rotate)(const float *x, const float *cos, const float *sin, float *y, int64_t head_dim);
     void (*to_f16)(const float *x, uint16_t *y, int64_t count);
     void (*from_f16)(const uint16_t *x, float *y, int64_t count);
-
-    /* A query of an int8 cache: as quantize, with larger scales where its codes' sums want them. */
-    void (*quantize_query)(const float *x, int64_t head_dim, int8_t *q, float *sx, int64_t stride);
 
     /*
      * The products of up to EDB_SHARE_ROWS rows with the keys, dots [n][64] of a tile and tiles

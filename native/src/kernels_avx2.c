@@ -16,7 +16,8 @@ typedef struct {
     __m256 a, b; /* lanes 0..7 and 8..15 */
 } v16;
 
-#define BOTH(operation, x, y) ((v16){operation((x).a, (y).a), operation((x).b, (y).b)})
+#define BOTH_OF(type, operation, x, y) ((type){operation((x).a, (y).a), operation((x).b, (y).b)})
+#define BOTH(operation, x, y) BOTH_OF(v16, operation, x, y)
 
 static EDB_INLINE v16 v_set1(float x) { return (v16){_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 static EDB_INLINE v16 v_load(const float *p) {

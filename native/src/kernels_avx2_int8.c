@@ -189,31 +189,19 @@ static EDB_INLINE void multiply_together(const int8_t *codes, const float *scale
 
 /* ---- queries ---- */
 
-/* Products of two quads of codes shifted by 128, which is put right later: see quantize_query. */
+/* Products of two quads of codes shifted by 128, which is put right later: see quantize_bounded. */
 static EDB_INLINE sums shifted_dot(__m256i first, __m256i second, __m256i x_first, __m256i x_second) {
     return widened(multiply_bytes(first, x_first) + multiply_bytes(second, x_second));
 }
 
-/* In each lane -128 * the sum of a query's codes. */
-static EDB_INLINE sums shift_of(const int8_t *q) {
-    const __m256i by_128 = _mm256_set1_epi8(-128);
-    sums both = widened(multiply_bytes(by_128, load256(q)));
-    both += widened(multiply_bytes(by_128, load256(q + 32)));
-    both += (sums)_mm256_permute4x64_epi64((__m256i)both, 0x4e);
-    both += (sums)_mm256_shuffle_epi32((__m256i)both, 0x4e);
-    both += (sums)_mm256_shuffle_epi32((__m256i)both, 0xb1);
-    return -both;
-}
-
 /* 64 rows of up to four queries of one group. */
 static EDB_INLINE void multiply_queries(const int n, const int8_t *codes, const float *scales,
-                                        const int8_t *q, const float *sx, float *acc, const char *ahead) {
+                                        const int8_t *q, const float *sx, const int32_t *offsets,
+                                        float *acc, const char *ahead) {
     const __m256i flip = _mm256_set1_epi8(-128);
-    sums shifts[TOGETHER];
-    for (int t = 0; t < n; t++) shifts[t] = shift_of(q + EDB_GROUP * t);
     for (int row = 0; row < EDB_TILE; row += 2 * SLICE_ROWS) {
         sums a[TOGETHER], b[TOGETHER];
-        for (int t = 0; t < n; t++) a[t] = b[t] = shifts[t];
+        for (int t = 0; t < n; t++) a[t] = b[t] = (sums)_mm256_set1_epi32(offsets[t]);
         for (int quad = row / 4; ahead != NULL && quad < row / 4 + 4; quad++) edb_fetch_codes(ahead, quad);
         for (int quad = 0; quad < EDB_QUADS / 2; quad++) {
             const int8_t *first = codes + QUAD_BYTES * quad + 4 * row, *second = first + 8 * QUAD_BYTES;
@@ -239,36 +227,43 @@ static EDB_INLINE void multiply_queries(const int n, const int8_t *codes, const 
 }
 
 static EDB_INLINE void multiply_all_queries(const int8_t *codes, const float *scales, const int8_t *q,
-                                            const float *sx, int64_t n, float *acc, const char *ahead) {
+                                            const float *sx, const int32_t *offsets, int64_t n,
+                                            float *acc, const char *ahead) {
     for (; n >= TOGETHER; n -= TOGETHER) {
-        multiply_queries(TOGETHER, codes, scales, q, sx, acc, ahead);
+        multiply_queries(TOGETHER, codes, scales, q, sx, offsets, acc, ahead);
         q += EDB_GROUP * TOGETHER;
         sx += TOGETHER;
+        offsets += TOGETHER;
         acc += EDB_TILE * TOGETHER;
         ahead = NULL;
     }
     switch (n) {
-    case 1: multiply_queries(1, codes, scales, q, sx, acc, ahead); break;
-    case 2: multiply_queries(2, codes, scales, q, sx, acc, ahead); break;
-    case 3: multiply_queries(3, codes, scales, q, sx, acc, ahead); break;
+    case 1: multiply_queries(1, codes, scales, q, sx, offsets, acc, ahead); break;
+    case 2: multiply_queries(2, codes, scales, q, sx, offsets, acc, ahead); break;
+    case 3: multiply_queries(3, codes, scales, q, sx, offsets, acc, ahead); break;
     default: break;
     }
 }
 
 /* ---- a tile ---- */
 
-static EDB_INLINE void multiply_group(edb_fetch fetch, edb_codes_of of, const int8_t *codes,
-                                      const float *scales, const int8_t *q, const float *sx, int64_t n,
-                                      float *acc, const char *ahead) {
-    int64_t together = of == EDB_WEIGHTS ? 0 : n - n % TOGETHER;
+static EDB_INLINE void multiply_all_weights(edb_fetch fetch, const int8_t *codes, const float *scales,
+                                            const int8_t *q, const float *sx, int64_t n, float *acc,
+                                            const char *ahead) {
+    for (int64_t t = 0; t < n; t++) {
+        one_token token = {q + EDB_GROUP * t, sx[t], t == 0 ? ahead : NULL};
+        multiply_weights(fetch, codes, scales, &token, acc + EDB_TILE * t);
+    }
+}
+
+static EDB_INLINE void multiply_activations(edb_fetch fetch, const int8_t *codes, const float *scales,
+                                            const int8_t *q, const float *sx, int64_t n, float *acc,
+                                            const char *ahead) {
+    int64_t together = n - n % TOGETHER;
     if (together > 0) multiply_together(codes, scales, q, sx, together, acc, ahead);
     for (int64_t t = together; t < n; t++) {
         one_token token = {q + EDB_GROUP * t, sx[t], t == 0 ? ahead : NULL};
-        if (of == EDB_WEIGHTS) {
-            multiply_weights(fetch, codes, scales, &token, acc + EDB_TILE * t);
-        } else {
-            multiply_signed(fetch, codes, scales, &token, acc + EDB_TILE * t);
-        }
+        multiply_signed(fetch, codes, scales, &token, acc + EDB_TILE * t);
     }
 }
 
@@ -281,10 +276,13 @@ void edb_int8_tile_avx2(const int8_t *codes, const float *scales, int64_t groups
         const char *ahead = fetch == EDB_LEAD
                                 ? edb_lead(codes, groups - g, next, EDB_CODES_BYTES)
                                 : edb_blocks_ahead(codes, groups - g, next, EDB_CODES_BYTES, 1);
-        if (tokens->of == EDB_QUERIES) {
-            multiply_all_queries(codes, scales, q, sx, tokens->n, acc, ahead);
-        } else {
-            multiply_group(fetch, tokens->of, codes, scales, q, sx, tokens->n, acc, ahead);
+        int64_t n = tokens->n;
+        switch (tokens->of) {
+        case EDB_QUERIES:
+            multiply_all_queries(codes, scales, q, sx, tokens->offsets + tokens->stride * g, n, acc, ahead);
+            break;
+        case EDB_WEIGHTS: multiply_all_weights(fetch, codes, scales, q, sx, n, acc, ahead); break;
+        default: multiply_activations(fetch, codes, scales, q, sx, n, acc, ahead); break;
         }
         codes += EDB_CODES_BYTES;
         scales += EDB_TILE;

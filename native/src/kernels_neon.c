@@ -14,9 +14,10 @@ typedef struct {
     float32x4_t a, b, c, d; /* lanes 0..3, 4..7, 8..11, 12..15 */
 } v16;
 
-#define EACH(operation, x, y)                                                         \
-    ((v16){operation((x).a, (y).a), operation((x).b, (y).b), operation((x).c, (y).c), \
-           operation((x).d, (y).d)})
+#define EACH_OF(type, operation, x, y)                                                 \
+    ((type){operation((x).a, (y).a), operation((x).b, (y).b), operation((x).c, (y).c), \
+            operation((x).d, (y).d)})
+#define EACH(operation, x, y) EACH_OF(v16, operation, x, y)
 
 static EDB_INLINE v16 v_set1(float x) {
     float32x4_t four = vdupq_n_f32(x);
@@ -110,9 +111,7 @@ static EDB_INLINE void v_sum4(v16 x, v16 y, v16 z, v16 w, float *out) {
 }
 
 static EDB_INLINE float32x4_t max_of_4(v16 x) { return max4(max4(x.a, x.b), max4(x.c, x.d)); }
-static EDB_INLINE float v_max_lane(v16 x) {
-    return vmaxvq_f32(max_of_4(x));
-}
+static EDB_INLINE float v_max_lane(v16 x) { return vmaxvq_f32(max_of_4(x)); }
 
 static EDB_INLINE void v_max4(v16 x, v16 y, v16 z, v16 w, float *out) {
     float32x4_t xy = vpmaxq_f32(max_of_4(x), max_of_4(y)), zw = vpmaxq_f32(max_of_4(z), max_of_4(w));

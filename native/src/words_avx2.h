@@ -6,7 +6,7 @@ typedef struct {
     __m256i a, b; /* of the first v16, of the second */
 } w32;
 
-#define BOTH_WORDS(operation, x, y) ((w32){operation((x).a, (y).a), operation((x).b, (y).b)})
+#define BOTH_WORDS(operation, x, y) BOTH_OF(w32, operation, x, y)
 
 static EDB_INLINE w32 w_set1(int16_t x) { return (w32){_mm256_set1_epi16(x), _mm256_set1_epi16(x)}; }
 static EDB_INLINE w32 w_load(const int16_t *p) {

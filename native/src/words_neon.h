@@ -3,9 +3,7 @@ typedef struct {
     int16x8_t a, b, c, d;
 } w32;
 
-#define EACH_WORDS(operation, x, y)                                                   \
-    ((w32){operation((x).a, (y).a), operation((x).b, (y).b), operation((x).c, (y).c), \
-           operation((x).d, (y).d)})
+#define EACH_WORDS(operation, x, y) EACH_OF(w32, operation, x, y)
 
 static EDB_INLINE w32 w_set1(int16_t x) {
     int16x8_t all = vdupq_n_s16(x);
